@@ -1,1 +1,5 @@
-//! x
+//! culvert: a transparent proxy for Linux that is accelerated by the kernel.
+
+pub mod close;
+pub mod rule;
+pub mod upstream;

@@ -1,0 +1,65 @@
+//! Why a connection ended: metric label, log field and test assertion in one.
+
+use std::fmt;
+
+/// The reason in a close record. [`CloseReason::label`] is stable: dashboards and tests depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CloseReason {
+    /// Both sides finished and every byte was delivered.
+    Done,
+    /// The app reset the connection, or vanished.
+    DownstreamReset,
+    /// The server, or the proxy before it, reset the connection.
+    UpstreamReset,
+    /// No byte moved for the idle timeout.
+    IdleTimeout,
+    /// The daemon ended before the connection did.
+    Shutdown,
+    /// The upstream proxy itself could not be reached.
+    ProxyUnreachable,
+    /// The upstream proxy refused us (credentials, rules).
+    ProxyRefused,
+    /// The upstream proxy broke its protocol, or TLS to it failed.
+    ProxyProtocol,
+    /// The destination refused the connection.
+    DestinationRefused,
+    /// The destination could not be reached.
+    DestinationUnreachable,
+    /// Connecting took longer than the connect timeout.
+    ConnectTimeout,
+    /// The kernel had no record of it: somebody connected to the listener itself.
+    NotIntercepted,
+    /// The rule that selected it is gone since a reload.
+    RuleGone,
+    /// The daemon ran out of files or memory for it.
+    OutOfResources,
+}
+
+impl CloseReason {
+    /// The stable name in logs, records and counters.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::DownstreamReset => "downstream_reset",
+            Self::UpstreamReset => "upstream_reset",
+            Self::IdleTimeout => "idle_timeout",
+            Self::Shutdown => "shutdown",
+            Self::ProxyUnreachable => "proxy_unreachable",
+            Self::ProxyRefused => "proxy_refused",
+            Self::ProxyProtocol => "proxy_protocol",
+            Self::DestinationRefused => "destination_refused",
+            Self::DestinationUnreachable => "destination_unreachable",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::NotIntercepted => "not_intercepted",
+            Self::RuleGone => "rule_gone",
+            Self::OutOfResources => "out_of_resources",
+        }
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.label())
+    }
+}

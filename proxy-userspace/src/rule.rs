@@ -1,0 +1,108 @@
+//! What a rule is: which connections it selects and what becomes of them.
+//!
+//! Plain, validated types. `config` builds them from the file, `policy` compiles them into kernel tables,
+//! `connection` reads the action of the rule the kernel chose. Nothing here knows TOML, maps or sockets.
+
+use std::{ops::RangeInclusive, path::PathBuf, sync::Arc};
+
+use ipnet::IpNet;
+
+/// One `[[forward]]` rule. The first rule in file order whose [`Match`] holds decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Unique name, shown in logs, counters and close records.
+    pub name: Arc<str>,
+    /// Which connections the rule selects.
+    pub matches: Match,
+    /// What becomes of them.
+    pub via: Via,
+    /// What becomes of them while the relay is dead, hung or cannot answer.
+    pub on_relay_failure: FailMode,
+    /// How relayed bytes are moved.
+    pub path: PathChoice,
+}
+
+/// The selectors of a rule. They are `ANDed`; an empty [`Selector`] selects everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Match {
+    /// Subtrees of the cgroup v2 hierarchy, by path below its root or by systemd unit name.
+    pub cgroup: Selector<String>,
+    /// Executables, by absolute path in the daemon's mount namespace.
+    pub exe: Selector<PathBuf>,
+    /// Effective user ids of the connecting task.
+    pub uid: Selector<RangeInclusive<u32>>,
+    /// Effective group ids of the connecting task.
+    pub gid: Selector<RangeInclusive<u32>>,
+    /// Processes, each with the children it forks from now on.
+    pub pid: Selector<u32>,
+    /// Destination prefixes. IPv4-mapped IPv6 destinations count as IPv4.
+    pub dest: Selector<IpNet>,
+    /// Destination ports.
+    pub port: Selector<RangeInclusive<u16>>,
+}
+
+/// A list of alternatives and of exclusions: a value is selected when some `include` holds (or there is none)
+/// and no `exclude` does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selector<T> {
+    /// Alternatives; empty means any value.
+    pub include: Vec<T>,
+    /// Exclusions, written with a leading `!`; they win over `include`.
+    pub exclude: Vec<T>,
+}
+
+impl<T> Default for Selector<T> {
+    fn default() -> Self {
+        Self {
+            include: Vec::new(),
+            exclude: Vec::new(),
+        }
+    }
+}
+
+impl<T> Selector<T> {
+    /// Whether the selector selects every value.
+    #[must_use]
+    pub fn is_any(&self) -> bool {
+        self.include.is_empty() && self.exclude.is_empty()
+    }
+
+    /// Whether a value is selected, given how one alternative is compared with it.
+    pub fn selects(&self, mut holds: impl FnMut(&T) -> bool) -> bool {
+        (self.include.is_empty() || self.include.iter().any(&mut holds))
+            && !self.exclude.iter().any(holds)
+    }
+}
+
+/// What becomes of a selected connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// The kernel connects the app's own socket; the relay never sees it.
+    Direct,
+    /// `connect()` fails.
+    Refuse,
+    /// The relay takes it and dials the named upstream.
+    Upstream(Arc<str>),
+}
+
+/// What happens to connections of a rule that the relay cannot answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FailMode {
+    /// They go to their destination without the relay.
+    #[default]
+    Direct,
+    /// `connect()` fails, also after the daemon was killed.
+    Refuse,
+}
+
+/// How relayed bytes are moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PathChoice {
+    /// The cheapest path that is proven safe here.
+    #[default]
+    Auto,
+    /// Through a user-space buffer.
+    Copy,
+    /// Through a kernel pipe, where both sides are plain TCP.
+    Splice,
+}
