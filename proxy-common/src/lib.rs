@@ -1,1 +1,33 @@
+//! What culvert's eBPF programs and its daemon agree on.
+//!
+//! Every type that crosses the kernel boundary, every map and program name, and the one function that
+//! decides about a connection, [`decide()`]. No allocation, no strings, no policy of its own: `proxy-ebpf` runs it
+//! over BPF maps, `proxy-userspace` over the same tables in memory (`culvert check`, property tests).
+//!
+//! Rules for types here: `repr(C)`, fixed-width integers and byte arrays, no implicit padding (padding in a
+//! hash key silently splits equal keys), checked at compile time in `layout`.
+
 #![no_std]
+#![forbid(unsafe_op_in_unsafe_fn)]
+
+mod addr;
+mod counter;
+mod decide;
+mod layout;
+pub mod names;
+mod record;
+mod ruleset;
+mod tables;
+
+pub use addr::{Addr, BePort};
+pub use counter::{COUNTERS, Counter};
+pub use decide::{Decision, Subject, Tables, decide};
+pub use record::{Record, RecordKey, RuleRef, Socket, role};
+pub use ruleset::{MAX_RULES, RuleSet, WORDS};
+pub use tables::{
+    Action, Dimensions, Family, MemberKey, MemberKind, Membership, Policy, PrefixKey, PrefixKind,
+    Relay, fail_mode, verb,
+};
+
+/// Version of everything in this crate. The object carries it and the daemon refuses another one.
+pub const ABI_VERSION: u32 = 1;

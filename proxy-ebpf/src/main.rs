@@ -1,2 +1,105 @@
+//! culvert's programs in the kernel. Entry points only; each hands over to the module of its hook.
+//!
+//! | program | hook | kernel | what it does |
+//! |---|---|---|---|
+//! | `connect4`, `connect6` | `cgroup/connect4,6` | 5.8 | decides, and sends selected connections to the relay |
+//! | `guard4`, `guard6` | `cgroup/connect4,6`, pinned | 5.8 | keeps `on_relay_failure = "refuse"` in force without the daemon |
+//! | `tcp_events` | `sockops` | 5.8 | publishes the record before the SYN leaves, withdraws it with the socket |
+//! | `getpeername4`, `getpeername6` | `cgroup/getpeername4,6` | 5.8 | tells the app the address it asked for |
+//! | `getsockopt` | `cgroup/getsockopt` | 5.3 | answers `SO_ORIGINAL_DST` |
+//! | `task_fork`, `task_exit` | raw tracepoints | 4.17 | follow the children of processes that rules name |
+
 #![no_std]
 #![no_main]
+#![expect(
+    unreachable_pub,
+    missing_docs,
+    reason = "program entry points are exported by name, and their attribute macros leave the documentation on the inner function"
+)]
+
+mod connect;
+mod getsockopt;
+mod globals;
+mod guard;
+mod kernel;
+mod maps;
+mod peername;
+mod policy;
+mod sockops;
+mod tasks;
+
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, cgroup_sockopt, raw_tracepoint, sock_ops},
+    programs::{RawTracePointContext, SockAddrContext, SockOpsContext, SockoptContext},
+};
+
+/// `connect()` on an IPv4 socket.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    connect::connect(&connect::V4, &ctx)
+}
+
+/// `connect()` on an IPv6 socket, IPv4-mapped destinations included.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    connect::connect(&connect::V6, &ctx)
+}
+
+/// After `connect4`, and instead of it once the daemon is gone.
+#[cgroup_sock_addr(connect4)]
+pub fn guard4(ctx: SockAddrContext) -> i32 {
+    guard::guard(&connect::V4, &ctx)
+}
+
+/// After `connect6`, and instead of it once the daemon is gone.
+#[cgroup_sock_addr(connect6)]
+pub fn guard6(ctx: SockAddrContext) -> i32 {
+    guard::guard(&connect::V6, &ctx)
+}
+
+/// `getpeername()` on an IPv4 socket.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    peername::getpeername4(&ctx)
+}
+
+/// `getpeername()` on an IPv6 socket.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    peername::getpeername6(&ctx)
+}
+
+/// `getsockopt()` on any socket.
+#[cgroup_sockopt(getsockopt)]
+pub fn getsockopt(ctx: SockoptContext) -> i32 {
+    getsockopt::getsockopt(&ctx)
+}
+
+/// Events of any TCP socket.
+#[sock_ops]
+pub fn tcp_events(ctx: SockOpsContext) -> u32 {
+    sockops::sockops(&ctx)
+}
+
+/// A task was forked.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn task_fork(ctx: RawTracePointContext) -> i32 {
+    tasks::fork(&ctx)
+}
+
+/// A task ends.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn task_exit(_ctx: RawTracePointContext) -> i32 {
+    tasks::exit()
+}
+
+/// Cannot happen: nothing here can panic, and the verifier would refuse the loop.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Helpers such as `bpf_probe_read_kernel` are for GPL-compatible programs only.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -29,9 +29,9 @@ pub struct Match {
     pub cgroup: Selector<String>,
     /// Executables, by absolute path in the daemon's mount namespace.
     pub exe: Selector<PathBuf>,
-    /// Effective user ids of the connecting task.
+    /// Real user ids of the connecting task.
     pub uid: Selector<RangeInclusive<u32>>,
-    /// Effective group ids of the connecting task.
+    /// Real group ids of the connecting task.
     pub gid: Selector<RangeInclusive<u32>>,
     /// Processes, each with the children it forks from now on.
     pub pid: Selector<u32>,

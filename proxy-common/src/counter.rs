@@ -1,0 +1,77 @@
+//! What the hooks count. Every way a hook can end has a counter.
+
+/// Index into the per-CPU counter array.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Counter {
+    /// TCP connects seen.
+    Seen = 0,
+    /// No rule, or a rule that says direct.
+    Direct,
+    /// A rule that says refuse.
+    Refused,
+    /// Sent to the relay.
+    Relayed,
+    /// The daemon's own connections, let through.
+    Own,
+    /// Connects to one of our listeners; the relay resets them.
+    Loop,
+    /// Relay dead or hung; the rule's fail mode was applied.
+    FailHeartbeat,
+    /// Socket in another network namespace than the listeners; fail mode.
+    FailNetns,
+    /// No listener of the socket's family; fail mode.
+    FailFamily,
+    /// Record table full; fail mode.
+    FailFull,
+    /// No memory for the socket's storage; fail mode.
+    FailMemory,
+    /// The socket is bound to a device other than loopback and could not be freed of it; fail mode.
+    FailDevice,
+    /// Fail modes that let the connection go direct.
+    FailedDirect,
+    /// Fail modes that refused the connection.
+    FailedRefused,
+    /// Refused by the pinned guard.
+    GuardRefused,
+    /// Records published for the relay.
+    Published,
+    /// Records that found no room after the redirect; the relay resets those connections.
+    Unpublished,
+    /// Records removed because their socket closed before the relay took them.
+    Withdrawn,
+}
+
+/// Every counter with its stable name, in index order.
+pub const COUNTERS: [(Counter, &str); 18] = [
+    (Counter::Seen, "seen"),
+    (Counter::Direct, "direct"),
+    (Counter::Refused, "refused"),
+    (Counter::Relayed, "relayed"),
+    (Counter::Own, "own"),
+    (Counter::Loop, "loop"),
+    (Counter::FailHeartbeat, "fail_heartbeat"),
+    (Counter::FailNetns, "fail_netns"),
+    (Counter::FailFamily, "fail_family"),
+    (Counter::FailFull, "fail_full"),
+    (Counter::FailMemory, "fail_memory"),
+    (Counter::FailDevice, "fail_device"),
+    (Counter::FailedDirect, "failed_direct"),
+    (Counter::FailedRefused, "failed_refused"),
+    (Counter::GuardRefused, "guard_refused"),
+    (Counter::Published, "published"),
+    (Counter::Unpublished, "unpublished"),
+    (Counter::Withdrawn, "withdrawn"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stand_at_their_index() {
+        for (index, (counter, _)) in COUNTERS.iter().enumerate() {
+            assert_eq!(*counter as usize, index);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Names of maps and programs. At most 15 bytes: the kernel cuts object names there (`BPF_OBJ_NAME_LEN`).
+
+/// Array of one [`Policy`](crate::Policy).
+pub const POLICY: &str = "POLICY";
+/// LPM trie of [`PrefixKey`](crate::PrefixKey) to [`RuleSet`](crate::RuleSet).
+pub const PREFIXES: &str = "PREFIXES";
+/// Hash of [`MemberKey`](crate::MemberKey) to [`Membership`](crate::Membership).
+pub const MEMBERS: &str = "MEMBERS";
+/// Hash of a process id to the process id of a rule it descends from.
+pub const DESCENDANTS: &str = "DESCENDANTS";
+/// Array of [`Action`](crate::Action), two generations of [`MAX_RULES`](crate::MAX_RULES).
+pub const ACTIONS: &str = "ACTIONS";
+/// Array of one [`Relay`](crate::Relay).
+pub const RELAY: &str = "RELAY";
+/// Array of one `u64`: when the relay was last known to be alive, nanoseconds of `CLOCK_MONOTONIC`.
+pub const HEARTBEAT: &str = "HEARTBEAT";
+/// Array of one `u64`: when [`RECORDS`] was last found full, nanoseconds of `CLOCK_MONOTONIC`.
+pub const RECORDS_FULL: &str = "RECORDS_FULL";
+/// Socket storage of [`Socket`](crate::Socket).
+pub const SOCKETS: &str = "SOCKETS";
+/// Hash of [`RecordKey`](crate::RecordKey) to [`Record`](crate::Record): connections not accepted yet.
+pub const RECORDS: &str = "RECORDS";
+/// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
+pub const COUNTERS: &str = "COUNTERS";
+
+/// `cgroup/connect4`.
+pub const CONNECT4: &str = "connect4";
+/// `cgroup/connect6`.
+pub const CONNECT6: &str = "connect6";
+/// `cgroup/connect4`, pinned: keeps `refuse` rules in force without the daemon.
+pub const GUARD4: &str = "guard4";
+/// `cgroup/connect6`, pinned.
+pub const GUARD6: &str = "guard6";
+/// `cgroup/getpeername4`.
+pub const GETPEERNAME4: &str = "getpeername4";
+/// `cgroup/getpeername6`.
+pub const GETPEERNAME6: &str = "getpeername6";
+/// `cgroup/getsockopt`.
+pub const GETSOCKOPT: &str = "getsockopt";
+/// `sockops`; not named after its section, which would be the same symbol.
+pub const TCP_EVENTS: &str = "tcp_events";
+/// `raw_tracepoint/sched_process_fork`.
+pub const TASK_FORK: &str = "task_fork";
+/// `raw_tracepoint/sched_process_exit`.
+pub const TASK_EXIT: &str = "task_exit";
+
+/// Every map of the object.
+pub const MAPS: [&str; 11] = [
+    POLICY,
+    PREFIXES,
+    MEMBERS,
+    DESCENDANTS,
+    ACTIONS,
+    RELAY,
+    HEARTBEAT,
+    RECORDS_FULL,
+    SOCKETS,
+    RECORDS,
+    COUNTERS,
+];
+
+/// Every program of the object.
+pub const PROGRAMS: [&str; 10] = [
+    CONNECT4,
+    CONNECT6,
+    GUARD4,
+    GUARD6,
+    GETPEERNAME4,
+    GETPEERNAME6,
+    GETSOCKOPT,
+    TCP_EVENTS,
+    TASK_FORK,
+    TASK_EXIT,
+];

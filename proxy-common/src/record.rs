@@ -1,0 +1,80 @@
+//! What the kernel remembers of an intercepted connection.
+
+use crate::{Addr, BePort};
+
+/// Which rule of which policy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RuleRef {
+    /// [`Policy::generation`](crate::Policy::generation) that decided.
+    pub generation: u32,
+    /// Index in that generation's rules.
+    pub index: u32,
+}
+
+/// An intercepted connection as the relay needs to know it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// When `connect()` was called, nanoseconds of `CLOCK_MONOTONIC`.
+    pub connect_ns: u64,
+    /// Network namespace of the socket (`bpf_get_netns_cookie`, kernel 5.7).
+    pub netns_cookie: u64,
+    /// Cgroup of the connecting task.
+    pub cgroup_id: u64,
+    /// Where the app wanted to connect.
+    pub orig_addr: Addr,
+    /// Port the app wanted to connect to.
+    pub orig_port: BePort,
+    /// [`Family`](crate::Family) of the app's socket; an IPv6 socket may have an IPv4-mapped destination.
+    pub family: u16,
+    /// Thread group id ("process id") in the initial pid namespace.
+    pub pid: u32,
+    /// Real user id (`bpf_get_current_uid_gid` tells the real ones).
+    pub uid: u32,
+    /// Real group id.
+    pub gid: u32,
+    /// The rule that selected the connection.
+    pub rule: RuleRef,
+    /// `comm` of the connecting task, padded with 0: what is left to show when the process is already gone.
+    pub comm: [u8; 16],
+}
+
+/// How the relay finds the record of a connection it accepted: by the tuple it sees.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RecordKey {
+    /// Loopback tuples repeat in every network namespace.
+    pub netns_cookie: u64,
+    /// Source address of the app's socket.
+    pub source: Addr,
+    /// Source port of the app's socket.
+    pub source_port: BePort,
+    /// Port of the listener it was sent to.
+    pub listener_port: BePort,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// What hangs on a socket itself (`BPF_MAP_TYPE_SK_STORAGE`, kernel 5.2): it dies with the socket, so nothing
+/// can leak, and it follows the socket through `dup`, `fork` and `SCM_RIGHTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Socket {
+    /// A [`role`].
+    pub role: u32,
+    /// Port of the listener the socket was sent to.
+    pub listener_port: BePort,
+    /// [`Family`](crate::Family) of that listener.
+    pub listener_family: u16,
+    /// The connection; meaningful for [`role::INTERCEPTED`].
+    pub record: Record,
+}
+
+/// What a [`Socket`] is to us.
+pub mod role {
+    /// A connection of the daemon itself: never intercepted.
+    pub const OWN: u32 = 1;
+    /// An app's connection that goes to the relay.
+    pub const INTERCEPTED: u32 = 2;
+}

@@ -1,0 +1,192 @@
+//! Keys and values of the policy maps.
+//!
+//! All tables hold the rules of several generations side by side: every key starts with the generation, and the
+//! [`Policy`] header names the one in force. A reload writes the new generation, switches the header and removes
+//! the old one, so a `connect()` sees one policy or the other, never a mixture.
+
+use crate::{Addr, BePort, RuleSet};
+
+/// Header of the policy in force; the one element of the map [`POLICY`](crate::names::POLICY).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Generation whose table entries are in force; 0 means no policy yet.
+    pub generation: u32,
+    /// Which tables any rule needs: a union of [`Dimensions`] bits. A table that no rule needs is not looked up.
+    pub dimensions: u32,
+    /// Bit `n`: some rule names a cgroup at depth `n` below the root of the hierarchy.
+    pub cgroup_levels: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// Rules without a `cgroup` alternative; they hold in any cgroup that is not excluded.
+    pub any_cgroup: RuleSet,
+    /// Rules without an `exe` alternative.
+    pub any_exe: RuleSet,
+    /// Rules without a `pid` alternative.
+    pub any_pid: RuleSet,
+}
+
+/// Bits of [`Policy::dimensions`].
+pub struct Dimensions;
+
+impl Dimensions {
+    /// Some rule selects by port.
+    pub const PORT: u32 = 1 << 0;
+    /// Some rule selects by user id.
+    pub const UID: u32 = 1 << 1;
+    /// Some rule selects by group id.
+    pub const GID: u32 = 1 << 2;
+    /// Some rule selects by cgroup.
+    pub const CGROUP: u32 = 1 << 3;
+    /// Some rule selects by executable.
+    pub const EXE: u32 = 1 << 4;
+    /// Some rule selects by process.
+    pub const PID: u32 = 1 << 5;
+}
+
+/// Data of a prefix in the LPM trie: of an address, or of a number, since a range of numbers is the union of the
+/// prefixes that cover it. The prefix length counts the 64 bits of generation and kind too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PrefixKey {
+    /// [`Policy::generation`].
+    pub generation: u32,
+    /// A [`PrefixKind`].
+    pub kind: u32,
+    /// The address, or the number big-endian and then zeros.
+    pub bits: [u8; 16],
+}
+
+impl PrefixKey {
+    /// Bits before [`PrefixKey::bits`].
+    pub const HEAD_BITS: u32 = 64;
+    /// Prefix length of a look-up: all of it.
+    pub const FULL_BITS: u32 = Self::HEAD_BITS + 128;
+
+    /// Of an address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn dest(generation: u32, addr: Addr) -> Self {
+        Self {
+            generation,
+            kind: PrefixKind::DEST,
+            bits: addr.0,
+        }
+    }
+
+    /// Of a number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(generation: u32, kind: u32, value: u32) -> Self {
+        let [a, b, c, d] = value.to_be_bytes();
+        Self {
+            generation,
+            kind,
+            bits: [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        }
+    }
+}
+
+/// What a [`PrefixKey`] is a prefix of.
+pub struct PrefixKind;
+
+impl PrefixKind {
+    /// Destination addresses.
+    pub const DEST: u32 = 1;
+    /// Destination ports.
+    pub const PORT: u32 = 2;
+    /// Real user ids.
+    pub const UID: u32 = 3;
+    /// Real group ids.
+    pub const GID: u32 = 4;
+}
+
+/// Key of a cgroup, executable or process in the membership table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MemberKey {
+    /// [`Policy::generation`].
+    pub generation: u32,
+    /// A [`MemberKind`].
+    pub kind: u32,
+    /// Cgroup id, inode number, or the process id a rule names.
+    pub id: u64,
+    /// Device of the inode as the kernel's internal `dev_t`; otherwise 0.
+    pub device: u64,
+}
+
+/// What a [`MemberKey`] names.
+pub struct MemberKind;
+
+impl MemberKind {
+    /// A cgroup, by `bpf_get_current_ancestor_cgroup_id` (kernel 5.7).
+    pub const CGROUP: u32 = 1;
+    /// An executable, by inode and device.
+    pub const EXE: u32 = 2;
+    /// A process named by a rule, found through the map of its descendants.
+    pub const PID: u32 = 3;
+}
+
+/// Which rules name a cgroup, executable or process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// Rules that have it as an alternative.
+    pub include: RuleSet,
+    /// Rules that exclude it.
+    pub exclude: RuleSet,
+}
+
+/// What a rule does; element `generation % 2 * MAX_RULES + index` of the map [`ACTIONS`](crate::names::ACTIONS).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Action {
+    /// A [`verb`].
+    pub verb: u32,
+    /// A [`fail_mode`].
+    pub on_relay_failure: u32,
+}
+
+/// What an [`Action`] does with a connection.
+pub mod verb {
+    /// Nothing: the kernel connects the app's own socket.
+    pub const DIRECT: u32 = 0;
+    /// `connect()` fails.
+    pub const REFUSE: u32 = 1;
+    /// The connection goes to the relay.
+    pub const RELAY: u32 = 2;
+}
+
+/// What an [`Action`] does while the relay cannot answer.
+pub mod fail_mode {
+    /// The connection goes direct.
+    pub const DIRECT: u32 = 0;
+    /// `connect()` fails.
+    pub const REFUSE: u32 = 1;
+}
+
+/// Where the relay listens; the one element of the map [`RELAY`](crate::names::RELAY).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relay {
+    /// Cookie of the network namespace the listeners are in (`SO_NETNS_COOKIE`).
+    pub netns_cookie: u64,
+    /// Age of the heartbeat after which the relay counts as hung, in nanoseconds.
+    pub heartbeat_timeout: u64,
+    /// Port of the listeners on `127.0.0.1`; 0 when there is none.
+    pub port_v4: BePort,
+    /// Port of the listeners on `::1`; 0 when there is none.
+    pub port_v6: BePort,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+/// Address family of the app's socket, as in `AF_INET` and `AF_INET6`.
+pub struct Family;
+
+impl Family {
+    /// `AF_INET`.
+    pub const V4: u16 = 2;
+    /// `AF_INET6`.
+    pub const V6: u16 = 10;
+}

@@ -1,0 +1,307 @@
+//! `connect()`: which connections go to the relay.
+//!
+//! The order matters. Nothing of the app's call is changed before everything that the relay will need is in
+//! place, and every way out is counted. What happens to a connection that was selected but cannot be answered is
+//! the rule's fail mode, never a redirect into nothing.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{SO_BINDTODEVICE, SOL_SOCKET, bpf_sock, bpf_sock_addr},
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+        generated::{
+            bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_set_retval,
+            bpf_setsockopt,
+        },
+    },
+    programs::SockAddrContext,
+};
+use aya_log_ebpf::debug;
+use proxy_common::{
+    Action, Addr, BePort, Counter, Decision, Family, Relay, RuleRef, Socket, decide, fail_mode,
+    role, verb,
+};
+
+use crate::{
+    globals,
+    maps::{HEARTBEAT, RECORDS_FULL, RELAY, SOCKETS, count},
+    policy::{Connector, KernelTables},
+};
+
+/// Verdict of a `connect` hook: go on.
+pub const PROCEED: i32 = 1;
+/// Verdict of a `connect` hook: fail with EPERM, or with what `bpf_set_retval` said.
+pub const REJECT: i32 = 0;
+
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_MPTCP: u32 = 262;
+const ECONNREFUSED: i32 = 111;
+
+/// For how long the record table counts as full after it was found full once, in nanoseconds.
+const FULL_FOR: u64 = 100_000_000;
+
+/// What differs between the IPv4 and the IPv6 hook.
+pub struct Version {
+    pub family: u16,
+}
+
+/// IPv4.
+pub const V4: Version = Version { family: Family::V4 };
+/// IPv6.
+pub const V6: Version = Version { family: Family::V6 };
+
+impl Version {
+    /// Destination as the app gave it.
+    #[inline(always)]
+    pub fn dest(&self, ctx: &SockAddrContext) -> (Addr, BePort) {
+        let raw = ctx.sock_addr;
+        // SAFETY: the context is valid while the program runs.
+        unsafe {
+            let port = BePort((*raw).user_port as u16);
+            if self.family == Family::V4 {
+                (Addr::from_v4_word((*raw).user_ip4), port)
+            } else {
+                (Addr::from_words((*raw).user_ip6), port)
+            }
+        }
+    }
+
+    /// Points the call at a listener: `127.0.0.1`, `::ffff:127.0.0.1` or `::1`.
+    #[inline(always)]
+    fn redirect(&self, raw: *mut bpf_sock_addr, listener: u16, port: BePort) {
+        const LOOPBACK4: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
+        // SAFETY: the context is valid while the program runs; these fields are writable in `connect` hooks.
+        unsafe {
+            if self.family == Family::V4 {
+                (*raw).user_ip4 = LOOPBACK4;
+            } else if listener == Family::V4 {
+                (*raw).user_ip6 = Addr::from_v4_word(LOOPBACK4).words();
+            } else {
+                (*raw).user_ip6 = [0, 0, 0, u32::from_ne_bytes([0, 0, 0, 1])];
+            }
+            (*raw).user_port = u32::from(port.0);
+        }
+    }
+}
+
+/// Why a selected connection cannot go to the relay.
+struct Fault(Counter);
+
+/// Decides about one `connect()`.
+#[inline(always)]
+pub fn connect(version: &Version, ctx: &SockAddrContext) -> i32 {
+    if !is_tcp(ctx) {
+        return PROCEED;
+    }
+    count(Counter::Seen);
+    if is_own(ctx) {
+        count(Counter::Own);
+        return PROCEED;
+    }
+    let (addr, port) = version.dest(ctx);
+    let relay = RELAY.get(0);
+    if relay.is_some_and(|relay| is_listener(relay, &addr, port)) {
+        // The relay finds no record of it and resets it: nobody can talk to the listener, nothing loops.
+        count(Counter::Loop);
+        return forget(ctx);
+    }
+    match decide(&KernelTables, &Connector { addr, port }) {
+        Decision::Selected(rule, action) if action.verb == verb::RELAY => {
+            let sent = match relay {
+                Some(relay) => to_relay(version, ctx, relay, rule, addr, port),
+                None => Err(Fault(Counter::FailHeartbeat)),
+            };
+            match sent {
+                Ok(()) => {
+                    count(Counter::Relayed);
+                    PROCEED
+                }
+                Err(Fault(why)) => {
+                    count(why);
+                    debug!(
+                        ctx,
+                        "rule {} cannot reach the relay, fault {}", rule.index, why as u32
+                    );
+                    fail(ctx, &action)
+                }
+            }
+        }
+        Decision::Selected(_, action) if action.verb == verb::REFUSE => {
+            count(Counter::Refused);
+            refuse()
+        }
+        _ => {
+            count(Counter::Direct);
+            forget(ctx)
+        }
+    }
+}
+
+/// Whether the socket speaks TCP, or MPTCP, which falls back to TCP against our listeners.
+#[inline(always)]
+pub fn is_tcp(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context is valid while the program runs.
+    let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
+    kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP)
+}
+
+/// Whether the daemon marked the socket as its own before it called `connect()`.
+#[inline(always)]
+pub fn is_own(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the socket of the context is alive while the program runs, and so is its storage.
+    let socket = unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() };
+    socket.is_some_and(|socket| socket.role == role::OWN)
+}
+
+/// Whether a destination is one of our listeners, which are on loopback only.
+#[inline(always)]
+pub fn is_listener(relay: &Relay, addr: &Addr, port: BePort) -> bool {
+    let listener = if addr.is_v4() {
+        relay.port_v4
+    } else {
+        relay.port_v6
+    };
+    port == listener && listener.0 != 0 && addr.is_loopback()
+}
+
+/// Remembers the connection on its socket, then points the call at the listener.
+#[inline(always)]
+fn to_relay(
+    version: &Version,
+    ctx: &SockAddrContext,
+    relay: &Relay,
+    rule: RuleRef,
+    addr: Addr,
+    port: BePort,
+) -> Result<(), Fault> {
+    // SAFETY: plain helper calls.
+    let (now, netns_cookie) = unsafe { (bpf_ktime_get_ns(), bpf_get_netns_cookie(ctx.as_ptr())) };
+    if !is_alive(relay, now) {
+        return Err(Fault(Counter::FailHeartbeat));
+    }
+    if netns_cookie != relay.netns_cookie {
+        return Err(Fault(Counter::FailNetns));
+    }
+    // An IPv6 socket keeps to IPv4 for an IPv4-mapped destination: it may be bound to a mapped address.
+    let (listener_family, listener_port) = if addr.is_v4() {
+        (Family::V4, relay.port_v4)
+    } else {
+        (Family::V6, relay.port_v6)
+    };
+    if listener_port.0 == 0 {
+        return Err(Fault(Counter::FailFamily));
+    }
+    let full_at = RECORDS_FULL.get(0).map_or(0, |at| *at);
+    if full_at != 0 && now.wrapping_sub(full_at) < FULL_FOR {
+        return Err(Fault(Counter::FailFull));
+    }
+    free_of_device(ctx)?;
+    // SAFETY: the socket of the context is alive while the program runs, and so is its storage.
+    let socket = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None).as_mut() };
+    let Some(socket) = socket else {
+        return Err(Fault(Counter::FailMemory));
+    };
+    fill(socket, version.family, rule, addr, port);
+    socket.listener_family = listener_family;
+    socket.listener_port = listener_port;
+    socket.record.connect_ns = now;
+    socket.record.netns_cookie = netns_cookie;
+    socket.role = role::INTERCEPTED;
+    version.redirect(ctx.sock_addr, listener_family, listener_port);
+    Ok(())
+}
+
+/// Notes who connects where.
+#[inline(always)]
+fn fill(socket: &mut Socket, family: u16, rule: RuleRef, addr: Addr, port: BePort) {
+    let record = &mut socket.record;
+    let owner = bpf_get_current_uid_gid();
+    record.orig_addr = addr;
+    record.orig_port = port;
+    record.family = family;
+    record.pid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    record.uid = owner as u32;
+    record.gid = (owner >> 32) as u32;
+    record.rule = rule;
+    // SAFETY: no arguments, a plain number out.
+    record.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
+    record.comm = bpf_get_current_comm().unwrap_or_default();
+}
+
+/// Whether the relay gave a sign of life within the timeout.
+#[inline(always)]
+fn is_alive(relay: &Relay, now: u64) -> bool {
+    let last = HEARTBEAT.get(0).map_or(0, |at| *at);
+    // The heartbeat may be written between our reading the clock and reading it: then it is in the future.
+    last != 0 && (last >= now || now - last < relay.heartbeat_timeout)
+}
+
+/// Unbinds the socket from its device (`SO_BINDTODEVICE`): the listener is reachable through loopback only.
+#[inline(always)]
+fn free_of_device(ctx: &SockAddrContext) -> Result<(), Fault> {
+    let sk = sk_of(ctx);
+    if sk.is_null() {
+        return Ok(());
+    }
+    // SAFETY: checked for null; the context keeps the socket alive.
+    if unsafe { (*sk).bound_dev_if } == 0 {
+        return Ok(());
+    }
+    let mut none = [0u8; 4];
+    // SAFETY: the value is on our stack and its length is right; the kernel copies it. (Kernel 5.8.)
+    let result = unsafe {
+        bpf_setsockopt(
+            ctx.as_ptr(),
+            SOL_SOCKET as i32,
+            SO_BINDTODEVICE as i32,
+            none.as_mut_ptr().cast(),
+            none.len() as i32,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Fault(Counter::FailDevice))
+    }
+}
+
+/// The socket of the context.
+#[inline(always)]
+pub fn sk_of(ctx: &SockAddrContext) -> *mut bpf_sock {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
+}
+
+/// Applies a rule's fail mode.
+#[inline(always)]
+fn fail(ctx: &SockAddrContext, action: &Action) -> i32 {
+    if action.on_relay_failure == fail_mode::REFUSE {
+        count(Counter::FailedRefused);
+        refuse()
+    } else {
+        count(Counter::FailedDirect);
+        forget(ctx)
+    }
+}
+
+/// Lets the connection go direct. A socket may have been intercepted before (a failed `connect()` can be repeated,
+/// and `AF_UNSPEC` disconnects): then it must not answer with its old destination.
+#[inline(always)]
+fn forget(ctx: &SockAddrContext) -> i32 {
+    // SAFETY: the socket of the context is alive while the program runs.
+    if let Some(socket) = unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() } {
+        socket.role = 0;
+    }
+    PROCEED
+}
+
+/// Fails the `connect()`: with ECONNREFUSED where the kernel lets us say so, otherwise with EPERM.
+#[inline(always)]
+pub fn refuse() -> i32 {
+    if globals::has_set_retval() {
+        // SAFETY: a plain number in.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+    }
+    REJECT
+}

@@ -1,0 +1,86 @@
+//! Constants that the daemon sets before loading. They are read-only to the verifier, which therefore drops the
+//! code that they switch off: helpers this kernel lacks are then never seen.
+
+use aya_ebpf::Global;
+use proxy_common::ABI_VERSION;
+
+/// Version of the shared types this object was built with, for whoever reads the object.
+#[used]
+#[unsafe(no_mangle)]
+static ABI: Global<u32> = Global::new(ABI_VERSION);
+
+/// Whether `bpf_set_retval` may be called from `connect` hooks (kernel 6.0 or so; probed).
+#[unsafe(no_mangle)]
+static HAS_SET_RETVAL: Global<u32> = Global::new(0);
+
+/// Whether the offsets below are known, and reading kernel memory is allowed (needs BTF and `CAP_PERFMON`).
+#[unsafe(no_mangle)]
+static READS_TASKS: Global<u32> = Global::new(0);
+
+/// Offset of `task_struct.mm`.
+#[unsafe(no_mangle)]
+static TASK_MM: Global<u32> = Global::new(0);
+/// Offset of `task_struct.pid`.
+#[unsafe(no_mangle)]
+static TASK_PID: Global<u32> = Global::new(0);
+/// Offset of `mm_struct.exe_file`.
+#[unsafe(no_mangle)]
+static MM_EXE_FILE: Global<u32> = Global::new(0);
+/// Offset of `file.f_inode`.
+#[unsafe(no_mangle)]
+static FILE_INODE: Global<u32> = Global::new(0);
+/// Offset of `inode.i_ino`.
+#[unsafe(no_mangle)]
+static INODE_INO: Global<u32> = Global::new(0);
+/// Offset of `inode.i_sb`.
+#[unsafe(no_mangle)]
+static INODE_SB: Global<u32> = Global::new(0);
+/// Offset of `super_block.s_dev`.
+#[unsafe(no_mangle)]
+static SB_DEV: Global<u32> = Global::new(0);
+
+/// Whether a refused `connect()` can be given its own error number.
+#[inline(always)]
+pub fn has_set_retval() -> bool {
+    HAS_SET_RETVAL.load() != 0
+}
+
+/// Whether tasks and files can be read.
+#[inline(always)]
+pub fn reads_tasks() -> bool {
+    READS_TASKS.load() != 0
+}
+
+/// Byte offsets within the kernel's structs.
+pub struct Offsets;
+
+impl Offsets {
+    #[inline(always)]
+    pub fn task_mm() -> usize {
+        TASK_MM.load() as usize
+    }
+    #[inline(always)]
+    pub fn task_pid() -> usize {
+        TASK_PID.load() as usize
+    }
+    #[inline(always)]
+    pub fn mm_exe_file() -> usize {
+        MM_EXE_FILE.load() as usize
+    }
+    #[inline(always)]
+    pub fn file_inode() -> usize {
+        FILE_INODE.load() as usize
+    }
+    #[inline(always)]
+    pub fn inode_ino() -> usize {
+        INODE_INO.load() as usize
+    }
+    #[inline(always)]
+    pub fn inode_sb() -> usize {
+        INODE_SB.load() as usize
+    }
+    #[inline(always)]
+    pub fn sb_dev() -> usize {
+        SB_DEV.load() as usize
+    }
+}

@@ -1,0 +1,33 @@
+//! Reading the kernel's own structs, where the daemon found their offsets in BTF.
+
+use aya_ebpf::helpers::{bpf_probe_read_kernel, generated::bpf_get_current_task};
+
+use crate::globals::{Offsets, reads_tasks};
+
+/// Reads a field of a kernel struct.
+#[inline(always)]
+pub fn field<T>(base: *const u8, offset: usize) -> Option<T> {
+    if base.is_null() {
+        return None;
+    }
+    // SAFETY: the helper checks the address and fails instead of faulting.
+    unsafe { bpf_probe_read_kernel(base.wrapping_add(offset).cast::<T>()) }.ok()
+}
+
+/// Inode number and device of the executable of the current process: the same for all its threads, since they
+/// share the `mm`. `None` for kernel threads, which have none.
+#[inline(always)]
+pub fn current_exe() -> Option<(u64, u64)> {
+    if !reads_tasks() {
+        return None;
+    }
+    // SAFETY: no arguments; always returns the running task.
+    let task = unsafe { bpf_get_current_task() } as *const u8;
+    let mm: *const u8 = field(task, Offsets::task_mm())?;
+    let file: *const u8 = field(mm, Offsets::mm_exe_file())?;
+    let inode: *const u8 = field(file, Offsets::file_inode())?;
+    let number: u64 = field(inode, Offsets::inode_ino())?;
+    let super_block: *const u8 = field(inode, Offsets::inode_sb())?;
+    let device: u32 = field(super_block, Offsets::sb_dev())?;
+    Some((number, u64::from(device)))
+}

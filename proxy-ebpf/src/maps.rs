@@ -1,0 +1,77 @@
+//! Every map, and the typed accesses that more than one hook needs.
+//!
+//! Capacities are upper bounds; the daemon sets the ones that its configuration decides.
+
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, bpf_sock},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, SkStorage},
+    helpers::generated::bpf_sk_storage_get,
+    macros::btf_map,
+};
+use proxy_common::{
+    Action, COUNTERS as COUNTER_NAMES, Counter, MAX_RULES, MemberKey, Membership, Policy,
+    PrefixKey, Record, RecordKey, Relay, RuleSet, Socket,
+};
+
+#[btf_map]
+pub static POLICY: Array<Policy, 1> = Array::new();
+
+#[btf_map]
+pub static PREFIXES: LpmTrie<PrefixKey, RuleSet, 262_144> = LpmTrie::new();
+
+#[btf_map]
+pub static MEMBERS: HashMap<MemberKey, Membership, 16_384, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+// Preallocated: it is written from a tracepoint, where older kernels refuse to allocate.
+#[btf_map]
+pub static DESCENDANTS: HashMap<u32, u32, 16_384> = HashMap::new();
+
+#[btf_map]
+pub static ACTIONS: Array<Action, { 2 * MAX_RULES }> = Array::new();
+
+#[btf_map]
+pub static RELAY: Array<Relay, 1> = Array::new();
+
+#[btf_map]
+pub static HEARTBEAT: Array<u64, 1> = Array::new();
+
+#[btf_map]
+pub static RECORDS_FULL: Array<u64, 1> = Array::new();
+
+#[btf_map]
+pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
+
+#[btf_map]
+pub static RECORDS: HashMap<RecordKey, Record, 16_384> = HashMap::new();
+
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { COUNTER_NAMES.len() }> = PerCpuArray::new();
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the kernel returned a pointer to this CPU's slot; programs of these types do not migrate while
+        // they run. One that interrupts us between read and write costs a count, nothing else.
+        unsafe { *value += 1 };
+    }
+}
+
+/// What hangs on a socket, from hooks whose context has a socket pointer but is no `SockAddrContext`.
+#[inline(always)]
+pub fn socket_of(sk: *mut bpf_sock) -> Option<&'static mut Socket> {
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: `sk` comes from the context of the running program and the verifier has seen the null check; the
+    // storage lives as long as the socket, which outlives the program run.
+    unsafe {
+        let map = ptr::from_ref(&SOCKETS).cast_mut().cast();
+        bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0)
+            .cast::<Socket>()
+            .as_mut()
+    }
+}

@@ -1,0 +1,82 @@
+//! Events of TCP sockets: the record is published before the SYN leaves and withdrawn when the socket ends.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+        BPF_TCP_CLOSE,
+    },
+    helpers::generated::bpf_ktime_get_ns,
+    programs::SockOpsContext,
+};
+use proxy_common::{Addr, BePort, Counter, Family, RecordKey, Socket, role};
+
+use crate::maps::{RECORDS, RECORDS_FULL, count, socket_of};
+
+/// Verdict of a `sockops` program; the kernel ignores it for these events.
+const DONE: u32 = 1;
+
+/// Handles one event.
+#[inline(always)]
+pub fn sockops(ctx: &SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => publish(ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => withdraw(ctx),
+        _ => {}
+    }
+    DONE
+}
+
+/// The source port is chosen and the SYN not yet built (`tcp_connect()` in net/ipv4/tcp_output.c): whoever accepts
+/// this connection finds the record.
+#[inline(always)]
+fn publish(ctx: &SockOpsContext) {
+    let Some(socket) = intercepted(ctx) else {
+        return;
+    };
+    let key = key_of(ctx, socket);
+    if RECORDS.insert(&key, &socket.record, 0).is_err() {
+        // Too late for the fail mode of this one: the relay resets it. The next ones see the mark.
+        count(Counter::Unpublished);
+        // SAFETY: no arguments, a plain number out.
+        let now = unsafe { bpf_ktime_get_ns() };
+        let _ = RECORDS_FULL.set(0, now, 0);
+        return;
+    }
+    count(Counter::Published);
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+}
+
+/// The socket is closed; if nobody accepted the connection its record would stay.
+#[inline(always)]
+fn withdraw(ctx: &SockOpsContext) {
+    let Some(socket) = intercepted(ctx) else {
+        return;
+    };
+    if RECORDS.remove(key_of(ctx, socket)).is_ok() {
+        count(Counter::Withdrawn);
+    }
+}
+
+#[inline(always)]
+fn intercepted(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
+    // SAFETY: the context is valid while the program runs.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    socket_of(sk).filter(|socket| socket.role == role::INTERCEPTED)
+}
+
+/// The tuple as the relay will see it.
+#[inline(always)]
+fn key_of(ctx: &SockOpsContext, socket: &Socket) -> RecordKey {
+    let source = if socket.listener_family == Family::V4 {
+        Addr::from_v4_word(ctx.local_ip4())
+    } else {
+        Addr::from_words(ctx.local_ip6())
+    };
+    RecordKey {
+        netns_cookie: socket.record.netns_cookie,
+        source,
+        source_port: BePort::new(ctx.local_port() as u16),
+        listener_port: socket.listener_port,
+        reserved: 0,
+    }
+}
