@@ -1,0 +1,74 @@
+//! Starting other programs: every failure names the whole command line, so that it can be typed again.
+//!
+//! Sits below all other modules and knows none of them.
+
+use std::{
+    env,
+    ffi::OsStr,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Variables that `cargo run` sets for the program it starts. Handed on, they would make Cargo believe that
+/// build scripts which watch them are out of date.
+const LEAKED: [&str; 3] = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_"];
+
+/// The Cargo that runs this program, or the one in `PATH`, working in `folder`.
+pub(crate) fn cargo(folder: &Path) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(folder);
+    for (name, _) in env::vars_os() {
+        let leaked = |name: &str| LEAKED.iter().any(|prefix| name.starts_with(prefix));
+        if name.to_str().is_some_and(leaked) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs a command whose output the user sees as it comes.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| not_started(command))?;
+    if !status.success() {
+        bail!("{} ({status})", line(command));
+    }
+    Ok(())
+}
+
+/// Runs a command and returns its standard output; its standard error becomes part of the error.
+pub(crate) fn read(command: &mut Command) -> Result<String> {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| not_started(command))?;
+    if !status.success() {
+        let said = String::from_utf8_lossy(&stderr);
+        bail!("{} ({status}): {}", line(command), said.trim());
+    }
+    String::from_utf8(stdout).with_context(|| format!("output of {}", line(command)))
+}
+
+/// Whether `name` is a program in `PATH`.
+pub(crate) fn exists(name: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| folder.join(name).is_file())
+}
+
+/// The command as one would type it.
+pub(crate) fn line(command: &Command) -> String {
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(OsStr::to_string_lossy)
+        .collect();
+    words.join(" ")
+}
+
+fn not_started(command: &Command) -> String {
+    format!("cannot start {}", line(command))
+}
