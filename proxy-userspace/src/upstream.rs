@@ -60,3 +60,12 @@ pub struct Credentials {
     /// Password.
     pub password: SecretString,
 }
+
+/// Marks a socket as the proxy's own before it connects, so that it is never intercepted.
+pub trait Exempt: Send + Sync {
+    /// Called with every upstream socket before `connect()`.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the socket must then not be connected.
+    fn exempt(&self, socket: &socket2::Socket) -> std::io::Result<()>;
+}

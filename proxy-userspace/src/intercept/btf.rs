@@ -1,0 +1,221 @@
+//! Where fields are in the running kernel's structs, read from its type information (BTF).
+//!
+//! Rust's eBPF compiler cannot emit CO-RE relocations, so the few offsets that the hooks need are looked up here and
+//! written into the object as constants. The format is `Documentation/bpf/btf.rst` of the kernel; aya parses BTF
+//! too but does not show struct members.
+
+use std::{fs, io, path::Path};
+
+use thiserror::Error;
+
+/// Byte offsets that the hooks need.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offsets {
+    /// `task_struct.mm`
+    pub task_mm: u32,
+    /// `task_struct.pid`
+    pub task_pid: u32,
+    /// `mm_struct.exe_file`
+    pub mm_exe_file: u32,
+    /// `file.f_inode`
+    pub file_inode: u32,
+    /// `inode.i_ino`
+    pub inode_ino: u32,
+    /// `inode.i_sb`
+    pub inode_sb: u32,
+    /// `super_block.s_dev`
+    pub sb_dev: u32,
+}
+
+/// Why an offset could not be found.
+#[derive(Debug, Error)]
+pub(super) enum BtfError {
+    /// The file cannot be read.
+    #[error("cannot read the type information")]
+    Read(#[source] io::Error),
+    /// The bytes are not BTF as documented.
+    #[error("the type information is damaged at byte {0}")]
+    Damaged(usize),
+    /// A field is not where it was in every kernel known to us.
+    #[error("the kernel has no {strukt}.{member}")]
+    NoMember {
+        /// Name of the struct.
+        strukt: &'static str,
+        /// Name of the member.
+        member: &'static str,
+    },
+}
+
+const MAGIC: u16 = 0xeb9f;
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+
+impl Offsets {
+    /// Of the kernel that is running.
+    pub(super) fn of_running_kernel() -> Result<Self, BtfError> {
+        Self::read(Path::new("/sys/kernel/btf/vmlinux"))
+    }
+
+    fn read(path: &Path) -> Result<Self, BtfError> {
+        let bytes = fs::read(path).map_err(BtfError::Read)?;
+        let types = Types::parse(&bytes)?;
+        let offset = |strukt, member| {
+            types
+                .member(strukt, member)?
+                .ok_or(BtfError::NoMember { strukt, member })
+        };
+        Ok(Self {
+            task_mm: offset("task_struct", "mm")?,
+            task_pid: offset("task_struct", "pid")?,
+            mm_exe_file: offset("mm_struct", "exe_file")?,
+            file_inode: offset("file", "f_inode")?,
+            inode_ino: offset("inode", "i_ino")?,
+            inode_sb: offset("inode", "i_sb")?,
+            sb_dev: offset("super_block", "s_dev")?,
+        })
+    }
+}
+
+/// The type section, indexed by type id.
+struct Types<'a> {
+    bytes: &'a [u8],
+    strings: usize,
+    /// Position of each type's header; id 0 is `void` and has none.
+    headers: Vec<usize>,
+}
+
+impl<'a> Types<'a> {
+    fn parse(bytes: &'a [u8]) -> Result<Self, BtfError> {
+        let header_len = word(bytes, 4)? as usize;
+        if half(bytes, 0)? != MAGIC {
+            return Err(BtfError::Damaged(0));
+        }
+        let mut at = header_len + word(bytes, 8)? as usize;
+        let end = at + word(bytes, 12)? as usize;
+        let strings = header_len + word(bytes, 16)? as usize;
+        let mut headers = vec![0];
+        while at < end {
+            headers.push(at);
+            at += 12 + body_len(word(bytes, at + 4)?).ok_or(BtfError::Damaged(at))?;
+        }
+        Ok(Self {
+            bytes,
+            strings,
+            headers,
+        })
+    }
+
+    /// Offset of a member in bytes; anonymous structs and unions inside are searched too.
+    fn member(&self, strukt: &str, member: &str) -> Result<Option<u32>, BtfError> {
+        for &header in self.headers.iter().skip(1) {
+            if kind(word(self.bytes, header + 4)?) == KIND_STRUCT
+                && self.string(word(self.bytes, header)?) == strukt.as_bytes()
+                && let Some(bits) = self.member_of(header, member.as_bytes(), 0)?
+            {
+                return Ok(Some(bits / 8));
+            }
+        }
+        Ok(None)
+    }
+
+    fn member_of(&self, header: usize, name: &[u8], depth: u32) -> Result<Option<u32>, BtfError> {
+        const MAX_DEPTH: u32 = 8;
+        let meta = word(self.bytes, header + 4)?;
+        if depth > MAX_DEPTH || !matches!(kind(meta), KIND_STRUCT | KIND_UNION) {
+            return Ok(None);
+        }
+        // With the flag the upper byte of the offset is the width of a bit field.
+        let mask = if meta >> 31 == 1 {
+            0x00ff_ffff
+        } else {
+            u32::MAX
+        };
+        for index in 0..(meta & 0xffff) as usize {
+            let at = header + 12 + index * 12;
+            let offset = word(self.bytes, at + 8)? & mask;
+            let found = self.string(word(self.bytes, at)?);
+            if found == name {
+                return Ok(Some(offset));
+            }
+            if found.is_empty()
+                && let Some(&inner) = self.headers.get(word(self.bytes, at + 4)? as usize)
+                && inner != 0
+                && let Some(bits) = self.member_of(inner, name, depth + 1)?
+            {
+                return Ok(Some(offset + bits));
+            }
+        }
+        Ok(None)
+    }
+
+    fn string(&self, offset: u32) -> &'a [u8] {
+        let rest = self
+            .bytes
+            .get(self.strings + offset as usize..)
+            .unwrap_or_default();
+        rest.split(|byte| *byte == 0).next().unwrap_or_default()
+    }
+}
+
+const fn kind(meta: u32) -> u32 {
+    meta >> 24 & 0x1f
+}
+
+/// Bytes after the 12-byte header of a type.
+fn body_len(meta: u32) -> Option<usize> {
+    let count = (meta & 0xffff) as usize;
+    Some(match kind(meta) {
+        // Pointer, forward, typedef, volatile, const, restrict, function, float, type tag.
+        2 | 7 | 8 | 9 | 10 | 11 | 12 | 16 | 18 => 0,
+        // Integer, variable, declaration tag.
+        1 | 14 | 17 => 4,
+        // Array.
+        3 => 12,
+        // Struct, union, data section, 64-bit enumeration.
+        KIND_STRUCT | KIND_UNION | 15 | 19 => count * 12,
+        // Enumeration, function prototype.
+        6 | 13 => count * 8,
+        _ => return None,
+    })
+}
+
+fn word(bytes: &[u8], at: usize) -> Result<u32, BtfError> {
+    bytes
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .map(|chunk| u32::from_ne_bytes(*chunk))
+        .ok_or(BtfError::Damaged(at))
+}
+
+fn half(bytes: &[u8], at: usize) -> Result<u16, BtfError> {
+    bytes
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .map(|chunk| u16::from_ne_bytes(*chunk))
+        .ok_or(BtfError::Damaged(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn finds_every_offset_of_this_kernel() {
+        let offsets = Offsets::of_running_kernel().unwrap();
+        assert!(offsets.task_mm > 0 && offsets.task_pid > 0);
+        assert!(offsets.mm_exe_file > 0 && offsets.inode_ino > 0);
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_bytes_are_an_error_not_a_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            if let Some(head) = bytes.first_chunk_mut() {
+                *head = MAGIC.to_ne_bytes();
+            }
+            if let Ok(types) = Types::parse(&bytes) {
+                let _ = types.member("task_struct", "mm");
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! The pinned part: what keeps `on_relay_failure = "refuse"` in force without the daemon.
+//!
+//! Links are pinned in a bpffs, which keeps them and the maps of their programs alive after the process died.
+//! `/sys/fs/bpf` is used where it is a bpffs; otherwise one is mounted at `/run/culvert/bpf` and unmounted with the
+//! last pin. `culvert detach`, or the next start, removes what a killed daemon left.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{
+    cgroup_sock_addr::CgroupSockAddrLink,
+    links::{FdLink, LinkError},
+};
+use nix::{
+    mount::{MsFlags, mount, umount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+use thiserror::Error;
+
+/// Where systems mount it.
+const SYSTEM_BPFFS: &str = "/sys/fs/bpf";
+/// Where we mount it if nobody did.
+const OWN_BPFFS: &str = "/run/culvert/bpf";
+/// Our directory in either.
+const DIRECTORY: &str = "culvert";
+
+/// Why the guard cannot be pinned or removed.
+#[derive(Debug, Error)]
+pub enum GuardError {
+    /// A directory could not be made, listed or removed.
+    #[error("cannot {operation} {path}")]
+    Directory {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// No bpffs, and none could be mounted.
+    #[error(
+        "cannot mount a bpffs at {path}, which `on_relay_failure = \"refuse\"` needs; in a container, mount the host's \
+         /sys/fs/bpf"
+    )]
+    Mount {
+        /// The mount point.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: nix::Error,
+    },
+    /// The link cannot be pinned as it is.
+    #[error("cannot pin the link of {program}, which needs kernel 5.7")]
+    Link {
+        /// Name of the program.
+        program: &'static str,
+        /// Why.
+        #[source]
+        source: LinkError,
+    },
+    /// The pin was refused.
+    #[error("cannot pin the link of {program} at {path}")]
+    Pin {
+        /// Name of the program.
+        program: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The pins of one daemon.
+#[derive(Debug)]
+pub struct Guard {
+    place: PathBuf,
+}
+
+impl Guard {
+    /// Makes the directory for the pins.
+    pub(super) fn create(place: PathBuf) -> Result<Self, GuardError> {
+        fs::create_dir_all(&place).map_err(|source| GuardError::Directory {
+            operation: "make",
+            path: place.clone(),
+            source,
+        })?;
+        Ok(Self { place })
+    }
+
+    /// Pins a link under the name of its program.
+    pub(super) fn pin(
+        &mut self,
+        program: &'static str,
+        link: CgroupSockAddrLink,
+    ) -> Result<(), GuardError> {
+        let link: FdLink = link
+            .try_into()
+            .map_err(|source| GuardError::Link { program, source })?;
+        let path = self.place.join(program);
+        link.pin(&path).map(drop).map_err(|source| GuardError::Pin {
+            program,
+            path,
+            source: source.into(),
+        })
+    }
+
+    /// Removes the pins, and with them the guard.
+    pub(super) fn remove(self) -> Result<(), GuardError> {
+        remove(&self.place)
+    }
+}
+
+/// A place for the pins of this process: `…/culvert/PID`. Mounts a bpffs if there is none.
+///
+/// # Errors
+/// When there is no bpffs and none can be mounted.
+pub fn place() -> Result<PathBuf, GuardError> {
+    let root = match bpffs() {
+        Some(root) => root,
+        None => mount_own()?,
+    };
+    Ok(root.join(DIRECTORY).join(std::process::id().to_string()))
+}
+
+/// Removes the guards of daemons that are gone, or of all but `keep`, and returns how many there were.
+///
+/// # Errors
+/// When a pin cannot be removed.
+pub fn remove_stale(keep: Option<&Path>) -> Result<usize, GuardError> {
+    let mut removed = 0;
+    for root in [SYSTEM_BPFFS, OWN_BPFFS].map(Path::new) {
+        let directory = root.join(DIRECTORY);
+        let Ok(entries) = fs::read_dir(&directory) else {
+            continue;
+        };
+        for entry in entries.filter_map(Result::ok) {
+            let path = entry.path();
+            if Some(path.as_path()) != keep && !is_running(&path) {
+                remove(&path)?;
+                removed += 1;
+            }
+        }
+        // Fails while another daemon has pins there, which is right.
+        let _ = fs::remove_dir(&directory);
+    }
+    unmount_own();
+    Ok(removed)
+}
+
+/// Whether the daemon that made a directory of pins still runs.
+fn is_running(place: &Path) -> bool {
+    let Some(pid) = place.file_name().and_then(|name| name.to_str()) else {
+        return false;
+    };
+    // A recycled process id: some other program has it now.
+    fs::read(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.starts_with(b"culvert"))
+}
+
+fn remove(place: &Path) -> Result<(), GuardError> {
+    let failed = |operation, path: &Path, source| GuardError::Directory {
+        operation,
+        path: path.to_owned(),
+        source,
+    };
+    for entry in fs::read_dir(place)
+        .map_err(|source| failed("list", place, source))?
+        .filter_map(Result::ok)
+    {
+        let path = entry.path();
+        fs::remove_file(&path).map_err(|source| failed("remove", &path, source))?;
+    }
+    fs::remove_dir(place).map_err(|source| failed("remove", place, source))?;
+    if let Some(directory) = place.parent() {
+        let _ = fs::remove_dir(directory);
+    }
+    unmount_own();
+    Ok(())
+}
+
+/// The bpffs that is mounted, the system's first.
+fn bpffs() -> Option<PathBuf> {
+    [SYSTEM_BPFFS, OWN_BPFFS]
+        .map(PathBuf::from)
+        .into_iter()
+        .find(|path| is_bpffs(path))
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn mount_own() -> Result<PathBuf, GuardError> {
+    let path = PathBuf::from(OWN_BPFFS);
+    fs::create_dir_all(&path).map_err(|source| GuardError::Directory {
+        operation: "make",
+        path: path.clone(),
+        source,
+    })?;
+    mount(
+        Some("bpf"),
+        &path,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("mode=0700"),
+    )
+    .map_err(|source| GuardError::Mount {
+        path: path.clone(),
+        source,
+    })?;
+    Ok(path)
+}
+
+/// Unmounts our bpffs once no pin is left in it. It is busy, and stays, while somebody looks at it.
+fn unmount_own() {
+    let path = Path::new(OWN_BPFFS);
+    let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    if is_empty && is_bpffs(path) && umount(path).is_ok() {
+        let _ = fs::remove_dir(path);
+        if let Some(parent) = path.parent() {
+            let _ = fs::remove_dir(parent);
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Typed handles to single maps, each with a descriptor of its own so that workers share nothing.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
+};
+use nix::time::{ClockId, clock_gettime};
+use proxy_common::{Addr, BePort, COUNTERS, Record, RecordKey, Socket, names, role};
+
+use super::InterceptError;
+use crate::upstream::Exempt;
+
+/// Takes the records of accepted connections.
+pub struct Records {
+    map: HashMap<MapData, RecordKey, Record>,
+    netns_cookie: u64,
+}
+
+impl Records {
+    pub(super) fn new(ebpf: &Ebpf, netns_cookie: u64) -> Result<Self, InterceptError> {
+        Ok(Self {
+            map: typed(duplicate(ebpf, names::RECORDS)?, names::RECORDS)?,
+            netns_cookie,
+        })
+    }
+
+    /// Takes the record of a connection that was accepted, by its two addresses. `None`: nobody was intercepted,
+    /// somebody connected to the listener itself.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn take(
+        &mut self,
+        client: SocketAddr,
+        listener: SocketAddr,
+    ) -> Result<Option<Record>, InterceptError> {
+        let key = RecordKey {
+            netns_cookie: self.netns_cookie,
+            source: match client.ip() {
+                IpAddr::V4(v4) => Addr::from_v4(v4.octets()),
+                IpAddr::V6(v6) => Addr(v6.octets()),
+            },
+            source_port: BePort::new(client.port()),
+            listener_port: BePort::new(listener.port()),
+            reserved: 0,
+        };
+        let record = match self.map.get(&key, 0) {
+            Ok(record) => record,
+            Err(MapError::KeyNotFound) => return Ok(None),
+            Err(source) => return Err(map_error("read", names::RECORDS)(source)),
+        };
+        match self.map.remove(&key) {
+            // Not found: the app's socket was closed meanwhile and withdrew it.
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(Some(record)),
+            Err(source) => Err(map_error("remove from", names::RECORDS)(source)),
+        }
+    }
+
+    /// Records that nobody has taken.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn pending(&self) -> Result<usize, InterceptError> {
+        self.map
+            .keys()
+            .try_fold(0, |count, key| key.map(|_| count + 1))
+            .map_err(map_error("list", names::RECORDS))
+    }
+}
+
+/// Marks sockets as the daemon's own before they connect.
+pub struct Exempter {
+    map: std::sync::Mutex<SkStorage<MapData, Socket>>,
+}
+
+impl Exempter {
+    pub(super) fn new(ebpf: &Ebpf) -> Result<Self, InterceptError> {
+        let map = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, names::SOCKETS)?))
+            .map_err(map_error("open", names::SOCKETS))?;
+        Ok(Self {
+            map: std::sync::Mutex::new(map),
+        })
+    }
+}
+
+impl Exempt for Exempter {
+    fn exempt(&self, socket: &socket2::Socket) -> io::Result<()> {
+        let own = Socket {
+            role: role::OWN,
+            ..Socket::default()
+        };
+        // A handle belongs to one worker: the lock is never contended, it is there because aya writes through
+        // `&mut`. A panic cannot leave the handle half-changed.
+        self.map
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .insert(socket, own, 0)
+            .map_err(io::Error::other)
+    }
+}
+
+/// The relay's sign of life, which the hooks compare with the clock.
+pub struct Heartbeat {
+    map: Array<MapData, u64>,
+}
+
+impl Heartbeat {
+    pub(super) fn new(ebpf: &Ebpf) -> Result<Self, InterceptError> {
+        Ok(Self {
+            map: Array::try_from(Map::Array(duplicate(ebpf, names::HEARTBEAT)?))
+                .map_err(map_error("open", names::HEARTBEAT))?,
+        })
+    }
+
+    /// Says that the relay is alive now.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn beat(&mut self) -> Result<(), InterceptError> {
+        self.map
+            .set(0, monotonic_ns(), 0)
+            .map_err(map_error("write", names::HEARTBEAT))
+    }
+}
+
+/// The counters of the hooks.
+pub struct Counters {
+    map: PerCpuArray<MapData, u64>,
+}
+
+impl Counters {
+    pub(super) fn new(ebpf: &Ebpf) -> Result<Self, InterceptError> {
+        Ok(Self {
+            map: PerCpuArray::try_from(Map::PerCpuArray(duplicate(ebpf, names::COUNTERS)?))
+                .map_err(map_error("open", names::COUNTERS))?,
+        })
+    }
+
+    /// Every counter with its name, summed over the CPUs.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn read(&self) -> Result<Vec<(&'static str, u64)>, InterceptError> {
+        COUNTERS
+            .iter()
+            .map(|(counter, name)| {
+                let values = self.map.get(&(*counter as u32), 0)?;
+                Ok((*name, values.iter().sum()))
+            })
+            .collect::<Result<_, MapError>>()
+            .map_err(map_error("read", names::COUNTERS))
+    }
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds, the clock of `bpf_ktime_get_ns`.
+#[must_use]
+pub(super) fn monotonic_ns() -> u64 {
+    // The clock exists on every Linux; a time before boot does not.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
+        let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
+        seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
+    })
+}
+
+/// Sets the one element of an array.
+pub(super) fn set_array<T: Pod>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    value: &T,
+) -> Result<(), InterceptError> {
+    let map = ebpf.map_mut(name).ok_or(InterceptError::Missing(name))?;
+    let mut array: Array<_, T> = map.try_into().map_err(map_error("open", name))?;
+    array.set(0, *value, 0).map_err(map_error("write", name))
+}
+
+/// A second descriptor of a map.
+pub(super) fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<MapData, InterceptError> {
+    let map = ebpf.map(name).ok_or(InterceptError::Missing(name))?;
+    let data = match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LpmTrie(data)
+        | Map::PerCpuArray(data)
+        | Map::SkStorage(data) => data,
+        _ => return Err(InterceptError::Missing(name)),
+    };
+    let fd = std::os::fd::AsFd::as_fd(data.fd())
+        .try_clone_to_owned()
+        .map_err(|source| InterceptError::Handle { map: name, source })?;
+    MapData::from_fd(fd).map_err(map_error("open", name))
+}
+
+pub(super) fn typed<K: Pod, V: Pod>(
+    data: MapData,
+    name: &'static str,
+) -> Result<HashMap<MapData, K, V>, InterceptError> {
+    HashMap::try_from(Map::HashMap(data)).map_err(map_error("open", name))
+}
+
+pub(super) fn map_error(
+    operation: &'static str,
+    map: &'static str,
+) -> impl FnOnce(MapError) -> InterceptError {
+    move |source| InterceptError::Map {
+        operation,
+        map,
+        source: Box::new(source),
+    }
+}

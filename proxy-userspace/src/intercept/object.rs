@@ -1,0 +1,115 @@
+//! The embedded object, what it needs to be told about this kernel, and its log.
+
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
+    programs::ProgramType,
+    sys::{BpfHelper, is_helper_supported},
+};
+use aya_log::EbpfLogger;
+use proxy_common::{Dimensions, names};
+use thiserror::Error;
+
+use super::{Settings, btf::Offsets};
+use crate::policy::Compiled;
+
+/// The compiled eBPF programs.
+pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert-ebpf"));
+
+/// Target of the log records that come from the hooks.
+pub const LOG_TARGET: &str = "culvert-ebpf";
+
+/// What of the optional features this kernel has, found out by trying.
+#[derive(Clone, Debug)]
+pub struct Features {
+    /// `bpf_set_retval` in `connect` hooks: a refused app sees ECONNREFUSED, otherwise EPERM.
+    pub set_retval: bool,
+    /// Where the fields are that tell a task's executable; without them no rule can select by `exe` or `pid`.
+    pub offsets: Result<Offsets, MissingFeature>,
+}
+
+/// A rule needs something that is not there.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum MissingFeature {
+    /// No type information of the running kernel.
+    #[error(
+        "rules with `exe` or `pid` need the kernel's type information, and there is no /sys/kernel/btf/vmlinux ({0}); \
+         select by `cgroup` or `uid` instead, or run a kernel built with CONFIG_DEBUG_INFO_BTF"
+    )]
+    Btf(String),
+    /// Reading kernel memory is not allowed.
+    #[error(
+        "rules with `exe` or `pid` read the connecting task, which needs CAP_PERFMON and a kernel that is not locked \
+         down to confidentiality; select by `cgroup` or `uid` instead"
+    )]
+    ReadKernel,
+}
+
+impl Features {
+    /// Tries what this kernel can do. Needs the privileges to load programs; without them everything is absent.
+    #[must_use]
+    pub fn probe() -> Self {
+        let reads_kernel = is_helper_supported(
+            ProgramType::CgroupSockAddr,
+            BpfHelper::BPF_FUNC_probe_read_kernel,
+        )
+        .unwrap_or(false);
+        Self {
+            set_retval: is_helper_supported(
+                ProgramType::CgroupSockAddr,
+                BpfHelper::BPF_FUNC_set_retval,
+            )
+            .unwrap_or(false),
+            offsets: if reads_kernel {
+                Offsets::of_running_kernel().map_err(|error| MissingFeature::Btf(error.to_string()))
+            } else {
+                Err(MissingFeature::ReadKernel)
+            },
+        }
+    }
+
+    /// Checks that a policy needs nothing that is absent.
+    pub(super) fn allow(&self, compiled: &Compiled) -> Result<(), MissingFeature> {
+        let reads_tasks = Dimensions::EXE | Dimensions::PID;
+        match &self.offsets {
+            Err(missing) if compiled.policy.dimensions & reads_tasks != 0 => Err(missing.clone()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Creates the maps and hands the programs over, with this kernel's facts written into them.
+pub(super) fn load(settings: &Settings, features: &Features) -> Result<Ebpf, EbpfError> {
+    let set_retval = u32::from(features.set_retval);
+    let reads_tasks = u32::from(features.offsets.is_ok());
+    let offsets = features.offsets.clone().unwrap_or_default();
+    let log_level: u8 = if settings.log_faults {
+        aya_log::Level::Debug as u8
+    } else {
+        0
+    };
+    let btf = Btf::from_sys_fs().ok();
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(btf.as_ref())
+        .verifier_log_level(VerifierLogLevel::DISABLE)
+        .map_max_entries(names::RECORDS, settings.max_pending)
+        .override_global(aya_log::LEVEL, &log_level, true)
+        .override_global("HAS_SET_RETVAL", &set_retval, true)
+        .override_global("READS_TASKS", &reads_tasks, true)
+        .override_global("TASK_MM", &offsets.task_mm, true)
+        .override_global("TASK_PID", &offsets.task_pid, true)
+        .override_global("MM_EXE_FILE", &offsets.mm_exe_file, true)
+        .override_global("FILE_INODE", &offsets.file_inode, true)
+        .override_global("INODE_INO", &offsets.inode_ino, true)
+        .override_global("INODE_SB", &offsets.inode_sb, true)
+        .override_global("SB_DEV", &offsets.sb_dev, true);
+    loader.load(OBJECT)
+}
+
+/// The reader of the hooks' log records; to be polled when its descriptor is readable.
+///
+/// # Errors
+/// When the object has no log map.
+pub fn log_reader(ebpf: &mut Ebpf) -> Result<EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
+    EbpfLogger::init(ebpf)
+}

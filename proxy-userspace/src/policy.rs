@@ -1,0 +1,210 @@
+//! Compiles rules into the tables that the kernel decides by.
+//!
+//! Pure: rules and resolved names in, map entries out. Every dimension of a rule becomes, per table entry, one bit
+//! in a [`RuleSet`]; `proxy_common::decide` intersects the sets. What a prefix or range inherits from the ones
+//! around it is worked out here, so that the kernel needs one look-up per dimension.
+
+mod member;
+mod prefix;
+mod range;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use proxy_common::{
+    Action, Dimensions, MAX_RULES, MemberKind, Membership, Policy, PrefixKind, RuleSet, fail_mode,
+    verb,
+};
+use thiserror::Error;
+
+use crate::rule::{FailMode, Rule, Selector, Via};
+
+/// An entry of the prefix table without its generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix {
+    /// A [`PrefixKind`].
+    pub kind: u32,
+    /// Leading bits that count, of 128.
+    pub len: u32,
+    /// The bits; those beyond `len` are 0.
+    pub bits: [u8; 16],
+}
+
+/// A key of the membership table without its generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Member {
+    /// A [`MemberKind`].
+    pub kind: u32,
+    /// Cgroup id, inode number or process id.
+    pub id: u64,
+    /// Device of the inode as the kernel's internal `dev_t`; otherwise 0.
+    pub device: u64,
+}
+
+/// A cgroup that a rule names, found in the hierarchy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CgroupRef {
+    /// Its id, as `bpf_get_current_ancestor_cgroup_id` returns it.
+    pub id: u64,
+    /// Its depth below the root of the hierarchy, which is 0.
+    pub level: u32,
+}
+
+/// An executable that a rule names, found in the file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExeRef {
+    /// Inode number.
+    pub inode: u64,
+    /// Device as the kernel's internal `dev_t`.
+    pub device: u64,
+}
+
+/// What the names in rules stand for at the moment. A name without an entry, or with an empty one, stands for
+/// nothing yet: no task is in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// Cgroups by the reference in the rule; a unit name can be found more than once.
+    pub cgroups: BTreeMap<String, Vec<CgroupRef>>,
+    /// Executables by path. An upgraded binary keeps its old files while old processes may run.
+    pub exes: BTreeMap<PathBuf, Vec<ExeRef>>,
+}
+
+/// A compiled policy, ready to be written to the maps under some generation.
+#[derive(Clone, Debug, Default)]
+pub struct Compiled {
+    /// The header; its generation is set when it is written.
+    pub policy: Policy,
+    /// The prefix table.
+    pub prefixes: Vec<(Prefix, RuleSet)>,
+    /// The membership table.
+    pub members: Vec<(Member, Membership)>,
+    /// What each rule does, in file order.
+    pub actions: Vec<Action>,
+    /// Processes named by rules, whose children are to be followed.
+    pub pids: Vec<u32>,
+}
+
+/// Why rules do not fit the tables.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum CompileError {
+    /// More rules than a rule set has bits.
+    #[error(
+        "{0} rules, but the kernel tables hold {MAX_RULES}; merge rules that differ in one list only"
+    )]
+    TooManyRules(usize),
+    /// A cgroup too deep for the level mask.
+    #[error(
+        "cgroup {reference:?} is {level} levels deep, rules can name 31 at most; name a parent instead"
+    )]
+    TooDeep {
+        /// The reference in the rule.
+        reference: String,
+        /// How deep it is.
+        level: u32,
+    },
+}
+
+/// Compiles rules, in file order.
+///
+/// # Errors
+/// When they do not fit the kernel's tables.
+pub fn compile(rules: &[Rule], names: &Names) -> Result<Compiled, CompileError> {
+    if rules.len() > MAX_RULES {
+        return Err(CompileError::TooManyRules(rules.len()));
+    }
+    let mut compiled = Compiled {
+        actions: rules.iter().map(action).collect(),
+        prefixes: prefix::destinations(rules),
+        ..Compiled::default()
+    };
+    let policy = &mut compiled.policy;
+
+    let ports = |rule: &Rule| widen(&rule.matches.port);
+    let numbers = [
+        (
+            Dimensions::PORT,
+            range::table(PrefixKind::PORT, rules, ports),
+        ),
+        (
+            Dimensions::UID,
+            range::table(PrefixKind::UID, rules, |rule| rule.matches.uid.clone()),
+        ),
+        (
+            Dimensions::GID,
+            range::table(PrefixKind::GID, rules, |rule| rule.matches.gid.clone()),
+        ),
+    ];
+    for (dimension, table) in numbers {
+        if !table.is_empty() {
+            policy.dimensions |= dimension;
+            compiled.prefixes.extend(table);
+        }
+    }
+
+    let cgroups = member::cgroups(rules, names)?;
+    let exes = member::exes(rules, names);
+    let pids = member::pids(rules);
+    policy.cgroup_levels = cgroups.levels;
+    policy.any_cgroup = cgroups.any;
+    policy.any_exe = exes.any;
+    policy.any_pid = pids.any;
+    for (dimension, table) in [
+        (Dimensions::CGROUP, cgroups),
+        (Dimensions::EXE, exes),
+        (Dimensions::PID, pids),
+    ] {
+        if table.needed {
+            policy.dimensions |= dimension;
+        }
+        compiled.members.extend(table.entries);
+    }
+    compiled.pids = compiled
+        .members
+        .iter()
+        .filter(|(member, _)| member.kind == MemberKind::PID)
+        .filter_map(|(member, _)| u32::try_from(member.id).ok())
+        .collect();
+    Ok(compiled)
+}
+
+fn action(rule: &Rule) -> Action {
+    Action {
+        verb: match rule.via {
+            Via::Direct => verb::DIRECT,
+            Via::Refuse => verb::REFUSE,
+            Via::Upstream(_) => verb::RELAY,
+        },
+        on_relay_failure: match rule.on_relay_failure {
+            FailMode::Direct => fail_mode::DIRECT,
+            FailMode::Refuse => fail_mode::REFUSE,
+        },
+    }
+}
+
+fn widen(
+    selector: &Selector<std::ops::RangeInclusive<u16>>,
+) -> Selector<std::ops::RangeInclusive<u32>> {
+    let widen = |ranges: &[std::ops::RangeInclusive<u16>]| {
+        ranges
+            .iter()
+            .map(|range| u32::from(*range.start())..=u32::from(*range.end()))
+            .collect()
+    };
+    Selector {
+        include: widen(&selector.include),
+        exclude: widen(&selector.exclude),
+    }
+}
+
+/// The rules for which something holds.
+fn rules_where(rules: &[Rule], holds: impl Fn(&Rule) -> bool) -> RuleSet {
+    let mut set = RuleSet::EMPTY;
+    for (index, rule) in rules.iter().enumerate() {
+        if holds(rule) {
+            set.insert(index);
+        }
+    }
+    set
+}

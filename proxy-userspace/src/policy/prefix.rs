@@ -1,0 +1,135 @@
+//! Destination prefixes.
+//!
+//! For an address whose longest listed prefix is P, membership in every other listed prefix is known too: it
+//! either contains P or is disjoint from the address. So the rules that an address allows can be worked out per
+//! prefix, and one longest-prefix look-up answers for all rules.
+
+use std::collections::BTreeMap;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use proxy_common::{Addr, PrefixKind, RuleSet};
+
+use super::{Prefix, rules_where};
+use crate::rule::Rule;
+
+/// Bits before an IPv4 address in its IPv4-mapped form.
+const V4_OFFSET: u8 = 96;
+
+/// Rules that list a prefix.
+#[derive(Clone, Copy, Default)]
+struct Listed {
+    include: RuleSet,
+    exclude: RuleSet,
+}
+
+/// What holds in the area of a prefix.
+#[derive(Clone, Copy)]
+struct Area {
+    net: IpNet,
+    include: RuleSet,
+    exclude: RuleSet,
+    /// Rules included by a prefix that lies within loopback: they name it.
+    names_loopback: RuleSet,
+}
+
+/// The prefix table of all destinations.
+pub(super) fn destinations(rules: &[Rule]) -> Vec<(Prefix, RuleSet)> {
+    let anywhere = rules_where(rules, |rule| rule.matches.dest.include.is_empty());
+    let mut listed: BTreeMap<IpNet, Listed> = BTreeMap::new();
+    // Areas that behave differently even when no rule lists them.
+    for net in roots().into_iter().chain(loopback()) {
+        listed.entry(net).or_default();
+    }
+    for (index, rule) in rules.iter().enumerate() {
+        for net in &rule.matches.dest.include {
+            listed
+                .entry(unmapped(*net))
+                .or_default()
+                .include
+                .insert(index);
+        }
+        for net in &rule.matches.dest.exclude {
+            listed
+                .entry(unmapped(*net))
+                .or_default()
+                .exclude
+                .insert(index);
+        }
+    }
+
+    // IpNet orders by family, network, then prefix length: a prefix comes after all that contain it.
+    let mut table = Vec::with_capacity(listed.len());
+    let mut around: Vec<Area> = Vec::new();
+    for (net, own) in listed {
+        while around.last().is_some_and(|area| !area.net.contains(&net)) {
+            around.pop();
+        }
+        let outer = around.last();
+        let is_loopback = loopback().iter().any(|area| area.contains(&net));
+        let inherit = |of: fn(&Area) -> RuleSet| outer.map_or(RuleSet::EMPTY, of);
+        let area = Area {
+            net,
+            include: inherit(|area| area.include).or(&own.include),
+            exclude: inherit(|area| area.exclude).or(&own.exclude),
+            names_loopback: if is_loopback {
+                inherit(|area| area.names_loopback).or(&own.include)
+            } else {
+                RuleSet::EMPTY
+            },
+        };
+        around.push(area);
+        let allowed = if is_loopback {
+            area.names_loopback
+        } else {
+            area.include.or(&anywhere)
+        };
+        table.push((prefix_of(net), allowed.and_not(&area.exclude)));
+    }
+    table
+}
+
+/// The whole of each family.
+fn roots() -> [IpNet; 2] {
+    [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]
+}
+
+/// What stays on this host: direct unless a rule names it.
+fn loopback() -> [IpNet; 4] {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    let v4 = |addr, len| IpNet::V4(Ipv4Net::new_assert(addr, len));
+    let v6 = |addr, len| IpNet::V6(Ipv6Net::new_assert(addr, len));
+    [
+        v4(Ipv4Addr::new(127, 0, 0, 0), 8),
+        v4(Ipv4Addr::UNSPECIFIED, 32),
+        v6(Ipv6Addr::LOCALHOST, 128),
+        v6(Ipv6Addr::UNSPECIFIED, 128),
+    ]
+}
+
+/// An IPv4-mapped IPv6 prefix is the IPv4 prefix it maps.
+fn unmapped(net: IpNet) -> IpNet {
+    if let IpNet::V6(v6) = net
+        && let Some(len) = v6.prefix_len().checked_sub(V4_OFFSET)
+        && let Some(addr) = v6.network().to_ipv4_mapped()
+        && let Ok(v4) = Ipv4Net::new(addr, len)
+    {
+        IpNet::V4(v4)
+    } else {
+        net.trunc()
+    }
+}
+
+fn prefix_of(net: IpNet) -> Prefix {
+    let (bits, len) = match net {
+        IpNet::V4(v4) => (
+            Addr::from_v4(v4.network().octets()).0,
+            V4_OFFSET + v4.prefix_len(),
+        ),
+        IpNet::V6(v6) => (v6.network().octets(), v6.prefix_len()),
+    };
+    Prefix {
+        kind: PrefixKind::DEST,
+        len: u32::from(len),
+        bits,
+    }
+}
