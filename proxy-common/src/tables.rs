@@ -54,7 +54,7 @@ pub struct PrefixKey {
     /// A [`PrefixKind`].
     pub kind: u32,
     /// The address, or the number big-endian and then zeros.
-    pub bits: [u8; 16],
+    pub bits: Addr,
 }
 
 impl PrefixKey {
@@ -70,7 +70,7 @@ impl PrefixKey {
         Self {
             generation,
             kind: PrefixKind::DEST,
-            bits: addr.0,
+            bits: addr,
         }
     }
 
@@ -78,11 +78,10 @@ impl PrefixKey {
     #[inline(always)]
     #[must_use]
     pub const fn number(generation: u32, kind: u32, value: u32) -> Self {
-        let [a, b, c, d] = value.to_be_bytes();
         Self {
             generation,
             kind,
-            bits: [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            bits: Addr::from_words([value.to_be(), 0, 0, 0]),
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{SO_BINDTODEVICE, SOL_SOCKET, bpf_sock, bpf_sock_addr},
+    bindings::{SO_BINDTODEVICE, SOL_SOCKET, bpf_sock},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
         generated::{
@@ -52,36 +52,57 @@ pub const V4: Version = Version { family: Family::V4 };
 pub const V6: Version = Version { family: Family::V6 };
 
 impl Version {
-    /// Destination as the app gave it.
+    /// Address in the context: the destination of `connect()`, the peer of `getpeername()`.
     #[inline(always)]
-    pub fn dest(&self, ctx: &SockAddrContext) -> (Addr, BePort) {
+    pub fn addr(&self, ctx: &SockAddrContext) -> (Addr, BePort) {
         let raw = ctx.sock_addr;
-        // SAFETY: the context is valid while the program runs.
+        // SAFETY: the context is valid while the program runs. Volatile, word by word: the verifier knows these
+        // fields only as single accesses, and LLVM would make one copy of them.
         unsafe {
             let port = BePort((*raw).user_port as u16);
             if self.family == Family::V4 {
-                (Addr::from_v4_word((*raw).user_ip4), port)
-            } else {
-                (Addr::from_words((*raw).user_ip6), port)
+                return (Addr::from_v4_word((*raw).user_ip4), port);
             }
+            let words = (&raw const (*raw).user_ip6).cast::<u32>();
+            let words = [
+                words.read_volatile(),
+                words.add(1).read_volatile(),
+                words.add(2).read_volatile(),
+                words.add(3).read_volatile(),
+            ];
+            (Addr::from_words(words), port)
         }
     }
 
-    /// Points the call at a listener: `127.0.0.1`, `::ffff:127.0.0.1` or `::1`.
+    /// Replaces the address in the context.
     #[inline(always)]
-    fn redirect(&self, raw: *mut bpf_sock_addr, listener: u16, port: BePort) {
-        const LOOPBACK4: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
-        // SAFETY: the context is valid while the program runs; these fields are writable in `connect` hooks.
+    pub fn set_addr(&self, ctx: &SockAddrContext, addr: Addr, port: BePort) {
+        let raw = ctx.sock_addr;
+        let [a, b, c, d] = addr.words();
+        // SAFETY: as above; the fields are writable in `connect` and `getpeername` hooks.
         unsafe {
             if self.family == Family::V4 {
-                (*raw).user_ip4 = LOOPBACK4;
-            } else if listener == Family::V4 {
-                (*raw).user_ip6 = Addr::from_v4_word(LOOPBACK4).words();
+                (*raw).user_ip4 = d;
             } else {
-                (*raw).user_ip6 = [0, 0, 0, u32::from_ne_bytes([0, 0, 0, 1])];
+                let words = (&raw mut (*raw).user_ip6).cast::<u32>();
+                words.write_volatile(a);
+                words.add(1).write_volatile(b);
+                words.add(2).write_volatile(c);
+                words.add(3).write_volatile(d);
             }
             (*raw).user_port = u32::from(port.0);
         }
+    }
+}
+
+/// Where a listener of a family listens, for an app's socket of either family: `127.0.0.1`, `::ffff:127.0.0.1` or
+/// `::1`.
+#[inline(always)]
+fn listener_addr(family: u16) -> Addr {
+    if family == Family::V4 {
+        Addr::from_v4([127, 0, 0, 1])
+    } else {
+        Addr::from_words([0, 0, 0, u32::from_ne_bytes([0, 0, 0, 1])])
     }
 }
 
@@ -99,7 +120,7 @@ pub fn connect(version: &Version, ctx: &SockAddrContext) -> i32 {
         count(Counter::Own);
         return PROCEED;
     }
-    let (addr, port) = version.dest(ctx);
+    let (addr, port) = version.addr(ctx);
     let relay = RELAY.get(0);
     if relay.is_some_and(|relay| is_listener(relay, &addr, port)) {
         // The relay finds no record of it and resets it: nobody can talk to the listener, nothing loops.
@@ -208,7 +229,7 @@ fn to_relay(
     socket.record.connect_ns = now;
     socket.record.netns_cookie = netns_cookie;
     socket.role = role::INTERCEPTED;
-    version.redirect(ctx.sock_addr, listener_family, listener_port);
+    version.set_addr(ctx, listener_addr(listener_family), listener_port);
     Ok(())
 }
 

@@ -99,8 +99,9 @@ fn write<T>(ctx: &SockoptContext, value: T) -> Option<()> {
             return None;
         }
         start.write(value);
-        (*raw).optlen = size_of::<T>() as i32;
-        (*raw).retval = 0;
+        // Volatile: merged into one 8-byte store the verifier refuses them.
+        (&raw mut (*raw).optlen).write_volatile(size_of::<T>() as i32);
+        (&raw mut (*raw).retval).write_volatile(0);
     }
     Some(())
 }

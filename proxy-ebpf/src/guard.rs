@@ -19,7 +19,7 @@ pub fn guard(version: &Version, ctx: &SockAddrContext) -> i32 {
     if !is_tcp(ctx) || is_own(ctx) {
         return PROCEED;
     }
-    let (addr, port) = version.dest(ctx);
+    let (addr, port) = version.addr(ctx);
     if RELAY
         .get(0)
         .is_some_and(|relay| is_listener(relay, &addr, port))

@@ -60,13 +60,13 @@ pub fn guard6(ctx: SockAddrContext) -> i32 {
 /// `getpeername()` on an IPv4 socket.
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    peername::getpeername4(&ctx)
+    peername::getpeername(&connect::V4, &ctx)
 }
 
 /// `getpeername()` on an IPv6 socket.
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    peername::getpeername6(&ctx)
+    peername::getpeername(&connect::V6, &ctx)
 }
 
 /// `getsockopt()` on any socket.

@@ -67,10 +67,24 @@ fn intercepted(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
 /// The tuple as the relay will see it.
 #[inline(always)]
 fn key_of(ctx: &SockOpsContext, socket: &Socket) -> RecordKey {
+    // SAFETY: the context is valid while the program runs. Volatile and both: LLVM would otherwise choose between the
+    // two offsets and load once, which the verifier refuses.
+    let (v4, v6) = unsafe {
+        let v6 = (&raw const (*ctx.ops).local_ip6).cast::<u32>();
+        (
+            (&raw const (*ctx.ops).local_ip4).read_volatile(),
+            [
+                v6.read_volatile(),
+                v6.add(1).read_volatile(),
+                v6.add(2).read_volatile(),
+                v6.add(3).read_volatile(),
+            ],
+        )
+    };
     let source = if socket.listener_family == Family::V4 {
-        Addr::from_v4_word(ctx.local_ip4())
+        Addr::from_v4_word(v4)
     } else {
-        Addr::from_words(ctx.local_ip6())
+        Addr::from_words(v6)
     };
     RecordKey {
         netns_cookie: socket.record.netns_cookie,

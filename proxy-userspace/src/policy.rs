@@ -14,22 +14,22 @@ mod tests;
 use std::{collections::BTreeMap, path::PathBuf};
 
 use proxy_common::{
-    Action, Dimensions, MAX_RULES, MemberKind, Membership, Policy, PrefixKind, RuleSet, fail_mode,
-    verb,
+    Action, Addr, Dimensions, MAX_RULES, MemberKind, Membership, Policy, PrefixKind, RuleSet,
+    fail_mode, verb,
 };
 use thiserror::Error;
 
 use crate::rule::{FailMode, Rule, Selector, Via};
 
 /// An entry of the prefix table without its generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Prefix {
     /// A [`PrefixKind`].
     pub kind: u32,
     /// Leading bits that count, of 128.
     pub len: u32,
     /// The bits; those beyond `len` are 0.
-    pub bits: [u8; 16],
+    pub bits: Addr,
 }
 
 /// A key of the membership table without its generation.

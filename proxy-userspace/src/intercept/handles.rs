@@ -1,9 +1,6 @@
 //! Typed handles to single maps, each with a descriptor of its own so that workers share nothing.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-};
+use std::{io, net::SocketAddr};
 
 use aya::{
     Ebpf, Pod,
@@ -41,10 +38,7 @@ impl Records {
     ) -> Result<Option<Record>, InterceptError> {
         let key = RecordKey {
             netns_cookie: self.netns_cookie,
-            source: match client.ip() {
-                IpAddr::V4(v4) => Addr::from_v4(v4.octets()),
-                IpAddr::V6(v6) => Addr(v6.octets()),
-            },
+            source: Addr::from(client.ip()),
             source_port: BePort::new(client.port()),
             listener_port: BePort::new(listener.port()),
             reserved: 0,

@@ -1,7 +1,7 @@
 //! The embedded object, what it needs to be told about this kernel, and its log.
 
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
+    Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
     programs::ProgramType,
     sys::{BpfHelper, is_helper_supported},
 };
@@ -91,7 +91,6 @@ pub(super) fn load(settings: &Settings, features: &Features) -> Result<Ebpf, Ebp
     let mut loader = EbpfLoader::new();
     loader
         .btf(btf.as_ref())
-        .verifier_log_level(VerifierLogLevel::DISABLE)
         .map_max_entries(names::RECORDS, settings.max_pending)
         .override_global(aya_log::LEVEL, &log_level, true)
         .override_global("HAS_SET_RETVAL", &set_retval, true)

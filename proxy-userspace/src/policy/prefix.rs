@@ -122,10 +122,10 @@ fn unmapped(net: IpNet) -> IpNet {
 fn prefix_of(net: IpNet) -> Prefix {
     let (bits, len) = match net {
         IpNet::V4(v4) => (
-            Addr::from_v4(v4.network().octets()).0,
+            Addr::from_v4(v4.network().octets()),
             V4_OFFSET + v4.prefix_len(),
         ),
-        IpNet::V6(v6) => (v6.network().octets(), v6.prefix_len()),
+        IpNet::V6(v6) => (Addr::from_v6(v6.network().octets()), v6.prefix_len()),
     };
     Prefix {
         kind: PrefixKind::DEST,

@@ -102,7 +102,7 @@ mod tests {
             cover(2, first, last, RuleSet::ALL, &mut table);
             let mut next = u64::from(first);
             for (prefix, _) in &table {
-                let value = u32::from_be_bytes(prefix.bits[..4].try_into().unwrap());
+                let value = u32::from_be(prefix.bits.words()[0]);
                 assert_eq!(u64::from(value), next, "{first}..={last}");
                 next += 1 << (32 - prefix.len);
             }
