@@ -25,8 +25,10 @@ pub enum CloseReason {
     DestinationRefused,
     /// The destination could not be reached.
     DestinationUnreachable,
-    /// Connecting took longer than the connect timeout.
+    /// Connecting to the destination took longer than the connect timeout.
     ConnectTimeout,
+    /// The upstream proxies took longer than the handshake timeout, for their own sake or the destination's.
+    HandshakeTimeout,
     /// The kernel had no record of it: somebody connected to the listener itself.
     NotIntercepted,
     /// The rule that selected it is gone since a reload.
@@ -36,6 +38,25 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// Every reason, in the order of their discriminants.
+    pub const ALL: [Self; 15] = [
+        Self::Done,
+        Self::DownstreamReset,
+        Self::UpstreamReset,
+        Self::IdleTimeout,
+        Self::Shutdown,
+        Self::ProxyUnreachable,
+        Self::ProxyRefused,
+        Self::ProxyProtocol,
+        Self::DestinationRefused,
+        Self::DestinationUnreachable,
+        Self::ConnectTimeout,
+        Self::HandshakeTimeout,
+        Self::NotIntercepted,
+        Self::RuleGone,
+        Self::OutOfResources,
+    ];
+
     /// The stable name in logs, records and counters.
     #[must_use]
     pub const fn label(self) -> &'static str {
@@ -51,6 +72,7 @@ impl CloseReason {
             Self::DestinationRefused => "destination_refused",
             Self::DestinationUnreachable => "destination_unreachable",
             Self::ConnectTimeout => "connect_timeout",
+            Self::HandshakeTimeout => "handshake_timeout",
             Self::NotIntercepted => "not_intercepted",
             Self::RuleGone => "rule_gone",
             Self::OutOfResources => "out_of_resources",
@@ -61,5 +83,17 @@ impl CloseReason {
 impl fmt::Display for CloseReason {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.label())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_stands_at_its_index() {
+        for (index, reason) in CloseReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
     }
 }

@@ -10,11 +10,7 @@ mod handles;
 mod object;
 mod tables;
 
-use std::{
-    io,
-    os::fd::{AsFd, BorrowedFd},
-    path::PathBuf,
-};
+use std::{io, os::fd::BorrowedFd, path::PathBuf};
 
 use aya::{
     Ebpf, EbpfError,
@@ -28,7 +24,7 @@ use proxy_common::{Relay, names};
 use thiserror::Error;
 
 pub use handles::{Counters, Exempter, Heartbeat, Records};
-pub use object::{Features, LOG_TARGET, MissingFeature, OBJECT, log_reader};
+pub use object::{Features, LogReader, MissingFeature, OBJECT};
 
 use crate::policy::Compiled;
 use guard::{Guard, GuardError};
@@ -268,9 +264,15 @@ impl Interceptor {
         Counters::new(&self.ebpf)
     }
 
-    /// The ring buffer with the hooks' log records, once.
-    pub fn object_mut(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
+    /// The reader of what the hooks log, once.
+    pub fn log_reader(&mut self) -> Option<LogReader> {
+        LogReader::new(&mut self.ebpf)
+    }
+
+    /// The generation that the next policy will have.
+    #[must_use]
+    pub fn next_generation(&self) -> u32 {
+        self.tables.next_generation()
     }
 
     /// Starts following forks and exits; once started it goes on, so that a reload forgets nobody.
@@ -327,12 +329,4 @@ fn attach_error(program: &'static str) -> impl FnOnce(ProgramError) -> Intercept
         program,
         source: Box::new(source),
     }
-}
-
-/// Opens a cgroup directory for attaching.
-///
-/// # Errors
-/// When there is no such cgroup.
-pub fn open_cgroup(path: &std::path::Path) -> io::Result<impl AsFd + use<>> {
-    std::fs::File::open(path)
 }

@@ -1,7 +1,22 @@
 //! culvert: a transparent proxy for Linux that is accelerated by the kernel.
 
+mod access_log;
+pub mod cli;
+pub mod clock;
 pub mod close;
+pub mod commands;
+mod connection;
+pub mod daemon;
+pub mod failure;
 pub mod intercept;
+mod limits;
+mod listener;
 pub mod policy;
+pub mod proxy;
+mod pulse;
+pub mod record;
+pub mod resolve;
+pub mod routes;
 pub mod rule;
 pub mod upstream;
+pub mod worker;

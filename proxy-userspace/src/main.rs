@@ -1,1 +1,22 @@
-fn main() {}
+//! The `culvert` command: arguments in, exit code out.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use proxy_userspace::{cli::Cli, commands, failure};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    commands::start_log(&cli);
+    match commands::dispatch(&cli) {
+        Ok(code) => code,
+        Err(error) => {
+            if cli.verbose > 0 {
+                eprintln!("culvert: {error:#}");
+            } else {
+                eprintln!("culvert: {}", commands::sentence(&error));
+            }
+            ExitCode::from(failure::class_of(&error).exit_code())
+        }
+    }
+}

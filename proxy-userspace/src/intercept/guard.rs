@@ -126,11 +126,11 @@ pub fn place() -> Result<PathBuf, GuardError> {
     Ok(root.join(DIRECTORY).join(std::process::id().to_string()))
 }
 
-/// Removes the guards of daemons that are gone, or of all but `keep`, and returns how many there were.
+/// Removes the guards of daemons that are gone, and returns how many there were.
 ///
 /// # Errors
 /// When a pin cannot be removed.
-pub fn remove_stale(keep: Option<&Path>) -> Result<usize, GuardError> {
+pub fn remove_stale() -> Result<usize, GuardError> {
     let mut removed = 0;
     for root in [SYSTEM_BPFFS, OWN_BPFFS].map(Path::new) {
         let directory = root.join(DIRECTORY);
@@ -139,7 +139,7 @@ pub fn remove_stale(keep: Option<&Path>) -> Result<usize, GuardError> {
         };
         for entry in entries.filter_map(Result::ok) {
             let path = entry.path();
-            if Some(path.as_path()) != keep && !is_running(&path) {
+            if !is_running(&path) {
                 remove(&path)?;
                 removed += 1;
             }
@@ -214,11 +214,11 @@ fn mount_own() -> Result<PathBuf, GuardError> {
     Ok(path)
 }
 
-/// Unmounts our bpffs once no pin is left in it. It is busy, and stays, while somebody looks at it.
+/// Unmounts our bpffs once no pin is left in it. (It is never empty: the kernel puts `maps.debug` and `progs.debug` there.) It
+/// is busy, and stays, while somebody looks at it.
 fn unmount_own() {
     let path = Path::new(OWN_BPFFS);
-    let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
-    if is_empty && is_bpffs(path) && umount(path).is_ok() {
+    if is_bpffs(path) && !path.join(DIRECTORY).exists() && umount(path).is_ok() {
         let _ = fs::remove_dir(path);
         if let Some(parent) = path.parent() {
             let _ = fs::remove_dir(parent);

@@ -6,11 +6,10 @@ use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
 };
-use nix::time::{ClockId, clock_gettime};
 use proxy_common::{Addr, BePort, COUNTERS, Record, RecordKey, Socket, names, role};
 
 use super::InterceptError;
-use crate::upstream::Exempt;
+use crate::{clock, upstream::Exempt, worker::OriginalDst};
 
 /// Takes the records of accepted connections.
 pub struct Records {
@@ -67,6 +66,12 @@ impl Records {
     }
 }
 
+impl OriginalDst for Records {
+    fn take(&mut self, client: SocketAddr, listener: SocketAddr) -> io::Result<Option<Record>> {
+        Self::take(self, client, listener).map_err(io::Error::other)
+    }
+}
+
 /// Marks sockets as the daemon's own before they connect.
 pub struct Exempter {
     map: std::sync::Mutex<SkStorage<MapData, Socket>>,
@@ -117,7 +122,11 @@ impl Heartbeat {
     /// When the map cannot be written.
     pub fn beat(&mut self) -> Result<(), InterceptError> {
         self.map
-            .set(0, monotonic_ns(), 0)
+            .set(
+                0,
+                u64::try_from(clock::monotonic().as_nanos()).unwrap_or(u64::MAX),
+                0,
+            )
             .map_err(map_error("write", names::HEARTBEAT))
     }
 }
@@ -149,16 +158,6 @@ impl Counters {
             .collect::<Result<_, MapError>>()
             .map_err(map_error("read", names::COUNTERS))
     }
-}
-
-/// `CLOCK_MONOTONIC` in nanoseconds, the clock of `bpf_ktime_get_ns`.
-#[must_use]
-pub(super) fn monotonic_ns() -> u64 {
-    // The clock exists on every Linux; a time before boot does not.
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
-        let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
-        seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
-    })
 }
 
 /// Sets the one element of an array.

@@ -1,5 +1,7 @@
 //! The embedded object, what it needs to be told about this kernel, and its log.
 
+use std::os::fd::{AsRawFd, RawFd};
+
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
     programs::ProgramType,
@@ -14,9 +16,6 @@ use crate::policy::Compiled;
 
 /// The compiled eBPF programs.
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert-ebpf"));
-
-/// Target of the log records that come from the hooks.
-pub const LOG_TARGET: &str = "culvert-ebpf";
 
 /// What of the optional features this kernel has, found out by trying.
 #[derive(Clone, Debug)]
@@ -105,10 +104,24 @@ pub(super) fn load(settings: &Settings, features: &Features) -> Result<Ebpf, Ebp
     loader.load(OBJECT)
 }
 
-/// The reader of the hooks' log records; to be polled when its descriptor is readable.
-///
-/// # Errors
-/// When the object has no log map.
-pub fn log_reader(ebpf: &mut Ebpf) -> Result<EbpfLogger<&'static dyn log::Log>, aya_log::Error> {
-    EbpfLogger::init(ebpf)
+/// Passes on what the hooks log. To be flushed when its descriptor is readable.
+pub struct LogReader {
+    logger: EbpfLogger<&'static dyn log::Log>,
+}
+
+impl LogReader {
+    pub(super) fn new(ebpf: &mut Ebpf) -> Option<Self> {
+        EbpfLogger::init(ebpf).ok().map(|logger| Self { logger })
+    }
+
+    /// Logs what waits.
+    pub fn flush(&mut self) {
+        self.logger.flush();
+    }
+}
+
+impl AsRawFd for LogReader {
+    fn as_raw_fd(&self) -> RawFd {
+        self.logger.as_raw_fd()
+    }
 }

@@ -50,12 +50,21 @@ impl PolicyTables {
         })
     }
 
+    /// The generation after the one in force; never 0, which means no policy, and of the other parity than the one
+    /// in force, whose actions are in the other half of their array.
+    pub(super) const fn next_generation(&self) -> u32 {
+        match self.generation.checked_add(1) {
+            Some(next) => next,
+            None => 2,
+        }
+    }
+
     /// Writes the next generation and puts it in force.
     pub(super) fn install(&mut self, compiled: &Compiled) -> Result<u32, InterceptError> {
         // The generation before the one in force is still there, because a hook that had just read the header
         // may have been using it; by now none can.
         self.remove_oldest()?;
-        let generation = self.generation.checked_add(1).unwrap_or(2);
+        let generation = self.next_generation();
         let written = self.write(compiled, generation);
         let [newest, previous] = &mut self.written;
         std::mem::swap(newest, previous);

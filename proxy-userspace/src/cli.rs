@@ -1,0 +1,116 @@
+//! The command line: types only, no behaviour. Nouns read, verbs change.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A transparent proxy for Linux: chosen connections go through a relay or a proxy, no client is configured, and
+/// nothing is left behind.
+#[derive(Debug, Parser)]
+#[command(
+    name = "culvert",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Say more: -v also debug messages and the causes of errors, -vv everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Form of the log on standard error.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run one command with all its TCP connections proxied; exits with the command's status.
+    Exec(ExecArgs),
+    /// Run the proxy in the foreground: SIGTERM drains and ends it, SIGHUP reloads the file.
+    Run(ConfigArg),
+    /// Read a configuration and print what it means.
+    Check {
+        /// The configuration file.
+        file: PathBuf,
+    },
+    /// Print what `run` would attach where, and what is missing; changes nothing.
+    Plan(ConfigArg),
+    /// Examine kernel, cgroups, privileges and hooks, and say what to do.
+    Doctor {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Intercept real connections between an embedded client and an embedded server, and show what happened.
+    Demo,
+    /// Remove what a killed daemon left in force (rules with `on_relay_failure = "refuse"`).
+    Detach,
+    /// Kill what is left of an `exec` whose process was killed.
+    #[command(name = "__reap", hide = true)]
+    Reap {
+        /// Directory of the cgroup.
+        cgroup: PathBuf,
+    },
+}
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+pub struct ConfigArg {
+    /// The configuration file.
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/culvert.toml")]
+    pub config: PathBuf,
+}
+
+/// What to run, and how.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Proxy to go through: socks5://, http:// or https://[USER:PASSWORD@]HOST[:PORT], or direct://. Repeat it for a
+    /// chain, nearest first. Without any, connections are relayed to where they go, and can be watched.
+    #[arg(long, value_name = "URL")]
+    pub via: Vec<String>,
+
+    /// Rules and upstreams from a file, instead of sending everything through --via.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "via")]
+    pub config: Option<PathBuf>,
+
+    /// Write a close record per connection to a file, or to standard error with `-`.
+    #[arg(long, value_name = "FILE")]
+    pub access_log: Option<PathBuf>,
+
+    /// Run the command as this user (name or number) instead of the one who called sudo.
+    #[arg(long, value_name = "USER", conflicts_with = "root")]
+    pub user: Option<String>,
+
+    /// Run the command as root, also when called through sudo.
+    #[arg(long)]
+    pub root: bool,
+
+    /// When the command ends but processes it started go on, wait for them instead of ending them.
+    #[arg(long)]
+    pub wait: bool,
+
+    /// The command and its arguments.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    pub command: Vec<std::ffi::OsString>,
+}

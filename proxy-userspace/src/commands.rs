@@ -1,0 +1,78 @@
+//! From a parsed command line to the module that does it.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use tracing_subscriber::{EnvFilter, fmt};
+
+use crate::{
+    cli::{Cli, Command, LogFormat},
+    config, daemon,
+    failure::Failure,
+    intercept::guard,
+};
+
+/// Starts logging to standard error. `RUST_LOG` wins over `-v`.
+pub fn start_log(cli: &Cli) {
+    let quiet = matches!(cli.command, Command::Exec(_));
+    let level = match cli.verbose {
+        0 if quiet => "warn",
+        0 => "info",
+        1 => "debug",
+        _ => "trace",
+    };
+    // The libraries below us log every relocation and every handshake at their debug level.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        let own = format!("{level},aya=warn,aya_obj=warn,hickory_resolver=warn,rustls=warn");
+        EnvFilter::new(if cli.verbose > 1 {
+            level.to_owned()
+        } else {
+            own
+        })
+    });
+    let log = fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .with_target(false);
+    let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    match cli.log_format {
+        LogFormat::Text => log.with_ansi(colours).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// With a [`Failure`] in the chain where the exit code is not 1.
+pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
+    match &cli.command {
+        Command::Run(arg) => daemon::run(&arg.config, cli.verbose > 0)?,
+        Command::Check { file } => {
+            let config = daemon::load(file)?;
+            print!("{}", config::summary(&config));
+        }
+        Command::Detach => detach()?,
+        _ => return Err(Failure::usage("not yet").into()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn detach() -> Result<()> {
+    match guard::remove_stale()? {
+        0 => println!("nothing was left in force"),
+        1 => println!("removed what a killed daemon had left in force"),
+        count => println!("removed what {count} killed daemons had left in force"),
+    }
+    Ok(())
+}
+
+/// An error as one sentence: what failed, and the first cause.
+#[must_use]
+pub fn sentence(error: &anyhow::Error) -> String {
+    match error.chain().nth(1) {
+        Some(cause) => format!("{error}: {cause} (-v shows all causes)"),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,218 @@
+//! One connection, from accept to its close record. Read it top to bottom.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, SystemTime},
+};
+
+use proxy_common::Record;
+use tokio::net::TcpStream;
+
+use crate::{
+    clock,
+    close::CloseReason,
+    process::Process,
+    record::{CloseRecord, comm_text},
+    relay::{Ended, Progress, Relay},
+    routes::Route,
+    socket,
+    upstream::{Connected, Timings},
+    worker::Worker,
+};
+
+/// Takes an accepted connection to its end.
+pub(crate) async fn serve(
+    worker: &Worker,
+    downstream: TcpStream,
+    client: SocketAddr,
+    listener: SocketAddr,
+) {
+    let accepted_at = clock::monotonic();
+    let record = match worker.original_dst.borrow_mut().take(client, listener) {
+        Ok(Some(record)) => record,
+        Ok(None) => {
+            return reject(
+                worker,
+                downstream,
+                client,
+                CloseReason::NotIntercepted,
+                None,
+            );
+        }
+        Err(error) => {
+            tracing::error!(%error, "cannot ask the kernel where a connection was going");
+            return reject(
+                worker,
+                downstream,
+                client,
+                CloseReason::OutOfResources,
+                None,
+            );
+        }
+    };
+    let Some(route) = worker.shared.routes.find(record.rule) else {
+        return reject(
+            worker,
+            downstream,
+            client,
+            CloseReason::RuleGone,
+            Some(record),
+        );
+    };
+    worker.shared.stats.live.fetch_add(1, Relaxed);
+    let mut flow = Flow {
+        worker,
+        client,
+        intercept: accepted_at.saturating_sub(Duration::from_nanos(record.connect_ns)),
+        // Now, while the app surely waits for us: when the connection ends its process may be gone.
+        process: worker
+            .processes
+            .borrow_mut()
+            .get(record.pid, record.connect_ns),
+        record,
+        route,
+        progress: Arc::new(Progress::default()),
+        peer: None,
+        timings: Timings::default(),
+    };
+    let (reason, error) = flow.run(downstream).await;
+    worker.shared.stats.live.fetch_sub(1, Relaxed);
+    flow.finish(reason, error.as_deref());
+}
+
+/// A connection that has a route.
+struct Flow<'a> {
+    worker: &'a Worker,
+    client: SocketAddr,
+    record: Record,
+    route: Route,
+    process: Option<Arc<Process>>,
+    progress: Arc<Progress>,
+    peer: Option<SocketAddr>,
+    intercept: Duration,
+    timings: Timings,
+}
+
+impl Flow<'_> {
+    /// Dials and relays. Whatever goes wrong, the app sees a reset and never an orderly end.
+    async fn run(&mut self, mut downstream: TcpStream) -> (CloseReason, Option<String>) {
+        let mut upstream = match self.dial().await {
+            Ok(upstream) => upstream,
+            Err((reason, error)) => {
+                socket::reset(downstream);
+                return (reason, error);
+            }
+        };
+        let mut relay = Relay::new(Arc::clone(&self.progress), self.worker.shared.idle_timeout);
+        let mut stop = self.worker.stop.clone();
+        let ended = tokio::select! {
+            ended = relay.run(&mut downstream, &mut upstream.stream, self.route.path) => ended,
+            _ = stop.wait_for(|stop| *stop) => Ended { reason: CloseReason::Shutdown, first_error: None },
+        };
+        if ended.must_reset() {
+            socket::reset(downstream);
+            socket::reset(upstream.stream.into_tcp());
+        }
+        (
+            ended.reason,
+            ended.first_error.map(|error| error.to_string()),
+        )
+    }
+
+    async fn dial(&mut self) -> Result<Connected, (CloseReason, Option<String>)> {
+        let destination = orig_dst(&self.record);
+        let mut stop = self.worker.stop.clone();
+        let dialled = tokio::select! {
+            dialled = self.worker.dialer.dial(&self.route.upstream, destination) => dialled,
+            _ = stop.wait_for(|stop| *stop) => return Err((CloseReason::Shutdown, None)),
+        };
+        match dialled {
+            Ok(connected) => {
+                self.peer = Some(connected.peer);
+                self.timings = connected.timings;
+                Ok(connected)
+            }
+            Err(error) => {
+                let reason = error.close_reason();
+                let text = format!("{:#}", anyhow::Error::from(error));
+                if self.worker.may_warn(reason) {
+                    tracing::warn!(
+                        rule = &*self.route.rule,
+                        upstream = &*self.route.upstream.name,
+                        %destination,
+                        "{text}"
+                    );
+                }
+                Err((reason, Some(text)))
+            }
+        }
+    }
+
+    /// Counts and records the end.
+    fn finish(&self, reason: CloseReason, error: Option<&str>) {
+        self.worker.shared.stats.count_close(reason);
+        let Some(log) = &self.worker.shared.access_log else {
+            return;
+        };
+        let opened = Duration::from_nanos(self.record.connect_ns);
+        log.write(&CloseRecord {
+            closed_at: SystemTime::now(),
+            rule: Some(&self.route.rule),
+            pid: self.record.pid,
+            uid: self.record.uid,
+            gid: self.record.gid,
+            comm: &comm_text(&self.record.comm),
+            exe: self
+                .process
+                .as_ref()
+                .and_then(|process| process.exe.as_deref()),
+            cgroup: self
+                .process
+                .as_ref()
+                .and_then(|process| process.cgroup.as_deref()),
+            client: self.client,
+            orig_dst: Some(orig_dst(&self.record)),
+            upstream: Some(&self.route.upstream.name),
+            peer: self.peer,
+            path: self.peer.map(|_| self.progress.path().label()),
+            up: self.progress.up(),
+            down: self.progress.down(),
+            intercept: self.intercept,
+            connect: self.timings.connect,
+            handshake: self.timings.handshake,
+            total: clock::monotonic().saturating_sub(opened),
+            reason,
+            error,
+        });
+    }
+}
+
+/// Resets a connection that has no route.
+fn reject(
+    worker: &Worker,
+    downstream: TcpStream,
+    client: SocketAddr,
+    reason: CloseReason,
+    record: Option<Record>,
+) {
+    socket::reset(downstream);
+    worker.shared.stats.count_close(reason);
+    if worker.may_warn(reason) {
+        let orig_dst = record.map(|record| orig_dst(&record));
+        tracing::warn!(%client, ?orig_dst, %reason, "connection reset");
+    }
+}
+
+fn orig_dst(record: &Record) -> SocketAddr {
+    record.orig_addr.with_port(record.orig_port)
+}
+
+impl crate::relay::Side for crate::upstream::UpstreamStream {
+    fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(tcp) => Some(tcp),
+            Self::Tls(_) => None,
+        }
+    }
+}

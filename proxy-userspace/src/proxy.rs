@@ -1,0 +1,312 @@
+//! A running proxy: the kernel side, the workers, and the heartbeat between them.
+//!
+//! The order of things is here. Start: listeners, programs, workers, policy, and only then the hooks are attached.
+//! Stop: the hooks are detached first, what is open may finish until a deadline, the rest is reset. `daemon`, `exec`
+//! and `demo` are three ways to use it.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    fs::File,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    num::NonZeroUsize,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use proxy_common::{BePort, Relay};
+use thiserror::Error;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    intercept::{Features, InterceptError, Interceptor, Records, guard},
+    policy::{CompileError, Names, compile},
+    pulse::{Pulse, Supervisor},
+    record::AccessLog,
+    routes::{self, RouteTable, Routes, UnknownUpstream},
+    rule::{FailMode, Rule},
+    socket,
+    upstream::Upstream,
+    worker::{self, Shared, Stats},
+};
+
+/// What a proxy is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Threads that relay.
+    pub workers: NonZeroUsize,
+    /// Relayed connections at a time.
+    pub max_connections: usize,
+    /// Intercepted connections not accepted yet, at a time.
+    pub max_pending: u32,
+    /// Silence after which the kernel holds the relay for hung.
+    pub heartbeat_timeout: Duration,
+    /// Silence after which a connection is closed.
+    pub idle_timeout: Option<Duration>,
+    /// Where close records go.
+    pub access_log: Option<AccessLog>,
+    /// Whether faults in the hooks are logged one by one.
+    pub log_faults: bool,
+}
+
+/// Why a proxy cannot be started or changed.
+#[derive(Debug, Error)]
+pub enum ProxyError {
+    /// No listener.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The network namespace cannot be told.
+    #[error(
+        "cannot tell the network namespace of a socket (SO_NETNS_COOKIE), which needs kernel 5.14"
+    )]
+    Namespace(#[source] io::Error),
+    /// A worker thread cannot be started.
+    #[error("cannot start a worker thread")]
+    Worker(#[source] io::Error),
+    /// The kernel side.
+    #[error(transparent)]
+    Intercept(#[from] InterceptError),
+    /// The rules do not fit the kernel's tables.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// A rule goes nowhere.
+    #[error(transparent)]
+    Route(#[from] UnknownUpstream),
+    /// No such cgroup.
+    #[error("cannot open the cgroup {path}")]
+    Cgroup {
+        /// Its directory.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Connections that may wait in the kernel for each listener; capped by `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// A running proxy.
+pub struct Proxy {
+    interceptor: Interceptor,
+    features: Features,
+    shared: Arc<Shared>,
+    supervisor: Supervisor,
+    pending: Records,
+    stop: watch::Sender<bool>,
+    generation: u32,
+}
+
+impl Proxy {
+    /// Starts listeners, programs and workers. Nothing is intercepted yet.
+    ///
+    /// # Errors
+    /// When something is missing; nothing is left behind then.
+    pub fn start(settings: &Settings) -> Result<Self, ProxyError> {
+        let workers = settings.workers.get();
+        let v4 = listeners(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), workers)?;
+        // Without IPv6 in this namespace nobody can connect over it; the hook then applies the fail mode.
+        let v6 = listeners(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), workers)
+            .inspect_err(|error| tracing::info!(%error, "no IPv6 listener"))
+            .unwrap_or_default();
+        let netns_cookie = match v4.first() {
+            Some(listener) => socket::netns_cookie(listener).map_err(ProxyError::Namespace)?,
+            None => return Err(ProxyError::Worker(io::ErrorKind::InvalidInput.into())),
+        };
+
+        let features = Features::probe();
+        let kernel = crate::intercept::Settings {
+            max_pending: settings.max_pending,
+            log_faults: settings.log_faults,
+        };
+        let mut interceptor = Interceptor::load(&kernel, &features)?;
+        interceptor.set_relay(&Relay {
+            netns_cookie,
+            heartbeat_timeout: u64::try_from(settings.heartbeat_timeout.as_nanos())
+                .unwrap_or(u64::MAX),
+            port_v4: port(&v4),
+            port_v6: port(&v6),
+            reserved: 0,
+        })?;
+
+        let shared = Arc::new(Shared {
+            routes: Routes::default(),
+            stats: Stats::default(),
+            access_log: settings.access_log.clone(),
+            idle_timeout: settings.idle_timeout,
+        });
+        let (stop, stopped) = watch::channel(false);
+        let mut handles = Vec::with_capacity(workers);
+        let mut v6 = v6.into_iter();
+        for (number, v4) in v4.into_iter().enumerate() {
+            let parts = worker::Parts {
+                listeners: [Some(v4), v6.next()].into_iter().flatten().collect(),
+                original_dst: Box::new(interceptor.records(netns_cookie)?),
+                exempt: Arc::new(interceptor.exempter()?),
+                max_connections: settings.max_connections.div_ceil(workers),
+            };
+            let name = format!("relay-{number}");
+            let handle = worker::start(name, parts, Arc::clone(&shared), stopped.clone())
+                .map_err(ProxyError::Worker)?;
+            handles.push(handle);
+        }
+        let pulse = Pulse::new(
+            handles,
+            interceptor.heartbeat()?,
+            settings.heartbeat_timeout,
+        );
+        let log = interceptor.log_reader();
+        Ok(Self {
+            supervisor: Supervisor::new(pulse, interceptor.counters()?, log),
+            pending: interceptor.records(netns_cookie)?,
+            interceptor,
+            features,
+            shared,
+            stop,
+            generation: 0,
+        })
+    }
+
+    /// Puts rules in force, all at once. Live connections stay as they are. When something is wrong, what was in
+    /// force stays in force.
+    ///
+    /// # Errors
+    /// When the rules do not fit, go nowhere, or need what this kernel lacks.
+    pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
+        let table: RouteTable = routes::table(policy.rules, policy.upstreams)?;
+        let compiled = compile(policy.rules, policy.names)?;
+        // Published first: a connection may be selected by the new policy the moment it is written.
+        let next = self.interceptor.next_generation();
+        self.shared.routes.publish(next, &table);
+        self.generation = self.interceptor.install(&compiled, &self.features)?;
+        debug_assert_eq!(next, self.generation);
+        Ok(())
+    }
+
+    /// Attaches the hooks to a cgroup: from here on its connections are ours.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach(&mut self, cgroup: &Path) -> Result<(), ProxyError> {
+        self.supervisor.beat()?;
+        let cgroup = open(cgroup)?;
+        Ok(self.interceptor.attach(cgroup.as_fd())?)
+    }
+
+    /// Pins, or removes, what keeps rules with `on_relay_failure = "refuse"` in force after a kill.
+    ///
+    /// # Errors
+    /// When there is no place to pin, or the kernel refuses.
+    pub fn guard(&mut self, cgroup: &Path, rules: &[Rule]) -> Result<(), ProxyError> {
+        let needed = rules
+            .iter()
+            .any(|rule| rule.on_relay_failure == FailMode::Refuse);
+        if !needed {
+            return Ok(self.interceptor.detach_guard()?);
+        }
+        let place = guard::place().map_err(InterceptError::from)?;
+        let cgroup = open(cgroup)?;
+        Ok(self.interceptor.attach_guard(cgroup.as_fd(), place)?)
+    }
+
+    /// Keeps the heartbeat, and tells of faults in the hooks. Never returns, and may be dropped and called again;
+    /// without it the hooks soon hold the relay for hung.
+    pub async fn supervise(&mut self) -> Infallible {
+        self.supervisor.run().await
+    }
+
+    /// What the relay counted.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.shared.stats
+    }
+
+    /// What the hooks counted.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, ProxyError> {
+        Ok(self.interceptor.counters()?.read()?)
+    }
+
+    /// Detaches, lets open connections finish until the deadline, resets the rest and waits for the workers.
+    pub async fn stop(mut self, drain_timeout: Duration) {
+        self.interceptor.detach();
+        if let Err(error) = self.interceptor.detach_guard() {
+            tracing::error!(%error, "a pin is left; `culvert detach` removes it");
+        }
+        let deadline = Instant::now() + drain_timeout;
+        while !self.is_idle() && Instant::now() < deadline {
+            sleep(DRAIN_POLL).await;
+        }
+        let left = self.shared.stats.live.load(Relaxed);
+        if left > 0 {
+            tracing::warn!(
+                left,
+                "the drain timeout is over; resetting open connections"
+            );
+        }
+        self.stop.send_replace(true);
+        self.supervisor.join();
+    }
+
+    /// Whether no connection is open, and none waits to be accepted.
+    fn is_idle(&self) -> bool {
+        self.shared.stats.live.load(Relaxed) == 0
+            && self.pending.pending().is_ok_and(|pending| pending == 0)
+    }
+}
+
+/// How often a draining proxy looks whether it may end.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// Rules with everything they refer to.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules<'a> {
+    /// In file order.
+    pub rules: &'a [Rule],
+    /// By name.
+    pub upstreams: &'a BTreeMap<Arc<str>, Arc<Upstream>>,
+    /// What the names in the rules stand for.
+    pub names: &'a Names,
+}
+
+/// As many listeners on one port as there are workers; the kernel spreads connections over them.
+fn listeners(mut address: SocketAddr, count: usize) -> Result<Vec<TcpListener>, ProxyError> {
+    let mut listeners = Vec::with_capacity(count);
+    for _ in 0..count {
+        let listener = socket::listener(address, BACKLOG)
+            .map_err(|source| ProxyError::Listen { address, source })?;
+        address = listener
+            .local_addr()
+            .map_err(|source| ProxyError::Listen { address, source })?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+fn port(listeners: &[TcpListener]) -> BePort {
+    let address = listeners
+        .first()
+        .and_then(|listener| listener.local_addr().ok());
+    address.map_or(BePort::default(), |address| BePort::new(address.port()))
+}
+
+fn open(cgroup: &Path) -> Result<File, ProxyError> {
+    File::open(cgroup).map_err(|source| ProxyError::Cgroup {
+        path: cgroup.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,163 @@
+//! The sign of life: the heartbeat in the kernel stands for all workers, so it is written only while each of them
+//! turns.
+
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant},
+};
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::{
+    intercept::{Counters, Heartbeat, InterceptError, LogReader},
+    worker::Handle,
+};
+
+/// Watches the workers.
+pub(crate) struct Pulse {
+    workers: Vec<Watched>,
+    heartbeat: Heartbeat,
+    /// Silence of a worker after which the heartbeat stops.
+    patience: Duration,
+    interval: Duration,
+}
+
+struct Watched {
+    handle: Handle,
+    last: u64,
+    changed: Instant,
+}
+
+impl Pulse {
+    pub(crate) fn new(workers: Vec<Handle>, heartbeat: Heartbeat, timeout: Duration) -> Self {
+        let now = Instant::now();
+        let watch = |handle: Handle| Watched {
+            last: handle.pulse(),
+            handle,
+            changed: now,
+        };
+        Self {
+            workers: workers.into_iter().map(watch).collect(),
+            heartbeat,
+            // Together with our own interval this stays below the kernel's timeout.
+            patience: timeout / 2,
+            interval: (timeout / 8).min(Duration::from_millis(250)),
+        }
+    }
+
+    /// Says that the relay is alive, whatever the workers do: for the moment before attaching.
+    pub(crate) fn beat(&mut self) -> Result<(), InterceptError> {
+        self.heartbeat.beat()
+    }
+
+    fn check(&mut self) {
+        let now = Instant::now();
+        let mut all_turn = true;
+        for worker in &mut self.workers {
+            let pulse = worker.handle.pulse();
+            if pulse != worker.last {
+                worker.last = pulse;
+                worker.changed = now;
+            }
+            all_turn &= now.duration_since(worker.changed) < self.patience;
+        }
+        if all_turn && let Err(error) = self.heartbeat.beat() {
+            tracing::error!(%error, "cannot write the heartbeat");
+        }
+    }
+}
+
+/// Beats, tells of faults, and passes on what the hooks log.
+pub(crate) struct Supervisor {
+    pulse: Pulse,
+    faults: Faults,
+    log: Option<LogReader>,
+}
+
+impl Supervisor {
+    pub(crate) fn new(pulse: Pulse, counters: Counters, log: Option<LogReader>) -> Self {
+        Self {
+            pulse,
+            faults: Faults {
+                counters,
+                known: Vec::new(),
+            },
+            log,
+        }
+    }
+
+    /// As [`Pulse::beat`].
+    pub(crate) fn beat(&mut self) -> Result<(), InterceptError> {
+        self.pulse.beat()
+    }
+
+    /// Never returns, and may be dropped and called again.
+    pub(crate) async fn run(&mut self) -> Infallible {
+        let mut beats = interval(self.pulse.interval);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reports = interval(REPORT_INTERVAL);
+        loop {
+            tokio::select! {
+                _ = beats.tick() => {
+                    self.pulse.check();
+                    if let Some(log) = &mut self.log {
+                        log.flush();
+                    }
+                }
+                _ = reports.tick() => self.faults.report(),
+            }
+        }
+    }
+
+    /// Waits for the worker threads, which were told to stop.
+    pub(crate) fn join(self) {
+        for worker in self.pulse.workers {
+            worker.handle.join();
+        }
+    }
+}
+
+/// How often faults are told of.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What went wrong in the hooks since the last look.
+struct Faults {
+    counters: Counters,
+    known: Vec<(&'static str, u64)>,
+}
+
+impl Faults {
+    fn report(&mut self) {
+        let Ok(now) = self.counters.read() else {
+            return;
+        };
+        for (index, (name, count)) in now.iter().enumerate() {
+            let before = self.known.get(index).map_or(0, |(_, before)| *before);
+            if let (Some(meaning), 1..) = (meaning(name), count.saturating_sub(before)) {
+                tracing::warn!(connections = count - before, "{meaning}");
+            }
+        }
+        self.known = now;
+    }
+}
+
+/// What a counter means for the operator; `None` for those that count normal work.
+fn meaning(counter: &str) -> Option<&'static str> {
+    Some(match counter {
+        "loop" => "connections to our own listener were reset",
+        "fail_heartbeat" => "the relay was hung; the rules' fail mode was applied",
+        "fail_netns" => {
+            "processes in another network namespace cannot reach the relay; the rules' fail mode was applied"
+        }
+        "fail_family" => "no IPv6 on loopback; the rules' fail mode was applied",
+        "fail_full" => {
+            "too many connections wait to be accepted (max_pending); the rules' fail mode was applied"
+        }
+        "fail_memory" => "the kernel had no memory; the rules' fail mode was applied",
+        "fail_device" => {
+            "sockets are bound to a device and may not leave it; the rules' fail mode was applied"
+        }
+        "unpublished" => "too many connections wait to be accepted (max_pending); they are reset",
+        _ => return None,
+    })
+}

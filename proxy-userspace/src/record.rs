@@ -1,0 +1,178 @@
+//! The close record: one line for every connection that the relay took, and the log it goes to.
+//!
+//! Knows nothing of sockets. Writing never blocks a worker: lines go through a bounded queue to a thread of their
+//! own, and when that cannot keep up lines are dropped and counted.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+
+use crate::close::CloseReason;
+
+/// Everything that is known of a connection once it is over.
+#[derive(Debug, Serialize)]
+pub struct CloseRecord<'a> {
+    /// When it was closed, milliseconds since 1970.
+    #[serde(serialize_with = "unix_millis", rename = "closed_at_ms")]
+    pub closed_at: SystemTime,
+    /// Rule that selected it; absent when it was not intercepted.
+    pub rule: Option<&'a str>,
+    /// Process id of the app, in the initial pid namespace.
+    pub pid: u32,
+    /// Real user id of the app.
+    pub uid: u32,
+    /// Real group id of the app.
+    pub gid: u32,
+    /// `comm` of the thread that connected.
+    pub comm: &'a str,
+    /// Its executable; absent when the process was gone already.
+    pub exe: Option<&'a Path>,
+    /// Its cgroup, below the root of the hierarchy; absent when the process was gone already.
+    pub cgroup: Option<&'a Path>,
+    /// Address of the app's socket.
+    pub client: SocketAddr,
+    /// Where the app wanted to connect.
+    pub orig_dst: Option<SocketAddr>,
+    /// Upstream of the rule.
+    pub upstream: Option<&'a str>,
+    /// What was connected to: the destination itself, or the first proxy.
+    pub peer: Option<SocketAddr>,
+    /// How bytes were moved.
+    pub path: Option<&'static str>,
+    /// Bytes from the app to the server.
+    pub up: u64,
+    /// Bytes from the server to the app.
+    pub down: u64,
+    /// From `connect()` until the relay accepted, microseconds.
+    #[serde(serialize_with = "micros", rename = "intercept_us")]
+    pub intercept: Duration,
+    /// TCP connect to the destination or the first proxy, microseconds.
+    #[serde(serialize_with = "micros", rename = "connect_us")]
+    pub connect: Duration,
+    /// Handshakes with proxies, microseconds.
+    #[serde(serialize_with = "micros", rename = "handshake_us")]
+    pub handshake: Duration,
+    /// From `connect()` until the end, microseconds.
+    #[serde(serialize_with = "micros", rename = "total_us")]
+    pub total: Duration,
+    /// Why it ended.
+    #[serde(serialize_with = "label")]
+    pub reason: CloseReason,
+    /// The error behind the reason.
+    pub error: Option<&'a str>,
+}
+
+fn unix_millis<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    serializer.serialize_u64(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn micros<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature is serde's"
+)]
+fn label<S: serde::Serializer>(reason: &CloseReason, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(reason.label())
+}
+
+/// How a record is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object a line.
+    #[default]
+    Json,
+    /// One line for people.
+    Text,
+}
+
+/// Where close records go. Clones write to the same place.
+#[derive(Clone, Debug)]
+pub struct AccessLog {
+    writer: NonBlocking,
+    format: Format,
+    dropped: ErrorCounter,
+}
+
+/// Keeps the writing thread alive; dropping it writes out what is queued.
+#[must_use]
+pub struct AccessLogGuard(#[expect(dead_code, reason = "held for its Drop")] WorkerGuard);
+
+/// Lines that may wait for the writing thread.
+const QUEUED_LINES: usize = 16_384;
+
+impl AccessLog {
+    /// Starts the writing thread.
+    pub fn new(target: impl io::Write + Send + 'static, format: Format) -> (Self, AccessLogGuard) {
+        let (writer, guard) = NonBlockingBuilder::default()
+            .buffered_lines_limit(QUEUED_LINES)
+            .lossy(true)
+            .thread_name("access-log")
+            .finish(target);
+        let dropped = writer.error_counter();
+        let log = Self {
+            writer,
+            format,
+            dropped,
+        };
+        (log, AccessLogGuard(guard))
+    }
+
+    /// Queues a record.
+    pub fn write(&self, record: &CloseRecord<'_>) {
+        let mut line = match self.format {
+            Format::Json => serde_json::to_string(record).unwrap_or_default(),
+            Format::Text => record.to_string(),
+        };
+        line.push('\n');
+        // The queue's writer cannot fail; what it drops it counts.
+        let _ = io::Write::write_all(&mut self.writer.clone(), line.as_bytes());
+    }
+
+    /// Lines that were dropped because the target could not keep up.
+    #[must_use]
+    pub fn dropped(&self) -> usize {
+        self.dropped.dropped_lines()
+    }
+}
+
+impl std::fmt::Display for CloseRecord<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let exe = self
+            .exe
+            .map_or_else(|| self.comm.into(), Path::to_string_lossy);
+        write!(f, "{exe}[{}] uid {}", self.pid, self.uid)?;
+        if let Some(orig_dst) = self.orig_dst {
+            write!(f, " -> {orig_dst}")?;
+        }
+        if let (Some(rule), Some(upstream)) = (self.rule, self.upstream) {
+            write!(f, " rule {rule} via {upstream}")?;
+        }
+        if let Some(path) = self.path {
+            write!(f, " {path}")?;
+        }
+        write!(
+            f,
+            " up {} down {} in {:.3?}: {}",
+            self.up, self.down, self.total, self.reason
+        )?;
+        self.error.map_or(Ok(()), |error| write!(f, " ({error})"))
+    }
+}
+
+/// The text of a `comm`, which the kernel pads with zeros and which need not be UTF-8.
+#[must_use]
+pub fn comm_text(comm: &[u8; 16]) -> Arc<str> {
+    let text = comm.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into()
+}

@@ -1,0 +1,77 @@
+//! What the names in rules stand for at the moment: cgroups by path or unit, executables by path.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use crate::{
+    cgroup::{Cgroup2, Reference},
+    policy::{CgroupRef, ExeRef, Names},
+    process::exe::exe_identity,
+    rule::Rule,
+};
+
+/// Resolves every name in the rules. What was known of an executable before stays known: processes that were
+/// started before an upgrade go on running the old file.
+#[must_use]
+pub fn resolve(rules: &[Rule], cgroups: &Cgroup2, before: &Names) -> Names {
+    let mut names = Names::default();
+    for reference in cgroups_of(rules) {
+        let found = reference
+            .parse::<Reference>()
+            .map(|parsed| cgroups.resolve(&parsed))
+            .unwrap_or_default();
+        let found = found.iter().map(|cgroup| CgroupRef {
+            id: cgroup.id,
+            level: cgroup.level,
+        });
+        names.cgroups.insert(reference, found.collect());
+    }
+    for path in exes_of(rules) {
+        let mut files = before.exes.get(&path).cloned().unwrap_or_default();
+        if let Ok(id) = exe_identity(&path) {
+            let current = ExeRef {
+                inode: id.ino,
+                device: id.dev,
+            };
+            if !files.contains(&current) {
+                files.push(current);
+            }
+        }
+        names.exes.insert(path, files);
+    }
+    names
+}
+
+/// Names that stand for nothing at the moment, as a person would want to hear it.
+pub fn unresolved(names: &Names) -> impl Iterator<Item = String> {
+    let cgroups = names.cgroups.iter().filter(|(_, found)| found.is_empty());
+    let exes = names.exes.iter().filter(|(_, files)| files.is_empty());
+    let cgroups = cgroups.map(|(reference, _)| {
+        format!("there is no cgroup {reference:?} yet; its rules apply as soon as it appears")
+    });
+    cgroups.chain(exes.map(|(path, _)| {
+        format!(
+            "there is no executable {} yet; its rules apply as soon as it appears",
+            path.display()
+        )
+    }))
+}
+
+/// Every cgroup that a rule names.
+#[must_use]
+pub fn cgroups_of(rules: &[Rule]) -> BTreeSet<String> {
+    let selectors = rules.iter().map(|rule| &rule.matches.cgroup);
+    selectors
+        .flat_map(|selector| selector.include.iter().chain(&selector.exclude))
+        .cloned()
+        .collect()
+}
+
+/// Every executable that a rule names.
+#[must_use]
+pub fn exes_of(rules: &[Rule]) -> BTreeSet<PathBuf> {
+    let selectors = rules.iter().map(|rule| &rule.matches.exe);
+    selectors
+        .flat_map(|selector| selector.include.iter().chain(&selector.exclude))
+        .cloned()
+        .collect()
+}
