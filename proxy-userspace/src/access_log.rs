@@ -13,13 +13,14 @@ use crate::{
 ///
 /// # Errors
 /// When the file cannot be opened.
-pub fn open(config: &config::AccessLog) -> Result<(AccessLog, AccessLogGuard)> {
+pub(crate) fn open(config: &config::AccessLog) -> Result<(AccessLog, AccessLogGuard)> {
     let format = match config.format {
         config::LogFormat::Json => Format::Json,
         config::LogFormat::Text => Format::Text,
     };
     Ok(match &config.target {
         LogTarget::Stdout => AccessLog::new(io::stdout(), format),
+        LogTarget::Stderr => AccessLog::new(io::stderr(), format),
         LogTarget::File(path) => {
             let file = OpenOptions::new()
                 .append(true)

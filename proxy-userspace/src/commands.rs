@@ -7,9 +7,9 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::{
     cli::{Cli, Command, LogFormat},
-    config, daemon,
-    failure::Failure,
+    config, daemon, exec,
     intercept::guard,
+    run_command,
 };
 
 /// Starts logging to standard error. `RUST_LOG` wins over `-v`.
@@ -54,7 +54,8 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
             print!("{}", config::summary(&config));
         }
         Command::Detach => detach()?,
-        _ => return Err(Failure::usage("not yet").into()),
+        Command::Exec(args) => return run_command::run(args, cli.verbose > 0),
+        Command::Reap { cgroup } => exec::reaper::main(cgroup)?,
     }
     Ok(ExitCode::SUCCESS)
 }

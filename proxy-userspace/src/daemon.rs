@@ -1,25 +1,18 @@
 //! `culvert run`: the proxy of a configuration file, in the foreground, until it is told to end.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::atomic::Ordering::Relaxed,
-};
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    access_log,
     cgroup::Cgroup2,
     config::{self, Config},
     failure::Failure,
     intercept::guard,
     limits,
-    policy::Names,
-    proxy::{Proxy, Rules, Settings},
-    resolve,
-    watch::{Watched, Watcher},
+    service::{AfterDeath, Service},
 };
 
 /// Runs until SIGTERM or SIGINT.
@@ -52,170 +45,58 @@ async fn run_until_told(file: &Path, log_faults: bool) -> Result<()> {
     // Before anything is attached, so that none is missed.
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;
-    let (settings, _log_guard) = settings(&config, log_faults)?;
-    let mut daemon = Daemon {
-        proxy: Proxy::start(&settings)?,
-        watcher: watcher(&config, &cgroups),
-        attach_point: cgroups.mount().join(&config.daemon.cgroup),
-        file: file.to_owned(),
-        names: Names::default(),
-        cgroups,
+    let attach_point = cgroups.mount().join(&config.daemon.cgroup);
+    let place = attach_point.display().to_string();
+    let mut service = Service::start(
         config,
-    };
-    daemon.install()?;
-    daemon.proxy.attach(&daemon.attach_point)?;
-    daemon
-        .proxy
-        .guard(&daemon.attach_point, &daemon.config.forward)?;
+        cgroups,
+        attach_point,
+        AfterDeath::AsRulesSay,
+        log_faults,
+    )?;
     // Only now: what a killed predecessor left kept its rules in force until ours are.
     match guard::remove_stale() {
         Ok(0) => {}
         Ok(count) => tracing::info!(count, "removed what a killed daemon had left in force"),
         Err(error) => tracing::error!(%error, "cannot remove what a killed daemon left in force"),
     }
-    for missing in resolve::unresolved(&daemon.names) {
-        tracing::warn!("{missing}");
-    }
     notify(&[NotifyState::Ready]);
-    tracing::info!(rules = daemon.config.forward.len(), cgroup = %daemon.attach_point.display(), "running");
+    tracing::info!(
+        rules = service.config().forward.len(),
+        cgroup = place,
+        "running"
+    );
 
-    daemon.serve(&mut signals).await;
+    loop {
+        tokio::select! {
+            never = service.run() => match never {},
+            told = signals.next() => match told {
+                Told::End => break,
+                Told::Reload => reload(&mut service, file),
+            },
+        }
+    }
 
     notify(&[NotifyState::Stopping]);
-    let stats = daemon.proxy.stats();
-    tracing::info!(
-        accepted = stats.accepted.load(Relaxed),
-        live = stats.live.load(Relaxed),
-        "detaching"
-    );
-    let drain_timeout = daemon.config.daemon.drain_timeout;
+    tracing::info!("detaching; open connections may finish");
+    let drain_timeout = service.config().daemon.drain_timeout;
     tokio::select! {
-        () = daemon.proxy.stop(drain_timeout) => {}
+        () = service.stop(drain_timeout) => {}
         () = signals.end() => tracing::warn!("told to end a second time: not waiting for connections"),
     }
     Ok(())
 }
 
-struct Daemon {
-    proxy: Proxy,
-    watcher: Watcher,
-    attach_point: PathBuf,
-    file: PathBuf,
-    names: Names,
-    cgroups: Cgroup2,
-    config: Config,
-}
-
-impl Daemon {
-    /// Serves until told to end.
-    async fn serve(&mut self, signals: &mut Signals) {
-        loop {
-            tokio::select! {
-                never = self.proxy.supervise() => match never {},
-                signal = signals.next() => match signal {
-                    Told::End => return,
-                    Told::Reload => self.reload(),
-                },
-                _ = self.watcher.next() => self.names_changed(),
-            }
+/// Puts the file's rules and upstreams in force. A wrong file changes nothing.
+fn reload(service: &mut Service, file: &Path) {
+    notify(&[NotifyState::Reloading]);
+    match load(file).and_then(|config| service.reload(config)) {
+        Ok(()) => tracing::info!(rules = service.config().forward.len(), "reloaded"),
+        Err(error) => {
+            tracing::error!("not reloaded, the running configuration stays in force: {error:#}");
         }
     }
-
-    fn install(&mut self) -> Result<()> {
-        self.names = resolve::resolve(&self.config.forward, &self.cgroups, &self.names);
-        self.proxy.install(&Rules {
-            rules: &self.config.forward,
-            upstreams: &self.config.upstreams,
-            names: &self.names,
-        })?;
-        Ok(())
-    }
-
-    /// Puts the file's rules and upstreams in force. A wrong file changes nothing.
-    fn reload(&mut self) {
-        notify(&[NotifyState::Reloading]);
-        match self.try_reload() {
-            Ok(()) => tracing::info!(rules = self.config.forward.len(), "reloaded"),
-            Err(error) => {
-                tracing::error!("not reloaded, the running configuration stays in force: {error:#}")
-            }
-        }
-        notify(&[NotifyState::Ready]);
-    }
-
-    fn try_reload(&mut self) -> Result<()> {
-        let config = load(&self.file)?;
-        if config.daemon != self.config.daemon {
-            tracing::warn!("changes in [daemon] take effect at the next start");
-        }
-        let watcher = watcher(&config, &self.cgroups);
-        let names = resolve::resolve(&config.forward, &self.cgroups, &self.names);
-        self.proxy.install(&Rules {
-            rules: &config.forward,
-            upstreams: &config.upstreams,
-            names: &names,
-        })?;
-        self.proxy.guard(&self.attach_point, &config.forward)?;
-        for missing in resolve::unresolved(&names) {
-            tracing::warn!("{missing}");
-        }
-        self.watcher = watcher;
-        self.names = names;
-        self.config = Config {
-            daemon: self.config.daemon.clone(),
-            ..config
-        };
-        Ok(())
-    }
-
-    /// A cgroup or executable that rules name appeared, changed or went away.
-    fn names_changed(&mut self) {
-        let before = self.names.clone();
-        match self.install() {
-            Ok(()) if self.names != before => {
-                tracing::info!(
-                    "cgroups or executables that rules name have changed; rules updated"
-                );
-            }
-            Ok(()) => {}
-            Err(error) => tracing::error!("cannot update the rules: {error:#}"),
-        }
-    }
-}
-
-fn watcher(config: &Config, cgroups: &Cgroup2) -> Watcher {
-    let references = resolve::cgroups_of(&config.forward);
-    let cgroups_watched = references
-        .iter()
-        .filter_map(|text| text.parse().ok())
-        .map(Watched::Cgroup);
-    let exes = resolve::exes_of(&config.forward)
-        .into_iter()
-        .map(Watched::Exe);
-    Watcher::new(cgroups.clone(), cgroups_watched.chain(exes).collect())
-}
-
-fn settings(
-    config: &Config,
-    log_faults: bool,
-) -> Result<(Settings, Option<crate::record::AccessLogGuard>)> {
-    let daemon = &config.daemon;
-    let (access_log, guard) = daemon
-        .access_log
-        .as_ref()
-        .map(access_log::open)
-        .transpose()?
-        .unzip();
-    let settings = Settings {
-        workers: daemon.workers,
-        max_connections: limits::connections(daemon.max_connections),
-        max_pending: daemon.max_pending,
-        heartbeat_timeout: daemon.heartbeat_timeout,
-        idle_timeout: daemon.idle_timeout,
-        access_log,
-        log_faults,
-    };
-    Ok((settings, guard))
+    notify(&[NotifyState::Ready]);
 }
 
 /// Tells systemd, if it wants to know.

@@ -18,5 +18,7 @@ pub mod record;
 pub mod resolve;
 pub mod routes;
 pub mod rule;
+mod run_command;
+mod service;
 pub mod upstream;
 pub mod worker;

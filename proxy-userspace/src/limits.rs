@@ -21,7 +21,7 @@ const NEEDED: [(Capability, &str); 2] = [
 ///
 /// # Errors
 /// A missing privilege, with what it is for.
-pub fn require_privileges() -> Result<()> {
+pub(crate) fn require_privileges() -> Result<()> {
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
     // CAP_SYS_ADMIN implies CAP_BPF (capabilities(7)).
     let missing: Vec<_> = NEEDED
@@ -42,9 +42,15 @@ pub fn require_privileges() -> Result<()> {
     .into())
 }
 
+/// Soft and hard limit of open files, for a child that is to have them as they are now.
+#[must_use]
+pub(crate) fn open_files() -> Option<(u64, u64)> {
+    getrlimit(Resource::RLIMIT_NOFILE).ok()
+}
+
 /// Raises the soft limit of open files to the hard one, and returns how many connections it allows of those wanted.
 #[must_use]
-pub fn connections(wanted: u32) -> usize {
+pub(crate) fn connections(wanted: u32) -> usize {
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return wanted;

@@ -1,0 +1,156 @@
+//! `culvert exec`: one command, with all TCP connections of it and of what it starts sent through a proxy.
+
+use std::{collections::BTreeMap, path::Path, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    cgroup::Cgroup2,
+    cli::ExecArgs,
+    config::{self, AccessLog, Config, Daemon, LogFormat, LogTarget},
+    daemon,
+    exec::{
+        child::{Command, SpawnError},
+        ending::Ending,
+        identity::RunAs,
+        job::{Job, JobError, Leftovers},
+        signals::Signals,
+    },
+    failure::Failure,
+    limits,
+    rule::{FailMode, Match, PathChoice, Rule, Via},
+    service::{AfterDeath, Service},
+};
+
+/// The one upstream and the one rule of `--via`.
+const NAME: &str = "exec";
+
+/// Runs the command and returns its status.
+///
+/// # Errors
+/// When the command cannot be started, or its connections not be taken.
+pub fn run(args: &ExecArgs, log_faults: bool) -> Result<ExitCode> {
+    let config = configuration(args)?;
+    limits::require_privileges()?;
+    let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;
+    let command = command(args)?;
+    let leftovers = if args.wait {
+        Leftovers::Wait
+    } else {
+        Leftovers::End
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let ended = runtime.block_on(serve(config, cgroups, &command, leftovers, log_faults));
+    match ended {
+        Ok(ending) => Ok(ExitCode::from(ending.reproduce())),
+        Err(error) => match error.downcast_ref::<JobError>() {
+            Some(JobError::Spawn(spawn)) => {
+                eprintln!("culvert: {}", cause_of(spawn));
+                Ok(ExitCode::from(spawn.code()))
+            }
+            _ => Err(error),
+        },
+    }
+}
+
+async fn serve(
+    config: Config,
+    cgroups: Cgroup2,
+    command: &Command,
+    leftovers: Leftovers,
+    log_faults: bool,
+) -> Result<Ending> {
+    let signals = Signals::install().context("cannot take the signals over")?;
+    let mut job = Job::prepare(&cgroups, signals)?;
+    let attach_point = job.cgroup().dir().to_owned();
+    let mut service = Service::start(
+        config,
+        cgroups,
+        attach_point,
+        AfterDeath::Nothing,
+        log_faults,
+    )?;
+    job.spawn(command)?;
+    let ended = tokio::select! {
+        never = service.run() => match never {},
+        ended = job.wait(leftovers) => ended,
+    };
+    // Whoever could still be connected has been killed: nothing to wait for.
+    service.stop(Duration::ZERO).await;
+    job.finish()?;
+    Ok(ended?)
+}
+
+/// From the file, or one rule for everything that is not on this host.
+fn configuration(args: &ExecArgs) -> Result<Config> {
+    let mut config = match &args.config {
+        Some(file) => daemon::load(file)?,
+        None => through(&args.via)?,
+    };
+    if let Some(path) = &args.access_log {
+        config.daemon.access_log = Some(access_log(path));
+    }
+    Ok(config)
+}
+
+fn through(urls: &[String]) -> Result<Config> {
+    let upstream =
+        config::upstream_from_urls(urls).map_err(|error| Failure::usage(error.to_string()))?;
+    let name: Arc<str> = NAME.into();
+    let rule = Rule {
+        name: Arc::clone(&name),
+        matches: Match::default(),
+        via: Via::Upstream(Arc::clone(&name)),
+        // Better no connection than one past the proxy that was asked for.
+        on_relay_failure: FailMode::Refuse,
+        path: PathChoice::Auto,
+    };
+    Ok(Config {
+        daemon: Daemon::default(),
+        upstreams: BTreeMap::from([(name, Arc::new(upstream))]),
+        forward: vec![rule],
+    })
+}
+
+/// `-` is standard error here: standard output belongs to the command.
+fn access_log(path: &Path) -> AccessLog {
+    if path == Path::new("-") {
+        AccessLog {
+            target: LogTarget::Stderr,
+            format: LogFormat::Text,
+        }
+    } else {
+        AccessLog {
+            target: LogTarget::File(path.to_owned()),
+            format: LogFormat::Json,
+        }
+    }
+}
+
+fn command(args: &ExecArgs) -> Result<Command> {
+    let run_as = match (&args.user, args.root) {
+        (Some(user), _) => RunAs::User(user.clone()),
+        (None, true) => RunAs::Root,
+        (None, false) => RunAs::Invoker,
+    };
+    let mut words = args.command.iter().cloned();
+    Ok(Command {
+        program: words.next().unwrap_or_default(),
+        args: words.collect(),
+        identity: run_as
+            .resolve()
+            .map_err(|error| Failure::usage(error.to_string()))?,
+        open_files: limits::open_files(),
+    })
+}
+
+/// A spawn error with the system's word for it.
+fn cause_of(error: &SpawnError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}

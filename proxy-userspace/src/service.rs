@@ -1,0 +1,176 @@
+//! A proxy that serves a configuration: started, kept right while names in its rules come and go, reloaded, stopped.
+//!
+//! What `daemon` (a file, signals, systemd) and `exec` (one command) have in common.
+
+use std::{convert::Infallible, path::PathBuf, time::Duration};
+
+use anyhow::Result;
+
+use crate::{
+    access_log,
+    cgroup::Cgroup2,
+    config::Config,
+    limits,
+    policy::Names,
+    proxy::{Proxy, Rules, Settings},
+    record::AccessLogGuard,
+    resolve,
+    watch::{Watched, Watcher},
+};
+
+/// A running service.
+pub(crate) struct Service {
+    proxy: Proxy,
+    watcher: Watcher,
+    cgroups: Cgroup2,
+    attach_point: PathBuf,
+    names: Names,
+    config: Config,
+    _access_log: Option<AccessLogGuard>,
+}
+
+/// Whether the rules are to hold without us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterDeath {
+    /// What `on_relay_failure` says, which may need a pin.
+    AsRulesSay,
+    /// Nothing: whoever we serve dies with us.
+    Nothing,
+}
+
+impl Service {
+    /// Starts serving the processes of a cgroup.
+    ///
+    /// # Errors
+    /// When something is missing or refused; nothing is left behind then.
+    pub(crate) fn start(
+        config: Config,
+        cgroups: Cgroup2,
+        attach_point: PathBuf,
+        after_death: AfterDeath,
+        log_faults: bool,
+    ) -> Result<Self> {
+        let daemon = &config.daemon;
+        let (access_log, guard) = daemon
+            .access_log
+            .as_ref()
+            .map(access_log::open)
+            .transpose()?
+            .unzip();
+        let settings = Settings {
+            workers: daemon.workers,
+            max_connections: limits::connections(daemon.max_connections),
+            max_pending: daemon.max_pending,
+            heartbeat_timeout: daemon.heartbeat_timeout,
+            idle_timeout: daemon.idle_timeout,
+            access_log,
+            log_faults,
+        };
+        let mut proxy = Proxy::start(&settings)?;
+        let watcher = watcher(&config, &cgroups);
+        let names = resolve::resolve(&config.forward, &cgroups, &Names::default());
+        proxy.install(&rules(&config, &names))?;
+        proxy.attach(&attach_point)?;
+        if after_death == AfterDeath::AsRulesSay {
+            proxy.guard(&attach_point, &config.forward)?;
+        }
+        warn_of_unresolved(&names);
+        Ok(Self {
+            proxy,
+            watcher,
+            cgroups,
+            attach_point,
+            names,
+            config,
+            _access_log: guard,
+        })
+    }
+
+    /// Serves. Never returns, and may be dropped and called again.
+    pub(crate) async fn run(&mut self) -> Infallible {
+        loop {
+            tokio::select! {
+                never = self.proxy.supervise() => match never {},
+                _ = self.watcher.next() => self.names_changed(),
+            }
+        }
+    }
+
+    /// Puts the rules and upstreams of another configuration in force. When something is wrong nothing changes.
+    ///
+    /// # Errors
+    /// When the kernel refuses the rules.
+    pub(crate) fn reload(&mut self, config: Config) -> Result<()> {
+        if config.daemon != self.config.daemon {
+            tracing::warn!("changes in [daemon] take effect at the next start");
+        }
+        let watcher = watcher(&config, &self.cgroups);
+        let names = resolve::resolve(&config.forward, &self.cgroups, &self.names);
+        self.proxy.install(&rules(&config, &names))?;
+        self.proxy.guard(&self.attach_point, &config.forward)?;
+        warn_of_unresolved(&names);
+        self.watcher = watcher;
+        self.names = names;
+        self.config = Config {
+            daemon: self.config.daemon.clone(),
+            ..config
+        };
+        Ok(())
+    }
+
+    /// Detaches, waits for open connections until the deadline, and ends.
+    pub(crate) async fn stop(self, drain_timeout: Duration) {
+        self.proxy.stop(drain_timeout).await;
+    }
+
+    /// The configuration in force.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// A cgroup or executable that rules name appeared, changed or went away.
+    fn names_changed(&mut self) {
+        let names = resolve::resolve(&self.config.forward, &self.cgroups, &self.names);
+        if names == self.names {
+            return;
+        }
+        match self.proxy.install(&rules(&self.config, &names)) {
+            Ok(()) => {
+                tracing::info!(
+                    "cgroups or executables that rules name have changed; rules updated"
+                );
+                self.names = names;
+            }
+            Err(error) => tracing::error!(%error, "cannot update the rules"),
+        }
+    }
+}
+
+fn rules<'a>(config: &'a Config, names: &'a Names) -> Rules<'a> {
+    Rules {
+        rules: &config.forward,
+        upstreams: &config.upstreams,
+        names,
+    }
+}
+
+fn watcher(config: &Config, cgroups: &Cgroup2) -> Watcher {
+    let references = resolve::cgroups_of(&config.forward);
+    let watched_cgroups = references
+        .iter()
+        .filter_map(|text| text.parse().ok())
+        .map(Watched::Cgroup);
+    let watched_exes = resolve::exes_of(&config.forward)
+        .into_iter()
+        .map(Watched::Exe);
+    Watcher::new(
+        cgroups.clone(),
+        watched_cgroups.chain(watched_exes).collect(),
+    )
+}
+
+fn warn_of_unresolved(names: &Names) {
+    for missing in resolve::unresolved(names) {
+        tracing::warn!("{missing}");
+    }
+}
