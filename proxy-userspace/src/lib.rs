@@ -5,6 +5,7 @@ pub mod cli;
 pub mod clock;
 pub mod close;
 pub mod commands;
+pub mod config;
 mod connection;
 pub mod daemon;
 pub mod failure;

@@ -3,9 +3,14 @@
 //! Plain, validated types. `config` builds them from the file, `policy` compiles them into kernel tables,
 //! `connection` reads the action of the rule the kernel chose. Nothing here knows TOML, maps or sockets.
 
-use std::{ops::RangeInclusive, path::PathBuf, sync::Arc};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+    path::PathBuf,
+    sync::Arc,
+};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// One `[[forward]]` rule. The first rule in file order whose [`Match`] holds decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,10 +40,34 @@ pub struct Match {
     pub gid: Selector<RangeInclusive<u32>>,
     /// Processes, each with the children it forks from now on.
     pub pid: Selector<u32>,
-    /// Destination prefixes. IPv4-mapped IPv6 destinations count as IPv4.
+    /// Destination prefixes. IPv4-mapped IPv6 destinations count as IPv4. Destinations on loopback stay direct
+    /// unless one of these names them: see [`is_loopback`].
     pub dest: Selector<IpNet>,
     /// Destination ports.
     pub port: Selector<RangeInclusive<u16>>,
+}
+
+/// What stays on this host; `connect()` takes the unspecified addresses for loopback, too.
+pub const LOOPBACK: [IpNet; 4] = [
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 32)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 128)),
+];
+
+/// Whether a prefix lies within [`LOOPBACK`], so that a rule with it names loopback. `0.0.0.0/0` does not: it means
+/// the network, and local resolvers and databases live on loopback.
+#[must_use]
+pub fn is_loopback(prefix: &IpNet) -> bool {
+    LOOPBACK.iter().any(|area| area.contains(prefix))
+}
+
+/// Whether a value of [`Match::cgroup`] is a systemd unit name rather than a path: without a slash and with the
+/// ending of a unit that has a cgroup.
+#[must_use]
+pub fn is_unit_name(cgroup: &str) -> bool {
+    let suffixes = [".service", ".scope", ".slice"];
+    !cgroup.contains('/') && suffixes.iter().any(|suffix| cgroup.ends_with(suffix))
 }
 
 /// A list of alternatives and of exclusions: a value is selected when some `include` holds (or there is none)
@@ -65,6 +94,12 @@ impl<T> Selector<T> {
     #[must_use]
     pub fn is_any(&self) -> bool {
         self.include.is_empty() && self.exclude.is_empty()
+    }
+
+    /// How many alternatives and exclusions there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.include.len() + self.exclude.len()
     }
 
     /// Whether a value is selected, given how one alternative is compared with it.
@@ -105,4 +140,48 @@ pub enum PathChoice {
     Copy,
     /// Through a kernel pipe, where both sides are plain TCP.
     Splice,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_prefixes_within_loopback_name_it() {
+        let names = |prefix: &str| is_loopback(&prefix.parse().unwrap());
+        assert!(
+            [
+                "127.0.0.0/8",
+                "127.0.0.53/32",
+                "0.0.0.0/32",
+                "::/128",
+                "::1/128"
+            ]
+            .into_iter()
+            .all(names)
+        );
+        let wider = [
+            "0.0.0.0/0",
+            "126.0.0.0/7",
+            "128.0.0.0/8",
+            "::/0",
+            "::/127",
+            "::2/128",
+        ];
+        assert!(!wider.into_iter().any(names));
+    }
+
+    #[test]
+    fn units_are_told_from_paths() {
+        assert!(
+            ["nginx.service", "run-1.scope", "user.slice"]
+                .into_iter()
+                .all(is_unit_name)
+        );
+        assert!(
+            !["system.slice/nginx.service", "docker", "a.timer"]
+                .into_iter()
+                .any(is_unit_name)
+        );
+    }
 }

@@ -1,0 +1,262 @@
+//! The configuration: one TOML file into the validated types of the modules below.
+//!
+//! The only module that knows TOML, and the last to see a name, a path or a URL as text that may be wrong. It reports
+//! everything that is wrong at once, each with its line and with what would be right. It knows nothing of the kernel
+//! and touches the system through [`Environment`] alone.
+//!
+//! Text becomes tables (`raw`), tables become sections (`daemon`, `upstream`, `forward`), and what only shows when
+//! all of them are there is checked last (`reach`). Findings on the way are gathered in `report`.
+
+mod accounts;
+mod credentials;
+mod daemon;
+mod duration;
+mod environment;
+mod forward;
+mod intervals;
+mod mask;
+mod proxy_url;
+mod raw;
+mod reach;
+mod report;
+mod selector;
+mod summary;
+mod upstream;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use toml::de::DeTable;
+
+use crate::{
+    rule::{Rule, Via},
+    upstream::Upstream,
+};
+
+use self::{
+    accounts::Accounts,
+    credentials::Sources,
+    forward::{PlacedRule, References},
+    raw::{Table, Value},
+    report::{Finding, Findings, Span},
+};
+
+pub use self::{
+    daemon::{AccessLog, Daemon, LogFormat, LogTarget},
+    environment::{Environment, FileContent, System},
+    report::Report,
+    summary::summary,
+};
+
+/// A valid configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What concerns the daemon as a whole.
+    pub daemon: Daemon,
+    /// Every upstream by its name. All that rules name are here.
+    pub upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
+    /// The rules in the order of the file, which decides.
+    pub forward: Vec<Rule>,
+}
+
+/// A configuration that can be used, and what looks wrong in it nevertheless.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Each warning as text of several lines, with the line of the file it is about.
+    pub warnings: Vec<String>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is no valid configuration. Displays every error with its line.
+    #[error("{0}")]
+    Invalid(Report),
+}
+
+/// Why a list of proxy URLs is no upstream. Never repeats a URL, which may hold a password.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("proxy URL {position}: {reason}")]
+pub struct UrlError {
+    /// Which URL, from 1.
+    pub position: usize,
+    /// What is wrong, and what would be right.
+    pub reason: String,
+}
+
+/// Where a configuration comes from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The file, as reports name it.
+    pub path: PathBuf,
+    /// Its permission bits: a file that others may read must not hold a password.
+    pub mode: u32,
+}
+
+/// Reads a configuration file.
+///
+/// # Errors
+/// When the file cannot be read, or is no valid configuration.
+pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
+    let content = System.read(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let origin = Origin {
+        path: path.to_owned(),
+        mode: content.mode,
+    };
+    match std::str::from_utf8(&content.bytes) {
+        Ok(text) => parse(text, &origin, &System),
+        Err(broken) => Err(not_utf8(&content.bytes, broken.valid_up_to(), &origin)),
+    }
+}
+
+/// Reads the text of a configuration. What it refers to is looked up in `environment`.
+///
+/// # Errors
+/// When the text is no valid configuration: [`ConfigError::Invalid`] with everything that is wrong.
+pub fn parse(
+    text: &str,
+    origin: &Origin,
+    environment: &dyn Environment,
+) -> Result<Loaded, ConfigError> {
+    let mut findings = Findings::default();
+    let (root, broken) = DeTable::parse_recoverable(text);
+    if !broken.is_empty() {
+        for error in broken {
+            findings.push(syntax(&error));
+        }
+        let report = findings.errors(&origin.path, mask::broken(text));
+        return Err(ConfigError::Invalid(report));
+    }
+    let config = document(root.get_ref(), origin, environment, &mut findings);
+    let shown = mask::document(text, root.get_ref());
+    if findings.has_errors() {
+        return Err(ConfigError::Invalid(findings.errors(&origin.path, shown)));
+    }
+    Ok(Loaded {
+        config,
+        warnings: findings.warnings(&origin.path, shown),
+    })
+}
+
+/// An upstream of proxy URLs from the command line, nearest proxy first. No URL means no proxy.
+///
+/// # Errors
+/// When a URL is none of a proxy, or the chain cannot be.
+pub fn upstream_from_urls(urls: &[String]) -> Result<Upstream, UrlError> {
+    upstream::from_urls("via", urls).map_err(|(at, finding)| UrlError {
+        position: at + 1,
+        reason: finding.sentence(),
+    })
+}
+
+/// Reads all sections; only without errors among the findings is the result what the author wrote.
+fn document(
+    root: &DeTable<'_>,
+    origin: &Origin,
+    environment: &dyn Environment,
+    findings: &mut Findings,
+) -> Config {
+    let mut table = Table::new(root, 0..0, "the configuration");
+    let daemon = match table.get("daemon") {
+        None => Daemon::defaults(environment),
+        Some(value) => Daemon::read(value, environment, findings),
+    };
+    let declared = declared(table.get("upstream"), findings);
+    let mut sources = Sources::new(environment, origin);
+    let mut upstreams = BTreeMap::new();
+    for (name, span, value) in &declared {
+        let read = upstream::read(name, span, *value, &daemon, &mut sources, findings);
+        upstreams.extend(read.map(|upstream| (Arc::clone(&upstream.name), Arc::new(upstream))));
+    }
+    let names: Vec<&str> = declared.iter().map(|(name, ..)| *name).collect();
+    let accounts = Accounts::new(environment);
+    let references = References {
+        upstreams: &names,
+        accounts: &accounts,
+    };
+    let rules = match table.get("forward") {
+        None => Vec::new(),
+        Some(value) => forward::read(value, &references, findings),
+    };
+    table.finish(findings);
+    if rules.is_empty() {
+        findings.push(
+            Finding::warning("there is no rule: every connection goes direct")
+                .help("add a `[[forward]]` section"),
+        );
+    }
+    reach::check(&rules, &daemon.cgroup, findings);
+    check_use(&declared, &rules, findings);
+    Config {
+        daemon,
+        upstreams,
+        forward: rules.into_iter().map(|placed| placed.rule).collect(),
+    }
+}
+
+/// The upstreams that the file has sections for.
+fn declared<'a>(
+    upstream: Option<Value<'a>>,
+    findings: &mut Findings,
+) -> Vec<(&'a str, Span, Value<'a>)> {
+    let wanted = "sections such as `[upstream.NAME]`";
+    let table = upstream.and_then(|value| value.table("`[upstream]`", wanted, findings));
+    table.iter().flat_map(Table::entries).collect()
+}
+
+fn check_use(declared: &[(&str, Span, Value<'_>)], rules: &[PlacedRule], findings: &mut Findings) {
+    for (name, span, _) in declared {
+        let used = |placed: &PlacedRule| matches!(&placed.rule.via, Via::Upstream(via) if via.as_ref() == *name);
+        if !rules.iter().any(used) {
+            findings.push(
+                Finding::warning(format!("upstream `{name}` is never used"))
+                    .at(span)
+                    .label("no rule has it as its `via`"),
+            );
+        }
+    }
+}
+
+fn syntax(error: &toml::de::Error) -> Finding {
+    let message = error.message();
+    let finding = Finding::error("invalid TOML")
+        .at(&error.span().unwrap_or_default())
+        .label(message);
+    // What a prefix or a duration without quotes is taken for.
+    let unquoted = ["float", "integer", "date", "time", "quoted"];
+    if unquoted.iter().any(|taken_for| message.contains(taken_for)) {
+        return finding.help(
+            "everything but numbers, `true` and `false` needs quotes: `\"10.0.0.0/8\"`, `\"30s\"`",
+        );
+    }
+    finding
+}
+
+fn not_utf8(bytes: &[u8], at: usize, origin: &Origin) -> ConfigError {
+    let text = String::from_utf8_lossy(bytes);
+    let mut findings = Findings::default();
+    // Up to here every byte of the text is one of the file.
+    findings.push(
+        Finding::error("the file is not UTF-8")
+            .at(&(at..at + 1))
+            .label("this byte is not"),
+    );
+    ConfigError::Invalid(findings.errors(&origin.path, mask::broken(&text)))
+}

@@ -1,0 +1,192 @@
+//! The `[daemon]` section: limits and outputs of the whole daemon.
+
+use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use super::{
+    duration,
+    environment::Environment,
+    raw::{Table, Value},
+    report::Findings,
+    selector,
+};
+
+/// What concerns the daemon as a whole. Without a `[daemon]` section everything has its default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Daemon {
+    /// The cgroup below which connections are intercepted, below the root of the hierarchy; empty for the root.
+    pub cgroup: String,
+    /// Threads that relay, each with its own listeners.
+    pub workers: NonZeroUsize,
+    /// How long connections may go on after the daemon was told to stop.
+    pub drain_timeout: Duration,
+    /// Limit for a TCP connect, where the upstream has none of its own.
+    pub connect_timeout: Duration,
+    /// Limit for all proxy handshakes of a connection together, where the upstream has none of its own.
+    pub handshake_timeout: Duration,
+    /// A connection without a byte either way for so long is closed.
+    pub idle_timeout: Option<Duration>,
+    /// Relayed connections at a time. The limit of open files (`RLIMIT_NOFILE`) may allow fewer.
+    pub max_connections: u32,
+    /// Intercepted connections that the relay has not accepted yet, at a time.
+    pub max_pending: u32,
+    /// The kernel holds the relay for hung when it has not heard from it for so long.
+    pub heartbeat_timeout: Duration,
+    /// Where close records go.
+    pub access_log: Option<AccessLog>,
+}
+
+/// Where close records go, and how they are written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLog {
+    /// The file they are appended to.
+    pub target: LogTarget,
+    /// How a record is written.
+    pub format: LogFormat,
+}
+
+/// Where a log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    /// Standard output.
+    Stdout,
+    /// A file, by absolute path.
+    File(PathBuf),
+}
+
+/// How a close record is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    #[default]
+    Json,
+    /// One line for people.
+    Text,
+}
+
+/// The connect and the handshake timeout where nothing else is said.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+/// Threads: far beyond the largest machine, but listeners and runtimes for each stay affordable.
+const WORKERS: u32 = 1024;
+/// Connections: each takes two files and the kernel allows a process 2^20 by default.
+const CONNECTIONS: u32 = 1 << 20;
+
+impl Daemon {
+    pub(super) fn defaults(environment: &dyn Environment) -> Self {
+        Self {
+            cgroup: String::new(),
+            workers: environment.cores(),
+            drain_timeout: Duration::from_secs(30),
+            connect_timeout: TIMEOUT,
+            handshake_timeout: TIMEOUT,
+            idle_timeout: None,
+            max_connections: 65536,
+            max_pending: 65536,
+            heartbeat_timeout: Duration::from_secs(3),
+            access_log: None,
+        }
+    }
+
+    /// Reads the section. What is wrong in it keeps its default, so that the other sections can be checked.
+    pub(super) fn read(
+        value: Value<'_>,
+        environment: &dyn Environment,
+        findings: &mut Findings,
+    ) -> Self {
+        let mut daemon = Self::defaults(environment);
+        let Some(mut table) = value.table("`[daemon]`", "the section `[daemon]`", findings) else {
+            return daemon;
+        };
+        if let Some(value) = table.get("cgroup")
+            && let Some(text) = value.text("user.slice", findings)
+        {
+            let path = selector::cgroup_path(text);
+            set(&mut daemon.cgroup, findings.keep(path, &value.span()));
+        }
+        if let Some(value) = table.get("workers") {
+            let workers = value.number(1..=WORKERS, findings);
+            let workers = workers.and_then(|count| NonZeroUsize::new(usize::try_from(count).ok()?));
+            set(&mut daemon.workers, workers);
+        }
+        if let Some(value) = table.get("max_connections") {
+            let most = value.number(1..=CONNECTIONS, findings);
+            set(&mut daemon.max_connections, most);
+        }
+        if let Some(value) = table.get("max_pending") {
+            let most = value.number(1..=CONNECTIONS, findings);
+            set(&mut daemon.max_pending, most);
+        }
+        if let Some(value) = table.get("access_log") {
+            daemon.access_log = access_log(value, findings);
+        }
+        daemon.read_timeouts(&mut table, findings);
+        table.finish(findings);
+        daemon
+    }
+
+    fn read_timeouts(&mut self, table: &mut Table<'_>, findings: &mut Findings) {
+        // Below some beats of the heart the relay of a busy machine would seem hung.
+        let heartbeat = Duration::from_millis(500)..=Duration::from_mins(10);
+        let timeouts = [
+            (
+                "drain_timeout",
+                Duration::ZERO..=duration::YEAR,
+                &mut self.drain_timeout,
+            ),
+            ("connect_timeout", duration::ANY, &mut self.connect_timeout),
+            (
+                "handshake_timeout",
+                duration::ANY,
+                &mut self.handshake_timeout,
+            ),
+            ("heartbeat_timeout", heartbeat, &mut self.heartbeat_timeout),
+        ];
+        for (key, bounds, timeout) in timeouts {
+            if let Some(value) = table.get(key) {
+                set(timeout, duration::read(value, bounds, findings));
+            }
+        }
+        if let Some(value) = table.get("idle_timeout") {
+            self.idle_timeout = match value.as_str() {
+                Some("off") => None,
+                _ => duration::read(value, duration::ANY, findings),
+            };
+        }
+    }
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+fn access_log(value: Value<'_>, findings: &mut Findings) -> Option<AccessLog> {
+    const EXAMPLE: &str = r#"path = "-""#;
+    let wanted = format!("a table such as `{{ {EXAMPLE} }}`");
+    let mut table = value.table("`access_log`", &wanted, findings)?;
+    let target = table
+        .require("path", EXAMPLE, findings)
+        .and_then(|path| log_target(path, findings));
+    let format = match table.get("format") {
+        None => Some(LogFormat::default()),
+        Some(format) => format.choice(
+            &[("json", LogFormat::Json), ("text", LogFormat::Text)],
+            findings,
+        ),
+    };
+    table.finish(findings);
+    Some(AccessLog {
+        target: target?,
+        format: format?,
+    })
+}
+
+fn log_target(value: Value<'_>, findings: &mut Findings) -> Option<LogTarget> {
+    let text = value.text("/var/log/culvert/access.json", findings)?;
+    if text == "-" {
+        return Some(LogTarget::Stdout);
+    }
+    let path =
+        selector::absolute_path(text).map_err(|finding| finding.help("`-` is standard output"));
+    findings.keep(path, &value.span()).map(LogTarget::File)
+}

@@ -1,0 +1,264 @@
+//! The `[[forward]]` sections: one rule each.
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use proxy_common::MAX_RULES;
+
+use crate::rule::{FailMode, Match, PathChoice, Rule, Selector, Via};
+
+use super::{
+    accounts::{Accounts, Kind},
+    mask::quoted,
+    raw::{Table, Value, closest},
+    report::{Finding, Findings, Span},
+    selector,
+    upstream::{RESERVED, valid_name},
+};
+
+/// Most destination prefixes of all rules together: what the kernel's tables are made for.
+const MOST_PREFIXES: usize = 100_000;
+/// Most other values of all rules together.
+const MOST_VALUES: usize = 10_000;
+
+/// A rule and where its parts stand.
+pub(super) struct PlacedRule {
+    pub(super) rule: Rule,
+    /// The value of `name`.
+    pub(super) name: Span,
+    /// The values of the keys of `match`.
+    pub(super) selectors: HashMap<&'static str, Span>,
+}
+
+/// What rules refer to.
+pub(super) struct References<'a> {
+    /// The names of the upstreams, also of those that have errors.
+    pub(super) upstreams: &'a [&'a str],
+    pub(super) accounts: &'a Accounts<'a>,
+}
+
+/// Reads all rules. Those with errors are left out; all are where there are too many.
+pub(super) fn read(
+    value: Value<'_>,
+    references: &References<'_>,
+    findings: &mut Findings,
+) -> Vec<PlacedRule> {
+    let tables = value.tables(findings);
+    if let Some(first_beyond) = tables.get(MAX_RULES) {
+        findings.push(
+            Finding::error(format!("there are {} rules", tables.len()))
+                .at(&first_beyond.span())
+                .label(format!("at most {MAX_RULES}: this one is too many"))
+                .help("rules with the same `via` can often be one: every selector may be a list"),
+        );
+    }
+    let mut rules = Vec::new();
+    for value in tables.into_iter().take(MAX_RULES) {
+        rules.extend(rule(value, references, findings));
+    }
+    check_names(&rules, findings);
+    let prefixes = |matches: &Match| matches.dest.count();
+    let affordable = is_affordable(
+        &rules,
+        MOST_PREFIXES,
+        "prefixes in `dest`",
+        prefixes,
+        findings,
+    ) & is_affordable(
+        &rules,
+        MOST_VALUES,
+        "values in the other selectors",
+        values,
+        findings,
+    );
+    // Rules are compared with each other later on, which takes too long beyond these bounds.
+    if affordable { rules } else { Vec::new() }
+}
+
+fn rule(
+    value: Value<'_>,
+    references: &References<'_>,
+    findings: &mut Findings,
+) -> Option<PlacedRule> {
+    let mut table = value.table("`[[forward]]`", "the section `[[forward]]`", findings)?;
+    let name = table.require("name", "name = \"builds\"", findings);
+    let text = name.and_then(|value| {
+        let text = value.text("builds", findings)?;
+        findings.keep(valid_name(text, "a rule"), &value.span())
+    });
+    let mut selectors = HashMap::new();
+    let matches = match table.get("match") {
+        None => Some(Match::default()),
+        Some(value) => matches(value, references.accounts, &mut selectors, findings),
+    };
+    let via = table
+        .require("via", "via = \"direct\"", findings)
+        .and_then(|value| via(value, references.upstreams, findings));
+    let relayed = !matches!(via, Some(Via::Direct | Via::Refuse));
+    let fail_modes = [("direct", FailMode::Direct), ("refuse", FailMode::Refuse)];
+    let on_relay_failure = of_relay(
+        &mut table,
+        "on_relay_failure",
+        &fail_modes,
+        relayed,
+        findings,
+    );
+    let paths = [
+        ("auto", PathChoice::Auto),
+        ("copy", PathChoice::Copy),
+        ("splice", PathChoice::Splice),
+    ];
+    let path = of_relay(&mut table, "path", &paths, relayed, findings);
+    table.finish(findings);
+    Some(PlacedRule {
+        rule: Rule {
+            name: Arc::from(text?),
+            matches: matches?,
+            via: via?,
+            on_relay_failure: on_relay_failure?,
+            path: path?,
+        },
+        name: name?.span(),
+        selectors,
+    })
+}
+
+/// Reads a key that only means something to rules with an upstream.
+fn of_relay<T: Copy + Default>(
+    table: &mut Table<'_>,
+    key: &'static str,
+    choices: &[(&str, T)],
+    relayed: bool,
+    findings: &mut Findings,
+) -> Option<T> {
+    let Some(value) = table.get(key) else {
+        return Some(T::default());
+    };
+    if !relayed {
+        findings.push(
+            Finding::warning(format!("`{key}` has no effect here"))
+                .at(&value.span())
+                .label("the kernel decides this rule alone: no relay is needed"),
+        );
+    }
+    value.choice(choices, findings)
+}
+
+fn via(value: Value<'_>, upstreams: &[&str], findings: &mut Findings) -> Option<Via> {
+    let text = value.text("direct", findings)?;
+    match text {
+        "direct" => return Some(Via::Direct),
+        "refuse" => return Some(Via::Refuse),
+        name if upstreams.contains(&name) => return Some(Via::Upstream(Arc::from(name))),
+        _ => {}
+    }
+    let finding = Finding::error(format!("no upstream is named {}", quoted(text)));
+    let known = upstreams.iter().copied().chain(RESERVED);
+    let finding = match closest(text, known) {
+        Some(known) => finding.label(format!("did you mean `{known}`?")),
+        None if text.contains("://") => finding.label("expected a name, not a URL"),
+        None => finding.label("expected an upstream, `direct` or `refuse`"),
+    };
+    let help = "an upstream is declared as `[upstream.NAME]` with `url = \"socks5://HOST:PORT\"`";
+    findings.push(finding.at(&value.span()).help(help));
+    None
+}
+
+fn matches(
+    value: Value<'_>,
+    accounts: &Accounts<'_>,
+    places: &mut HashMap<&'static str, Span>,
+    findings: &mut Findings,
+) -> Option<Match> {
+    let mut table = value.table("`match`", "a table such as `{ uid = 1000 }`", findings)?;
+    let mut get = |key: &'static str| {
+        let value = table.get(key)?;
+        places.insert(key, value.span());
+        Some(value)
+    };
+    let ids =
+        |kind: Kind| move |text: &str| selector::ids(text, kind, |name| accounts.id(kind, name));
+    let cgroup = optional(get("cgroup"), |value| {
+        selector::read(value, "system.slice", findings, selector::cgroup)
+    });
+    let exe: Option<Selector<PathBuf>> = optional(get("exe"), |value| {
+        selector::read(value, "/usr/bin/curl", findings, selector::absolute_path)
+    });
+    let uid = optional(get("uid"), |value| {
+        selector::read_numbers(value, "1000-1999", findings, ids(Kind::User))
+    });
+    let gid = optional(get("gid"), |value| {
+        selector::read_numbers(value, "users", findings, ids(Kind::Group))
+    });
+    let pid = optional(get("pid"), |value| {
+        selector::read_numbers(value, "!1", findings, selector::pid)
+    });
+    let dest = optional(get("dest"), |value| {
+        selector::read(value, "10.0.0.0/8", findings, selector::prefix)
+    });
+    let port = optional(get("port"), |value| {
+        selector::read_numbers(value, "8000-8999", findings, selector::ports)
+    });
+    table.finish(findings);
+    Some(Match {
+        cgroup: cgroup?,
+        exe: exe?,
+        uid: uid?,
+        gid: gid?,
+        pid: pid?,
+        dest: dest?,
+        port: port?,
+    })
+}
+
+/// A key that is not there selects everything.
+fn optional<'a, T>(
+    value: Option<Value<'a>>,
+    read: impl FnOnce(Value<'a>) -> Option<Selector<T>>,
+) -> Option<Selector<T>> {
+    value.map_or_else(|| Some(Selector::default()), read)
+}
+
+fn check_names(rules: &[PlacedRule], findings: &mut Findings) {
+    let mut first: HashMap<&str, &Span> = HashMap::new();
+    for PlacedRule { rule, name, .. } in rules {
+        if let Some(earlier) = first.get(rule.name.as_ref()) {
+            findings.push(
+                Finding::error(format!("two rules are named `{}`", rule.name))
+                    .at(name)
+                    .also(earlier, "first named here")
+                    .label("logs and counters could not tell them apart"),
+            );
+        } else {
+            first.insert(&rule.name, name);
+        }
+    }
+}
+
+/// Whether the rules together have no more of something than may be.
+fn is_affordable(
+    rules: &[PlacedRule],
+    most: usize,
+    what: &str,
+    count: impl Fn(&Match) -> usize,
+    findings: &mut Findings,
+) -> bool {
+    let mut total = 0;
+    let crossing = rules.iter().find(|placed| {
+        total += count(&placed.rule.matches);
+        total > most
+    });
+    if let Some(placed) = crossing {
+        findings.push(
+            Finding::error(format!("the rules have more than {most} {what}"))
+                .at(&placed.name)
+                .label("from this rule on"),
+        );
+    }
+    crossing.is_none()
+}
+
+fn values(matches: &Match) -> usize {
+    let numbers =
+        matches.uid.count() + matches.gid.count() + matches.pid.count() + matches.port.count();
+    matches.cgroup.count() + matches.exe.count() + numbers
+}

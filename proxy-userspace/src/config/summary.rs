@@ -1,0 +1,205 @@
+//! A configuration as text for people: what `culvert check` prints. Holds no secrets.
+
+use std::{
+    fmt::{self, Display, Write},
+    ops::RangeInclusive,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    rule::{FailMode, Match, PathChoice, Rule, Selector, Via},
+    upstream::{Hop, Host, Scheme, Upstream},
+};
+
+use super::{Config, Daemon, LogFormat, LogTarget};
+
+/// So many values of a selector are shown, the rest is counted.
+const SHOWN: usize = 8;
+
+/// The resolved configuration: limits, upstreams without their credentials, rules in their order.
+#[must_use]
+pub fn summary(config: &Config) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = write(&mut text, config);
+    text
+}
+
+fn write(text: &mut String, config: &Config) -> fmt::Result {
+    writeln!(text, "daemon")?;
+    columns(text, &daemon(&config.daemon))?;
+    writeln!(text, "\nupstreams")?;
+    let upstreams: Vec<(String, String)> = config
+        .upstreams
+        .iter()
+        .map(|(name, upstream)| (name.to_string(), chain(upstream)))
+        .collect();
+    columns(text, &upstreams)?;
+    writeln!(
+        text,
+        "\nrules (the first that matches decides; no match is direct)"
+    )?;
+    let rules: Vec<(String, String)> = config
+        .forward
+        .iter()
+        .enumerate()
+        .map(|(at, rule)| {
+            (
+                format!("{} {}", at + 1, rule.name),
+                selected(&rule.matches) + "\n" + &action(rule),
+            )
+        })
+        .collect();
+    columns(text, &rules)
+}
+
+/// Two columns; the lines of a value stand below each other.
+fn columns(text: &mut String, rows: &[(String, String)]) -> fmt::Result {
+    if rows.is_empty() {
+        writeln!(text, "  none")?;
+    }
+    let width = rows.iter().map(|(left, _)| left.len()).max().unwrap_or(0);
+    for (left, right) in rows {
+        let mut left = left.as_str();
+        for line in right.lines() {
+            writeln!(text, "  {left:width$}  {line}")?;
+            left = "";
+        }
+    }
+    Ok(())
+}
+
+fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
+    let log = match &daemon.access_log {
+        None => "none".to_owned(),
+        Some(log) => {
+            let format = match log.format {
+                LogFormat::Json => "json",
+                LogFormat::Text => "text",
+            };
+            match &log.target {
+                LogTarget::Stdout => format!("standard output, {format}"),
+                LogTarget::File(path) => format!("{}, {format}", path.display()),
+            }
+        }
+    };
+    let idle = daemon.idle_timeout.map_or_else(|| "off".to_owned(), time);
+    [
+        ("cgroup", format!("/{}", daemon.cgroup)),
+        ("workers", daemon.workers.to_string()),
+        ("max connections", daemon.max_connections.to_string()),
+        ("max pending", daemon.max_pending.to_string()),
+        ("idle timeout", idle),
+        ("drain timeout", time(daemon.drain_timeout)),
+        ("heartbeat timeout", time(daemon.heartbeat_timeout)),
+        ("access log", log),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .to_vec()
+}
+
+fn time(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+fn chain(upstream: &Upstream) -> String {
+    let connect = time(upstream.connect_timeout);
+    if upstream.hops.is_empty() {
+        return format!("direct, connect {connect}");
+    }
+    let hops: Vec<String> = upstream.hops.iter().map(hop).collect();
+    let handshake = time(upstream.handshake_timeout);
+    format!(
+        "{}, connect {connect}, handshake {handshake}",
+        hops.join(" then ")
+    )
+}
+
+fn hop(hop: &Hop) -> String {
+    let scheme = match hop.scheme {
+        Scheme::Socks5 => "socks5",
+        Scheme::Http => "http",
+        Scheme::Https => "https",
+    };
+    let host = match &hop.host {
+        Host::Ip(std::net::IpAddr::V6(address)) => format!("[{address}]"),
+        Host::Ip(address) => address.to_string(),
+        Host::Name(name) => name.clone(),
+    };
+    let credentials = if hop.credentials.is_some() {
+        " with credentials"
+    } else {
+        ""
+    };
+    format!("{scheme}://{host}:{}{credentials}", hop.port)
+}
+
+fn action(rule: &Rule) -> String {
+    let upstream = match &rule.via {
+        Via::Direct => return "-> direct".to_owned(),
+        Via::Refuse => return "-> refuse".to_owned(),
+        Via::Upstream(upstream) => upstream,
+    };
+    let failing = match rule.on_relay_failure {
+        FailMode::Direct => "direct",
+        FailMode::Refuse => "refused",
+    };
+    let path = match rule.path {
+        PathChoice::Auto => "auto",
+        PathChoice::Copy => "copy",
+        PathChoice::Splice => "splice",
+    };
+    format!("-> {upstream}, path {path}, {failing} while the relay fails")
+}
+
+fn selected(matches: &Match) -> String {
+    let parts = [
+        values("cgroup", &matches.cgroup, String::clone),
+        values("exe", &matches.exe, |path| path.display().to_string()),
+        values("uid", &matches.uid, range),
+        values("gid", &matches.gid, range),
+        values("pid", &matches.pid, u32::to_string),
+        values("dest", &matches.dest, destination),
+        values("port", &matches.port, range),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() {
+        return "everything but loopback".to_owned();
+    }
+    parts.join("\n")
+}
+
+fn destination(prefix: &IpNet) -> String {
+    if prefix.prefix_len() == prefix.max_prefix_len() {
+        prefix.addr().to_string()
+    } else {
+        prefix.to_string()
+    }
+}
+
+fn range<N: PartialEq + Display>(range: &RangeInclusive<N>) -> String {
+    let (first, last) = (range.start(), range.end());
+    if first == last {
+        first.to_string()
+    } else {
+        format!("{first}-{last}")
+    }
+}
+
+fn values<T>(key: &str, selector: &Selector<T>, show: impl Fn(&T) -> String) -> Option<String> {
+    if selector.is_any() {
+        return None;
+    }
+    let included = selector.include.iter().map(&show);
+    let excluded = selector
+        .exclude
+        .iter()
+        .map(|value| format!("!{}", show(value)));
+    let mut shown: Vec<String> = included.chain(excluded).take(SHOWN).collect();
+    if let Some(more @ 1..) = selector.count().checked_sub(SHOWN) {
+        shown.push(format!("and {more} more"));
+    }
+    Some(format!("{key} {}", shown.join(" ")))
+}

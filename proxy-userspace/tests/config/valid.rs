@@ -1,0 +1,337 @@
+//! What valid configurations mean.
+
+use std::{path::PathBuf, time::Duration};
+
+use proxy_userspace::{
+    config::{AccessLog, LogFormat, LogTarget, summary, upstream_from_urls},
+    rule::{FailMode, Match, PathChoice, Selector, Via},
+    upstream::{Host, Scheme, Upstream},
+};
+use secrecy::ExposeSecret;
+
+use crate::world::{SECRET, parse, valid};
+
+const EXAMPLE: &str = include_str!("../../examples/culvert.toml");
+
+fn rule(matches: &str) -> Match {
+    let text = format!("[[forward]]\nname = \"a\"\nvia = \"direct\"\nmatch = {matches}\n");
+    valid(&text).config.forward.remove(0).matches
+}
+
+fn upstream(section: &str) -> Upstream {
+    let text = format!("[upstream.u]\n{section}\n[[forward]]\nname = \"a\"\nvia = \"u\"\n");
+    Upstream::clone(&valid(&text).config.upstreams["u"])
+}
+
+#[test]
+fn the_example_is_valid_and_its_summary_is_as_written_down() {
+    let loaded = valid(EXAMPLE);
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    assert_eq!(
+        summary(&loaded.config),
+        "\
+daemon
+  cgroup             /
+  workers            4
+  max connections    65536
+  max pending        65536
+  idle timeout       off
+  drain timeout      30s
+  heartbeat timeout  3s
+  access log         standard output, json
+
+upstreams
+  abroad   http://proxy.example.com:3128 then https://[2001:db8::7]:443 with credentials, connect 3s, handshake 20s
+  corp     socks5://10.0.0.5:1080 with credentials, connect 10s, handshake 10s
+  relayed  direct, connect 10s
+
+rules (the first that matches decides; no match is direct)
+  1 intranet        dest 10.0.0.0/8 fd00::/8
+                    -> direct
+  2 no-mail         uid !101 !0
+                    port 25 465 587
+                    -> refuse
+  3 builds          cgroup system.slice/builder.service runner.service
+                    exe /usr/bin/curl
+                    uid 1000-1999 1000
+                    gid !998
+                    dest 0.0.0.0/0 ::/0 !192.0.2.0/24
+                    port 80 443 8000-8999
+                    -> corp, path auto, refused while the relay fails
+  4 one-process     pid 4242
+                    -> abroad, path auto, direct while the relay fails
+  5 local-database  dest 127.0.0.1
+                    port 5432
+                    -> relayed, path splice, direct while the relay fails
+"
+    );
+}
+
+#[test]
+fn an_empty_file_has_the_defaults_of_the_example() {
+    let loaded = valid("");
+    let mut example = valid(EXAMPLE).config.daemon;
+    assert!(example.access_log.take().is_some());
+    assert_eq!(loaded.config.daemon, example);
+    assert!(loaded.config.forward.is_empty() && loaded.config.upstreams.is_empty());
+    let text = summary(&loaded.config);
+    assert!(
+        text.contains("access log         none\n\nupstreams\n  none\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_daemon_section_is_read() {
+    let text = "[daemon]\ncgroup = \"/user.slice/\"\nworkers = 2\nmax_connections = 1\nmax_pending = 0x10\n\
+                idle_timeout = \"2m\"\ndrain_timeout = \"0s\"\nconnect_timeout = \"500ms\"\n\
+                heartbeat_timeout = \"1s\"\naccess_log = { path = \"/var/log/a.log\", format = \"text\" }\n";
+    let daemon = valid(text).config.daemon;
+    assert_eq!(daemon.cgroup, "user.slice");
+    assert_eq!(
+        (
+            daemon.workers.get(),
+            daemon.max_connections,
+            daemon.max_pending
+        ),
+        (2, 1, 16)
+    );
+    assert_eq!(daemon.idle_timeout, Some(Duration::from_mins(2)));
+    assert_eq!(daemon.drain_timeout, Duration::ZERO);
+    assert_eq!(daemon.connect_timeout, Duration::from_millis(500));
+    assert_eq!(daemon.handshake_timeout, Duration::from_secs(10));
+    assert_eq!(daemon.heartbeat_timeout, Duration::from_secs(1));
+    let target = LogTarget::File(PathBuf::from("/var/log/a.log"));
+    let format = LogFormat::Text;
+    assert_eq!(daemon.access_log, Some(AccessLog { target, format }));
+}
+
+#[test]
+fn the_timeouts_of_the_daemon_are_those_of_its_upstreams() {
+    let text = "[daemon]\nconnect_timeout = \"1s\"\nhandshake_timeout = \"2s\"\n\
+                [upstream.a]\nurl = \"http://h\"\n[upstream.b]\nurl = \"http://h\"\nconnect_timeout = \"3s\"\n";
+    let upstreams = valid(text).config.upstreams;
+    let timeouts = |name: &str| {
+        (
+            upstreams[name].connect_timeout,
+            upstreams[name].handshake_timeout,
+        )
+    };
+    assert_eq!(
+        timeouts("a"),
+        (Duration::from_secs(1), Duration::from_secs(2))
+    );
+    assert_eq!(
+        timeouts("b"),
+        (Duration::from_secs(3), Duration::from_secs(2))
+    );
+}
+
+#[test]
+fn a_rule_is_read() {
+    let rule = valid("[[forward]]\nname = \"a.b-c_1\"\nvia = \"refuse\"\n")
+        .config
+        .forward
+        .remove(0);
+    assert_eq!((rule.name.as_ref(), &rule.via), ("a.b-c_1", &Via::Refuse));
+    assert_eq!(
+        (rule.on_relay_failure, rule.path),
+        (FailMode::Direct, PathChoice::Auto)
+    );
+    assert_eq!(rule.matches, Match::default());
+}
+
+#[test]
+fn selectors_are_one_value_or_many() {
+    let matches = rule(
+        "{ uid = [0, \"alice\", \"5-6\", \"!33\", 0xff], gid = \"wheel\", pid = 1, port = \"!80\" }",
+    );
+    assert_eq!(matches.uid.include, [0..=0, 1000..=1000, 5..=6, 255..=255]);
+    assert_eq!(matches.uid.exclude, [33..=33]);
+    assert_eq!(matches.gid.include, [998..=998]);
+    assert_eq!(matches.pid.include, [1]);
+    let but_80 = Selector {
+        include: vec![],
+        exclude: vec![80..=80],
+    };
+    assert_eq!(matches.port, but_80);
+    let matches = rule(
+        "{ exe = [\"/usr//bin/curl\", \"!/bin/sh\"], cgroup = [\"/system.slice/a.service/\", \"b.scope\"] }",
+    );
+    assert_eq!(matches.exe.include, [PathBuf::from("/usr/bin/curl")]);
+    assert_eq!(matches.exe.exclude, [PathBuf::from("/bin/sh")]);
+    assert_eq!(
+        matches.cgroup.include,
+        ["system.slice/a.service", "b.scope"]
+    );
+    let matches = rule("{ dest = [\"10.0.0.0/8\", \"192.0.2.1\", \"::1\", \"!2001:db8::/32\"] }");
+    let nets = |texts: &[&str]| {
+        texts
+            .iter()
+            .map(|text| text.parse().unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        matches.dest.include,
+        nets(&["10.0.0.0/8", "192.0.2.1/32", "::1/128"])
+    );
+    assert_eq!(matches.dest.exclude, nets(&["2001:db8::/32"]));
+}
+
+#[test]
+fn urls_have_default_ports_and_decoded_credentials() {
+    let cases = [
+        ("socks5://10.0.0.5", Scheme::Socks5, "10.0.0.5", 1080),
+        ("http://10.0.0.5/", Scheme::Http, "10.0.0.5", 8080),
+        ("http://10.0.0.5:80", Scheme::Http, "10.0.0.5", 80),
+        ("https://[2001:db8::7]", Scheme::Https, "2001:db8::7", 443),
+        (
+            "HTTPS://[::ffff:10.0.0.5]:8443",
+            Scheme::Https,
+            "10.0.0.5",
+            8443,
+        ),
+    ];
+    for (url, scheme, address, port) in cases {
+        let hop = upstream(&format!("url = \"{url}\"")).hops.remove(0);
+        let host = Host::Ip(address.parse().unwrap());
+        assert_eq!(
+            (hop.scheme, hop.host, hop.port),
+            (scheme, host, port),
+            "{url}"
+        );
+        assert!(hop.credentials.is_none() && hop.ca_file.is_none());
+    }
+    let hop = upstream("url = \"http://a%40b:p%3A%2F%20w@Proxy.Example.COM.:1\"")
+        .hops
+        .remove(0);
+    assert_eq!(hop.host, Host::Name("proxy.example.com".to_owned()));
+    let credentials = hop.credentials.unwrap();
+    assert_eq!(credentials.user, "a@b");
+    assert_eq!(credentials.password.expose_secret(), "p:/ w");
+}
+
+#[test]
+fn credentials_come_from_keys_too() {
+    let sections = [
+        "url = \"socks5://alice:s3cr3t@h\"",
+        "url = \"socks5://alice@h\"\npassword_file = \"/etc/culvert/password\"",
+        "url = \"socks5://h\"\nusername = \"alice\"\npassword_env = \"CULVERT_PASSWORD\"",
+        "url = [\"socks5://h\"]\nusername = \"alice\"\npassword_env = \"CULVERT_PASSWORD\"",
+        "url = [{ url = \"socks5://h\", username = \"alice\", password_env = \"CULVERT_PASSWORD\" }]",
+    ];
+    for section in sections {
+        let upstream = upstream(section);
+        let credentials = upstream.hops[0].credentials.clone().unwrap();
+        assert_eq!(credentials.user, "alice", "{section}");
+        assert_eq!(credentials.password.expose_secret(), SECRET, "{section}");
+        assert!(!format!("{upstream:?}").contains(SECRET), "{upstream:?}");
+    }
+    let hop = upstream("url = \"http://h\"\nusername = \"alice\"")
+        .hops
+        .remove(0);
+    assert_eq!(hop.credentials.unwrap().password.expose_secret(), "");
+}
+
+#[test]
+fn chains_keep_their_order() {
+    let upstream = upstream(
+        "url = [\"http://a\", { url = \"https://b\", ca_file = \"/etc/culvert/ca.pem\" }, \"socks5://c\"]",
+    );
+    let hosts: Vec<Host> = upstream.hops.iter().map(|hop| hop.host.clone()).collect();
+    assert_eq!(
+        hosts,
+        ["a", "b", "c"].map(|name| Host::Name(name.to_owned()))
+    );
+    assert_eq!(
+        upstream.hops[1].ca_file,
+        Some(PathBuf::from("/etc/culvert/ca.pem"))
+    );
+}
+
+#[test]
+fn live_rules_are_not_called_dead() {
+    let cases = [
+        // Loopback is left alone by rules that do not name it.
+        ("{}", "{ dest = \"127.0.0.1\" }"),
+        ("{ dest = [\"0.0.0.0/0\", \"::/0\"] }", "{ dest = \"::1\" }"),
+        // Both families.
+        ("{ dest = \"::/0\" }", "{ dest = \"10.0.0.0/8\" }"),
+        ("{ dest = \"0.0.0.0/0\" }", "{}"),
+        ("{ port = [80, \"82-65535\"] }", "{ port = \"80-82\" }"),
+        ("{ uid = \"!0\" }", "{ uid = 0 }"),
+        // One executable may have several paths.
+        ("{ exe = \"!/bin/sh\" }", "{ exe = \"/bin/dash\" }"),
+        // A process may descend from both.
+        ("{ pid = [7, \"!8\"] }", "{ pid = 7 }"),
+        ("{ cgroup = \"a/b\" }", "{ cgroup = \"a\" }"),
+        ("{ cgroup = \"a\" }", "{ cgroup = \"ab\" }"),
+    ];
+    for (first, second) in cases {
+        valid(&format!(
+            "[[forward]]\nname = \"a\"\nvia = \"direct\"\nmatch = {first}\n\
+             [[forward]]\nname = \"b\"\nvia = \"refuse\"\nmatch = {second}\n"
+        ));
+    }
+}
+
+#[test]
+fn an_upstream_with_errors_is_still_known_to_rules() {
+    let text = "[upstream.a]\nurl = \"ftp://h\"\n[[forward]]\nname = \"a\"\nvia = \"a\"\n";
+    let report = parse(text).unwrap_err().to_string();
+    assert_eq!(report.matches("error:").count(), 1, "{report}");
+}
+
+#[test]
+fn colours_are_for_those_who_ask() {
+    let Err(proxy_userspace::config::ConfigError::Invalid(report)) = parse("x = 1") else {
+        panic!("must be refused");
+    };
+    assert_eq!(report.count(), 1);
+    assert!(!report.to_string().contains('\u{1b}'));
+    assert!(report.styled().contains('\u{1b}'));
+}
+
+#[test]
+fn urls_of_the_command_line_are_an_upstream() {
+    let urls = |texts: &[&str]| {
+        texts
+            .iter()
+            .map(|text| (*text).to_owned())
+            .collect::<Vec<_>>()
+    };
+    let upstream = upstream_from_urls(&urls(&["http://a", "socks5://u:p@b"])).unwrap();
+    assert_eq!(upstream.hops.len(), 2);
+    assert!(upstream.hops[1].credentials.is_some());
+    assert!(upstream_from_urls(&[]).unwrap().hops.is_empty());
+    assert!(
+        upstream_from_urls(&urls(&["direct://"]))
+            .unwrap()
+            .hops
+            .is_empty()
+    );
+    let cases = [
+        (
+            vec!["http://a", "10.0.0.5:1080"],
+            "proxy URL 2: the proxy URL has no scheme; did you mean `socks5://10.0.0.5:1080`?",
+        ),
+        (
+            vec!["direct://", "http://a"],
+            "proxy URL 1: `direct://` cannot be part of a chain",
+        ),
+        (
+            vec!["socks5://u:s3cr3t@h:x"],
+            "proxy URL 1: the proxy URL has a bad port; a port is from 1 to 65535",
+        ),
+        (
+            vec!["http://a"; 9],
+            "proxy URL 9: the chain has more than 8 proxies",
+        ),
+    ];
+    for (texts, expected) in cases {
+        assert_eq!(
+            upstream_from_urls(&urls(&texts)).unwrap_err().to_string(),
+            expected
+        );
+    }
+}
