@@ -2,4 +2,5 @@
 
 pub mod close;
 pub mod rule;
+pub mod socket;
 pub mod upstream;
