@@ -25,8 +25,10 @@ pub enum CloseReason {
     DestinationRefused,
     /// The destination could not be reached.
     DestinationUnreachable,
-    /// Connecting took longer than the connect timeout.
+    /// Connecting to the destination took longer than the connect timeout.
     ConnectTimeout,
+    /// The upstream proxies took longer than the handshake timeout, for their own sake or the destination's.
+    HandshakeTimeout,
     /// The kernel had no record of it: somebody connected to the listener itself.
     NotIntercepted,
     /// The rule that selected it is gone since a reload.
@@ -51,6 +53,7 @@ impl CloseReason {
             Self::DestinationRefused => "destination_refused",
             Self::DestinationUnreachable => "destination_unreachable",
             Self::ConnectTimeout => "connect_timeout",
+            Self::HandshakeTimeout => "handshake_timeout",
             Self::NotIntercepted => "not_intercepted",
             Self::RuleGone => "rule_gone",
             Self::OutOfResources => "out_of_resources",
