@@ -21,5 +21,6 @@ pub mod routes;
 pub mod rule;
 mod run_command;
 mod service;
+pub mod socket;
 pub mod upstream;
 pub mod worker;

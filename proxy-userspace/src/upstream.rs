@@ -1,8 +1,35 @@
 //! Where relayed connections go: a chain of proxies, or the original destination itself.
+//!
+//! The types here say what an upstream is; [`Dialer`] makes the connection. It is called by `connection` once the
+//! original destination is known, and knows neither rules nor what the connection is for.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+mod connect;
+mod dial;
+mod error;
+mod http;
+mod names;
+mod socks5;
+mod stream;
+mod tls;
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use secrecy::SecretString;
+
+pub use self::{
+    connect::{Exempt, NoExemption},
+    dial::{Connected, Dialer, Timings},
+    error::{DialError, OnwardCause, ProtocolCause, RefusalCause, Target},
+    names::ResolveError,
+    stream::UpstreamStream,
+    tls::TrustError,
+};
 
 /// A named upstream: the proxies to pass, nearest first. No hop means the destination is dialled directly.
 #[derive(Clone, Debug)]
@@ -11,7 +38,7 @@ pub struct Upstream {
     pub name: Arc<str>,
     /// Proxies on the way, nearest first.
     pub hops: Vec<Hop>,
-    /// Limit for the first TCP connect.
+    /// Limit for the first TCP connect, name resolution included.
     pub connect_timeout: Duration,
     /// Limit for all proxy handshakes of one connection together.
     pub handshake_timeout: Duration,
@@ -32,6 +59,13 @@ pub struct Hop {
     pub ca_file: Option<PathBuf>,
 }
 
+/// As in a URL, without the credentials: `socks5://10.0.0.1:1080`.
+impl fmt::Display for Hop {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}://{}", self.scheme, Next::Hop(self))
+    }
+}
+
 /// Protocol of a [`Hop`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
@@ -41,6 +75,16 @@ pub enum Scheme {
     Http,
     /// HTTP CONNECT over TLS.
     Https,
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Socks5 => "socks5",
+            Self::Http => "http",
+            Self::Https => "https",
+        })
+    }
 }
 
 /// Host of a [`Hop`].
@@ -61,11 +105,32 @@ pub struct Credentials {
     pub password: SecretString,
 }
 
-/// Marks a socket as the proxy's own before it connects, so that it is never intercepted.
-pub trait Exempt: Send + Sync {
-    /// Called with every upstream socket before `connect()`.
-    ///
-    /// # Errors
-    /// When the kernel refuses; the socket must then not be connected.
-    fn exempt(&self, socket: &socket2::Socket) -> std::io::Result<()>;
+/// What one hop is asked to connect to.
+#[derive(Clone, Copy, Debug)]
+enum Next<'a> {
+    /// The proxy behind it. Its name is resolved by the hop before it, the only one that knows the network there.
+    Hop(&'a Hop),
+    /// The original destination.
+    Destination(SocketAddr),
 }
+
+/// As in the authority of a URL: `host:port`, with IPv6 addresses in brackets.
+impl fmt::Display for Next<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hop(hop) => match &hop.host {
+                Host::Ip(ip) => SocketAddr::new(*ip, hop.port).fmt(formatter),
+                Host::Name(name) => write!(formatter, "{name}:{}", hop.port),
+            },
+            Self::Destination(address) => without_scope(*address).fmt(formatter),
+        }
+    }
+}
+
+/// Interface numbers mean nothing on another host.
+fn without_scope(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port())
+}
+
+#[cfg(test)]
+mod tests;

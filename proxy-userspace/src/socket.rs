@@ -1,0 +1,121 @@
+//! Every TCP socket this process makes, and every option it sets or reads.
+//!
+//! Listeners and upstream sockets are created here and nowhere else, so that one place decides what all of them have
+//! in common. It knows neither rules nor proxies: callers bring addresses and get sockets.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    os::fd::AsFd,
+    time::Duration,
+};
+
+use nix::{errno::Errno, getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::TcpStream;
+
+/// Silence after which a connection is probed.
+const KEEPALIVE_IDLE: Duration = Duration::from_mins(1);
+/// Time between two probes.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Unanswered probes after which the connection is dead: two minutes from the last sign of life.
+const KEEPALIVE_PROBES: u32 = 6;
+
+/// A non-blocking listener on `address` that shares its port with the listeners of the other workers.
+///
+/// Accepted sockets inherit the options of [`for_upstream`], so accepting one costs no further call. An IPv6 listener
+/// takes IPv6 only.
+///
+/// # Errors
+///
+/// That of the system call that failed: mostly the address is taken or foreign.
+pub fn listener(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
+    let socket = stream_socket(address)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog)?;
+    Ok(socket.into())
+}
+
+/// An unconnected, non-blocking socket of the address family of `address`, with the options of relayed connections.
+///
+/// Those are: no delay, keep-alive, and urgent data left in the stream, where the relay carries it as ordinary bytes.
+///
+/// # Errors
+///
+/// That of the system call that failed: mostly [`is_resource_exhaustion`].
+pub fn for_upstream(address: SocketAddr) -> io::Result<Socket> {
+    stream_socket(address)
+}
+
+/// Closes a connection with RST instead of FIN: what the other side of the relay suffered, this side learns.
+pub fn reset(stream: TcpStream) {
+    // Only a socket that is gone already can refuse, and then there is nobody left to tell.
+    _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    drop(stream);
+}
+
+/// The number the kernel never gives to another socket (`SO_COOKIE`, Linux 4.12).
+///
+/// # Errors
+///
+/// `ENOPROTOOPT` on older kernels.
+pub fn cookie(socket: &impl AsFd) -> io::Result<u64> {
+    SockRef::from(socket).cookie()
+}
+
+/// The number of the network namespace a socket belongs to (`SO_NETNS_COOKIE`, Linux 5.14).
+///
+/// # Errors
+///
+/// `ENOPROTOOPT` on older kernels.
+pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
+    Ok(getsockopt(socket, NetnsCookie)?)
+}
+
+/// Takes the error that waits on a socket (`SO_ERROR`), such as the reset that ended it.
+///
+/// # Errors
+///
+/// None in practice: the option exists on every socket.
+pub fn take_error(socket: &impl AsFd) -> io::Result<Option<io::Error>> {
+    SockRef::from(socket).take_error()
+}
+
+/// Whether an error says that this process or host ran out of files or memory, which passes, and which says nothing
+/// about the connection it hit.
+#[must_use]
+pub fn is_resource_exhaustion(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|number| {
+        matches!(
+            Errno::from_raw(number),
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS
+        )
+    })
+}
+
+/// The protocol is named because "any stream protocol" may mean MPTCP, which neither sockmap nor splice can take.
+fn stream_socket(address: SocketAddr) -> io::Result<Socket> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new_raw(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )?;
+    socket.set_out_of_band_inline(true)?;
+    Ok(socket)
+}
+
+sockopt_impl!(
+    /// See [`netns_cookie`].
+    NetnsCookie, GetOnly, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, u64
+);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,247 @@
+//! From an upstream and a destination to a connection: connect to the first hop, then hand the stream from hop to hop.
+//!
+//! Owns the order of the steps and their time limits. What is said to a hop is up to `socks5`, `http` and `tls`.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{
+    DialError, Exempt, Hop, Host, Next, Scheme, Target, Upstream, UpstreamStream,
+    connect::connect,
+    error::HandshakeError,
+    http,
+    names::{Files, Names},
+    socks5,
+    tls::{self, Trust},
+};
+
+/// Makes connections to upstreams. One for each worker, or one for all: it keeps the resolver's cache and TLS sessions.
+pub struct Dialer {
+    exempt: Arc<dyn Exempt>,
+    names: Names,
+    trust: Trust,
+}
+
+/// A connection whose next byte, both ways, is the app's and the destination's.
+#[derive(Debug)]
+pub struct Connected {
+    /// The connection.
+    pub stream: UpstreamStream,
+    /// Our address on it.
+    pub local: SocketAddr,
+    /// The address that was connected to: the destination's, or the first hop's.
+    pub peer: SocketAddr,
+    /// What took how long.
+    pub timings: Timings,
+}
+
+/// What took how long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// The first TCP connect, name resolution included.
+    pub connect: Duration,
+    /// The handshakes with all hops; zero without any.
+    pub handshake: Duration,
+}
+
+impl Dialer {
+    /// A dialer whose TCP sockets are all shown to `exempt` before they connect.
+    #[must_use]
+    pub fn new(exempt: Arc<dyn Exempt>) -> Self {
+        Self::with_files(exempt, Files::default())
+    }
+
+    pub(super) fn with_files(exempt: Arc<dyn Exempt>, files: Files) -> Self {
+        Self {
+            names: Names::new(Arc::clone(&exempt), files),
+            exempt,
+            trust: Trust::default(),
+        }
+    }
+
+    /// Reads the certificates an upstream needs, so that a wrong `ca_file` shows at start and the first connection
+    /// does not wait for the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`DialError::Trust`] for the first hop without usable certificates.
+    pub fn prepare(&self, upstream: &Upstream) -> Result<(), DialError> {
+        let encrypted = |hop: &&Hop| hop.scheme == Scheme::Https;
+        for hop in upstream.hops.iter().filter(encrypted) {
+            self.trust
+                .settings(hop.ca_file.as_deref())
+                .map_err(|source| DialError::Trust {
+                    hop: Target::from(Next::Hop(hop)),
+                    source: Box::new(source),
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Connects to a destination by way of an upstream.
+    ///
+    /// An IPv4-mapped destination is dialled, and named to proxies, as the IPv4 address it is. Dropping the future
+    /// closes whatever it opened.
+    ///
+    /// # Errors
+    ///
+    /// A [`DialError`] for the step that failed or took too long.
+    pub async fn dial(
+        &self,
+        upstream: &Upstream,
+        destination: SocketAddr,
+    ) -> Result<Connected, DialError> {
+        let destination = canonical(destination);
+        if upstream.hops.is_empty() {
+            self.direct(upstream.connect_timeout, destination).await
+        } else {
+            // Boxed: handshakes are rare beside the direct path and many times its size.
+            Box::pin(self.through(upstream, destination)).await
+        }
+    }
+
+    async fn direct(&self, limit: Duration, address: SocketAddr) -> Result<Connected, DialError> {
+        let begun = Instant::now();
+        let target = Next::Destination(address);
+        let attempt = connect(self.exempt.as_ref(), address);
+        match timeout(limit, attempt).await {
+            Ok(Ok(tcp)) => established(target, tcp, begun),
+            Ok(Err(error)) => Err(DialError::connecting(target.into(), error)),
+            Err(_) => Err(DialError::ConnectTimeout {
+                target: target.into(),
+                limit,
+            }),
+        }
+    }
+
+    async fn through(
+        &self,
+        upstream: &Upstream,
+        destination: SocketAddr,
+    ) -> Result<Connected, DialError> {
+        let Some(first) = upstream.hops.first() else {
+            return self.direct(upstream.connect_timeout, destination).await;
+        };
+        let mut connected = self.reach(first, upstream.connect_timeout).await?;
+
+        let begun = Instant::now();
+        let limit = upstream.handshake_timeout;
+        let behind = upstream.hops.iter().skip(1).map(Next::Hop);
+        let asked_for = behind.chain([Next::Destination(destination)]);
+        for (hop, next) in upstream.hops.iter().zip(asked_for) {
+            let handshake = self.pass(hop, connected.stream, next);
+            let names = || (Target::from(Next::Hop(hop)), Target::from(next));
+            connected.stream = match timeout_at(begun + limit, handshake).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => {
+                    let (hop, target) = names();
+                    return Err(DialError::handshaking(hop, target, error));
+                }
+                Err(_) => {
+                    let (hop, target) = names();
+                    return Err(DialError::HandshakeTimeout { hop, target, limit });
+                }
+            };
+        }
+        connected.timings.handshake = begun.elapsed();
+        Ok(connected)
+    }
+
+    /// Connects to the first hop: to each of its addresses in turn, until one answers.
+    async fn reach(&self, hop: &Hop, limit: Duration) -> Result<Connected, DialError> {
+        let begun = Instant::now();
+        let deadline = begun + limit;
+        let target = Next::Hop(hop);
+        let too_late = || DialError::ConnectTimeout {
+            target: target.into(),
+            limit,
+        };
+        let addresses = timeout_at(deadline, self.addresses(hop))
+            .await
+            .map_err(|_| too_late())??;
+
+        let mut failure = too_late();
+        for (tried, ip) in addresses.iter().enumerate() {
+            let address = SocketAddr::new(*ip, hop.port);
+            let attempt = connect(self.exempt.as_ref(), address);
+            // An address that swallows packets leaves the others their share of the time.
+            let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+            let share = deadline.saturating_duration_since(Instant::now()) / left;
+            match timeout(share, attempt).await {
+                Ok(Ok(tcp)) => return established(target, tcp, begun),
+                Ok(Err(error)) => failure = DialError::connecting(target.into(), error),
+                Err(_) => failure = too_late(),
+            }
+        }
+        Err(failure)
+    }
+
+    async fn addresses(&self, hop: &Hop) -> Result<Vec<IpAddr>, DialError> {
+        match &hop.host {
+            Host::Ip(ip) => Ok(vec![*ip]),
+            Host::Name(name) => {
+                self.names
+                    .lookup(name)
+                    .await
+                    .map_err(|source| DialError::Resolve {
+                        target: Next::Hop(hop).into(),
+                        source: Box::new(source),
+                    })
+            }
+        }
+    }
+
+    /// Gets past one hop: afterwards the stream leads to `next`.
+    async fn pass(
+        &self,
+        hop: &Hop,
+        stream: UpstreamStream,
+        next: Next<'_>,
+    ) -> Result<UpstreamStream, HandshakeError> {
+        let mut stream = match hop.scheme {
+            Scheme::Https => tls::wrap(&self.trust, hop, stream).await?,
+            Scheme::Http | Scheme::Socks5 => stream,
+        };
+        match hop.scheme {
+            Scheme::Socks5 => socks5::connect(&mut stream, hop, next).await?,
+            Scheme::Http | Scheme::Https => http::connect(&mut stream, hop, next).await?,
+        }
+        Ok(stream)
+    }
+}
+
+fn established(target: Next<'_>, tcp: TcpStream, begun: Instant) -> Result<Connected, DialError> {
+    let ends = |tcp: &TcpStream| -> io::Result<_> { Ok((tcp.local_addr()?, tcp.peer_addr()?)) };
+    let (local, peer) = ends(&tcp).map_err(|source| DialError::Socket {
+        target: target.into(),
+        step: "read the addresses of a socket",
+        source,
+    })?;
+    let timings = Timings {
+        connect: begun.elapsed(),
+        handshake: Duration::ZERO,
+    };
+    Ok(Connected {
+        stream: UpstreamStream::Tcp(tcp),
+        local,
+        peer,
+        timings,
+    })
+}
+
+/// The zone of a link-local address stays, the IPv6 wrapping of an IPv4 address goes.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.into(), address.port()),
+        IpAddr::V6(_) => address,
+    }
+}
