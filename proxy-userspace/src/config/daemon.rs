@@ -4,7 +4,7 @@ use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use super::{
     duration,
-    environment::Environment,
+    environment::{Environment, System},
     raw::{Table, Value},
     report::Findings,
     selector,
@@ -49,6 +49,8 @@ pub struct AccessLog {
 pub enum LogTarget {
     /// Standard output.
     Stdout,
+    /// Standard error.
+    Stderr,
     /// A file, by absolute path.
     File(PathBuf),
 }
@@ -70,6 +72,13 @@ const WORKERS: u32 = 1024;
 /// Connections: each takes two files and the kernel allows a process 2^20 by default.
 const CONNECTIONS: u32 = 1 << 20;
 
+impl Default for Daemon {
+    /// What holds without a `[daemon]` section, on this machine.
+    fn default() -> Self {
+        Self::defaults(&System)
+    }
+}
+
 impl Daemon {
     pub(super) fn defaults(environment: &dyn Environment) -> Self {
         Self {
@@ -80,7 +89,7 @@ impl Daemon {
             handshake_timeout: TIMEOUT,
             idle_timeout: None,
             max_connections: 65536,
-            max_pending: 65536,
+            max_pending: 16384,
             heartbeat_timeout: Duration::from_secs(3),
             access_log: None,
         }

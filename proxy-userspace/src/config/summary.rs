@@ -81,6 +81,7 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
             };
             match &log.target {
                 LogTarget::Stdout => format!("standard output, {format}"),
+                LogTarget::Stderr => format!("standard error, {format}"),
                 LogTarget::File(path) => format!("{}, {format}", path.display()),
             }
         }
