@@ -1,5 +1,6 @@
 //! culvert: a transparent proxy for Linux that is accelerated by the kernel.
 
+pub mod cgroup;
 pub mod close;
 pub mod rule;
 pub mod upstream;
