@@ -2,5 +2,6 @@
 
 pub mod cgroup;
 pub mod close;
+pub mod process;
 pub mod rule;
 pub mod upstream;
