@@ -226,6 +226,17 @@ impl Cgroup2 {
     }
 }
 
+#[cfg(test)]
+impl Cgroup2 {
+    /// Any directory tree as a hierarchy: finding cgroups reads names and inode numbers only.
+    pub(crate) fn pretended(mount: &Path) -> Self {
+        Self {
+            mount: mount.to_owned(),
+            root: "/".into(),
+        }
+    }
+}
+
 /// Visits a directory and all below it, parents first, until `visit` returns false. What vanishes meanwhile is
 /// skipped: cgroups come and go at any time.
 pub(crate) fn walk(root: &Path, visit: &mut dyn FnMut(&Path) -> bool) {

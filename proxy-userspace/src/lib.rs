@@ -5,3 +5,4 @@ pub mod close;
 pub mod process;
 pub mod rule;
 pub mod upstream;
+pub mod watch;

@@ -153,7 +153,6 @@ mod tests {
 
     #[test]
     fn a_unit_is_found_everywhere_in_the_tree_and_a_path_only_there() {
-        // Any directory tree will do: resolving reads names and inode numbers only.
         let tree = tempfile::tempdir().unwrap();
         for dir in [
             "system.slice/db.service",
@@ -162,10 +161,7 @@ mod tests {
         ] {
             fs::create_dir_all(tree.path().join(dir)).unwrap();
         }
-        let cgroups = Cgroup2 {
-            mount: tree.path().to_owned(),
-            root: "/".into(),
-        };
+        let cgroups = Cgroup2::pretended(tree.path());
         let paths = |text: &str| -> Vec<_> {
             let found = cgroups.resolve(&parse(text));
             found.into_iter().map(|it| (it.path, it.level)).collect()
