@@ -1,6 +1,7 @@
 //! culvert: a transparent proxy for Linux that is accelerated by the kernel.
 
 mod access_log;
+pub mod cgroup;
 pub mod cli;
 pub mod clock;
 pub mod close;
@@ -13,6 +14,7 @@ pub mod intercept;
 mod limits;
 mod listener;
 pub mod policy;
+pub mod process;
 pub mod proxy;
 mod pulse;
 pub mod record;
@@ -23,4 +25,5 @@ mod run_command;
 mod service;
 pub mod socket;
 pub mod upstream;
+pub mod watch;
 pub mod worker;
