@@ -56,6 +56,9 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Detach => detach()?,
         Command::Exec(args) => return run_command::run(args, cli.verbose > 0),
         Command::Reap { cgroup } => exec::reaper::main(cgroup)?,
+        Command::Plan(_) | Command::Doctor { .. } | Command::Demo => {
+            anyhow::bail!("this build does not have the command")
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -11,7 +11,7 @@ use crate::{
     config::{self, Config},
     failure::Failure,
     intercept::guard,
-    limits,
+    privileges,
     service::{AfterDeath, Service},
 };
 
@@ -41,7 +41,8 @@ pub fn load(file: &Path) -> Result<Config> {
 
 async fn run_until_told(file: &Path, log_faults: bool) -> Result<()> {
     let config = load(file)?;
-    limits::require_privileges()?;
+    privileges::require()?;
+    privileges::keep_what_a_daemon_needs()?;
     // Before anything is attached, so that none is missed.
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;

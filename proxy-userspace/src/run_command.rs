@@ -17,7 +17,7 @@ use crate::{
         signals::Signals,
     },
     failure::Failure,
-    limits,
+    privileges,
     rule::{FailMode, Match, PathChoice, Rule, Via},
     service::{AfterDeath, Service},
 };
@@ -29,9 +29,9 @@ const NAME: &str = "exec";
 ///
 /// # Errors
 /// When the command cannot be started, or its connections not be taken.
-pub fn run(args: &ExecArgs, log_faults: bool) -> Result<ExitCode> {
+pub(crate) fn run(args: &ExecArgs, log_faults: bool) -> Result<ExitCode> {
     let config = configuration(args)?;
-    limits::require_privileges()?;
+    privileges::require()?;
     let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;
     let command = command(args)?;
     let leftovers = if args.wait {
@@ -143,7 +143,7 @@ fn command(args: &ExecArgs) -> Result<Command> {
         identity: run_as
             .resolve()
             .map_err(|error| Failure::usage(error.to_string()))?,
-        open_files: limits::open_files(),
+        open_files: privileges::open_files(),
     })
 }
 

@@ -10,8 +10,8 @@ use crate::{
     access_log,
     cgroup::Cgroup2,
     config::Config,
-    limits,
     policy::Names,
+    privileges,
     proxy::{Proxy, Rules, Settings},
     record::AccessLogGuard,
     resolve,
@@ -59,7 +59,7 @@ impl Service {
             .unzip();
         let settings = Settings {
             workers: daemon.workers,
-            max_connections: limits::connections(daemon.max_connections),
+            max_connections: privileges::connections(daemon.max_connections),
             max_pending: daemon.max_pending,
             heartbeat_timeout: daemon.heartbeat_timeout,
             idle_timeout: daemon.idle_timeout,

@@ -24,7 +24,7 @@ use tokio::{
 
 use crate::{
     close::CloseReason,
-    listener,
+    listener, privileges,
     process::Processes,
     record::AccessLog,
     routes::Routes,
@@ -166,6 +166,9 @@ pub fn start(
     let pulse = Arc::new(AtomicU64::new(0));
     let beat = Arc::clone(&pulse);
     let thread = thread::Builder::new().name(name).spawn(move || {
+        if let Err(error) = privileges::keep_what_a_worker_needs() {
+            tracing::warn!("{error:#}");
+        }
         let local = LocalSet::new();
         local.block_on(&runtime, run(parts, shared, stop, beat));
     })?;

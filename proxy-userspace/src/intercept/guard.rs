@@ -181,6 +181,11 @@ fn remove(place: &Path) -> Result<(), GuardError> {
     Ok(())
 }
 
+/// Whether pins have a place already.
+pub(crate) fn has_bpffs() -> bool {
+    bpffs().is_some()
+}
+
 /// The bpffs that is mounted, the system's first.
 fn bpffs() -> Option<PathBuf> {
     [SYSTEM_BPFFS, OWN_BPFFS]

@@ -1,0 +1,161 @@
+//! What this process may do: capabilities and open files. It asks for what it needs, and gives up the rest.
+
+use std::collections::HashSet;
+
+use anyhow::{Context as _, Result};
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::{failure::Failure, intercept::guard};
+
+/// Files that are no connections: programs, maps, listeners, logs.
+const RESERVED_FILES: u64 = 128;
+/// Both sockets of a relayed connection.
+const FILES_PER_CONNECTION: u64 = 2;
+
+/// What a daemon needs, and what for.
+pub(crate) const NEEDED: [(Capability, &str); 2] = [
+    (Capability::CAP_BPF, "load eBPF programs"),
+    (Capability::CAP_NET_ADMIN, "attach them to cgroups"),
+];
+
+/// What a daemon makes use of where it has it.
+pub(crate) const USEFUL: [(Capability, &str); 3] = [
+    (
+        Capability::CAP_PERFMON,
+        "select by executable and process id",
+    ),
+    (
+        Capability::CAP_SYS_PTRACE,
+        "tell the executable of other users' processes in close records",
+    ),
+    (
+        Capability::CAP_DAC_READ_SEARCH,
+        "read configurations and secrets of other users",
+    ),
+];
+
+/// What a thread that relays keeps: it handles what strangers send.
+const WORKER: [Capability; 3] = [
+    // Kernels before 5.19 want it for every bpf(2) call where unprivileged users may not use it.
+    Capability::CAP_BPF,
+    Capability::CAP_SYS_PTRACE,
+    Capability::CAP_DAC_READ_SEARCH,
+];
+
+/// Checks that programs can be loaded and attached.
+///
+/// # Errors
+/// A missing privilege, with what it is for.
+pub(crate) fn require() -> Result<()> {
+    let missing: Vec<_> = NEEDED
+        .into_iter()
+        .filter(|(capability, _)| !has(*capability))
+        .map(|(capability, purpose)| format!("{capability} to {purpose}"))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::missing(format!(
+        "culvert needs {}; run it as root, or give the service these capabilities",
+        missing.join(" and ")
+    ))
+    .into())
+}
+
+/// Whether this thread may use a capability. `CAP_SYS_ADMIN` implies `CAP_BPF` and `CAP_PERFMON` (capabilities(7)).
+pub(crate) fn has(capability: Capability) -> bool {
+    let effective =
+        |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    let implied = matches!(capability, Capability::CAP_BPF | Capability::CAP_PERFMON);
+    effective(capability) || implied && effective(Capability::CAP_SYS_ADMIN)
+}
+
+/// Gives up what a daemon has no use for. To be called before threads are started: capabilities are per thread, and
+/// inherited.
+///
+/// # Errors
+/// When the kernel refuses to take them.
+pub(crate) fn keep_what_a_daemon_needs() -> Result<()> {
+    let mut keep: CapsHashSet = NEEDED.iter().chain(&USEFUL).map(|(cap, _)| *cap).collect();
+    // Without a bpffs a guard has to mount one, at a later reload too.
+    let implies_bpf = !caps::has_cap(None, CapSet::Permitted, Capability::CAP_BPF).unwrap_or(false);
+    if !guard::has_bpffs() || implies_bpf {
+        keep.insert(Capability::CAP_SYS_ADMIN);
+    }
+    keep_only(&keep)
+}
+
+/// Gives up what a thread that relays has no use for.
+///
+/// # Errors
+/// When the kernel refuses to take them.
+pub(crate) fn keep_what_a_worker_needs() -> Result<()> {
+    keep_only(&HashSet::from(WORKER))
+}
+
+fn keep_only(keep: &CapsHashSet) -> Result<()> {
+    let lower = |set| -> Result<(), caps::errors::CapsError> {
+        let now = caps::read(None, set)?;
+        caps::set(None, set, &now.intersection(keep).copied().collect())
+    };
+    // From the last to the first: effective capabilities must be permitted ones.
+    [
+        CapSet::Ambient,
+        CapSet::Inheritable,
+        CapSet::Effective,
+        CapSet::Permitted,
+    ]
+    .into_iter()
+    .try_for_each(lower)
+    .context("cannot give up capabilities")
+}
+
+/// Soft and hard limit of open files, for a child that is to have them as they are now.
+#[must_use]
+pub(crate) fn open_files() -> Option<(u64, u64)> {
+    getrlimit(Resource::RLIMIT_NOFILE).ok()
+}
+
+/// Raises the soft limit of open files to the hard one, and returns how many connections it allows of those wanted.
+#[must_use]
+pub(crate) fn connections(wanted: u32) -> usize {
+    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return wanted;
+    };
+    let files = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    };
+    let allowed = files.saturating_sub(RESERVED_FILES) / FILES_PER_CONNECTION;
+    let allowed = usize::try_from(allowed).unwrap_or(usize::MAX).max(1);
+    if allowed < wanted {
+        tracing::debug!(
+            allowed,
+            wanted,
+            files,
+            "the limit on open files allows fewer connections"
+        );
+    }
+    wanted.min(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_gave_up_capabilities_has_only_the_rest() {
+        let before = caps::read(None, CapSet::Permitted).unwrap();
+        // A thread of its own: what is given up does not come back.
+        let after = std::thread::spawn(|| {
+            keep_what_a_worker_needs().unwrap();
+            caps::read(None, CapSet::Permitted).unwrap()
+        })
+        .join()
+        .unwrap();
+        let worker = HashSet::from(WORKER);
+        assert_eq!(after, before.intersection(&worker).copied().collect());
+    }
+}
