@@ -1,4 +1,47 @@
 //! culvert: a transparent proxy for Linux that is accelerated by the kernel.
+//!
+//! # One connection
+//!
+//! 1. An app calls `connect()`. The hook in `proxy-ebpf` asks [`proxy_common::decide()`]: no rule, or a rule that says direct,
+//!    and the kernel goes on as if we were not there; refuse, and the call fails.
+//! 2. For a connection to be relayed it first makes sure that the relay can answer: alive (heartbeat), in the same network
+//!    namespace, with a listener of the family and room for the record. Otherwise the rule's fail mode is applied.
+//! 3. It hangs the original destination on the socket (socket storage, which dies with the socket) and rewrites the
+//!    address to our listener.
+//! 4. `TCP_CONNECT_CB` runs when the source port is chosen and the SYN is not yet built. It publishes the record under the
+//!    tuple that the relay will see, so that accept can never come before it.
+//! 5. A worker's `listener` accepts, and `connection` takes the record, finds the [`routes`] of the rule's generation, dials
+//!    the [`upstream`] and lets [`relay`] move the bytes.
+//! 6. The close record says what happened ([`record`], [`close`]).
+//!
+//! # Layers
+//!
+//! | layer | modules | may know |
+//! |---|---|---|
+//! | words | [`rule`], [`close`], [`clock`] | nothing of ours |
+//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`watch`], [`relay`] | words, and pieces named in their heading |
+//! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
+//! | threads | [`worker`], `listener`, `connection` | the above; the kernel side only through [`worker::OriginalDst`] and [`upstream::Exempt`] |
+//! | whole | [`proxy`] (start and stop order), `pulse`, `service`, [`config`] | everything below |
+//! | commands | [`daemon`], [`exec`], `run_command`, [`commands`], [`cli`] | everything |
+//!
+//! # Decisions, and what was rejected
+//!
+//! - **Rules as bit sets.** Every table answers with the set of rules that one property allows, the sets are
+//!   intersected, the lowest bit decides: ten rules cost what two hundred cost. Walking the rules in order would have
+//!   made `connect()` slower with every line of the file.
+//! - **Generations in the keys.** A reload writes a new generation beside the old one and switches one word. Maps of maps
+//!   would do too, but need the inner maps' shapes twice and cost a look-up more.
+//! - **Socket storage, not an LRU.** A record in an LRU map can be evicted while its connection lives, and one in a plain
+//!   map leaks when a `connect()` fails before a port is chosen. What hangs on the socket does neither.
+//! - **Own sockets are marked one by one** before they connect. A user id, a mark or a cgroup would exempt others too, or
+//!   not ourselves.
+//! - **A guard of its own for `refuse`.** Pinning the whole set of hooks would leave connections of `direct` rules being sent to
+//!   a dead port until somebody noticed. The guard only refuses, and needs no sign from the other programs: a connection
+//!   that still shows its own destination was not relayed.
+//! - **The heartbeat stands for all workers**: it is written by the main thread, but only while every worker's runtime turns.
+//! - **One runtime per core, no work stealing.** A connection stays on the core that accepted it; buffers are per thread and
+//!   used only while bytes wait, which is what lets ten thousand idle connections cost little.
 
 mod access_log;
 pub mod cgroup;
