@@ -61,6 +61,7 @@ pub mod process;
 pub mod proxy;
 mod pulse;
 pub mod record;
+pub mod relay;
 pub mod resolve;
 pub mod routes;
 pub mod rule;

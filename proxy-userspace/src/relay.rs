@@ -1,0 +1,291 @@
+//! Moves the bytes of one connection both ways, until both sides have finished or one of them fails.
+//!
+//! It owns what is in flight: bytes read from one side and not yet taken by the other, half-close, the byte counts and
+//! the idle timeout. It makes no socket, sets no address and never closes: `connection` brings two connected streams
+//! and acts on the [`Ended`] it gets back.
+//!
+//! There is one state machine per direction (`direction`), and a path is a way for it to take bytes: `copy` reads into a
+//! buffer all connections of a thread share, `splice` moves what waits in bulk through a kernel pipe. All state sits in
+//! [`Relay`] and none in a future, so dropping a future at any await loses nothing and another path can go on.
+//!
+//! What the two apps observe, which is what they would observe without a relay:
+//! - The end of a stream is passed on behind its last byte, and the other direction goes on.
+//! - A reset overtakes no byte that was sent before it and that the other side takes at once: who refuses an upload
+//!   by an answer and a reset gets the answer through. What else is in flight is dropped, in both directions, because
+//!   reset means abort (RFC 9293 section 3.5). The surviving side gets a reset as well, never an end of stream that
+//!   would make a truncated reply look whole.
+//! - Urgent data stays in its place in the stream, as ordinary bytes.
+
+mod copy;
+mod direction;
+mod pipe;
+mod receive;
+mod splice;
+
+use std::{
+    future::{Future, pending, poll_fn},
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::sleep,
+};
+
+use self::direction::{Direction, Fault};
+use crate::{close::CloseReason, rule::PathChoice};
+
+/// How many times per idle timeout the counters are looked at.
+const IDLE_LOOKS: u32 = 4;
+
+/// One side of a connection.
+pub trait Side: AsyncRead + AsyncWrite + Unpin {
+    /// The TCP socket itself, where bytes read from it are the bytes of the stream (no TLS, nothing buffered above it).
+    ///
+    /// The kernel then tells how much waits, and can move bytes without user space.
+    fn plain(&self) -> Option<&TcpStream>;
+}
+
+impl Side for TcpStream {
+    fn plain(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
+
+/// How bytes are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Through a user-space buffer.
+    Copy,
+    /// Through a kernel pipe when much waits.
+    Splice,
+}
+
+impl Path {
+    /// The stable name in logs, records and counters.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Splice => "splice",
+        }
+    }
+}
+
+/// What one connection has moved so far; to be read by anybody while the relay runs.
+#[derive(Debug, Default)]
+pub struct Progress {
+    up: AtomicU64,
+    down: AtomicU64,
+    spliced: AtomicBool,
+}
+
+impl Progress {
+    /// Bytes taken from downstream and accepted by upstream.
+    #[must_use]
+    pub fn up(&self) -> u64 {
+        self.up.load(Relaxed)
+    }
+
+    /// Bytes taken from upstream and accepted by downstream.
+    #[must_use]
+    pub fn down(&self) -> u64 {
+        self.down.load(Relaxed)
+    }
+
+    /// The path in use.
+    #[must_use]
+    pub fn path(&self) -> Path {
+        if self.spliced.load(Relaxed) {
+            Path::Splice
+        } else {
+            Path::Copy
+        }
+    }
+
+    fn set_path(&self, path: Path) {
+        self.spliced.store(path == Path::Splice, Relaxed);
+    }
+
+    /// Changes with every byte that moves.
+    fn total(&self) -> u64 {
+        self.up().wrapping_add(self.down())
+    }
+}
+
+/// How a relay ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Why; one of `Done`, `DownstreamReset`, `UpstreamReset` and `IdleTimeout`.
+    pub reason: CloseReason,
+    /// The first error a side reported, where one did.
+    pub first_error: Option<io::Error>,
+}
+
+impl Ended {
+    /// Whether both sockets are to be closed by reset (`SO_LINGER` 0), without a farewell of a layer above TCP.
+    ///
+    /// Otherwise both sides have been told the end of their stream and dropping the sockets is right. The side that
+    /// failed is dead already, so resetting it too does nothing.
+    #[must_use]
+    pub fn must_reset(&self) -> bool {
+        self.reason != CloseReason::Done
+    }
+}
+
+/// The bytes in flight of one connection, both ways.
+#[derive(Debug)]
+pub struct Relay {
+    up: Direction,
+    down: Direction,
+    progress: Arc<Progress>,
+    idle_timeout: Option<Duration>,
+}
+
+impl Relay {
+    /// A relay that has moved nothing yet.
+    ///
+    /// With an `idle_timeout`, a connection on which no byte moved for that long (up to a quarter longer) is ended.
+    #[must_use]
+    pub fn new(progress: Arc<Progress>, idle_timeout: Option<Duration>) -> Self {
+        Self {
+            up: Direction::default(),
+            down: Direction::default(),
+            progress,
+            idle_timeout,
+        }
+    }
+
+    /// Relays by the path a rule asks for, until the end.
+    pub async fn run<D: Side, U: Side>(
+        &mut self,
+        downstream: &mut D,
+        upstream: &mut U,
+        choice: PathChoice,
+    ) -> Ended {
+        match choice {
+            PathChoice::Auto | PathChoice::Copy => self.copy(downstream, upstream).await,
+            PathChoice::Splice => self.splice(downstream, upstream).await,
+        }
+    }
+
+    /// Relays through a user-space buffer, until the end. May be dropped at any await and be followed by any path.
+    pub async fn copy<D: Side, U: Side>(&mut self, downstream: &mut D, upstream: &mut U) -> Ended {
+        self.relay(downstream, upstream, Path::Copy).await
+    }
+
+    /// Relays through kernel pipes where both sides are plain TCP and the kernel allows it, otherwise like
+    /// [`Relay::copy`]. May be dropped at any await and be followed by any path.
+    pub async fn splice<D: Side, U: Side>(
+        &mut self,
+        downstream: &mut D,
+        upstream: &mut U,
+    ) -> Ended {
+        let both_plain = downstream.plain().is_some() && upstream.plain().is_some();
+        let path = if both_plain { Path::Splice } else { Path::Copy };
+        self.relay(downstream, upstream, path).await
+    }
+
+    async fn relay<D: Side, U: Side>(
+        &mut self,
+        downstream: &mut D,
+        upstream: &mut U,
+        path: Path,
+    ) -> Ended {
+        for socket in [downstream.plain(), upstream.plain()].into_iter().flatten() {
+            receive::report_waiting(socket);
+        }
+        self.take_path(path);
+        let progress = Arc::clone(&self.progress);
+        let mut silence = pin!(silence(&progress, self.idle_timeout));
+        poll_fn(|cx| {
+            if let Poll::Ready(ended) = self.poll_move(cx, downstream, upstream) {
+                return Poll::Ready(ended);
+            }
+            silence.as_mut().poll(cx).map(|()| Ended {
+                reason: CloseReason::IdleTimeout,
+                first_error: None,
+            })
+        })
+        .await
+    }
+
+    fn take_path(&mut self, path: Path) {
+        self.up.take_path(path);
+        self.down.take_path(path);
+        self.progress.set_path(path);
+    }
+
+    fn poll_move<D: Side, U: Side>(
+        &mut self,
+        cx: &mut Context<'_>,
+        downstream: &mut D,
+        upstream: &mut U,
+    ) -> Poll<Ended> {
+        let up = self.up.poll(cx, downstream, upstream, &self.progress.up);
+        if let Poll::Ready(Err(fault)) = up {
+            let (reason, error) = match fault {
+                Fault::Source(error) => (CloseReason::DownstreamReset, error),
+                Fault::Sink(error) => {
+                    let counted = &self.progress.down;
+                    self.down.pass_last_words(cx, upstream, downstream, counted);
+                    (CloseReason::UpstreamReset, error)
+                }
+            };
+            return Poll::Ready(aborted(reason, error));
+        }
+        let down = self
+            .down
+            .poll(cx, upstream, downstream, &self.progress.down);
+        if let Poll::Ready(Err(fault)) = down {
+            let (reason, error) = match fault {
+                Fault::Source(error) => (CloseReason::UpstreamReset, error),
+                Fault::Sink(error) => {
+                    let counted = &self.progress.up;
+                    self.up.pass_last_words(cx, downstream, upstream, counted);
+                    (CloseReason::DownstreamReset, error)
+                }
+            };
+            return Poll::Ready(aborted(reason, error));
+        }
+        if self.progress.path() == Path::Splice && (self.up.fell_back() || self.down.fell_back()) {
+            self.take_path(Path::Copy);
+        }
+        ready!(up).ok();
+        ready!(down).ok();
+        Poll::Ready(Ended {
+            reason: CloseReason::Done,
+            first_error: None,
+        })
+    }
+}
+
+fn aborted(reason: CloseReason, error: io::Error) -> Ended {
+    Ended {
+        reason,
+        first_error: Some(error),
+    }
+}
+
+/// Resolves when no byte has moved for `timeout`. Looks at the counters now and then, so that a byte costs nothing.
+async fn silence(progress: &Progress, timeout: Option<Duration>) {
+    let Some(timeout) = timeout else {
+        return pending().await;
+    };
+    let mut seen = progress.total();
+    let mut quiet_looks = 0;
+    while quiet_looks < IDLE_LOOKS {
+        sleep(timeout / IDLE_LOOKS).await;
+        let total = progress.total();
+        quiet_looks = if total == seen { quiet_looks + 1 } else { 0 };
+        seen = total;
+    }
+}

@@ -1,0 +1,24 @@
+//! The relay against real sockets, each case on each path, and against modelled ones.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+#[path = "relay/endings.rs"]
+mod endings;
+#[path = "relay/model.rs"]
+mod model;
+#[path = "relay/payload.rs"]
+mod payload;
+#[path = "relay/rig.rs"]
+mod rig;
+#[path = "relay/scripted.rs"]
+mod scripted;
+#[path = "relay/transfers.rs"]
+mod transfers;
+#[path = "relay/urgent.rs"]
+mod urgent;

@@ -1,0 +1,134 @@
+//! An app and a server with a relay between them, on loopback.
+
+use std::{io, sync::Arc, time::Duration};
+
+use proxy_userspace::{
+    relay::{Ended, Progress, Relay},
+    rule::PathChoice,
+};
+use socket2::SockRef;
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpListener, TcpSocket, TcpStream},
+    task::JoinHandle,
+    time::timeout,
+};
+
+/// Longer than anything here may take; a test that gets here hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs each test function named on each path.
+macro_rules! on_each_path {
+    ($($test:ident),* $(,)?) => {
+        mod copy {
+            $(#[tokio::test]
+            async fn $test() {
+                crate::rig::in_time(super::$test(proxy_userspace::rule::PathChoice::Copy)).await;
+            })*
+        }
+        mod splice {
+            $(#[tokio::test]
+            async fn $test() {
+                crate::rig::in_time(super::$test(proxy_userspace::rule::PathChoice::Splice)).await;
+            })*
+        }
+    };
+}
+pub(crate) use on_each_path;
+
+/// Fails a test that hangs.
+pub(crate) async fn in_time<T>(test: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, test).await.expect("the test hangs")
+}
+
+/// Both ends of a relayed connection.
+pub(crate) struct Rig {
+    pub(crate) app: TcpStream,
+    pub(crate) server: TcpStream,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) ended: JoinHandle<Ended>,
+}
+
+impl Rig {
+    /// With the kernel's own socket buffers.
+    pub(crate) async fn new(path: PathChoice) -> Self {
+        Self::with_buffers(path, None).await
+    }
+
+    /// With all eight socket buffers of about `buffers` bytes.
+    pub(crate) async fn with_buffers(path: PathChoice, buffers: Option<u32>) -> Self {
+        let (app, downstream) = connected(buffers).await;
+        let (upstream, server) = connected(buffers).await;
+        let progress = Arc::default();
+        let relay = Relay::new(Arc::clone(&progress), None);
+        let ended = tokio::spawn(relay_and_close(relay, downstream, upstream, path));
+        Self {
+            app,
+            server,
+            progress,
+            ended,
+        }
+    }
+}
+
+/// What a connection does with its relay.
+pub(crate) async fn relay_and_close(
+    mut relay: Relay,
+    mut downstream: TcpStream,
+    mut upstream: TcpStream,
+    path: PathChoice,
+) -> Ended {
+    let ended = relay.run(&mut downstream, &mut upstream, path).await;
+    if ended.must_reset() {
+        reset(downstream);
+        reset(upstream);
+    }
+    ended
+}
+
+/// A connected pair: who connected, who accepted.
+pub(crate) async fn connected(buffers: Option<u32>) -> (TcpStream, TcpStream) {
+    let socket = || {
+        let socket = TcpSocket::new_v4().unwrap();
+        if let Some(bytes) = buffers {
+            socket.set_send_buffer_size(bytes).unwrap();
+            socket.set_recv_buffer_size(bytes).unwrap();
+        }
+        socket
+    };
+    let listening = socket();
+    listening.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener: TcpListener = listening.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let connecting = socket().connect(address);
+    let (connecting, accepted) = tokio::join!(connecting, listener.accept());
+    let (connecting, (accepted, _)) = (connecting.unwrap(), accepted.unwrap());
+    for stream in [&connecting, &accepted] {
+        stream.set_nodelay(true).unwrap();
+        SockRef::from(stream).set_out_of_band_inline(true).unwrap();
+    }
+    (connecting, accepted)
+}
+
+/// Closes with RST.
+pub(crate) fn reset(stream: TcpStream) {
+    SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    drop(stream);
+}
+
+/// Reads until the stream fails, which it must do by reset.
+pub(crate) async fn expect_reset(stream: &mut TcpStream) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match stream.read(&mut buffer).await {
+            Ok(0) => panic!("an end of stream instead of a reset"),
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
+                return;
+            }
+        }
+    }
+}
