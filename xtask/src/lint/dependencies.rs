@@ -15,7 +15,7 @@ pub(super) fn check(root: &Path) -> Result<()> {
     // Advisories change without a commit and need the network; they are no property of the source.
     command::run(
         command::cargo(root)
-            .args(["deny", "check", "--config", "xtask/deny.toml"])
-            .args(["bans", "licenses", "sources"]),
+            .args(["deny", "--config", "xtask/deny.toml", "check"])
+            .args(["--hide-inclusion-graph", "bans", "licenses", "sources"]),
     )
 }
