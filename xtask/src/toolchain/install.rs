@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::{Compiler, ORIGIN, Origin, compiler};
 use crate::{command, packages, progress, workspace::Workspace};
@@ -21,14 +21,14 @@ pub(super) fn install(workspace: &Workspace, origin: Origin, unfit: &[String]) -
     }
     let mut failed = Vec::new();
     if origin != Origin::Debian {
-        match add_rust_src(workspace) {
-            Ok(()) => return found(Origin::RustSrc),
+        match add_rust_src(workspace).and_then(|()| found(Origin::RustSrc)) {
+            Ok(compiler) => return Ok(compiler),
             Err(error) => failed.push(error),
         }
     }
     if origin != Origin::RustSrc {
-        match packages::install(&DEBIAN_PAIR) {
-            Ok(()) => return found(Origin::Debian),
+        match packages::install(&DEBIAN_PAIR).and_then(|()| found(Origin::Debian)) {
+            Ok(compiler) => return Ok(compiler),
             Err(error) => failed.push(error),
         }
     }
@@ -59,6 +59,6 @@ fn add_rust_src(workspace: &Workspace) -> Result<()> {
 
 fn found(origin: Origin) -> Result<Compiler> {
     compiler::find(origin)
-        .map_err(|unfit| anyhow::anyhow!(unfit.join("; ")))
-        .context("installed, but still unfit")
+        .map_err(|unfit| anyhow!(unfit.join("; ")))
+        .context("installed, but still no use")
 }
