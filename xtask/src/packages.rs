@@ -37,7 +37,8 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command
-        .arg("--quiet")
+        // No progress bar: it becomes many lines in a log.
+        .args(["--quiet", "--option", "Dpkg::Use-Pty=0"])
         .env("DEBIAN_FRONTEND", "noninteractive");
     command
 }

@@ -10,36 +10,52 @@ use super::source::{self, Source};
 /// [`SIBLINGS`] allows it.
 const LAYERS: [&[&str]; 8] = [
     // Plain types, and what needs the standard library and system calls only.
-    &["close", "drain", "process", "rule", "socket"],
-    // One step each, that knows neither the kernel's programs nor the other steps.
-    &["policy", "record", "relay", "upstream"],
-    // The kernel side.
-    &["intercept", "watch"],
-    // The life of a connection.
-    &["connection", "listener"],
-    // The file's text becomes the types of the modules below.
-    &["config"],
-    // Statements about a configuration and a machine; nothing is attached.
-    &["doctor", "plan"],
-    // Everything composed.
-    &["daemon"],
-    // What uses the composition.
-    &["cli", "demo", "exec", "main"],
+    &[
+        "cgroup", "cli", "clock", "close", "failure", "process", "rule", "socket",
+    ],
+    // One thing each, which knows neither the other things nor the kernel's programs.
+    &["limits", "policy", "record", "relay", "upstream", "watch"],
+    // What a file's text becomes, and what becomes of that.
+    &["config", "resolve", "routes"],
+    // What the connections of one thread share, and what they ask the kernel side for.
+    &["access_log", "worker"],
+    // The kernel side, and the life of a connection. Neither knows the other.
+    &["connection", "intercept", "listener"],
+    // Both together.
+    &["pulse", "proxy"],
+    // What is done with a proxy, and statements about a configuration and a machine.
+    &["daemon", "demo", "doctor", "exec", "plan"],
+    // What the user typed.
+    &["commands", "main"],
 ];
 
 /// What a module may use in its own layer.
-const SIBLINGS: [(&str, &[&str]); 2] = [
+const SIBLINGS: [(&str, &[&str]); 4] = [
     ("listener", &["connection"]),
-    ("main", &["cli", "demo", "exec"]),
+    ("main", &["commands"]),
+    ("process", &["cgroup"]),
+    ("proxy", &["pulse"]),
 ];
 
 /// Crates that are the business of few modules.
 const OWNERS: [(&str, &[&str]); 6] = [
-    ("anyhow", &["daemon", "exec", "main"]),
+    (
+        "anyhow",
+        &[
+            "access_log",
+            "commands",
+            "daemon",
+            "demo",
+            "exec",
+            "failure",
+            "limits",
+            "main",
+        ],
+    ),
     ("aya", &["intercept"]),
     ("aya_log", &["intercept"]),
     ("clap", &["cli", "main"]),
-    ("serde", &["config"]),
+    ("serde", &["config", "record"]),
     ("toml", &["config"]),
 ];
 

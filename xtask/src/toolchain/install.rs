@@ -51,7 +51,8 @@ fn add_rust_src(workspace: &Workspace) -> Result<()> {
     }
     let mut add = Command::new("timeout");
     add.args([RUSTUP_PATIENCE, "rustup", "component", "add", "rust-src"])
-        .current_dir(&workspace.root);
+        .current_dir(&workspace.root)
+        .env_remove("RUST_BACKTRACE");
     progress::long_step("rustup component add rust-src", "seconds", || {
         command::run(&mut add)
     })
