@@ -34,12 +34,11 @@ pub(super) fn install(workspace: &Workspace, origin: Origin, unfit: &[String]) -
     }
     let tried: Vec<_> = failed.iter().map(|error| format!("  {error:#}")).collect();
     bail!(
-        "no compiler for the eBPF programs.\n{}\nTried:\n{}\n\
+        "no compiler for the eBPF programs. Tried:\n{}\n\
          Type one of these, then `cargo xtask setup` again:\n  \
          rustup component add rust-src\n  \
          sudo apt-get update && sudo apt-get install --no-install-recommends {}\n\
          ({ORIGIN}=rust-src or =debian keeps to one of the two.)",
-        unfit.join("\n"),
         tried.join("\n"),
         DEBIAN_PAIR.join(" "),
     );
