@@ -5,7 +5,7 @@
 use std::{
     env,
     ffi::OsStr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
@@ -17,7 +17,15 @@ const LEAKED: [&str; 3] = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_"];
 
 /// The Cargo that runs this program, or the one in `PATH`, working in `folder`.
 pub(crate) fn cargo(folder: &Path) -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    program(
+        env::var_os("CARGO").unwrap_or_else(|| "cargo".into()),
+        folder,
+    )
+}
+
+/// A program that is Cargo or starts it, working in `folder`.
+pub(crate) fn program(name: impl AsRef<OsStr>, folder: &Path) -> Command {
+    let mut command = Command::new(name);
     command.current_dir(folder);
     for (name, _) in env::vars_os() {
         let leaked = |name: &str| LEAKED.iter().any(|prefix| name.starts_with(prefix));
@@ -54,10 +62,12 @@ pub(crate) fn read(command: &mut Command) -> Result<String> {
     String::from_utf8(stdout).with_context(|| format!("output of {}", line(command)))
 }
 
-/// Whether `name` is a program in `PATH`.
+/// Whether `name` is a program in `PATH`, or among the administrator's, which a user's `PATH` leaves out.
 pub(crate) fn exists(name: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|folder| folder.join(name).is_file())
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .any(|folder| folder.join(name).is_file())
 }
 
 /// The command as one would type it.

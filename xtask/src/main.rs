@@ -1,15 +1,21 @@
 //! Builds, runs, tests and lints culvert; started as `cargo xtask`.
 
+mod build;
 mod command;
+mod lint;
 mod packages;
 mod progress;
+mod run;
+mod test;
 mod toolchain;
 mod workspace;
+
+use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::workspace::Workspace;
+use crate::{build::Profile, workspace::Workspace};
 
 /// Builds, runs, tests and lints culvert
 #[derive(Parser)]
@@ -23,19 +29,49 @@ struct Arguments {
 enum Task {
     /// Find or install what building the eBPF programs needs
     Setup,
+    /// Build the culvert binary and print its path
+    Build {
+        /// Build for debugging instead of for use
+        #[arg(long)]
+        debug: bool,
+    },
+    /// Build culvert and run it as root
+    Run {
+        /// Arguments for culvert
+        #[arg(last = true, default_value = "demo")]
+        arguments: Vec<OsString>,
+    },
+    /// Run all tests, those that need root and the running kernel included
+    Test {
+        /// Run only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Check formatting, lints, documentation, layers, sizes and dependencies
+    Lint,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let task = Arguments::parse().task;
+    perform(task).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn perform(task: Task) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
     match task {
-        Task::Setup => {
-            let toolchain = toolchain::set_up(&workspace)?;
-            println!("compiler  {}", toolchain.compiler.version);
-            println!("          {}", toolchain.compiler.rustc.display());
-            println!("linker    {}", toolchain.linker.display());
-            println!("described {}", toolchain.config.display());
-        }
+        Task::Setup => println!("{}", toolchain::set_up(&workspace)?),
+        Task::Build { debug: true } => print_path(&workspace, Profile::Dev)?,
+        Task::Build { debug: false } => print_path(&workspace, Profile::Release)?,
+        Task::Run { arguments } => run::run(&workspace, &arguments)?,
+        Task::Test { filter } => return test::test(&workspace, filter.as_deref()),
+        Task::Lint => return lint::lint(&workspace),
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_path(workspace: &Workspace, profile: Profile) -> Result<()> {
+    println!("{}", build::build(workspace, profile)?.display());
     Ok(())
 }

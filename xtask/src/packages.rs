@@ -1,8 +1,13 @@
 //! Debian packages: installed when this runs as root, named when not.
 
-use std::process::Command;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{self, Command},
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{command, progress};
 
@@ -20,6 +25,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     }
     progress::long_step(&typed, "one minute", || {
         command::run(apt_get().arg("update"))?;
+        let _no_services = NoServices::begin()?;
         command::run(
             apt_get()
                 .args(["install", "--yes", "--no-install-recommends"])
@@ -31,9 +37,45 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command
-        .arg("--quiet")
+        // No progress bar: it becomes many lines in a log.
+        .args(["--quiet", "--option", "Dpkg::Use-Pty=0"])
         .env("DEBIAN_FRONTEND", "noninteractive");
     command
+}
+
+/// While this lives, installing a server does not start it: the tests want nginx's program, and nobody asked
+/// for one on port 80. An administrator's own policy is left alone.
+struct NoServices(Option<&'static Path>);
+
+impl NoServices {
+    /// What Debian's packages ask before they start a service; 101 forbids it.
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    fn begin() -> Result<Self> {
+        let policy = Path::new(Self::POLICY);
+        if policy.exists() {
+            return Ok(Self(None));
+        }
+        // Left behind by a kill, it allows everything again and goes with its first use.
+        let script = format!(
+            "#!/bin/sh\nkill -0 {} 2>/dev/null && exit 101\nrm -f -- \"$0\"\n",
+            process::id()
+        );
+        fs::write(policy, script).context(Self::POLICY)?;
+        let guard = Self(Some(policy));
+        fs::set_permissions(policy, Permissions::from_mode(0o755)).context(Self::POLICY)?;
+        Ok(guard)
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(policy) = self.0
+            && let Err(error) = fs::remove_file(policy)
+        {
+            progress::step(&format!("remove {} by hand: {error}", policy.display()));
+        }
+    }
 }
 
 /// Whether this program runs as root.

@@ -9,7 +9,7 @@ mod install;
 mod linker;
 
 use std::{
-    env, fs,
+    env, fmt, fs,
     path::{Path, PathBuf},
 };
 
@@ -59,6 +59,27 @@ pub(crate) struct Toolchain {
     pub(crate) linker: PathBuf,
     /// The Cargo configuration that names the two.
     pub(crate) config: PathBuf,
+}
+
+impl Toolchain {
+    /// Where Cargo builds the eBPF crate, also when `build.rs` starts it.
+    pub(crate) fn build_folder(&self) -> PathBuf {
+        self.config.with_file_name("build")
+    }
+}
+
+impl fmt::Display for Toolchain {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            compiler,
+            linker,
+            config,
+        } = self;
+        writeln!(formatter, "compiler   {}", compiler.version)?;
+        writeln!(formatter, "           {}", compiler.rustc.display())?;
+        writeln!(formatter, "linker     {}", linker.display())?;
+        write!(formatter, "written to {}", config.display())
+    }
 }
 
 /// Finds the tool chain; installs or builds what is missing.

@@ -70,6 +70,11 @@ fn rustup_toolchains() -> Vec<PathBuf> {
 }
 
 impl Compiler {
+    /// Whether it came from Debian's packages.
+    pub(crate) fn is_debian(&self) -> bool {
+        self.rustc == Path::new(DEBIAN_RUSTC)
+    }
+
     /// `None` if the compiler was seen before under another name.
     fn inspect(rustc: &Path, seen: &mut BTreeSet<PathBuf>) -> Result<Option<Self>> {
         let sysroot = command::read(Command::new(rustc).args(["--print", "sysroot"]))?;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::{Compiler, ORIGIN, Origin, compiler};
 use crate::{command, packages, progress, workspace::Workspace};
@@ -21,25 +21,24 @@ pub(super) fn install(workspace: &Workspace, origin: Origin, unfit: &[String]) -
     }
     let mut failed = Vec::new();
     if origin != Origin::Debian {
-        match add_rust_src(workspace) {
-            Ok(()) => return found(Origin::RustSrc),
+        match add_rust_src(workspace).and_then(|()| found(Origin::RustSrc)) {
+            Ok(compiler) => return Ok(compiler),
             Err(error) => failed.push(error),
         }
     }
     if origin != Origin::RustSrc {
-        match packages::install(&DEBIAN_PAIR) {
-            Ok(()) => return found(Origin::Debian),
+        match packages::install(&DEBIAN_PAIR).and_then(|()| found(Origin::Debian)) {
+            Ok(compiler) => return Ok(compiler),
             Err(error) => failed.push(error),
         }
     }
     let tried: Vec<_> = failed.iter().map(|error| format!("  {error:#}")).collect();
     bail!(
-        "no compiler for the eBPF programs.\n{}\nTried:\n{}\n\
+        "no compiler for the eBPF programs. Tried:\n{}\n\
          Type one of these, then `cargo xtask setup` again:\n  \
          rustup component add rust-src\n  \
          sudo apt-get update && sudo apt-get install --no-install-recommends {}\n\
          ({ORIGIN}=rust-src or =debian keeps to one of the two.)",
-        unfit.join("\n"),
         tried.join("\n"),
         DEBIAN_PAIR.join(" "),
     );
@@ -51,7 +50,8 @@ fn add_rust_src(workspace: &Workspace) -> Result<()> {
     }
     let mut add = Command::new("timeout");
     add.args([RUSTUP_PATIENCE, "rustup", "component", "add", "rust-src"])
-        .current_dir(&workspace.root);
+        .current_dir(&workspace.root)
+        .env_remove("RUST_BACKTRACE");
     progress::long_step("rustup component add rust-src", "seconds", || {
         command::run(&mut add)
     })
@@ -59,6 +59,6 @@ fn add_rust_src(workspace: &Workspace) -> Result<()> {
 
 fn found(origin: Origin) -> Result<Compiler> {
     compiler::find(origin)
-        .map_err(|unfit| anyhow::anyhow!(unfit.join("; ")))
-        .context("installed, but still unfit")
+        .map_err(|unfit| anyhow!(unfit.join("; ")))
+        .context("installed, but still no use")
 }

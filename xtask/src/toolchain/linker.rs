@@ -4,6 +4,8 @@
 //! packages are needed for that, only the shared library that came with the compiler.
 
 use std::{
+    env,
+    ffi::OsString,
     fs,
     ops::RangeInclusive,
     os::unix::fs::symlink,
@@ -67,6 +69,8 @@ fn build(root: &Path, compiler: &Compiler) -> Result<()> {
         install.env_remove(name);
     }
     install
+        // Its own folder in PATH, or Cargo advises the user to put it there.
+        .env("PATH", path_with(&root.join("bin"))?)
         .env("LLVM_PREFIX", &prefix)
         .env(
             "RUSTFLAGS",
@@ -85,4 +89,10 @@ fn build(root: &Path, compiler: &Compiler) -> Result<()> {
         .arg("--root")
         .arg(root);
     command::run(&mut install)
+}
+
+fn path_with(folder: &Path) -> Result<OsString> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain([folder.to_owned()]);
+    env::join_paths(folders).context("PATH")
 }

@@ -1,0 +1,134 @@
+//! Running every test: those of the crates, and those of `culvert-tests` on the running kernel.
+
+mod tally;
+
+use std::{
+    io::{self, BufRead as _, BufReader, Write as _},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use self::tally::Tally;
+use crate::{
+    build::{self, Profile},
+    command, packages, progress,
+    workspace::Workspace,
+};
+
+/// Where the tests find the release binary.
+const BINARY: &str = "CULVERT_BIN";
+/// What the kernel tests talk to and look with: program, Debian package.
+const PROGRAMS: [(&str, &str); 8] = [
+    ("bpftool", "bpftool"),
+    ("curl", "curl"),
+    ("ip", "iproute2"),
+    ("microsocks", "microsocks"),
+    ("nft", "nftables"),
+    ("nginx", "nginx-light"),
+    ("openssl", "openssl"),
+    ("python3", "python3"),
+];
+/// The crates with tests; all in one Cargo call, so that their dependencies are built once for all.
+const PACKAGES: [&str; 8] = [
+    "--package",
+    "proxy-common",
+    "--package",
+    "proxy-userspace",
+    "--package",
+    "xtask",
+    "--package",
+    "culvert-tests",
+];
+
+/// Runs the tests whose name contains `filter` and prints their number last.
+pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<ExitCode> {
+    let as_root = as_root()?;
+    provide_programs()?;
+    let binary = build::build(workspace, Profile::Release)?;
+    let cargo_test = || {
+        let mut cargo = command::cargo(&workspace.root);
+        cargo.arg("test").args(PACKAGES).env(BINARY, &binary);
+        cargo
+    };
+    progress::step("building the tests (the first time usually takes two to four minutes)");
+    command::run(cargo_test().arg("--no-run"))?;
+
+    let mut cargo = cargo_test();
+    if as_root == AsRoot::Sudo {
+        // Only the test programs become root: Cargo's folders keep their owner. sudo drops the environment,
+        // and the variables it adds would make culvert act for the user behind it.
+        cargo.arg("--config").arg(format!(
+            "target.'cfg(all())'.runner=['sudo','env','-uSUDO_UID','-uSUDO_GID','-uSUDO_USER','{BINARY}={}']",
+            binary.display()
+        ));
+    }
+    cargo.arg("--no-fail-fast").args(filter);
+    progress::step(&command::line(&cargo));
+    let tally = watch(cargo)?;
+    println!("{tally}");
+    Ok(if tally.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+#[derive(PartialEq, Eq)]
+enum AsRoot {
+    Already,
+    Sudo,
+}
+
+/// How the test programs become root.
+fn as_root() -> Result<AsRoot> {
+    if packages::is_root() {
+        return Ok(AsRoot::Already);
+    }
+    if !command::exists("sudo") {
+        bail!(
+            "the kernel tests attach eBPF programs and need root, and there is no sudo: run this as root"
+        );
+    }
+    progress::step(
+        "the kernel tests need root: the test programs run through sudo, nothing else does",
+    );
+    command::run(Command::new("sudo").arg("--validate"))?;
+    Ok(AsRoot::Sudo)
+}
+
+/// Installs the programs that the tests use, or names the missing ones.
+fn provide_programs() -> Result<()> {
+    let missing: Vec<_> = PROGRAMS
+        .into_iter()
+        .filter(|(program, _)| !command::exists(program))
+        .map(|(_, package)| package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    progress::step(&format!(
+        "the tests use programs that are missing: {}",
+        missing.join(", ")
+    ));
+    packages::install(&missing)
+}
+
+/// Runs the tests, passes their output on as it comes and counts.
+fn watch(mut cargo: Command) -> Result<Tally> {
+    // One pipe for both streams keeps Cargo's headings above the results they belong to.
+    let (output, input) = io::pipe()?;
+    cargo.stdout(input.try_clone()?).stderr(input);
+    let mut child = cargo.spawn().with_context(|| command::line(&cargo))?;
+    // The command holds the pipe's input: while it is open, reading never ends.
+    drop(cargo);
+    let mut output = BufReader::new(output);
+    let mut tally = Tally::default();
+    let mut line = Vec::new();
+    while output.read_until(b'\n', &mut line)? > 0 {
+        io::stdout().write_all(&line)?;
+        tally.add(&String::from_utf8_lossy(&line));
+        line.clear();
+    }
+    Ok(tally.with_exit(child.wait()?.success()))
+}
