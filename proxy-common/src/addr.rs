@@ -1,5 +1,10 @@
 //! Addresses as the maps hold them: always 16 bytes, IPv4 in its IPv4-mapped form (RFC 4291 section 2.5.5.2).
 
+#![expect(
+    clippy::many_single_char_names,
+    reason = "the sixteen bytes of an address"
+)]
+
 /// An IPv4 or IPv6 address in network byte order; IPv4 as `::ffff:a.b.c.d`.
 ///
 /// Held as four words in memory order, since that is how the kernel's context structs have it and what eBPF

@@ -107,7 +107,7 @@ pub fn decide(tables: &impl Tables, subject: &impl Subject) -> Decision {
                 let key = MemberKey {
                     generation,
                     kind: MemberKind::PID,
-                    id: pid as u64,
+                    id: u64::from(pid),
                     device: 0,
                 };
                 named(tables.member(&key), rules, &policy.any_pid)

@@ -2,6 +2,11 @@
 //! intersected, and the lowest bit left is the first rule in file order. The cost does not depend on the number
 //! of rules.
 
+#![expect(
+    clippy::many_single_char_names,
+    reason = "the four words of a set, and of another"
+)]
+
 /// Rules one policy can hold.
 pub const MAX_RULES: usize = WORDS * 64;
 
@@ -114,6 +119,10 @@ impl RuleSet {
 ///
 /// BPF has no count-trailing-zeros instruction and LLVM's expansion is a table in `.rodata` on some versions:
 /// six halving steps are the same everywhere and need no memory.
+#[expect(
+    clippy::verbose_bit_mask,
+    reason = "trailing_zeros is what this replaces"
+)]
 #[inline(always)]
 const fn lowest_bit(word: u64) -> u32 {
     let mut word = word;

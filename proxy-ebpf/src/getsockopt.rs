@@ -10,7 +10,7 @@ const PROCEED: i32 = 1;
 
 const SOL_IP: i32 = 0;
 const SOL_IPV6: i32 = 41;
-/// `SO_ORIGINAL_DST` (linux/netfilter_ipv4.h) and `IP6T_SO_ORIGINAL_DST` (linux/netfilter_ipv6/ip6_tables.h).
+/// `SO_ORIGINAL_DST` (`linux/netfilter_ipv4.h`) and `IP6T_SO_ORIGINAL_DST` (`linux/netfilter_ipv6/ip6_tables.h`).
 const ORIGINAL_DST: i32 = 80;
 
 /// The kernel gives us at most a page of the option; a longer one must be left alone by setting the length to 0,

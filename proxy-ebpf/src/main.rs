@@ -14,7 +14,17 @@
 #![expect(
     unreachable_pub,
     missing_docs,
-    reason = "program entry points are exported by name, and their attribute macros leave the documentation on the inner function"
+    clippy::needless_pass_by_value,
+    reason = "program entry points are exported by name and handed their context, and their attribute macros leave the documentation on the inner function"
+)]
+#![expect(
+    clippy::inline_always,
+    reason = "a function that is not inlined is checked by the verifier on its own, without what its caller knows"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "helpers and contexts pack two halves into one word, and want signed small constants"
 )]
 
 mod connect;

@@ -93,12 +93,12 @@ impl Subject for Connector {
 /// outlives its group leader has only its own entry left.
 #[inline(always)]
 pub fn descends_from(pid_tgid: u64) -> Option<u32> {
-    let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
+    let (process, thread) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     // SAFETY: the value is one aligned word.
     unsafe {
         DESCENDANTS
-            .get(&tgid)
-            .or_else(|| DESCENDANTS.get(&tid))
+            .get(process)
+            .or_else(|| DESCENDANTS.get(thread))
             .copied()
     }
 }

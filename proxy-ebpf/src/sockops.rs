@@ -26,7 +26,7 @@ pub fn sockops(ctx: &SockOpsContext) -> u32 {
     DONE
 }
 
-/// The source port is chosen and the SYN not yet built (`tcp_connect()` in net/ipv4/tcp_output.c): whoever accepts
+/// The source port is chosen and the SYN not yet built (`tcp_connect()` in `net/ipv4/tcp_output.c`): whoever accepts
 /// this connection finds the record.
 #[inline(always)]
 fn publish(ctx: &SockOpsContext) {
@@ -34,7 +34,7 @@ fn publish(ctx: &SockOpsContext) {
         return;
     };
     let key = key_of(ctx, socket);
-    if RECORDS.insert(&key, &socket.record, 0).is_err() {
+    if RECORDS.insert(key, socket.record, 0).is_err() {
         // Too late for the fail mode of this one: the relay resets it. The next ones see the mark.
         count(Counter::Unpublished);
         // SAFETY: no arguments, a plain number out.

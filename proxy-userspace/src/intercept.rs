@@ -117,7 +117,7 @@ impl Interceptor {
     ///
     /// # Errors
     /// When the kernel refuses the object: too old (before 5.8), or without the privileges.
-    pub fn load(settings: &Settings, features: &Features) -> Result<Self, InterceptError> {
+    pub fn load(settings: Settings, features: &Features) -> Result<Self, InterceptError> {
         let mut ebpf = object::load(settings, features)
             .map_err(|source| InterceptError::Object(Box::new(source)))?;
         let tables = tables::PolicyTables::take(&mut ebpf)?;

@@ -131,7 +131,7 @@ impl Proxy {
             max_pending: settings.max_pending,
             log_faults: settings.log_faults,
         };
-        let mut interceptor = Interceptor::load(&kernel, &features)?;
+        let mut interceptor = Interceptor::load(kernel, &features)?;
         interceptor.set_relay(&Relay {
             netns_cookie,
             heartbeat_timeout: u64::try_from(settings.heartbeat_timeout.as_nanos())

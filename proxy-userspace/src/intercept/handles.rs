@@ -174,13 +174,13 @@ pub(super) fn set_array<T: Pod>(
 /// A second descriptor of a map.
 pub(super) fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<MapData, InterceptError> {
     let map = ebpf.map(name).ok_or(InterceptError::Missing(name))?;
-    let data = match map {
-        Map::Array(data)
-        | Map::HashMap(data)
-        | Map::LpmTrie(data)
-        | Map::PerCpuArray(data)
-        | Map::SkStorage(data) => data,
-        _ => return Err(InterceptError::Missing(name)),
+    let (Map::Array(data)
+    | Map::HashMap(data)
+    | Map::LpmTrie(data)
+    | Map::PerCpuArray(data)
+    | Map::SkStorage(data)) = map
+    else {
+        return Err(InterceptError::Missing(name));
     };
     let fd = std::os::fd::AsFd::as_fd(data.fd())
         .try_clone_to_owned()

@@ -77,7 +77,7 @@ impl Features {
 }
 
 /// Creates the maps and hands the programs over, with this kernel's facts written into them.
-pub(super) fn load(settings: &Settings, features: &Features) -> Result<Ebpf, EbpfError> {
+pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, EbpfError> {
     let set_retval = u32::from(features.set_retval);
     let reads_tasks = u32::from(features.offsets.is_ok());
     let offsets = features.offsets.clone().unwrap_or_default();

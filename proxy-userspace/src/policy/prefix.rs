@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proxy_common::{Addr, PrefixKind, RuleSet};
 
 use super::{Prefix, rules_where};
-use crate::rule::Rule;
+use crate::rule::{LOOPBACK, Rule, is_loopback};
 
 /// Bits before an IPv4 address in its IPv4-mapped form.
 const V4_OFFSET: u8 = 96;
@@ -37,7 +37,7 @@ pub(super) fn destinations(rules: &[Rule]) -> Vec<(Prefix, RuleSet)> {
     let anywhere = rules_where(rules, |rule| rule.matches.dest.include.is_empty());
     let mut listed: BTreeMap<IpNet, Listed> = BTreeMap::new();
     // Areas that behave differently even when no rule lists them.
-    for net in roots().into_iter().chain(loopback()) {
+    for net in roots().into_iter().chain(LOOPBACK) {
         listed.entry(net).or_default();
     }
     for (index, rule) in rules.iter().enumerate() {
@@ -65,20 +65,20 @@ pub(super) fn destinations(rules: &[Rule]) -> Vec<(Prefix, RuleSet)> {
             around.pop();
         }
         let outer = around.last();
-        let is_loopback = loopback().iter().any(|area| area.contains(&net));
+        let on_loopback = is_loopback(&net);
         let inherit = |of: fn(&Area) -> RuleSet| outer.map_or(RuleSet::EMPTY, of);
         let area = Area {
             net,
             include: inherit(|area| area.include).or(&own.include),
             exclude: inherit(|area| area.exclude).or(&own.exclude),
-            names_loopback: if is_loopback {
+            names_loopback: if on_loopback {
                 inherit(|area| area.names_loopback).or(&own.include)
             } else {
                 RuleSet::EMPTY
             },
         };
         around.push(area);
-        let allowed = if is_loopback {
+        let allowed = if on_loopback {
             area.names_loopback
         } else {
             area.include.or(&anywhere)
@@ -91,19 +91,6 @@ pub(super) fn destinations(rules: &[Rule]) -> Vec<(Prefix, RuleSet)> {
 /// The whole of each family.
 fn roots() -> [IpNet; 2] {
     [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]
-}
-
-/// What stays on this host: direct unless a rule names it.
-fn loopback() -> [IpNet; 4] {
-    use std::net::{Ipv4Addr, Ipv6Addr};
-    let v4 = |addr, len| IpNet::V4(Ipv4Net::new_assert(addr, len));
-    let v6 = |addr, len| IpNet::V6(Ipv6Net::new_assert(addr, len));
-    [
-        v4(Ipv4Addr::new(127, 0, 0, 0), 8),
-        v4(Ipv4Addr::UNSPECIFIED, 32),
-        v6(Ipv6Addr::LOCALHOST, 128),
-        v6(Ipv6Addr::UNSPECIFIED, 128),
-    ]
 }
 
 /// An IPv4-mapped IPv6 prefix is the IPv4 prefix it maps.
