@@ -196,8 +196,9 @@ fn reject(
     reason: CloseReason,
     record: Option<Record>,
 ) {
-    socket::reset(downstream);
+    // Counted first: whoever sees the reset also sees the count.
     worker.shared.stats.count_close(reason);
+    socket::reset(downstream);
     if worker.may_warn(reason) {
         let orig_dst = record.map(|record| orig_dst(&record));
         tracing::warn!(%client, ?orig_dst, %reason, "connection reset");

@@ -1,0 +1,131 @@
+//! The object in the binary against `proxy-common`: same programs, same maps, same sizes. Needs no privileges, and no
+//! kernel: aya looks maps and programs up by name at run time only.
+
+use std::collections::BTreeMap;
+
+use aya_obj::{Object, generated::bpf_map_type};
+use proxy_common::{
+    ABI_VERSION, Action, COUNTERS, MAX_RULES, MemberKey, Membership, Policy, PrefixKey, Record,
+    RecordKey, Relay, RuleSet, Socket, names,
+};
+use proxy_userspace::intercept::OBJECT;
+
+/// Type, key size, value size and, where both sides count on it, entries.
+type Shape = (bpf_map_type, usize, usize, Option<usize>);
+
+fn object() -> Object {
+    Object::parse(OBJECT).expect("the object in the binary is one")
+}
+
+/// What user space takes the maps for.
+fn shapes() -> BTreeMap<&'static str, Shape> {
+    use bpf_map_type::{
+        BPF_MAP_TYPE_ARRAY as ARRAY, BPF_MAP_TYPE_HASH as HASH, BPF_MAP_TYPE_LPM_TRIE as LPM_TRIE,
+        BPF_MAP_TYPE_PERCPU_ARRAY as PERCPU_ARRAY, BPF_MAP_TYPE_SK_STORAGE as SK_STORAGE,
+    };
+    const INDEX: usize = size_of::<u32>();
+    // A key of an LPM trie starts with its length in bits.
+    let prefix = INDEX + size_of::<PrefixKey>();
+    BTreeMap::from([
+        (names::POLICY, (ARRAY, INDEX, size_of::<Policy>(), Some(1))),
+        (
+            names::PREFIXES,
+            (LPM_TRIE, prefix, size_of::<RuleSet>(), None),
+        ),
+        (
+            names::MEMBERS,
+            (HASH, size_of::<MemberKey>(), size_of::<Membership>(), None),
+        ),
+        (names::DESCENDANTS, (HASH, INDEX, INDEX, None)),
+        (
+            names::ACTIONS,
+            (ARRAY, INDEX, size_of::<Action>(), Some(2 * MAX_RULES)),
+        ),
+        (names::RELAY, (ARRAY, INDEX, size_of::<Relay>(), Some(1))),
+        (names::HEARTBEAT, (ARRAY, INDEX, size_of::<u64>(), Some(1))),
+        (
+            names::RECORDS_FULL,
+            (ARRAY, INDEX, size_of::<u64>(), Some(1)),
+        ),
+        (
+            names::SOCKETS,
+            (SK_STORAGE, size_of::<i32>(), size_of::<Socket>(), None),
+        ),
+        (
+            names::RECORDS,
+            (HASH, size_of::<RecordKey>(), size_of::<Record>(), None),
+        ),
+        (
+            names::COUNTERS,
+            (PERCPU_ARRAY, INDEX, size_of::<u64>(), Some(COUNTERS.len())),
+        ),
+    ])
+}
+
+#[test]
+fn the_object_has_exactly_our_maps() {
+    let object = object();
+    let shapes = shapes();
+    assert_eq!(
+        shapes.keys().copied().collect::<Vec<_>>(),
+        sorted(&names::MAPS)
+    );
+    for (name, (kind, key, value, entries)) in &shapes {
+        let map = object
+            .maps
+            .get(*name)
+            .unwrap_or_else(|| panic!("no map {name}"));
+        assert_eq!(map.map_type(), *kind as u32, "type of {name}");
+        assert_eq!(map.key_size() as usize, *key, "key of {name}");
+        assert_eq!(map.value_size() as usize, *value, "value of {name}");
+        if let Some(entries) = entries {
+            assert_eq!(map.max_entries() as usize, *entries, "entries of {name}");
+        }
+    }
+    let ours_or_aya = |name: &&String| {
+        !shapes.contains_key(name.as_str()) && *name != "AYA_LOGS" && !name.starts_with('.')
+    };
+    let others: Vec<_> = object.maps.keys().filter(ours_or_aya).collect();
+    assert!(
+        others.is_empty(),
+        "maps that user space does not know: {others:?}"
+    );
+}
+
+#[test]
+fn the_object_has_exactly_our_programs() {
+    let object = object();
+    let mut found: Vec<_> = object.programs.keys().map(String::as_str).collect();
+    found.sort_unstable();
+    assert_eq!(found, sorted(&names::PROGRAMS));
+}
+
+#[test]
+fn names_fit_into_the_kernels_fields() {
+    for name in names::MAPS.iter().chain(&names::PROGRAMS) {
+        assert!(name.len() <= 15, "{name} would be cut");
+    }
+}
+
+#[test]
+fn the_object_carries_our_version() {
+    let section = b".rodata.ABI\0";
+    assert!(
+        OBJECT
+            .windows(section.len())
+            .any(|window| window == section),
+        "the object does not tell its version"
+    );
+    let object = object();
+    let map = object
+        .maps
+        .get(".rodata.ABI")
+        .expect("a section of its own");
+    assert_eq!(map.data(), ABI_VERSION.to_ne_bytes());
+}
+
+fn sorted(names: &[&'static str]) -> Vec<&'static str> {
+    let mut names = names.to_vec();
+    names.sort_unstable();
+    names
+}

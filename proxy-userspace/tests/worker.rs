@@ -1,0 +1,247 @@
+//! A worker without the kernel side: the original destination comes from a table, the rest is real.
+
+use std::{
+    collections::HashMap,
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use proxy_common::{BePort, Family, Record, RuleRef};
+use proxy_userspace::{
+    close::CloseReason,
+    record::{AccessLog, Format},
+    routes::{Route, Routes},
+    rule::PathChoice,
+    socket,
+    upstream::{NoExemption, Upstream},
+    worker::{self, OriginalDst, Parts, Shared, Stats},
+};
+use tokio::sync::watch;
+
+/// Records by the client's address, put there before the client connects, as the kernel does.
+#[derive(Clone, Default)]
+struct Table(Arc<Mutex<HashMap<SocketAddr, Record>>>);
+
+impl OriginalDst for Table {
+    fn take(&mut self, client: SocketAddr, _: SocketAddr) -> io::Result<Option<Record>> {
+        Ok(self.0.lock().unwrap().remove(&client))
+    }
+}
+
+/// What a test can read of the access log.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Rig {
+    listener: SocketAddr,
+    table: Table,
+    lines: Lines,
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    handle: worker::Handle,
+    log_guard: proxy_userspace::record::AccessLogGuard,
+}
+
+const GENERATION: u32 = 1;
+
+impl Rig {
+    fn start() -> Self {
+        let table = Table::default();
+        let lines = Lines::default();
+        let (access_log, log_guard) = AccessLog::new(lines.clone(), Format::Json);
+        let routes = Routes::default();
+        routes.publish(
+            GENERATION,
+            &[Some(Route {
+                rule: "rule".into(),
+                upstream: Arc::new(Upstream {
+                    name: "direct".into(),
+                    hops: Vec::new(),
+                    connect_timeout: Duration::from_secs(10),
+                    handshake_timeout: Duration::from_secs(10),
+                }),
+                path: PathChoice::Auto,
+            })]
+            .into(),
+        );
+        let shared = Arc::new(Shared {
+            routes,
+            stats: Stats::default(),
+            access_log: Some(access_log),
+            idle_timeout: None,
+        });
+        let socket = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 64).unwrap();
+        let listener = socket.local_addr().unwrap();
+        let parts = Parts {
+            listeners: vec![socket],
+            original_dst: Box::new(table.clone()),
+            exempt: Arc::new(NoExemption),
+            max_connections: 64,
+        };
+        let (stop, stopped) = watch::channel(false);
+        let handle = worker::start("test".into(), parts, Arc::clone(&shared), stopped).unwrap();
+        Self {
+            listener,
+            table,
+            lines,
+            shared,
+            stop,
+            handle,
+            log_guard,
+        }
+    }
+
+    /// Connects as an app whose `connect()` to `destination` was rewritten.
+    fn connect(&self, destination: SocketAddr, generation: u32) -> TcpStream {
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket
+            .bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
+            .unwrap();
+        let client = socket.local_addr().unwrap().as_socket().unwrap();
+        let record = Record {
+            orig_addr: destination.ip().into(),
+            orig_port: BePort::new(destination.port()),
+            family: Family::V4,
+            pid: std::process::id(),
+            rule: RuleRef {
+                generation,
+                index: 0,
+            },
+            ..Record::default()
+        };
+        self.table.0.lock().unwrap().insert(client, record);
+        socket.connect(&self.listener.into()).unwrap();
+        socket.into()
+    }
+
+    fn closed(&self, reason: CloseReason) -> u64 {
+        let mut closed = self.shared.stats.closed();
+        closed
+            .find(|(found, _)| *found == reason)
+            .map_or(0, |(_, count)| count)
+    }
+
+    /// Stops the worker and returns the close records.
+    fn finish(self) -> Vec<serde_json::Value> {
+        self.stop.send_replace(true);
+        self.handle.join();
+        drop(self.log_guard);
+        let lines = self.lines.0.lock().unwrap();
+        lines
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect()
+    }
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::ConnectionAborted
+    )
+}
+
+#[test]
+fn relays_to_the_original_destination_and_records_it() {
+    let rig = Rig::start();
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let destination = server.local_addr().unwrap();
+    let echo = thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        stream.write_all(&received).unwrap();
+    });
+    let mut app = rig.connect(destination, GENERATION);
+    app.write_all(b"question").unwrap();
+    app.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = Vec::new();
+    app.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer, b"question");
+    echo.join().unwrap();
+
+    let [record] = &*rig.finish() else {
+        panic!("one record")
+    };
+    assert_eq!(record["reason"], "done");
+    assert_eq!(record["orig_dst"], destination.to_string());
+    assert_eq!(record["peer"], destination.to_string());
+    assert_eq!((&record["up"], &record["down"]), (&8.into(), &8.into()));
+    assert_eq!(
+        (&record["rule"], &record["upstream"]),
+        (&"rule".into(), &"direct".into())
+    );
+}
+
+#[test]
+fn who_was_not_intercepted_is_reset() {
+    let rig = Rig::start();
+    let mut stranger = TcpStream::connect(rig.listener).unwrap();
+    let error = stranger.read(&mut [0]).unwrap_err();
+    assert!(is_reset(&error), "{error}");
+    assert_eq!(rig.closed(CloseReason::NotIntercepted), 1);
+    assert!(rig.finish().is_empty(), "nothing was relayed");
+}
+
+#[test]
+fn a_rule_long_gone_is_a_reset() {
+    let rig = Rig::start();
+    let mut app = rig.connect(([192, 0, 2, 1], 80).into(), GENERATION + 1);
+    assert!(is_reset(&app.read(&mut [0]).unwrap_err()));
+    assert_eq!(rig.closed(CloseReason::RuleGone), 1);
+}
+
+#[test]
+fn a_refused_destination_is_a_reset_with_its_reason() {
+    let rig = Rig::start();
+    let unused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let destination = unused.local_addr().unwrap();
+    drop(unused);
+    let mut app = rig.connect(destination, GENERATION);
+    assert!(is_reset(&app.read(&mut [0]).unwrap_err()));
+    let [record] = &*rig.finish() else {
+        panic!("one record")
+    };
+    assert_eq!(record["reason"], "destination_refused");
+    assert_eq!(record["path"], serde_json::Value::Null);
+    assert!(
+        record["error"]
+            .as_str()
+            .unwrap()
+            .contains(&destination.to_string())
+    );
+}
+
+#[test]
+fn stopping_resets_what_is_open() {
+    let rig = Rig::start();
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut app = rig.connect(server.local_addr().unwrap(), GENERATION);
+    let (mut upstream, _) = server.accept().unwrap();
+    upstream.write_all(b"x").unwrap();
+    app.read_exact(&mut [0]).unwrap();
+    let [record] = &*rig.finish() else {
+        panic!("one record")
+    };
+    assert_eq!(record["reason"], "shutdown");
+    assert!(is_reset(&app.read(&mut [0]).unwrap_err()));
+    assert!(is_reset(&upstream.read(&mut [0]).unwrap_err()));
+}
