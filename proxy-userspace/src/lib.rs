@@ -52,6 +52,7 @@ pub mod commands;
 pub mod config;
 mod connection;
 pub mod daemon;
+pub mod exec;
 pub mod failure;
 pub mod intercept;
 mod listener;
