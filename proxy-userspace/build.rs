@@ -8,8 +8,8 @@ use std::{
     env,
     error::Error,
     fs,
-    path::{Path, PathBuf},
-    process::Command,
+    path::PathBuf,
+    process::{Command, ExitCode},
 };
 
 /// The configuration's place below the target folder; `xtask/src/toolchain.rs` writes it there.
@@ -17,22 +17,23 @@ const TOOLCHAIN: &str = "ebpf-toolchain/config.toml";
 /// The file name of the object, here and below Cargo's target folder.
 const OBJECT: &str = "culvert-ebpf";
 
-fn main() {
-    if let Err(error) = build_object() {
+fn main() -> ExitCode {
+    build_object().unwrap_or_else(|error| {
+        // Cargo fails because of this line, and prints it alone if the script itself does not fail.
         println!("cargo::error={error}");
-    }
+        ExitCode::SUCCESS
+    })
 }
 
-fn build_object() -> Result<(), Box<dyn Error>> {
+fn build_object() -> Result<ExitCode, Box<dyn Error>> {
     let out = PathBuf::from(variable("OUT_DIR")?);
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+    let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+    let workspace = package
         .parent()
         .ok_or("this crate is not inside its workspace")?;
+    // Relative to this crate: a target folder that is copied along with the sources stays right.
     for source in ["Cargo.toml", "Cargo.lock", "proxy-common", "proxy-ebpf"] {
-        println!(
-            "cargo::rerun-if-changed={}",
-            workspace.join(source).display()
-        );
+        println!("cargo::rerun-if-changed=../{source}");
     }
     println!("cargo::rerun-if-changed=build.rs");
 
@@ -82,15 +83,18 @@ fn build_object() -> Result<(), Box<dyn Error>> {
         ))
         .status()?;
     if !status.success() {
-        return Err("the eBPF programs do not build: the compiler's own words are below; after an update of \
-                    the compiler run `cargo xtask setup`"
-            .into());
+        println!(
+            "cargo::error=the eBPF programs do not build (below is why); if the compiler was updated, \
+             run `cargo xtask setup`"
+        );
+        // A script that fails is shown with all it wrote, the compiler's words included.
+        return Ok(ExitCode::FAILURE);
     }
     fs::copy(
         artifacts.join(target).join("release").join(OBJECT),
         out.join(OBJECT),
     )?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Whether a variable describes the build that runs this script, and would mislead the one it starts:

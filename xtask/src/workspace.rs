@@ -1,6 +1,9 @@
 //! Where things are: the workspace's folder and the folder that Cargo builds in.
 
-use std::path::{Path, PathBuf};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -18,10 +21,15 @@ pub(crate) struct Workspace {
 impl Workspace {
     /// Asks Cargo, because configuration and environment may have moved the folders.
     pub(crate) fn locate() -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .context("xtask is not inside its workspace")?
-            .to_owned();
+        // Cargo says where it found this crate; a target folder that was copied along remembers another place.
+        let here = env::var_os("CARGO_MANIFEST_DIR");
+        let root = Path::new(
+            here.as_deref()
+                .unwrap_or(env!("CARGO_MANIFEST_DIR").as_ref()),
+        )
+        .parent()
+        .context("xtask is not inside its workspace")?
+        .to_owned();
         let metadata = command::read(command::cargo(&root).args([
             "metadata",
             "--no-deps",
