@@ -9,7 +9,7 @@ use crate::{
     cli::{Cli, Command, LogFormat},
     config, daemon, exec,
     intercept::guard,
-    run_command,
+    privileges, run_command,
 };
 
 /// Starts logging to standard error. `RUST_LOG` wins over `-v`.
@@ -64,6 +64,8 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
 }
 
 fn detach() -> Result<()> {
+    // Without them the pins cannot even be seen.
+    privileges::require()?;
     match guard::remove_stale()? {
         0 => println!("nothing was left in force"),
         1 => println!("removed what a killed daemon had left in force"),

@@ -113,6 +113,9 @@ impl Flow<'_> {
         if ended.must_reset() {
             socket::reset(downstream);
             socket::reset(upstream.stream.into_tcp());
+        } else {
+            socket::end_orderly(&downstream);
+            socket::end_orderly(upstream.stream.tcp());
         }
         (
             ended.reason,

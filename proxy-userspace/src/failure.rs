@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::proxy::ProxyError;
+
 /// What went wrong, as the caller's shell sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -58,10 +60,14 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// The class of an error: that of the first [`Failure`] in its chain.
+/// The class of an error: what a [`Failure`] in its chain says, or what kind of [`ProxyError`] it is.
 #[must_use]
 pub fn class_of(error: &anyhow::Error) -> Class {
-    error
-        .downcast_ref::<Failure>()
-        .map_or(Class::Failed, |failure| failure.class)
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return failure.class;
+    }
+    match error.downcast_ref::<ProxyError>() {
+        Some(error) if error.is_missing_feature() => Class::Missing,
+        _ => Class::Failed,
+    }
 }

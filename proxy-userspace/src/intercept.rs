@@ -105,6 +105,21 @@ pub enum InterceptError {
     Guard(#[from] GuardError),
 }
 
+impl InterceptError {
+    /// Whether the kernel, or these privileges, lack something.
+    #[must_use]
+    pub const fn is_missing_feature(&self) -> bool {
+        match self {
+            Self::Object(_)
+            | Self::Load { .. }
+            | Self::Attach { .. }
+            | Self::Feature(_)
+            | Self::Guard(GuardError::Mount { .. } | GuardError::Link { .. }) => true,
+            Self::Missing(_) | Self::Map { .. } | Self::Handle { .. } | Self::Guard(_) => false,
+        }
+    }
+}
+
 const SOCK_ADDR: [&str; 4] = [
     names::CONNECT4,
     names::CONNECT6,

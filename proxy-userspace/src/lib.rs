@@ -44,6 +44,7 @@
 //!   used only while bytes wait, which is what lets ten thousand idle connections cost little.
 
 mod access_log;
+mod arguments;
 pub mod cgroup;
 pub mod cli;
 pub mod clock;

@@ -78,9 +78,9 @@ pub(crate) fn has(capability: Capability) -> bool {
 /// When the kernel refuses to take them.
 pub(crate) fn keep_what_a_daemon_needs() -> Result<()> {
     let mut keep: CapsHashSet = NEEDED.iter().chain(&USEFUL).map(|(cap, _)| *cap).collect();
-    // Without a bpffs a guard has to mount one, at a later reload too.
+    // Without a bpffs of the system a guard mounts one, at a later reload too, and unmounts it.
     let implies_bpf = !caps::has_cap(None, CapSet::Permitted, Capability::CAP_BPF).unwrap_or(false);
-    if !guard::has_bpffs() || implies_bpf {
+    if !guard::has_system_bpffs() || implies_bpf {
         keep.insert(Capability::CAP_SYS_ADMIN);
     }
     keep_only(&keep)

@@ -95,6 +95,22 @@ pub enum ProxyError {
     },
 }
 
+impl ProxyError {
+    /// Whether a privilege or a kernel feature is missing, rather than something having gone wrong.
+    #[must_use]
+    pub const fn is_missing_feature(&self) -> bool {
+        match self {
+            Self::Namespace(_) => true,
+            Self::Intercept(error) => error.is_missing_feature(),
+            Self::Listen { .. }
+            | Self::Worker(_)
+            | Self::Compile(_)
+            | Self::Route(_)
+            | Self::Cgroup { .. } => false,
+        }
+    }
+}
+
 /// Connections that may wait in the kernel for each listener; capped by `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 

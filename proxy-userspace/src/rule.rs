@@ -66,7 +66,7 @@ pub fn is_loopback(prefix: &IpNet) -> bool {
 /// ending of a unit that has a cgroup.
 #[must_use]
 pub fn is_unit_name(cgroup: &str) -> bool {
-    let suffixes = [".service", ".scope", ".slice"];
+    let suffixes = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
     !cgroup.contains('/') && suffixes.iter().any(|suffix| cgroup.ends_with(suffix))
 }
 

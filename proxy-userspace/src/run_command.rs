@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode, sync::Arc, time:
 use anyhow::{Context as _, Result};
 
 use crate::{
+    arguments,
     cgroup::Cgroup2,
     cli::ExecArgs,
     config::{self, AccessLog, Config, Daemon, LogFormat, LogTarget},
@@ -30,6 +31,9 @@ const NAME: &str = "exec";
 /// # Errors
 /// When the command cannot be started, or its connections not be taken.
 pub(crate) fn run(args: &ExecArgs, log_faults: bool) -> Result<ExitCode> {
+    if let Err(error) = arguments::hide_passwords() {
+        tracing::warn!(%error, "cannot hide passwords in the command line");
+    }
     let config = configuration(args)?;
     privileges::require()?;
     let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;

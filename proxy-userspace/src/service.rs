@@ -10,6 +10,7 @@ use crate::{
     access_log,
     cgroup::Cgroup2,
     config::Config,
+    failure::Failure,
     policy::Names,
     privileges,
     proxy::{Proxy, Rules, Settings},
@@ -50,6 +51,7 @@ impl Service {
         after_death: AfterDeath,
         log_faults: bool,
     ) -> Result<Self> {
+        require_whole_hierarchy(&config, &cgroups)?;
         let daemon = &config.daemon;
         let (access_log, guard) = daemon
             .access_log
@@ -104,6 +106,7 @@ impl Service {
         if config.daemon != self.config.daemon {
             tracing::warn!("changes in [daemon] take effect at the next start");
         }
+        require_whole_hierarchy(&config, &self.cgroups)?;
         let watcher = watcher(&config, &self.cgroups);
         let names = resolve::resolve(&config.forward, &self.cgroups, &self.names);
         self.proxy.install(&rules(&config, &names))?;
@@ -144,6 +147,18 @@ impl Service {
             Err(error) => tracing::error!(%error, "cannot update the rules"),
         }
     }
+}
+
+/// The kernel counts the depth of cgroups from the real root. From inside a cgroup namespace we do not know it.
+fn require_whole_hierarchy(config: &Config, cgroups: &Cgroup2) -> Result<()> {
+    if cgroups.is_whole() || resolve::cgroups_of(&config.forward).is_empty() {
+        return Ok(());
+    }
+    Err(Failure::missing(
+        "rules with `cgroup` need to see the whole cgroup hierarchy, and this is a cgroup namespace; start the container \
+         with the host's (--cgroupns=host)",
+    )
+    .into())
 }
 
 fn rules<'a>(config: &'a Config, names: &'a Names) -> Rules<'a> {

@@ -42,7 +42,8 @@ pub fn listener(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
 
 /// An unconnected, non-blocking socket of the address family of `address`, with the options of relayed connections.
 ///
-/// Those are: no delay, keep-alive, and urgent data left in the stream, where the relay carries it as ordinary bytes.
+/// Those are: no delay, keep-alive, urgent data left in the stream, where the relay carries it as ordinary bytes, and
+/// closing by [`reset`].
 ///
 /// # Errors
 ///
@@ -52,10 +53,17 @@ pub fn for_upstream(address: SocketAddr) -> io::Result<Socket> {
 }
 
 /// Closes a connection with RST instead of FIN: what the other side of the relay suffered, this side learns.
+///
+/// Every socket of ours is closed so, also by the kernel when this process is killed, unless [`end_orderly`] said
+/// otherwise: a truncated answer must never look whole.
 pub fn reset(stream: TcpStream) {
-    // Only a socket that is gone already can refuse, and then there is nobody left to tell.
-    _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     drop(stream);
+}
+
+/// Lets the next close of a socket be an orderly one. To be called when both directions have ended.
+pub fn end_orderly(stream: &TcpStream) {
+    // Only a socket that is gone already can refuse, and then there is nobody left to tell.
+    _ = SockRef::from(stream).set_linger(None);
 }
 
 /// The number the kernel never gives to another socket (`SO_COOKIE`, Linux 4.12).
@@ -109,6 +117,8 @@ fn stream_socket(address: SocketAddr) -> io::Result<Socket> {
             .with_retries(KEEPALIVE_PROBES),
     )?;
     socket.set_out_of_band_inline(true)?;
+    // See `reset`; it does not touch shutdown(2).
+    socket.set_linger(Some(Duration::ZERO))?;
     Ok(socket)
 }
 

@@ -11,9 +11,7 @@ use std::{
 use thiserror::Error;
 
 use super::{Cgroup, Cgroup2, walk};
-
-/// The unit types that have a cgroup (systemd.unit(5)).
-const UNIT_SUFFIXES: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
+use crate::rule::is_unit_name;
 
 /// A cgroup as rules name it. Written out and read back it is the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -45,7 +43,7 @@ impl FromStr for Reference {
         if text.is_empty() {
             return Err(ReferenceError::Empty);
         }
-        if !text.contains('/') && UNIT_SUFFIXES.iter().any(|suffix| text.ends_with(suffix)) {
+        if is_unit_name(text) {
             return Ok(Self::Unit(text.to_owned()));
         }
         let path = Path::new(text);

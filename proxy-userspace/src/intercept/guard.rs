@@ -181,9 +181,9 @@ fn remove(place: &Path) -> Result<(), GuardError> {
     Ok(())
 }
 
-/// Whether pins have a place already.
-pub(crate) fn has_bpffs() -> bool {
-    bpffs().is_some()
+/// Whether the system has a bpffs, so that we need not mount and unmount one.
+pub(crate) fn has_system_bpffs() -> bool {
+    is_bpffs(Path::new(SYSTEM_BPFFS))
 }
 
 /// The bpffs that is mounted, the system's first.
@@ -223,10 +223,12 @@ fn mount_own() -> Result<PathBuf, GuardError> {
 /// is busy, and stays, while somebody looks at it.
 fn unmount_own() {
     let path = Path::new(OWN_BPFFS);
-    if is_bpffs(path) && !path.join(DIRECTORY).exists() && umount(path).is_ok() {
-        let _ = fs::remove_dir(path);
-        if let Some(parent) = path.parent() {
-            let _ = fs::remove_dir(parent);
-        }
+    if is_bpffs(path) && (path.join(DIRECTORY).exists() || umount(path).is_err()) {
+        return;
+    }
+    // These remove empty directories only, also those of a daemon that was killed before it mounted.
+    let _ = fs::remove_dir(path);
+    if let Some(parent) = path.parent() {
+        let _ = fs::remove_dir(parent);
     }
 }
