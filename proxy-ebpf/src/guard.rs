@@ -8,9 +8,10 @@ use aya_ebpf::programs::SockAddrContext;
 use proxy_common::{Counter, Decision, decide, fail_mode, verb};
 
 use crate::{
-    connect::{PROCEED, Version, is_listener, is_own, is_tcp, refuse},
+    connect::{PROCEED, is_listener, is_own, is_tcp, refuse},
     maps::{RELAY, count},
     policy::{Connector, KernelTables},
+    version::Version,
 };
 
 /// Refuses what must not go direct.

@@ -37,6 +37,7 @@ mod peername;
 mod policy;
 mod sockops;
 mod tasks;
+mod version;
 
 use aya_ebpf::{
     macros::{cgroup_sock_addr, cgroup_sockopt, raw_tracepoint, sock_ops},
@@ -46,37 +47,37 @@ use aya_ebpf::{
 /// `connect()` on an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    connect::connect(&connect::V4, &ctx)
+    connect::connect(&version::V4, &ctx)
 }
 
 /// `connect()` on an IPv6 socket, IPv4-mapped destinations included.
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    connect::connect(&connect::V6, &ctx)
+    connect::connect(&version::V6, &ctx)
 }
 
 /// After `connect4`, and instead of it once the daemon is gone.
 #[cgroup_sock_addr(connect4)]
 pub fn guard4(ctx: SockAddrContext) -> i32 {
-    guard::guard(&connect::V4, &ctx)
+    guard::guard(&version::V4, &ctx)
 }
 
 /// After `connect6`, and instead of it once the daemon is gone.
 #[cgroup_sock_addr(connect6)]
 pub fn guard6(ctx: SockAddrContext) -> i32 {
-    guard::guard(&connect::V6, &ctx)
+    guard::guard(&version::V6, &ctx)
 }
 
 /// `getpeername()` on an IPv4 socket.
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    peername::getpeername(&connect::V4, &ctx)
+    peername::getpeername(&version::V4, &ctx)
 }
 
 /// `getpeername()` on an IPv6 socket.
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    peername::getpeername(&connect::V6, &ctx)
+    peername::getpeername(&version::V6, &ctx)
 }
 
 /// `getsockopt()` on any socket.

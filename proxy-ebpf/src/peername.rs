@@ -4,8 +4,9 @@ use aya_ebpf::programs::SockAddrContext;
 use proxy_common::role;
 
 use crate::{
-    connect::{PROCEED, Version, sk_of},
+    connect::{PROCEED, sk_of},
     maps::socket_of,
+    version::Version,
 };
 
 /// Answers one `getpeername()`, if the peer still is the listener that the socket was sent to.

@@ -1,6 +1,6 @@
 //! Hides passwords in this process's own command line, which every user of the machine can read.
 //!
-//! The kernel shows what stands in memory between `arg_start` and `arg_end` of proc_pid_stat(5), and a process may write
+//! The kernel shows what stands in memory between `arg_start` and `arg_end` of `proc_pid_stat(5)`, and a process may write
 //! there. Until we do, the password was visible for the first milliseconds; that is why the manual prefers a file.
 
 use std::{

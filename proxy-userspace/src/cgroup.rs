@@ -2,7 +2,7 @@
 //!
 //! Rules select by cgroup and programs attach to one, so the directory tree is read here and nowhere else.
 //! What is done with an id or a level is the business of `policy` and `intercept`; nothing here knows rules,
-//! maps or programs. [`reference`](self::reference) turns what a user wrote into cgroups, [`own`] makes the
+//! maps or programs. [`mod@reference`] turns what a user wrote into cgroups, [`own`] makes the
 //! cgroup of one command and takes it away again.
 
 use std::{

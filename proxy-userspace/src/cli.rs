@@ -80,8 +80,8 @@ pub struct ConfigArg {
 /// What to run, and how.
 #[derive(Debug, Args)]
 pub struct ExecArgs {
-    /// Proxy to go through: socks5://, http:// or https://[USER:PASSWORD@]HOST[:PORT], or direct://. Repeat it for a
-    /// chain, nearest first. Without any, connections are relayed to where they go, and can be watched.
+    /// Proxy to go through: `socks5://`, `http://` or `https://` with `USER:PASSWORD@HOST:PORT`, or `direct://`. Repeat it
+    /// for a chain, nearest first. Without any, connections are relayed to where they go, and can be watched.
     #[arg(long, value_name = "URL")]
     pub via: Vec<String>,
 

@@ -8,8 +8,11 @@ use tracing_subscriber::{EnvFilter, fmt};
 use crate::{
     cli::{Cli, Command, LogFormat},
     config, daemon, exec,
+    failure::{Class, Failure},
     intercept::guard,
-    privileges, run_command,
+    privileges,
+    proxy::ProxyError,
+    run_command,
 };
 
 /// Starts logging to standard error. `RUST_LOG` wins over `-v`.
@@ -80,5 +83,17 @@ pub fn sentence(error: &anyhow::Error) -> String {
     match error.chain().nth(1) {
         Some(cause) => format!("{error}: {cause} (-v shows all causes)"),
         None => error.to_string(),
+    }
+}
+
+/// The class of an error: what a [`Failure`] in its chain says, or what kind of [`ProxyError`] it is.
+#[must_use]
+pub fn class_of(error: &anyhow::Error) -> Class {
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return failure.class();
+    }
+    match error.downcast_ref::<ProxyError>() {
+        Some(error) if error.is_missing_feature() => Class::Missing,
+        _ => Class::Failed,
     }
 }

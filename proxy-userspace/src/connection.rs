@@ -16,9 +16,9 @@ use crate::{
     record::{CloseRecord, comm_text},
     relay::{Ended, Progress, Relay},
     routes::Route,
+    shared::Worker,
     socket,
     upstream::{Connected, Timings},
-    worker::Worker,
 };
 
 /// Takes an accepted connection to its end.
@@ -138,7 +138,7 @@ impl Flow<'_> {
             }
             Err(error) => {
                 let reason = error.close_reason();
-                let text = format!("{:#}", anyhow::Error::from(error));
+                let text = error.with_causes();
                 if self.worker.may_warn(reason) {
                     tracing::warn!(
                         rule = &*self.route.rule,

@@ -42,7 +42,8 @@ pub fn load(file: &Path) -> Result<Config> {
 async fn run_until_told(file: &Path, log_faults: bool) -> Result<()> {
     let config = load(file)?;
     privileges::require()?;
-    privileges::keep_what_a_daemon_needs()?;
+    // Without a bpffs of the system the guard mounts one, at a later reload too, and unmounts it.
+    privileges::keep_what_a_daemon_needs(!guard::has_system_bpffs())?;
     // Before anything is attached, so that none is missed.
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;

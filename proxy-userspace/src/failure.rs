@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use crate::proxy::ProxyError;
-
 /// What went wrong, as the caller's shell sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -43,6 +41,12 @@ impl Failure {
         }
     }
 
+    /// Which.
+    #[must_use]
+    pub const fn class(&self) -> Class {
+        self.class
+    }
+
     /// A missing privilege or kernel feature.
     pub fn missing(message: impl Into<String>) -> Self {
         Self {
@@ -59,15 +63,3 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
-
-/// The class of an error: what a [`Failure`] in its chain says, or what kind of [`ProxyError`] it is.
-#[must_use]
-pub fn class_of(error: &anyhow::Error) -> Class {
-    if let Some(failure) = error.downcast_ref::<Failure>() {
-        return failure.class;
-    }
-    match error.downcast_ref::<ProxyError>() {
-        Some(error) if error.is_missing_feature() => Class::Missing,
-        _ => Class::Failed,
-    }
-}

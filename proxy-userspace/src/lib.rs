@@ -21,7 +21,7 @@
 //! | words | [`rule`], [`close`], [`clock`] | nothing of ours |
 //! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`watch`], [`relay`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
-//! | threads | [`worker`], `listener`, `connection` | the above; the kernel side only through [`worker::OriginalDst`] and [`upstream::Exempt`] |
+//! | threads | [`shared`], `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
 //! | whole | [`proxy`] (start and stop order), `pulse`, `service`, [`config`] | everything below |
 //! | commands | [`daemon`], [`exec`], `run_command`, [`commands`], [`cli`] | everything |
 //!
@@ -69,6 +69,7 @@ pub mod routes;
 pub mod rule;
 mod run_command;
 mod service;
+pub mod shared;
 pub mod socket;
 pub mod upstream;
 pub mod watch;

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{net::TcpListener, time::sleep};
 
-use crate::{connection, socket, worker::Worker};
+use crate::{connection, shared::Worker, socket};
 
 /// Pause after the first failure for lack of resources, doubled up to the second.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use proxy_userspace::{cli::Cli, commands, failure};
+use proxy_userspace::{cli::Cli, commands};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
             } else {
                 eprintln!("culvert: {}", commands::sentence(&error));
             }
-            ExitCode::from(failure::class_of(&error).exit_code())
+            ExitCode::from(commands::class_of(&error).exit_code())
         }
     }
 }

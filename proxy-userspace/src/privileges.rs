@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::{failure::Failure, intercept::guard};
+use crate::failure::Failure;
 
 /// Files that are no connections: programs, maps, listeners, logs.
 const RESERVED_FILES: u64 = 128;
@@ -71,16 +71,15 @@ pub(crate) fn has(capability: Capability) -> bool {
     effective(capability) || implied && effective(Capability::CAP_SYS_ADMIN)
 }
 
-/// Gives up what a daemon has no use for. To be called before threads are started: capabilities are per thread, and
-/// inherited.
+/// Gives up what a daemon has no use for; whether it may have to mount something is for the caller to say. To be called
+/// before threads are started: capabilities are per thread, and inherited.
 ///
 /// # Errors
 /// When the kernel refuses to take them.
-pub(crate) fn keep_what_a_daemon_needs() -> Result<()> {
+pub(crate) fn keep_what_a_daemon_needs(mounts: bool) -> Result<()> {
     let mut keep: CapsHashSet = NEEDED.iter().chain(&USEFUL).map(|(cap, _)| *cap).collect();
-    // Without a bpffs of the system a guard mounts one, at a later reload too, and unmounts it.
     let implies_bpf = !caps::has_cap(None, CapSet::Permitted, Capability::CAP_BPF).unwrap_or(false);
-    if !guard::has_system_bpffs() || implies_bpf {
+    if mounts || implies_bpf {
         keep.insert(Capability::CAP_SYS_ADMIN);
     }
     keep_only(&keep)

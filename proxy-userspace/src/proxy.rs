@@ -31,9 +31,10 @@ use crate::{
     record::AccessLog,
     routes::{self, RouteTable, Routes, UnknownUpstream},
     rule::{FailMode, Rule},
+    shared::{Shared, Stats},
     socket,
     upstream::Upstream,
-    worker::{self, Shared, Stats},
+    worker,
 };
 
 /// What a proxy is started with.

@@ -1,87 +1,29 @@
-//! One thread of the relay: a runtime, its own listeners and everything its connections share.
-//!
-//! Workers share nothing that is written per message. What they do share is in [`Shared`]: the routes, which a reload
-//! replaces, and counters.
+//! One thread of the relay: a runtime and its own listeners.
 
 use std::{
     cell::RefCell,
     io,
-    net::{SocketAddr, TcpListener},
+    net::TcpListener,
     rc::Rc,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use proxy_common::Record;
 use tokio::{
     sync::{Semaphore, watch},
     task::LocalSet,
 };
 
 use crate::{
-    close::CloseReason,
     listener, privileges,
     process::Processes,
-    record::AccessLog,
-    routes::Routes,
+    shared::{OriginalDst, Shared, Worker},
     upstream::{Dialer, Exempt},
 };
-
-/// How the relay learns where a connection was going.
-pub trait OriginalDst: Send {
-    /// Takes the record of an accepted connection by its two addresses; `None` when it was not intercepted.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    fn take(&mut self, client: SocketAddr, listener: SocketAddr) -> io::Result<Option<Record>>;
-}
-
-/// What all workers share.
-#[derive(Debug)]
-pub struct Shared {
-    /// Where the connections of each rule go.
-    pub routes: Routes,
-    /// What happened so far.
-    pub stats: Stats,
-    /// Where close records go, if anywhere.
-    pub access_log: Option<AccessLog>,
-    /// Connections that were silent for so long are closed.
-    pub idle_timeout: Option<Duration>,
-}
-
-/// Counters of the relay.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Connections accepted.
-    pub accepted: AtomicU64,
-    /// Connections that are open now.
-    pub live: AtomicUsize,
-    /// Times that a worker could not accept for lack of files or memory.
-    pub accept_failures: AtomicU64,
-    /// Times that a worker was at its connection limit.
-    pub at_limit: AtomicU64,
-    closed: [AtomicU64; CloseReason::ALL.len()],
-}
-
-impl Stats {
-    pub(crate) fn count_close(&self, reason: CloseReason) {
-        if let Some(counter) = self.closed.get(reason as usize) {
-            counter.fetch_add(1, Relaxed);
-        }
-    }
-
-    /// Connections closed, by reason.
-    pub fn closed(&self) -> impl Iterator<Item = (CloseReason, u64)> {
-        CloseReason::ALL
-            .into_iter()
-            .zip(&self.closed)
-            .map(|(reason, count)| (reason, count.load(Relaxed)))
-    }
-}
 
 /// What a worker is made of.
 pub struct Parts {
@@ -93,36 +35,6 @@ pub struct Parts {
     pub exempt: Arc<dyn Exempt>,
     /// Connections it takes at once.
     pub max_connections: usize,
-}
-
-/// What the connections of one worker share.
-pub(crate) struct Worker {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) original_dst: RefCell<Box<dyn OriginalDst>>,
-    pub(crate) dialer: Dialer,
-    pub(crate) processes: RefCell<Processes>,
-    pub(crate) permits: Arc<Semaphore>,
-    pub(crate) stop: watch::Receiver<bool>,
-    last_warning: RefCell<[Option<Instant>; CloseReason::ALL.len()]>,
-}
-
-/// At most one warning per reason and worker in this time; the counters have all of them.
-const WARNING_INTERVAL: Duration = Duration::from_secs(1);
-
-impl Worker {
-    /// Whether a warning about a reason is due.
-    pub(crate) fn may_warn(&self, reason: CloseReason) -> bool {
-        let mut last = self.last_warning.borrow_mut();
-        let Some(last) = last.get_mut(reason as usize) else {
-            return false;
-        };
-        let now = Instant::now();
-        let due = last.is_none_or(|last| now.duration_since(last) >= WARNING_INTERVAL);
-        if due {
-            *last = Some(now);
-        }
-        due
-    }
 }
 
 /// A running worker.

@@ -15,9 +15,10 @@ use proxy_userspace::{
     record::{AccessLog, Format},
     routes::{Route, Routes},
     rule::PathChoice,
+    shared::{OriginalDst, Shared, Stats},
     socket,
     upstream::{NoExemption, Upstream},
-    worker::{self, OriginalDst, Parts, Shared, Stats},
+    worker::{self, Parts},
 };
 use tokio::sync::watch;
 

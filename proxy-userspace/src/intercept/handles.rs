@@ -9,7 +9,7 @@ use aya::{
 use proxy_common::{Addr, BePort, COUNTERS, Record, RecordKey, Socket, names, role};
 
 use super::InterceptError;
-use crate::{clock, upstream::Exempt, worker::OriginalDst};
+use crate::{clock, shared::OriginalDst, upstream::Exempt};
 
 /// Takes the records of accepted connections.
 pub struct Records {

@@ -212,6 +212,19 @@ pub(super) enum HandshakeError {
 }
 
 impl DialError {
+    /// The error and what caused it, in one line.
+    #[must_use]
+    pub fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+
     /// The reason in the close record.
     #[must_use]
     pub fn close_reason(&self) -> CloseReason {

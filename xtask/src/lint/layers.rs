@@ -11,18 +11,34 @@ use super::source::{self, Source};
 const LAYERS: [&[&str]; 10] = [
     // Plain types, and what needs the standard library and system calls only.
     &[
-        "cgroup", "cli", "clock", "close", "failure", "process", "rule", "socket",
+        "arguments",
+        "cgroup",
+        "cli",
+        "clock",
+        "close",
+        "failure",
+        "process",
+        "rule",
+        "socket",
     ],
     // One thing each, which knows neither the other things nor the kernel's programs.
-    &["exec", "policy", "record", "relay", "upstream", "watch"],
+    &[
+        "exec",
+        "policy",
+        "privileges",
+        "record",
+        "relay",
+        "upstream",
+        "watch",
+    ],
     // What a file's text becomes, and what becomes of that.
     &["config", "resolve", "routes"],
     // What the connections of one thread share, and what they ask the kernel side for.
-    &["access_log", "worker"],
+    &["access_log", "shared"],
     // The kernel side, and the life of a connection. Neither knows the other.
     &["connection", "intercept", "listener"],
     // Both together.
-    &["privileges", "proxy", "pulse"],
+    &["proxy", "pulse", "worker"],
     // A proxy kept right while the machine and its configuration change.
     &["service"],
     // What is done with it, and statements about a configuration and a machine.
@@ -33,11 +49,13 @@ const LAYERS: [&[&str]; 10] = [
 ];
 
 /// What a module may use in its own layer.
-const SIBLINGS: [(&str, &[&str]); 4] = [
+const SIBLINGS: [(&str, &[&str]); 6] = [
+    ("cgroup", &["rule"]),
     ("listener", &["connection"]),
     ("main", &["commands"]),
     ("process", &["cgroup"]),
-    ("proxy", &["pulse"]),
+    ("proxy", &["pulse", "worker"]),
+    ("pulse", &["worker"]),
 ];
 
 /// Where errors are only reported, so that their types no longer matter.
@@ -47,7 +65,6 @@ const REPORTERS: &[&str] = &[
     "daemon",
     "demo",
     "doctor",
-    "failure",
     "main",
     "plan",
     "privileges",
