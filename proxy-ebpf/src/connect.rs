@@ -24,7 +24,7 @@ use proxy_common::{
 
 use crate::{
     globals,
-    maps::{HEARTBEAT, RECORDS_FULL, RELAY, SOCKETS, count},
+    maps::{HEARTBEAT, RECORDS_FULL, RELAY, SOCKETS, count, mptcp_socket_of},
     policy::{Connector, KernelTables},
     version::Version,
 };
@@ -176,6 +176,9 @@ fn to_relay(
     socket.record.connect_ns = now;
     socket.record.netns_cookie = netns_cookie;
     socket.role = role::INTERCEPTED;
+    if let Some(above) = mptcp_socket_of(sk_of(ctx)) {
+        *above = *socket;
+    }
     version.set_addr(ctx, listener_addr(listener_family), listener_port);
     Ok(())
 }
@@ -260,6 +263,9 @@ fn forget(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the socket of the context is alive while the program runs.
     if let Some(socket) = unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() } {
         socket.role = 0;
+        if let Some(above) = mptcp_socket_of(sk_of(ctx)) {
+            above.role = 0;
+        }
     }
     PROCEED
 }

@@ -13,6 +13,10 @@ static ABI: Global<u32> = Global::new(ABI_VERSION);
 #[unsafe(no_mangle)]
 static HAS_SET_RETVAL: Global<u32> = Global::new(0);
 
+/// Whether `bpf_skc_to_mptcp_sock` may be called from `connect` hooks (kernel 5.19, probed).
+#[unsafe(no_mangle)]
+static HAS_MPTCP: Global<u32> = Global::new(0);
+
 /// Whether the offsets below are known, and reading kernel memory is allowed (needs BTF and `CAP_PERFMON`).
 #[unsafe(no_mangle)]
 static READS_TASKS: Global<u32> = Global::new(0);
@@ -43,6 +47,12 @@ static SB_DEV: Global<u32> = Global::new(0);
 #[inline(always)]
 pub fn has_set_retval() -> bool {
     HAS_SET_RETVAL.load() != 0
+}
+
+/// Whether the MPTCP socket above a subflow can be found.
+#[inline(always)]
+pub fn has_mptcp() -> bool {
+    HAS_MPTCP.load() != 0
 }
 
 /// Whether tasks and files can be read.

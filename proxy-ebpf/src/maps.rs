@@ -5,15 +5,17 @@
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, bpf_sock},
+    bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, SkStorage},
-    helpers::generated::bpf_sk_storage_get,
+    helpers::generated::{bpf_sk_storage_get, bpf_skc_to_mptcp_sock},
     macros::btf_map,
 };
 use proxy_common::{
     Action, COUNTERS as COUNTER_NAMES, Counter, MAX_RULES, MemberKey, Membership, Policy,
     PrefixKey, Record, RecordKey, Relay, RuleSet, Socket,
 };
+
+use crate::globals::has_mptcp;
 
 #[btf_map]
 pub static POLICY: Array<Policy, 1> = Array::new();
@@ -57,6 +59,28 @@ pub fn count(counter: Counter) {
         // SAFETY: the kernel returned a pointer to this CPU's slot; programs of these types do not migrate while
         // they run. One that interrupts us between read and write costs a count, nothing else.
         unsafe { *value += 1 };
+    }
+}
+
+/// What hangs on the MPTCP socket that a subflow belongs to, made if there is none. The app holds that socket while the
+/// `connect` hook sees its subflow, so what the app asks (`getpeername`, `SO_ORIGINAL_DST`) must be answered from there.
+#[inline(always)]
+pub fn mptcp_socket_of(subflow: *mut bpf_sock) -> Option<&'static mut Socket> {
+    if !has_mptcp() || subflow.is_null() {
+        return None;
+    }
+    // SAFETY: the helper takes any socket and returns null for one that is no subflow; the storage lives as long as the
+    // MPTCP socket, which outlives its subflow.
+    unsafe {
+        let socket = bpf_skc_to_mptcp_sock(subflow.cast());
+        if socket.is_null() {
+            return None;
+        }
+        let map = ptr::from_ref(&SOCKETS).cast_mut().cast();
+        let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
+        bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), create)
+            .cast::<Socket>()
+            .as_mut()
     }
 }
 

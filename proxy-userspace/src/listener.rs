@@ -1,14 +1,20 @@
 //! The accept loop: permits, back-off, one task per connection.
 
 use std::{
+    future::poll_fn,
     io,
-    net::TcpListener as StdListener,
+    net::{SocketAddr, TcpListener as StdListener},
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::Poll,
     time::Duration,
 };
 
-use tokio::{net::TcpListener, time::sleep};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::OwnedSemaphorePermit,
+    time::sleep,
+};
 
 use crate::{connection, shared::Worker, socket};
 
@@ -16,46 +22,73 @@ use crate::{connection, shared::Worker, socket};
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// The listeners of one worker, IPv4 and IPv6. One loop serves them all, so that one permit is enough to serve any.
+pub(crate) struct Listeners {
+    listeners: Vec<(TcpListener, SocketAddr)>,
+    /// Which one is asked first; it moves on, so that a busy one cannot starve the other.
+    first: usize,
+}
+
+impl Listeners {
+    /// Hands sockets to the runtime of this thread.
+    ///
+    /// # Errors
+    /// When the runtime cannot take one.
+    pub(crate) fn new(sockets: Vec<StdListener>) -> io::Result<Self> {
+        let register = |socket: StdListener| {
+            let address = socket.local_addr()?;
+            Ok((TcpListener::from_std(socket)?, address))
+        };
+        Ok(Self {
+            listeners: sockets
+                .into_iter()
+                .map(register)
+                .collect::<io::Result<_>>()?,
+            first: 0,
+        })
+    }
+
+    /// The next connection, with the addresses of its client and of the listener.
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr, SocketAddr)> {
+        self.first = self.first.wrapping_add(1);
+        let (before, after) = self
+            .listeners
+            .split_at(self.first % self.listeners.len().max(1));
+        poll_fn(|cx| {
+            for (listener, address) in after.iter().chain(before) {
+                if let Poll::Ready(accepted) = listener.poll_accept(cx) {
+                    return Poll::Ready(
+                        accepted.map(|(stream, client)| (stream, client, *address)),
+                    );
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
 /// Accepts until the worker stops.
-pub(crate) async fn serve(worker: Rc<Worker>, listener: StdListener) {
-    let address = listener.local_addr();
-    let (listener, address) = match TcpListener::from_std(listener).and_then(|l| Ok((l, address?)))
-    {
-        Ok(listener) => listener,
-        Err(error) => {
-            // The daemon notices: this worker's listener is closed and connects to it are refused.
-            tracing::error!(%error, "a listener was lost at start");
-            return;
-        }
-    };
+pub(crate) async fn serve(worker: Rc<Worker>, mut listeners: Listeners) {
     let mut stop = worker.stop.clone();
     tokio::select! {
-        () = accept_all(&worker, &listener, address) => {}
+        () = accept_all(&worker, &mut listeners) => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
 }
 
-async fn accept_all(worker: &Rc<Worker>, listener: &TcpListener, address: std::net::SocketAddr) {
+async fn accept_all(worker: &Rc<Worker>, listeners: &mut Listeners) {
     let stats = &worker.shared.stats;
     let mut pause = FIRST_PAUSE;
-    loop {
-        // A permit before accept: at the limit connections wait in the kernel's queue, and the app in connect().
-        let permit = if let Ok(permit) = Arc::clone(&worker.permits).try_acquire_owned() {
-            permit
-        } else {
-            stats.at_limit.fetch_add(1, Relaxed);
-            match Arc::clone(&worker.permits).acquire_owned().await {
-                Ok(permit) => permit,
-                Err(_) => return,
-            }
-        };
-        match listener.accept().await {
-            Ok((stream, client)) => {
+    // A permit before accept: at the limit connections wait in the kernel's queue.
+    while let Some(permit) = permit(worker).await {
+        match listeners.accept().await {
+            Ok((stream, client, listener)) => {
                 pause = FIRST_PAUSE;
                 stats.accepted.fetch_add(1, Relaxed);
                 let worker = Rc::clone(worker);
                 tokio::task::spawn_local(async move {
-                    connection::serve(&worker, stream, client, address).await;
+                    connection::serve(&worker, stream, client, listener).await;
                     drop(permit);
                 });
             }
@@ -73,6 +106,15 @@ async fn accept_all(worker: &Rc<Worker>, listener: &TcpListener, address: std::n
             }
         }
     }
+}
+
+/// A permit for one more connection; `None` when the worker is gone.
+async fn permit(worker: &Worker) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = Arc::clone(&worker.permits).try_acquire_owned() {
+        return Some(permit);
+    }
+    worker.shared.stats.at_limit.fetch_add(1, Relaxed);
+    Arc::clone(&worker.permits).acquire_owned().await.ok()
 }
 
 /// Errors of accept(2) that belong to the connection and not to the listener.

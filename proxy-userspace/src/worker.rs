@@ -19,7 +19,8 @@ use tokio::{
 };
 
 use crate::{
-    listener, privileges,
+    listener::{self, Listeners},
+    privileges,
     process::Processes,
     shared::{OriginalDst, Shared, Worker},
     upstream::{Dialer, Exempt},
@@ -102,8 +103,15 @@ async fn run(
         stop: stop.clone(),
         last_warning: RefCell::default(),
     });
-    for socket in parts.listeners {
-        tokio::task::spawn_local(listener::serve(Rc::clone(&worker), socket));
+    match Listeners::new(parts.listeners) {
+        Ok(listeners) => {
+            tokio::task::spawn_local(listener::serve(Rc::clone(&worker), listeners));
+        }
+        Err(error) => {
+            // Without a pulse the heartbeat stops, and the hooks apply the rules' fail modes.
+            tracing::error!(%error, "a worker cannot use its listeners");
+            return;
+        }
     }
     let mut interval = tokio::time::interval(PULSE);
     loop {

@@ -14,7 +14,10 @@ use proxy_userspace::intercept::OBJECT;
 type Shape = (bpf_map_type, usize, usize, Option<usize>);
 
 fn object() -> Object {
-    Object::parse(OBJECT).expect("the object in the binary is one")
+    match Object::parse(OBJECT) {
+        Ok(object) => object,
+        Err(error) => panic!("the binary holds no object: {error}"),
+    }
 }
 
 /// What user space takes the maps for.

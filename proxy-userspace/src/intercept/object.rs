@@ -22,6 +22,8 @@ pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/cul
 pub struct Features {
     /// `bpf_set_retval` in `connect` hooks: a refused app sees ECONNREFUSED, otherwise EPERM.
     pub set_retval: bool,
+    /// `bpf_skc_to_mptcp_sock` in `connect` hooks: an app with an MPTCP socket sees its true peer.
+    pub mptcp: bool,
     /// Where the fields are that tell a task's executable; without them no rule can select by `exe` or `pid`.
     pub offsets: Result<Offsets, MissingFeature>,
 }
@@ -58,6 +60,11 @@ impl Features {
                 BpfHelper::BPF_FUNC_set_retval,
             )
             .unwrap_or(false),
+            mptcp: is_helper_supported(
+                ProgramType::CgroupSockAddr,
+                BpfHelper::BPF_FUNC_skc_to_mptcp_sock,
+            )
+            .unwrap_or(false),
             offsets: if reads_kernel {
                 Offsets::of_running_kernel().map_err(|error| MissingFeature::Btf(error.to_string()))
             } else {
@@ -79,6 +86,7 @@ impl Features {
 /// Creates the maps and hands the programs over, with this kernel's facts written into them.
 pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, EbpfError> {
     let set_retval = u32::from(features.set_retval);
+    let mptcp = u32::from(features.mptcp);
     let reads_tasks = u32::from(features.offsets.is_ok());
     let offsets = features.offsets.clone().unwrap_or_default();
     let log_level: u8 = if settings.log_faults {
@@ -93,6 +101,7 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
         .map_max_entries(names::RECORDS, settings.max_pending)
         .override_global(aya_log::LEVEL, &log_level, true)
         .override_global("HAS_SET_RETVAL", &set_retval, true)
+        .override_global("HAS_MPTCP", &mptcp, true)
         .override_global("READS_TASKS", &reads_tasks, true)
         .override_global("TASK_MM", &offsets.task_mm, true)
         .override_global("TASK_PID", &offsets.task_pid, true)
