@@ -12,7 +12,7 @@ use crate::{
     failure::Failure,
     intercept::guard,
     privileges,
-    service::{AfterDeath, Service},
+    service::Service,
 };
 
 /// Runs until SIGTERM or SIGINT.
@@ -49,13 +49,8 @@ async fn run_until_told(file: &Path, log_faults: bool) -> Result<()> {
     let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;
     let attach_point = cgroups.mount().join(&config.daemon.cgroup);
     let place = attach_point.display().to_string();
-    let mut service = Service::start(
-        config,
-        cgroups,
-        attach_point,
-        AfterDeath::AsRulesSay,
-        log_faults,
-    )?;
+    let mut service = Service::start(config, cgroups, attach_point, log_faults)?;
+    service.pin_guard()?;
     // Only now: what a killed predecessor left kept its rules in force until ours are.
     match guard::remove_stale() {
         Ok(0) => {}

@@ -10,7 +10,11 @@ mod handles;
 mod object;
 mod tables;
 
-use std::{io, os::fd::BorrowedFd, path::PathBuf};
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    path::PathBuf,
+};
 
 use aya::{
     Ebpf, EbpfError,
@@ -218,16 +222,25 @@ impl Interceptor {
         if self.guard.is_none() {
             let mut guard = Guard::create(place)?;
             for name in [names::GUARD4, names::GUARD6] {
-                let program: &mut CgroupSockAddr = self.program(name)?;
-                if program.fd().is_err() {
-                    program.load().map_err(load_error(name))?;
-                }
-                let link = self.attach_connect(name, cgroup)?;
+                let link = self.attach_guard_program(name, cgroup)?;
                 guard.pin(name, link)?;
             }
             self.guard = Some(guard);
         }
         Ok(())
+    }
+
+    /// Attaches the guard to a cgroup without pinning it: it holds as long as somebody holds what this returns.
+    ///
+    /// # Errors
+    /// When the kernel refuses a program, or does not tell its link.
+    pub fn lend_guard(&mut self, cgroup: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, InterceptError> {
+        let mut lent = Vec::new();
+        for name in [names::GUARD4, names::GUARD6] {
+            let link = self.attach_guard_program(name, cgroup)?;
+            lent.push(guard::duplicate(name, link)?);
+        }
+        Ok(lent)
     }
 
     /// Removes the guard, if there is one.
@@ -305,6 +318,18 @@ impl Interceptor {
         }
         self.follows_tasks = true;
         Ok(())
+    }
+
+    fn attach_guard_program(
+        &mut self,
+        name: &'static str,
+        cgroup: BorrowedFd<'_>,
+    ) -> Result<CgroupSockAddrLink, InterceptError> {
+        let program: &mut CgroupSockAddr = self.program(name)?;
+        if program.fd().is_err() {
+            program.load().map_err(load_error(name))?;
+        }
+        self.attach_connect(name, cgroup)
     }
 
     fn attach_connect(

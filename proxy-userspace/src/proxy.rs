@@ -11,7 +11,7 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     num::NonZeroUsize,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -236,6 +236,15 @@ impl Proxy {
         let place = guard::place().map_err(InterceptError::from)?;
         let cgroup = open(cgroup)?;
         Ok(self.interceptor.attach_guard(cgroup.as_fd(), place)?)
+    }
+
+    /// Like [`Proxy::guard`], for as long as somebody holds what this returns.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn lend_guard(&mut self, cgroup: &Path) -> Result<Vec<OwnedFd>, ProxyError> {
+        let cgroup = open(cgroup)?;
+        Ok(self.interceptor.lend_guard(cgroup.as_fd())?)
     }
 
     /// Keeps the heartbeat, and tells of faults in the hooks. Never returns, and may be dropped and called again;

@@ -1,6 +1,8 @@
 //! `culvert exec`: one command, with all TCP connections of it and of what it starts sent through a proxy.
 
-use std::{collections::BTreeMap, path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, os::fd::AsFd, path::Path, process::ExitCode, sync::Arc, time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -20,9 +22,11 @@ use crate::{
     failure::Failure,
     privileges,
     rule::{FailMode, Match, PathChoice, Rule, Via},
-    service::{AfterDeath, Service},
+    service::Service,
 };
 
+/// How long the last bytes of a command that has ended may take. A server that answers nobody for ever is not waited for.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The one upstream and the one rule of `--via`.
 const NAME: &str = "exec";
 
@@ -70,20 +74,19 @@ async fn serve(
     let signals = Signals::install().context("cannot take the signals over")?;
     let mut job = Job::prepare(&cgroups, signals)?;
     let attach_point = job.cgroup().dir().to_owned();
-    let mut service = Service::start(
-        config,
-        cgroups,
-        attach_point,
-        AfterDeath::Nothing,
-        log_faults,
-    )?;
+    let drain_timeout = config.daemon.drain_timeout;
+    let mut service = Service::start(config, cgroups, attach_point, log_faults)?;
+    // If we are killed the command is killed too, but not at the same instant.
+    let guard = service.lend_guard()?;
+    job.hold(&guard.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+    drop(guard);
     job.spawn(command)?;
     let ended = tokio::select! {
         never = service.run() => match never {},
         ended = job.wait(leftovers) => ended,
     };
-    // Whoever could still be connected has been killed: nothing to wait for.
-    service.stop(Duration::ZERO).await;
+    // Everybody who was connected has ended; what they sent last may still be on its way.
+    service.stop(drain_timeout).await;
     job.finish()?;
     Ok(ended?)
 }
@@ -113,7 +116,10 @@ fn through(urls: &[String]) -> Result<Config> {
         path: PathChoice::Auto,
     };
     Ok(Config {
-        daemon: Daemon::default(),
+        daemon: Daemon {
+            drain_timeout: DRAIN_TIMEOUT,
+            ..Daemon::default()
+        },
         upstreams: BTreeMap::from([(name, Arc::new(upstream))]),
         forward: vec![rule],
     })

@@ -2,7 +2,7 @@
 //!
 //! What `daemon` (a file, signals, systemd) and `exec` (one command) have in common.
 
-use std::{convert::Infallible, path::PathBuf, time::Duration};
+use std::{convert::Infallible, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use anyhow::Result;
 
@@ -30,15 +30,6 @@ pub(crate) struct Service {
     _access_log: Option<AccessLogGuard>,
 }
 
-/// Whether the rules are to hold without us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AfterDeath {
-    /// What `on_relay_failure` says, which may need a pin.
-    AsRulesSay,
-    /// Nothing: whoever we serve dies with us.
-    Nothing,
-}
-
 impl Service {
     /// Starts serving the processes of a cgroup.
     ///
@@ -48,7 +39,6 @@ impl Service {
         config: Config,
         cgroups: Cgroup2,
         attach_point: PathBuf,
-        after_death: AfterDeath,
         log_faults: bool,
     ) -> Result<Self> {
         require_whole_hierarchy(&config, &cgroups)?;
@@ -73,9 +63,6 @@ impl Service {
         let names = resolve::resolve(&config.forward, &cgroups, &Names::default());
         proxy.install(&rules(&config, &names))?;
         proxy.attach(&attach_point)?;
-        if after_death == AfterDeath::AsRulesSay {
-            proxy.guard(&attach_point, &config.forward)?;
-        }
         warn_of_unresolved(&names);
         Ok(Self {
             proxy,
@@ -86,6 +73,22 @@ impl Service {
             config,
             _access_log: guard,
         })
+    }
+
+    /// Keeps rules with `on_relay_failure = "refuse"` in force after a kill, by a pin.
+    ///
+    /// # Errors
+    /// When there is no place to pin, or the kernel refuses.
+    pub(crate) fn pin_guard(&mut self) -> Result<()> {
+        Ok(self.proxy.guard(&self.attach_point, &self.config.forward)?)
+    }
+
+    /// Keeps them in force for as long as somebody holds what this returns.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn lend_guard(&mut self) -> Result<Vec<OwnedFd>> {
+        Ok(self.proxy.lend_guard(&self.attach_point)?)
     }
 
     /// Serves. Never returns, and may be dropped and called again.

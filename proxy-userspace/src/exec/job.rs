@@ -3,7 +3,7 @@
 //! The caller attaches its programs to [`Job::cgroup`] between [`Job::prepare`] and [`Job::spawn`], relays
 //! while it polls [`Job::wait`], and takes its programs off before [`Job::finish`].
 
-use std::{io, time::Duration};
+use std::{io, os::fd::BorrowedFd, time::Duration};
 
 use nix::sys::signal::Signal;
 use thiserror::Error;
@@ -79,6 +79,14 @@ impl Job {
     #[must_use]
     pub fn cgroup(&self) -> &OwnCgroup {
         &self.cgroup
+    }
+
+    /// Lets descriptors live until nothing of the command is left, even if this process is killed.
+    ///
+    /// # Errors
+    /// [`JobError::Reaper`].
+    pub fn hold(&self, files: &[BorrowedFd<'_>]) -> Result<(), JobError> {
+        Ok(self.reaper.give(files)?)
     }
 
     /// Starts the command; to be called once.

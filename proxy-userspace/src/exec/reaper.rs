@@ -1,21 +1,28 @@
 //! The reaper: a tiny process that outlives culvert by one breath.
 //!
 //! `SIGKILL` leaves no time to clean up, so somebody else has to: before the command starts, culvert runs its own
-//! executable again as `culvert __reap DIRECTORY`, with a pipe for its standard input. When the write end is closed,
-//! by culvert's end of whatever kind, the reaper kills what is left in the cgroup, removes it and exits. After an
-//! orderly end the cgroup is gone already.
+//! executable again as `culvert __reap DIRECTORY`, with one end of a socket pair for its standard input. When the other
+//! end is closed, by culvert's end of whatever kind, the reaper kills what is left in the cgroup, removes it and exits.
+//! After an orderly end the cgroup is gone already.
 //!
-//! It holds nothing but that pipe: no link of a program (which would keep programs attached), no terminal. It is in
-//! a session of its own, so what is sent to culvert's process group does not reach it, and in culvert's cgroup.
+//! It holds that socket and what culvert sends through it: the links of the guard, which refuses connections between
+//! culvert's death and the command's. Nothing else, no terminal either. It is in a session of its own, so what is sent
+//! to culvert's process group does not reach it, and in culvert's cgroup.
 
 use std::{
-    io::{self, PipeWriter, Read},
-    os::unix::process::CommandExt,
+    io::{self, IoSlice, IoSliceMut},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::{net::UnixStream, process::CommandExt},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
-use nix::unistd::setsid;
+use nix::{
+    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg},
+    unistd::setsid,
+};
 use thiserror::Error;
 
 use super::signals::{Disposition, set_disposition};
@@ -44,6 +51,9 @@ pub enum ReaperError {
     /// The process could not be started.
     #[error("cannot start the reaper from /proc/self/exe; is /proc mounted?")]
     Start(#[source] io::Error),
+    /// It does not take what it is given.
+    #[error("the reaper does not take what it is to hold")]
+    Give(#[source] nix::Error),
     /// The argument is no cgroup of ours.
     #[error("{} is no cgroup of culvert exec", .0.display())]
     NotOurs(PathBuf),
@@ -56,8 +66,8 @@ pub enum ReaperError {
 #[derive(Debug)]
 pub struct Reaper {
     process: Child,
-    /// Only its end matters; nothing is ever written.
-    owner: PipeWriter,
+    /// Its end is the alarm; before that, descriptors go through it.
+    owner: UnixStream,
 }
 
 impl Reaper {
@@ -67,7 +77,7 @@ impl Reaper {
     /// [`ReaperError::Start`].
     pub fn start(cgroup: &Path) -> Result<Self, ReaperError> {
         let start = || {
-            let (alarm, owner) = io::pipe()?;
+            let (alarm, owner) = UnixStream::pair()?;
             let mut command = Command::new("/proc/self/exe");
             command
                 .arg0("culvert")
@@ -75,7 +85,7 @@ impl Reaper {
                 // Not in anybody's way, and without the secrets of the environment.
                 .current_dir("/")
                 .env_clear()
-                .stdin(Stdio::from(alarm))
+                .stdin(Stdio::from(OwnedFd::from(alarm)))
                 .stdout(Stdio::null())
                 .stderr(Stdio::null());
             // SAFETY: only system calls between fork and execve.
@@ -99,6 +109,21 @@ impl Reaper {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Gives it descriptors to hold until it has done its work.
+    ///
+    /// # Errors
+    /// [`ReaperError::Give`] when it is gone.
+    pub fn give(&self, files: &[BorrowedFd<'_>]) -> Result<(), ReaperError> {
+        let raw: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        let message = [ControlMessage::ScmRights(&raw)];
+        // One byte has to go along (unix(7)).
+        let byte = [IoSlice::new(&[0])];
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<()>(self.owner.as_raw_fd(), &byte, &message, flags, None)
+            .map(drop)
+            .map_err(ReaperError::Give)
     }
 
     /// Lets it go and waits for its end. Whatever is left of the cgroup is removed by it before.
@@ -127,8 +152,40 @@ pub fn main(cgroup: &Path) -> Result<(), ReaperError> {
         libc::close_range(3, libc::c_uint::MAX, 0);
     }
     let _only_for_looks = nix::sys::prctl::set_name(COMM);
-    // Data or an error would be as good a reason as the end.
-    let _end = io::stdin().read(&mut [0]);
-    own::destroy(cgroup)?;
-    Ok(())
+    let held = hold_until_the_end();
+    let destroyed = own::destroy(cgroup);
+    // Only now: the guard is in force until nobody is left to be guarded.
+    drop(held);
+    Ok(destroyed?)
+}
+
+/// Descriptors that one message carries at most.
+const MOST_GIVEN: usize = 8;
+
+/// Takes what is given, until the other end is closed. An error is as good a reason as the end.
+fn hold_until_the_end() -> Vec<OwnedFd> {
+    let mut held = Vec::new();
+    let mut byte = [0];
+    let mut space = nix::cmsg_space!([RawFd; MOST_GIVEN]);
+    loop {
+        let mut into = [IoSliceMut::new(&mut byte)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let Ok(message) = recvmsg::<()>(libc::STDIN_FILENO, &mut into, Some(&mut space), flags)
+        else {
+            return held;
+        };
+        for control in message.cmsgs().into_iter().flatten() {
+            if let ControlMessageOwned::ScmRights(given) = control {
+                // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
+                held.extend(
+                    given
+                        .into_iter()
+                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+                );
+            }
+        }
+        if message.bytes == 0 {
+            return held;
+        }
+    }
 }

@@ -6,6 +6,7 @@
 
 use std::{
     fs, io,
+    os::fd::{BorrowedFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
 };
 
@@ -61,6 +62,12 @@ pub enum GuardError {
         #[source]
         source: LinkError,
     },
+    /// The kernel does not show the descriptor of the link.
+    #[error("cannot find the link of {program} in /proc/self/fdinfo; is /proc mounted?")]
+    NoDescriptor {
+        /// Name of the program.
+        program: &'static str,
+    },
     /// The pin was refused.
     #[error("cannot pin the link of {program} at {path}")]
     Pin {
@@ -72,6 +79,34 @@ pub enum GuardError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+/// The descriptor of a link, for somebody else to hold. aya keeps it to itself, so it is found by the link's id in
+/// `/proc/self/fdinfo`.
+pub(super) fn duplicate(
+    program: &'static str,
+    link: CgroupSockAddrLink,
+) -> Result<OwnedFd, GuardError> {
+    let no_link = |source| GuardError::Link { program, source };
+    let link: FdLink = link.try_into().map_err(no_link)?;
+    let id = link.info().map_err(no_link)?.id();
+    let number = descriptor_of(id).ok_or(GuardError::NoDescriptor { program })?;
+    // SAFETY: `link` owns the descriptor of this number and is alive until the end of this function.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    borrowed
+        .try_clone_to_owned()
+        .map_err(|_| GuardError::NoDescriptor { program })
+}
+
+/// The number of our descriptor of a link (`bpf_link_show_fdinfo()` in `kernel/bpf/syscall.c`).
+fn descriptor_of(link_id: u32) -> Option<RawFd> {
+    let wanted = format!("link_id:\t{link_id}\n");
+    let entries = fs::read_dir("/proc/self/fdinfo").ok()?;
+    entries.filter_map(Result::ok).find_map(|entry| {
+        let info = fs::read_to_string(entry.path()).ok()?;
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        info.contains(&wanted).then_some(number)
+    })
 }
 
 /// The pins of one daemon.
