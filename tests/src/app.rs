@@ -7,12 +7,13 @@
 pub mod protocol;
 
 use std::{
-    cell::RefCell,
     collections::BTreeMap,
     io::{BufRead, BufReader, Write},
     net::SocketAddr,
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::Mutex,
+    thread,
 };
 
 use nix::errno::Errno;
@@ -28,7 +29,7 @@ pub type Result<T> = std::result::Result<T, Errno>;
 #[derive(Debug)]
 pub struct App {
     child: Child,
-    pipes: RefCell<(ChildStdin, BufReader<ChildStdout>)>,
+    pipes: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
 }
 
 impl App {
@@ -46,7 +47,7 @@ impl App {
         );
         Self {
             child,
-            pipes: RefCell::new(pipes),
+            pipes: Mutex::new(pipes),
         }
     }
 
@@ -60,7 +61,7 @@ impl App {
     /// # Errors
     /// The error number of the call.
     pub fn call(&self, call: &Call) -> Result<Answer> {
-        let (input, output) = &mut *self.pipes.borrow_mut();
+        let (input, output) = &mut *self.pipes.lock().expect("the pipes");
         let mut line = serde_json::to_string(call).expect("a call as JSON");
         line.push('\n');
         input.write_all(line.as_bytes()).expect("the app is gone");
@@ -82,14 +83,6 @@ impl App {
         match self.call(&Call::Open(opening)) {
             Ok(Answer::Socket(id)) => self.socket(id),
             other => panic!("{opening:?}: {other:?}"),
-        }
-    }
-
-    /// Takes a socket that another process passes by way of `path`.
-    pub fn take(&self, path: &Path) -> Socket<'_> {
-        match self.call(&Call::Take(path.to_owned())) {
-            Ok(Answer::Socket(id)) => self.socket(id),
-            other => panic!("take: {other:?}"),
         }
     }
 
@@ -324,10 +317,18 @@ impl Socket<'_> {
         self.done(Call::Close(self.id)).expect("close");
     }
 
-    /// Passes it to whoever [takes](App::take) it at `path`, by `SCM_RIGHTS`.
-    pub fn pass(&self, path: &Path) -> Result<()> {
+    /// Passes it to another program by `SCM_RIGHTS`, over a Unix socket at `path`: the same socket over there.
+    pub fn pass<'a>(&self, taker: &'a App, path: &Path) -> Socket<'a> {
         let (socket, path) = (self.id, path.to_owned());
-        self.done(Call::Pass { socket, path })
+        let take = Call::Take(path.clone());
+        thread::scope(|scope| {
+            let taken = scope.spawn(|| taker.call(&take));
+            self.done(Call::Pass { socket, path }).expect("pass");
+            match taken.join().expect("the thread that takes") {
+                Ok(Answer::Socket(id)) => taker.socket(id),
+                other => panic!("take: {other:?}"),
+            }
+        })
     }
 
     fn call(&self, call: Call) -> Result<Answer> {

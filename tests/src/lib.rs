@@ -29,6 +29,7 @@ pub mod payload;
 pub mod peer;
 pub mod process;
 pub mod record;
+pub mod rules;
 pub mod sandbox;
 
 pub use app::{App, Socket};
