@@ -211,9 +211,10 @@ impl Socket<'_> {
         self.done(Call::FinishConnect(self.id))
     }
 
-    /// Calls on it return at once from here on.
-    pub fn set_nonblocking(&self) {
-        self.done(Call::SetNonBlocking(self.id))
+    /// Whether calls on it return at once, or wait.
+    pub fn set_nonblocking(&self, on: bool) {
+        let socket = self.id;
+        self.done(Call::SetNonBlocking { socket, on })
             .expect("set_nonblocking");
     }
 
@@ -240,19 +241,29 @@ impl Socket<'_> {
     }
 
     /// `getsockopt()` with a buffer of this length: what was written into it.
-    pub fn option(&self, level: i32, name: i32, length: u32) -> Result<Vec<u8>> {
+    pub fn option(&self, level: i32, name: i32, length: usize) -> Result<Vec<u8>> {
+        self.option_into(level, name, vec![0; length])
+    }
+
+    /// `getsockopt()` of an option that is asked for by what the buffer holds.
+    pub fn option_into(&self, level: i32, name: i32, buffer: Vec<u8>) -> Result<Vec<u8>> {
         let socket = self.id;
         self.bytes(Call::GetOption {
             socket,
             level,
             name,
-            length,
+            buffer,
         })
     }
 
     /// `setsockopt()` of a number.
     pub fn set_option(&self, level: i32, name: i32, value: i32) -> Result<()> {
-        let socket = self.id;
+        self.set_option_bytes(level, name, &value.to_ne_bytes())
+    }
+
+    /// `setsockopt()` of anything.
+    pub fn set_option_bytes(&self, level: i32, name: i32, value: &[u8]) -> Result<()> {
+        let (socket, value) = (self.id, value.to_vec());
         self.done(Call::SetOption {
             socket,
             level,

@@ -27,14 +27,27 @@ use crate::{
 };
 
 /// What a daemon is started with, beside its rules.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// More lines for the section `[daemon]`.
     pub daemon: String,
+    /// The `drain_timeout`. It is short if nothing else is said, because apps may outlive the daemon in a test.
+    pub drain_timeout: String,
     /// The cgroup to attach to, below the root of the hierarchy; the sandbox's own when there is none.
     pub cgroup: Option<String>,
     /// Arguments before `run`.
     pub arguments: Vec<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            daemon: String::new(),
+            drain_timeout: "500ms".to_owned(),
+            cgroup: None,
+            arguments: Vec::new(),
+        }
+    }
 }
 
 impl Settings {
@@ -275,8 +288,16 @@ fn config(sandbox: &Sandbox, settings: &Settings, files: &Files, rules: &str) ->
         .as_deref()
         .unwrap_or_else(|| sandbox.cgroup().name());
     format!(
-        "[daemon]\ncgroup = \"{cgroup}\"\naccess_log = {{ path = \"{}\", format = \"json\" }}\n{}\n{rules}\n",
+        r#"
+        [daemon]
+        cgroup = "{cgroup}"
+        access_log = {{ path = "{}", format = "json" }}
+        drain_timeout = "{}"
+        {}
+        {rules}
+        "#,
         files.access_log.display(),
+        settings.drain_timeout,
         settings.daemon,
     )
 }

@@ -18,7 +18,7 @@ pub enum Call {
     /// `SO_BINDTODEVICE`.
     BindDevice { socket: u32, device: String },
     /// `O_NONBLOCK`.
-    SetNonBlocking(u32),
+    SetNonBlocking { socket: u32, on: bool },
     /// Connects, in one of several ways.
     Connect {
         socket: u32,
@@ -33,19 +33,19 @@ pub enum Call {
     PeerName(u32),
     /// `getsockname()`; answers the address.
     SockName(u32),
-    /// `getsockopt()` with a buffer of that length; answers the bytes.
+    /// `getsockopt()` with a buffer that holds these bytes; answers the bytes that are in it then.
     GetOption {
         socket: u32,
         level: i32,
         name: i32,
-        length: u32,
+        buffer: Vec<u8>,
     },
-    /// `setsockopt()` of an `int`.
+    /// `setsockopt()`.
     SetOption {
         socket: u32,
         level: i32,
         name: i32,
-        value: i32,
+        value: Vec<u8>,
     },
     /// Sends all bytes.
     Send { socket: u32, bytes: Vec<u8> },

@@ -48,7 +48,7 @@ impl App {
             Call::BindDevice { socket, device } => {
                 done(self.get(*socket).bind_device(Some(device.as_bytes())))
             }
-            Call::SetNonBlocking(socket) => done(self.get(*socket).set_nonblocking(true)),
+            Call::SetNonBlocking { socket, on } => done(self.get(*socket).set_nonblocking(*on)),
             Call::Connect {
                 socket,
                 address,
@@ -62,14 +62,14 @@ impl App {
                 socket,
                 level,
                 name,
-                length,
-            } => get_option(self.get(*socket), *level, *name, *length).map(Answer::Bytes),
+                buffer,
+            } => get_option(self.get(*socket), *level, *name, buffer.clone()).map(Answer::Bytes),
             Call::SetOption {
                 socket,
                 level,
                 name,
                 value,
-            } => done(set_option(self.get(*socket), *level, *name, *value)),
+            } => done(set_option(self.get(*socket), *level, *name, value)),
             Call::Send { socket, bytes } => done(self.get(*socket).write_all(bytes)),
             Call::SendUrgent { socket, byte } => {
                 done(self.get(*socket).send_out_of_band(&[*byte]).map(drop))
@@ -180,7 +180,7 @@ fn disconnect(socket: &Socket) -> io::Result<()> {
         sa_family: libc::sa_family_t::try_from(libc::AF_UNSPEC).expect("a small number"),
         sa_data: [0; 14],
     };
-    let length = libc::socklen_t::try_from(size_of_val(&nowhere)).expect("a small number");
+    let length = socklen(size_of_val(&nowhere));
     // SAFETY: the address is a whole `sockaddr` and its length is right.
     check(unsafe { libc::connect(socket.as_raw_fd(), &raw const nowhere, length) })
 }
@@ -192,35 +192,37 @@ fn finish_connect(socket: &Socket) -> io::Result<()> {
     socket.take_error()?.map_or(Ok(()), Err)
 }
 
-fn get_option(socket: &Socket, level: i32, name: i32, length: u32) -> io::Result<Vec<u8>> {
-    let mut value = vec![0xaa_u8; length as usize];
-    let mut length: libc::socklen_t = length;
+fn get_option(socket: &Socket, level: i32, name: i32, mut buffer: Vec<u8>) -> io::Result<Vec<u8>> {
+    let mut length = socklen(buffer.len());
     // SAFETY: the buffer is as long as said, and both it and the length outlive the call.
     check(unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
             level,
             name,
-            value.as_mut_ptr().cast(),
+            buffer.as_mut_ptr().cast(),
             &raw mut length,
         )
     })?;
-    value.truncate(length as usize);
-    Ok(value)
+    buffer.truncate(length as usize);
+    Ok(buffer)
 }
 
-fn set_option(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
-    let length = libc::socklen_t::try_from(size_of_val(&value)).expect("a small number");
-    // SAFETY: the value is a whole `int` and its length is right.
+fn set_option(socket: &Socket, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+    // SAFETY: the value is as long as said and outlives the call.
     check(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             level,
             name,
-            (&raw const value).cast(),
-            length,
+            value.as_ptr().cast(),
+            socklen(value.len()),
         )
     })
+}
+
+fn socklen(length: usize) -> libc::socklen_t {
+    libc::socklen_t::try_from(length).expect("a length")
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
