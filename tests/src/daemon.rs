@@ -27,27 +27,14 @@ use crate::{
 };
 
 /// What a daemon is started with, beside its rules.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// More lines for the section `[daemon]`.
     pub daemon: String,
-    /// The `drain_timeout`. It is short if nothing else is said, because apps may outlive the daemon in a test.
-    pub drain_timeout: String,
     /// The cgroup to attach to, below the root of the hierarchy; the sandbox's own when there is none.
     pub cgroup: Option<String>,
     /// Arguments before `run`.
     pub arguments: Vec<String>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            daemon: String::new(),
-            drain_timeout: "500ms".to_owned(),
-            cgroup: None,
-            arguments: Vec::new(),
-        }
-    }
 }
 
 impl Settings {
@@ -287,17 +274,22 @@ fn config(sandbox: &Sandbox, settings: &Settings, files: &Files, rules: &str) ->
         .cgroup
         .as_deref()
         .unwrap_or_else(|| sandbox.cgroup().name());
+    // Short if nothing else is said: in many tests apps outlive the daemon.
+    let drain_timeout = if settings.daemon.contains("drain_timeout") {
+        ""
+    } else {
+        "drain_timeout = \"500ms\""
+    };
     format!(
         r#"
         [daemon]
         cgroup = "{cgroup}"
         access_log = {{ path = "{}", format = "json" }}
-        drain_timeout = "{}"
+        {drain_timeout}
         {}
         {rules}
         "#,
         files.access_log.display(),
-        settings.drain_timeout,
         settings.daemon,
     )
 }

@@ -1,13 +1,12 @@
 //! One test's part of the machine.
 
 use std::{
-    cell::RefCell,
     ffi::OsStr,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::process::CommandExt,
     path::Path,
     process::Command,
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread,
 };
 
@@ -45,7 +44,7 @@ pub struct Sandbox {
     app_cgroup: Arc<Cgroup>,
     cgroup: Arc<Cgroup>,
     directory: TempDir,
-    objects: RefCell<Objects>,
+    objects: Mutex<Objects>,
 }
 
 impl Sandbox {
@@ -72,7 +71,7 @@ impl Sandbox {
             app_cgroup: Arc::new(cgroup.child("app")),
             cgroup: Arc::new(cgroup),
             directory: TempDir::with_prefix("culvert-tests-").expect("a temporary directory"),
-            objects: RefCell::default(),
+            objects: Mutex::default(),
         }
     }
 
@@ -137,6 +136,15 @@ impl Sandbox {
         before_exec(program, move || netns.enter())
     }
 
+    /// A command that will run as an app in another network namespace.
+    pub fn command_elsewhere(&self, netns: &Arc<Netns>, program: impl AsRef<OsStr>) -> Command {
+        let (netns, cgroup) = (Arc::clone(netns), Arc::clone(&self.app_cgroup));
+        before_exec(program, move || {
+            cgroup.enter()?;
+            netns.enter()
+        })
+    }
+
     /// A culvert command that will run beside the daemons, with the same view of `/run` and `/sys/fs/bpf`.
     pub fn culvert_command(&self) -> Command {
         let (netns, mounts, cgroup) = (
@@ -158,11 +166,11 @@ impl Sandbox {
 
     /// Notes objects that must be gone at the end.
     pub(crate) fn note(&self, objects: Objects) {
-        self.objects.borrow_mut().merge(objects);
+        self.objects.lock().expect("objects").merge(objects);
     }
 
     fn check(&self) {
-        leak::check_objects(&self.objects.borrow());
+        leak::check_objects(&self.objects.lock().expect("objects"));
         leak::check_files(&self.mounts);
         for cgroup in [&self.daemon_cgroup, &self.app_cgroup] {
             assert!(
