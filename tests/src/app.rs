@@ -56,6 +56,17 @@ impl App {
         self.child.id()
     }
 
+    /// Sends it an empty line, for shells that wait for one before they become an app.
+    pub fn say_nothing(&self) {
+        let (input, _) = &mut *self.pipes.lock().expect("the pipes");
+        input.write_all(b"\n").expect("the app is gone");
+    }
+
+    /// Waits until the process that was started has ended; a child of it may go on as the app.
+    pub fn wait(&mut self) {
+        self.child.wait().expect("cannot wait for the app");
+    }
+
     /// Has it make a call, and returns the answer.
     ///
     /// # Errors

@@ -63,6 +63,13 @@ impl Cgroup {
         (&self.procs).write_all(b"0")
     }
 
+    /// Moves another process into it.
+    pub fn take(&self, pid: u32) {
+        (&self.procs)
+            .write_all(pid.to_string().as_bytes())
+            .unwrap_or_else(|error| panic!("cannot move {pid} to {}: {error}", self.name));
+    }
+
     /// The processes in it, not counting those in cgroups below.
     pub fn processes(&self) -> Vec<u32> {
         let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();

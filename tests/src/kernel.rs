@@ -120,6 +120,15 @@ impl Maps {
             .collect()
     }
 
+    /// Tasks that are, or descend from, a process that a rule names.
+    pub fn descendants(&self) -> Vec<u32> {
+        let map: HashMap<MapData, u32, u32> = self
+            .open(names::DESCENDANTS)
+            .try_into()
+            .expect("a hash map");
+        map.keys().filter_map(Result::ok).collect()
+    }
+
     /// Where the relay listens.
     pub fn relay(&self) -> Relay {
         self.element(names::RELAY)
