@@ -1,0 +1,187 @@
+//! What a test tells an app, and what the app answers: one line of JSON each.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The answer to a call, or the error number it ended with.
+pub type Reply = Result<Answer, i32>;
+
+/// One thing to do. Sockets are numbered by the app.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are the arguments of system calls")]
+pub enum Call {
+    /// `socket()`; answers the socket.
+    Open(Opening),
+    /// `bind()`.
+    Bind { socket: u32, address: SocketAddr },
+    /// `SO_BINDTODEVICE`.
+    BindDevice { socket: u32, device: String },
+    /// `O_NONBLOCK`.
+    SetNonBlocking(u32),
+    /// Connects, in one of several ways.
+    Connect {
+        socket: u32,
+        address: SocketAddr,
+        how: How,
+    },
+    /// `connect()` to `AF_UNSPEC`.
+    Disconnect(u32),
+    /// Waits until the socket is writable, then takes its `SO_ERROR`.
+    FinishConnect(u32),
+    /// `getpeername()`; answers the address.
+    PeerName(u32),
+    /// `getsockname()`; answers the address.
+    SockName(u32),
+    /// `getsockopt()` with a buffer of that length; answers the bytes.
+    GetOption {
+        socket: u32,
+        level: i32,
+        name: i32,
+        length: u32,
+    },
+    /// `setsockopt()` of an `int`.
+    SetOption {
+        socket: u32,
+        level: i32,
+        name: i32,
+        value: i32,
+    },
+    /// Sends all bytes.
+    Send { socket: u32, bytes: Vec<u8> },
+    /// Sends a byte with `MSG_OOB`.
+    SendUrgent { socket: u32, byte: u8 },
+    /// Receives up to that many bytes, or to the end; answers the bytes.
+    Receive { socket: u32, length: usize },
+    /// Sends a payload and verifies what an echo server sends back meanwhile.
+    Exchange { socket: u32, seed: u64, length: u64 },
+    /// `shutdown(SHUT_WR)`.
+    Shutdown(u32),
+    /// Closes by a reset.
+    Reset(u32),
+    /// `close()`.
+    Close(u32),
+    /// `dup()`; answers the new socket.
+    Duplicate(u32),
+    /// Listens on a Unix socket at the path and passes the socket to the first who connects.
+    Pass { socket: u32, path: PathBuf },
+    /// Connects to a Unix socket at the path and takes a socket from there; answers the socket.
+    Take(PathBuf),
+    /// `setresgid()`, `setresuid()`, and no other groups.
+    BecomeUser { uid: u32, gid: u32 },
+    /// Connects to a mirror; answers the route.
+    Probe(SocketAddr),
+    /// Makes many connections; answers the outcomes.
+    Storm(Storm),
+    /// Opens connections and keeps them.
+    Hold { address: SocketAddr, count: u32 },
+    /// Does it in a child that is forked for it. What the child changes is gone afterwards.
+    InChild(Box<Call>),
+    /// Does it in a thread that is started for it.
+    InThread(Box<Call>),
+}
+
+impl Call {
+    /// The same, by a child.
+    #[must_use]
+    pub fn in_child(self) -> Self {
+        Self::InChild(Box::new(self))
+    }
+
+    /// The same, by a thread.
+    #[must_use]
+    pub fn in_thread(self) -> Self {
+        Self::InThread(Box::new(self))
+    }
+}
+
+/// What an app answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// A socket.
+    Socket(u32),
+    /// An address.
+    Address(SocketAddr),
+    /// Bytes.
+    Bytes(Vec<u8>),
+    /// Which way a connection went.
+    Route(Route),
+    /// How many connections ended how: error number (0 for none) and count.
+    Outcomes(Vec<(i32, u64)>),
+}
+
+/// Arguments of `socket()`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Opening {
+    /// First argument.
+    pub family: Family,
+    /// Second and third argument.
+    pub kind: Kind,
+}
+
+/// Address family of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Family {
+    /// `AF_INET`.
+    V4,
+    /// `AF_INET6`.
+    V6,
+}
+
+impl Family {
+    /// That of an address; an IPv4-mapped one is an IPv6 address.
+    #[must_use]
+    pub fn of(address: SocketAddr) -> Self {
+        if address.is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
+    }
+}
+
+/// Type and protocol of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// `SOCK_STREAM`, `IPPROTO_TCP`.
+    Tcp,
+    /// `SOCK_STREAM`, `IPPROTO_MPTCP`.
+    Mptcp,
+    /// `SOCK_DGRAM`, `IPPROTO_UDP`.
+    Udp,
+}
+
+/// How to connect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum How {
+    /// `connect()`.
+    Connect,
+    /// `sendto()` with `MSG_FASTOPEN` and these bytes.
+    FastOpen(Vec<u8>),
+    /// `IORING_OP_CONNECT`.
+    IoUring,
+}
+
+/// Which way a connection went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Route {
+    /// The server sees the app's own socket.
+    Direct,
+    /// The server sees somebody else's.
+    Relayed,
+}
+
+/// Many connections at once, each of which exchanges a payload with an echo server if it can.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Storm {
+    /// Destinations, used in turn.
+    pub addresses: Vec<SocketAddr>,
+    /// Threads; they start together.
+    pub threads: u32,
+    /// Connections that each thread makes, one after the other.
+    pub each: u32,
+    /// Bytes that each connection sends and expects back. With 0 it is closed as soon as it is there.
+    pub length: u64,
+}

@@ -1,0 +1,286 @@
+//! A running `culvert run`.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::{net::UnixDatagram, process::ExitStatusExt},
+    path::PathBuf,
+    process::{Child, ExitStatus, Stdio},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    thread,
+};
+
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
+    unistd::Pid,
+};
+
+use crate::{
+    Sandbox, eventually,
+    kernel::{Maps, Objects},
+    process::write_private,
+    record::CloseRecord,
+};
+
+/// What a daemon is started with, beside its rules.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// More lines for the section `[daemon]`.
+    pub daemon: String,
+    /// The cgroup to attach to, below the root of the hierarchy; the sandbox's own when there is none.
+    pub cgroup: Option<String>,
+    /// Arguments before `run`.
+    pub arguments: Vec<String>,
+}
+
+impl Settings {
+    /// With more lines for the section `[daemon]`.
+    pub fn daemon(lines: &str) -> Self {
+        Self {
+            daemon: lines.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+/// A daemon that is stopped when it is dropped.
+#[derive(Debug)]
+pub struct Culvert<'a> {
+    sandbox: &'a Sandbox,
+    child: Child,
+    settings: Settings,
+    files: Files,
+    notices: UnixDatagram,
+    has_ended: bool,
+}
+
+#[derive(Debug)]
+struct Files {
+    config: PathBuf,
+    access_log: PathBuf,
+    log: PathBuf,
+    notices: PathBuf,
+}
+
+impl Files {
+    fn new(sandbox: &Sandbox) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Relaxed);
+        let file = |kind: &str| sandbox.directory().join(format!("culvert-{number}.{kind}"));
+        Self {
+            config: file("toml"),
+            access_log: file("access"),
+            log: file("log"),
+            notices: file("notify"),
+        }
+    }
+}
+
+impl<'a> Culvert<'a> {
+    pub(crate) fn start(sandbox: &'a Sandbox, settings: &Settings, rules: &str) -> Self {
+        let files = Files::new(sandbox);
+        let notices = UnixDatagram::bind(&files.notices).expect("cannot make the notify socket");
+        notices
+            .set_nonblocking(true)
+            .expect("cannot make the notify socket non-blocking");
+        let log = File::create(&files.log).expect("cannot make the log");
+        write_private(&files.config, &config(sandbox, settings, &files, rules));
+        let child = sandbox
+            .culvert_command()
+            .args(&settings.arguments)
+            .args(["run", "--config"])
+            .arg(&files.config)
+            .env("NOTIFY_SOCKET", &files.notices)
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second descriptor"))
+            .stderr(log)
+            .spawn()
+            .expect("cannot start culvert");
+        let culvert = Self {
+            sandbox,
+            child,
+            settings: settings.clone(),
+            files,
+            notices,
+            has_ended: false,
+        };
+        culvert.await_notice("READY=1");
+        culvert.note();
+        culvert
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its maps in the kernel.
+    pub fn maps(&self) -> Maps {
+        Maps::of(self.pid())
+    }
+
+    /// One counter of the hooks, by its stable name.
+    pub fn counter(&self, name: &str) -> u64 {
+        let counters: BTreeMap<_, _> = self.maps().counters().into_iter().collect();
+        *counters
+            .get(name)
+            .unwrap_or_else(|| panic!("no counter {name}"))
+    }
+
+    /// Its IPv4 listeners.
+    pub fn listener_v4(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.maps().relay().port_v4.get()).into()
+    }
+
+    /// Its IPv6 listeners.
+    pub fn listener_v6(&self) -> SocketAddr {
+        (Ipv6Addr::LOCALHOST, self.maps().relay().port_v6.get()).into()
+    }
+
+    /// What it has written to standard output and standard error.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.files.log).unwrap_or_default()
+    }
+
+    /// The close records it has written so far, in order.
+    pub fn records(&self) -> Vec<CloseRecord> {
+        let text = fs::read_to_string(&self.files.access_log).unwrap_or_default();
+        // The last line may be half written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        let parse = |line| {
+            serde_json::from_str(line)
+                .unwrap_or_else(|error| panic!("not a close record ({error}): {line}"))
+        };
+        whole.lines().map(parse).collect()
+    }
+
+    /// Waits until it has written that many close records, and returns all of them.
+    pub fn await_records(&self, count: usize) -> Vec<CloseRecord> {
+        eventually(&format!("{count} close records"), || {
+            let records = self.records();
+            (records.len() >= count).then_some(records)
+        })
+    }
+
+    /// Waits for its first close record; panics when there are more.
+    pub fn the_record(&self) -> CloseRecord {
+        let mut records = self.await_records(1);
+        assert_eq!(records.len(), 1, "{records:#?}");
+        records.remove(0)
+    }
+
+    /// Replaces its rules and upstreams, and waits until it has read them.
+    pub fn reload(&self, rules: &str) {
+        write_private(
+            &self.files.config,
+            &config(self.sandbox, &self.settings, &self.files, rules),
+        );
+        self.signal(Signal::SIGHUP);
+        self.await_notice("RELOADING=1");
+        self.await_notice("READY=1");
+        self.note();
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(raw(self.pid()), signal).expect("cannot signal culvert");
+    }
+
+    /// Tells it to end, and waits until it has.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.note();
+        self.signal(Signal::SIGTERM);
+        self.wait()
+    }
+
+    /// Kills it, so that it can clean up nothing.
+    pub fn kill(&mut self) {
+        self.note();
+        self.signal(Signal::SIGKILL);
+        let status = self.wait();
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        let status = eventually("the end of culvert", || {
+            self.child.try_wait().expect("cannot wait for culvert")
+        });
+        self.has_ended = true;
+        status
+    }
+
+    /// Waits for a message to the service manager; others before it are passed over.
+    pub fn await_notice(&self, wanted: &str) {
+        let mut buffer = [0; 4096];
+        loop {
+            let what = format!("{wanted} from culvert");
+            let length = eventually(&what, || {
+                let received = self.notices.recv(&mut buffer).ok();
+                // Asked only when nothing was said: what it said before it ended still counts.
+                assert!(
+                    received.is_some() || self.is_running(),
+                    "culvert ended: {}",
+                    self.log()
+                );
+                received
+            });
+            let message = String::from_utf8_lossy(&buffer[..length]);
+            if message.lines().any(|line| line == wanted) {
+                return;
+            }
+        }
+    }
+
+    /// Whether the process has not ended.
+    fn is_running(&self) -> bool {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        matches!(
+            waitid(Id::Pid(raw(self.pid())), flags),
+            Ok(WaitStatus::StillAlive)
+        )
+    }
+
+    /// Programs that are loaded later, by a reload, must be gone at the end as well.
+    fn note(&self) {
+        self.sandbox.note(Objects::of(self.pid()));
+    }
+}
+
+impl Drop for Culvert<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- log of culvert {}\n{}---", self.pid(), self.log());
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        } else if !self.has_ended {
+            let status = self.stop();
+            assert!(
+                status.success(),
+                "culvert ended with {status}: {}",
+                self.log()
+            );
+        }
+    }
+}
+
+fn config(sandbox: &Sandbox, settings: &Settings, files: &Files, rules: &str) -> String {
+    let cgroup = settings
+        .cgroup
+        .as_deref()
+        .unwrap_or_else(|| sandbox.cgroup().name());
+    format!(
+        "[daemon]\ncgroup = \"{cgroup}\"\naccess_log = {{ path = \"{}\", format = \"json\" }}\n{}\n{rules}\n",
+        files.access_log.display(),
+        settings.daemon,
+    )
+}
+
+fn raw(pid: u32) -> Pid {
+    Pid::from_raw(i32::try_from(pid).expect("a process id"))
+}

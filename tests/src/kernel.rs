@@ -1,0 +1,141 @@
+//! What a process has in the kernel: the daemon's maps are read here, and its programs, maps and links counted.
+
+use std::{collections::BTreeSet, fs};
+
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, loaded_maps},
+    programs::{loaded_links, loaded_programs},
+};
+use proxy_common::{COUNTERS, Record, RecordKey, Relay, names};
+
+/// Ids of BPF objects, which the kernel gives out once and never again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Of programs.
+    pub programs: BTreeSet<u32>,
+    /// Of maps.
+    pub maps: BTreeSet<u32>,
+    /// Of links.
+    pub links: BTreeSet<u32>,
+}
+
+impl Objects {
+    /// Everything that a process has a descriptor of.
+    pub fn of(pid: u32) -> Self {
+        let mut objects = Self::default();
+        // A process that is gone has none.
+        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok)
+        {
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            for line in text.lines() {
+                let Some((key, id)) = line.split_once(':') else {
+                    continue;
+                };
+                let ids = match key {
+                    "prog_id" => &mut objects.programs,
+                    "map_id" => &mut objects.maps,
+                    "link_id" => &mut objects.links,
+                    _ => continue,
+                };
+                ids.extend(id.trim().parse::<u32>());
+            }
+        }
+        objects
+    }
+
+    /// Adds what another list has.
+    pub fn merge(&mut self, other: Self) {
+        self.programs.extend(other.programs);
+        self.maps.extend(other.maps);
+        self.links.extend(other.links);
+    }
+
+    /// Those that still exist, and links of these programs that nobody listed.
+    #[must_use]
+    pub fn remaining(&self) -> Self {
+        // Objects of other tests may go while we list; they fail to open and are none of ours.
+        let programs = loaded_programs().filter_map(Result::ok);
+        let maps = loaded_maps().filter_map(Result::ok);
+        let links = loaded_links().filter_map(Result::ok);
+        Self {
+            programs: programs
+                .map(|program| program.id())
+                .filter(|id| self.programs.contains(id))
+                .collect(),
+            maps: maps
+                .map(|map| map.id())
+                .filter(|id| self.maps.contains(id))
+                .collect(),
+            links: links
+                .filter(|link| {
+                    self.links.contains(&link.id()) || self.programs.contains(&link.program_id())
+                })
+                .map(|link| link.id())
+                .collect(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.programs.is_empty() && self.maps.is_empty() && self.links.is_empty()
+    }
+}
+
+/// The maps of a daemon, opened beside it.
+#[derive(Debug)]
+pub struct Maps {
+    ids: BTreeSet<u32>,
+}
+
+impl Maps {
+    /// The maps a process has descriptors of.
+    pub fn of(pid: u32) -> Self {
+        Self {
+            ids: Objects::of(pid).maps,
+        }
+    }
+
+    /// Connections that the relay has not accepted yet.
+    pub fn records(&self) -> Vec<(RecordKey, Record)> {
+        let map: HashMap<MapData, RecordKey, Record> =
+            self.open(names::RECORDS).try_into().expect("a hash map");
+        // An entry that goes while we list is no error of ours.
+        map.iter().filter_map(Result::ok).collect()
+    }
+
+    /// What the hooks counted, by the stable names, summed over the CPUs.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let map: PerCpuArray<MapData, u64> = self
+            .open(names::COUNTERS)
+            .try_into()
+            .expect("a per-CPU array");
+        let read = |index| map.get(&index, 0).expect("a counter").iter().sum();
+        COUNTERS
+            .iter()
+            .map(|(counter, name)| (*name, read(*counter as u32)))
+            .collect()
+    }
+
+    /// Where the relay listens.
+    pub fn relay(&self) -> Relay {
+        self.element(names::RELAY)
+    }
+
+    fn element<T: Pod>(&self, name: &str) -> T {
+        let map: Array<MapData, T> = self.open(name).try_into().expect("an array");
+        map.get(&0, 0).expect("the one element")
+    }
+
+    fn open(&self, name: &str) -> Map {
+        let named =
+            |id: &&u32| MapInfo::from_id(**id).is_ok_and(|info| info.name_as_str() == Some(name));
+        let id = self.ids.iter().find(named);
+        let id = id.unwrap_or_else(|| panic!("the process has no map {name}"));
+        let data = MapData::from_id(*id).expect("cannot open a map by its id");
+        Map::from_map_data(data).expect("a map of a known type")
+    }
+}

@@ -1,0 +1,96 @@
+//! A network namespace without a name: it is there while somebody holds it, and nothing can be left of it.
+
+use std::{fs::File, io, net::IpAddr, os::fd::AsFd, thread};
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::process::run;
+
+/// A network namespace with loopback up.
+#[derive(Debug)]
+pub struct Netns {
+    file: File,
+}
+
+impl Netns {
+    /// Makes one.
+    pub fn new() -> Self {
+        let file = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("cannot make a network namespace");
+            File::open("/proc/thread-self/ns/net").expect("cannot open the namespace just made")
+        })
+        .join()
+        .expect("the thread that makes a network namespace");
+        let netns = Self { file };
+        netns.ip("link set lo up");
+        netns
+    }
+
+    /// Moves the calling thread into it; safe between fork and exec.
+    ///
+    /// # Errors
+    /// That of `setns`.
+    pub fn enter(&self) -> io::Result<()> {
+        Ok(setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)?)
+    }
+
+    /// Runs a closure in it, on a thread of its own. Threads that the closure starts are in it too.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                self.enter().expect("cannot enter the network namespace");
+                work()
+            });
+            thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Runs `ip ARGUMENTS` in it.
+    pub fn ip(&self, arguments: &str) {
+        self.tool("ip", arguments);
+    }
+
+    /// Runs a tool of the system in it, with arguments separated by spaces.
+    pub fn tool(&self, program: &str, arguments: &str) {
+        let arguments: Vec<_> = arguments.split_ascii_whitespace().collect();
+        self.within(|| run(program, &arguments));
+    }
+
+    /// Sets a kernel parameter of this namespace, such as `net.ipv4.tcp_fastopen`.
+    pub fn sysctl(&self, name: &str, value: &str) {
+        // The files of `/proc/sys/net` are those of the namespace of whoever opens them.
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        self.within(|| std::fs::write(&path, value))
+            .unwrap_or_else(|error| panic!("cannot set {name} to {value}: {error}"));
+    }
+
+    /// Adds an address to loopback, which is not a loopback address then but an address of this host.
+    pub fn add_address(&self, address: IpAddr) {
+        let flags = if address.is_ipv6() { " nodad" } else { "" };
+        let length = if address.is_ipv6() { 128 } else { 32 };
+        self.ip(&format!("addr add {address}/{length} dev lo{flags}"));
+    }
+
+    /// Connects two namespaces by a pair of Ethernet devices called `name`, each with its address and prefix length.
+    pub fn link(&self, name: &str, address: &str, other: &Self, other_address: &str) {
+        // A namespace is named by path when there is nothing else: that of our own open file.
+        let own_fd = std::os::fd::AsRawFd::as_raw_fd(&other.file);
+        let path = format!("/proc/{}/fd/{own_fd}", std::process::id());
+        self.ip(&format!(
+            "link add {name} type veth peer name {name} netns {path}"
+        ));
+        for (netns, address) in [(self, address), (other, other_address)] {
+            let flags = if address.contains(':') { " nodad" } else { "" };
+            netns.ip(&format!("addr add {address} dev {name}{flags}"));
+            netns.ip(&format!("link set {name} up"));
+        }
+    }
+}
+
+impl Default for Netns {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,127 @@
+//! Programs that tests run.
+
+use std::{
+    env,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+/// Runs a tool to its end and returns its standard output. Panics, with what it said, when it fails.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    output(Command::new(program).args(arguments))
+}
+
+/// Runs a command to its end and returns its standard output. Panics, with what it said, when it fails.
+pub fn output(command: &mut Command) -> String {
+    let output = attempt(command);
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}: {}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("output that is not UTF-8")
+}
+
+/// Runs a command to its end, however it ends.
+pub fn attempt(command: &mut Command) -> Output {
+    command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
+}
+
+/// A program in the background that ends with its owner.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+}
+
+impl Running {
+    /// Starts it.
+    pub fn start(command: &mut Command) -> Self {
+        let child = command
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        Self { child }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary under test: what `CULVERT_BIN` names, or else what the workspace has built, release first.
+pub fn culvert_binary() -> PathBuf {
+    if let Some(path) = env::var_os("CULVERT_BIN") {
+        let path = PathBuf::from(path);
+        assert!(
+            path.is_file(),
+            "CULVERT_BIN is {}, where no file is",
+            path.display()
+        );
+        return path;
+    }
+    let target = target_directory();
+    let triples = std::fs::read_dir(&target).into_iter().flatten();
+    let triples: Vec<_> = triples
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
+    let candidates = ["release", "debug"].into_iter().flat_map(|profile| {
+        let below = |folder: &PathBuf| folder.join(profile).join("culvert");
+        triples
+            .iter()
+            .map(below)
+            .chain([below(&target)])
+            .collect::<Vec<_>>()
+    });
+    candidates
+        .into_iter()
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| {
+            panic!(
+                "no culvert binary below {}: run the tests by `cargo xtask test`, or set CULVERT_BIN",
+                target.display()
+            )
+        })
+}
+
+/// The program that connects on behalf of tests; Cargo puts it beside the folder of the test binaries.
+pub fn app_binary() -> PathBuf {
+    let test = env::current_exe().expect("cannot tell the path of the test binary");
+    let folder = test.ancestors().nth(2).expect("a test binary in a folder");
+    let path = folder.join("culvert-test-app");
+    assert!(path.is_file(), "no {}", path.display());
+    path
+}
+
+fn target_directory() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
+        PathBuf::from,
+    )
+}
+
+/// Writes a file that only its owner may read, as a configuration with secrets should be.
+pub fn write_private(path: &Path, text: &str) {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
+        .unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+}

@@ -1,0 +1,203 @@
+//! One test's part of the machine.
+
+use std::{
+    cell::RefCell,
+    ffi::OsStr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::Command,
+    sync::Arc,
+    thread,
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    App, Culvert, cgroup::Cgroup, daemon::Settings, kernel::Objects, leak, mounts::Mounts,
+    netns::Netns, process::app_binary,
+};
+
+/// An address of this host that is no loopback address, where tests have their servers (RFC 5737).
+pub const SERVER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Another one.
+pub const OTHER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// One that apps bind to.
+pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 101);
+/// As [`SERVER_V4`] (RFC 3849).
+pub const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+/// As [`OTHER_V4`].
+pub const OTHER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+/// As [`CLIENT_V4`].
+pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 1, 1);
+/// A port on which nobody listens in any sandbox.
+pub const CLOSED_PORT: u16 = 9;
+
+/// A network namespace, a mount namespace, a cgroup and a directory.
+///
+/// Declare it first: what runs in it borrows it and so ends before it. When it is dropped it fails the test if
+/// anything is left.
+#[derive(Debug)]
+pub struct Sandbox {
+    netns: Arc<Netns>,
+    mounts: Arc<Mounts>,
+    daemon_cgroup: Arc<Cgroup>,
+    app_cgroup: Arc<Cgroup>,
+    cgroup: Arc<Cgroup>,
+    directory: TempDir,
+    objects: RefCell<Objects>,
+}
+
+impl Sandbox {
+    /// Makes one.
+    ///
+    /// Panics when the test does not run as root: a test that is skipped looks as if it had passed.
+    pub fn new() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "tests on the kernel need root: run them by `sudo cargo xtask test`"
+        );
+        let netns = Netns::new();
+        let v4 = [SERVER_V4, OTHER_V4, CLIENT_V4].map(IpAddr::from);
+        let v6 = [SERVER_V6, OTHER_V6, CLIENT_V6].map(IpAddr::from);
+        for address in v4.into_iter().chain(v6) {
+            netns.add_address(address);
+        }
+        let cgroup = Cgroup::new();
+        Self {
+            netns: Arc::new(netns),
+            mounts: Arc::new(Mounts::new()),
+            // Below the cgroup that is intercepted, so that the daemon must keep its own connections out.
+            daemon_cgroup: Arc::new(cgroup.child("daemon")),
+            app_cgroup: Arc::new(cgroup.child("app")),
+            cgroup: Arc::new(cgroup),
+            directory: TempDir::with_prefix("culvert-tests-").expect("a temporary directory"),
+            objects: RefCell::default(),
+        }
+    }
+
+    /// The network namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// The mount namespace of daemons.
+    pub fn mounts(&self) -> &Mounts {
+        &self.mounts
+    }
+
+    /// The cgroup that daemons attach to.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// The cgroup below it that apps run in.
+    pub fn app_cgroup(&self) -> &Cgroup {
+        &self.app_cgroup
+    }
+
+    /// A directory for files of the test; anybody may look into it.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Starts a daemon with these rules and upstreams, in TOML, and waits until it intercepts.
+    pub fn culvert(&self, rules: &str) -> Culvert<'_> {
+        Culvert::start(self, &Settings::default(), rules)
+    }
+
+    /// Starts a daemon with other settings.
+    pub fn culvert_with(&self, settings: &Settings, rules: &str) -> Culvert<'_> {
+        Culvert::start(self, settings, rules)
+    }
+
+    /// Starts a program that makes connections as it is told.
+    pub fn app(&self) -> App {
+        App::start(&mut self.command(app_binary()))
+    }
+
+    /// A command that will run as an app: in this network namespace, and in the cgroup of apps.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        self.command_in(&self.app_cgroup, program)
+    }
+
+    /// A command that will run in this network namespace, and in a cgroup of the test's.
+    pub fn command_in(&self, cgroup: &Arc<Cgroup>, program: impl AsRef<OsStr>) -> Command {
+        let (netns, cgroup) = (Arc::clone(&self.netns), Arc::clone(cgroup));
+        before_exec(program, move || {
+            cgroup.enter()?;
+            netns.enter()
+        })
+    }
+
+    /// A command that will run in this network namespace, but in no cgroup of the test's: nothing of it is
+    /// intercepted.
+    pub fn outsider(&self, program: impl AsRef<OsStr>) -> Command {
+        let netns = Arc::clone(&self.netns);
+        before_exec(program, move || netns.enter())
+    }
+
+    /// A culvert command that will run beside the daemons, with the same view of `/run` and `/sys/fs/bpf`.
+    pub fn culvert_command(&self) -> Command {
+        let (netns, mounts, cgroup) = (
+            Arc::clone(&self.netns),
+            Arc::clone(&self.mounts),
+            Arc::clone(&self.daemon_cgroup),
+        );
+        before_exec(crate::process::culvert_binary(), move || {
+            cgroup.enter()?;
+            netns.enter()?;
+            mounts.enter()
+        })
+    }
+
+    /// Runs a closure in the network namespace, on a thread of its own; nothing of it is intercepted.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.netns.within(work)
+    }
+
+    /// Notes objects that must be gone at the end.
+    pub(crate) fn note(&self, objects: Objects) {
+        self.objects.borrow_mut().merge(objects);
+    }
+
+    fn check(&self) {
+        leak::check_objects(&self.objects.borrow());
+        leak::check_files(&self.mounts);
+        for cgroup in [&self.daemon_cgroup, &self.app_cgroup] {
+            assert!(
+                cgroup.children().is_empty(),
+                "cgroups left: {:?}",
+                cgroup.children()
+            );
+        }
+        let processes = self.daemon_cgroup.processes();
+        assert!(processes.is_empty(), "processes left: {processes:?}");
+    }
+}
+
+impl Default for Sandbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // While a test fails, what is left is a consequence and no news.
+        if !thread::panicking() {
+            self.check();
+        }
+    }
+}
+
+fn before_exec(
+    program: impl AsRef<OsStr>,
+    work: impl FnMut() -> std::io::Result<()> + Send + Sync + 'static,
+) -> Command {
+    let mut command = Command::new(program);
+    // SAFETY: all that callers pass are single system calls on descriptors that are open already, which may be made
+    // between fork and exec.
+    unsafe { command.pre_exec(work) };
+    command
+}
