@@ -82,6 +82,13 @@ impl Files {
 
 impl<'a> Culvert<'a> {
     pub(crate) fn start(sandbox: &'a Sandbox, settings: &Settings, rules: &str) -> Self {
+        let culvert = Self::launch(sandbox, settings, rules);
+        culvert.await_notice("READY=1");
+        culvert.note();
+        culvert
+    }
+
+    pub(crate) fn launch(sandbox: &'a Sandbox, settings: &Settings, rules: &str) -> Self {
         let files = Files::new(sandbox);
         let notices = UnixDatagram::bind(&files.notices).expect("cannot make the notify socket");
         notices
@@ -101,17 +108,14 @@ impl<'a> Culvert<'a> {
             .stderr(log)
             .spawn()
             .expect("cannot start culvert");
-        let culvert = Self {
+        Self {
             sandbox,
             child,
             settings: settings.clone(),
             files,
             notices,
             has_ended: false,
-        };
-        culvert.await_notice("READY=1");
-        culvert.note();
-        culvert
+        }
     }
 
     /// Its process id.
@@ -176,10 +180,7 @@ impl<'a> Culvert<'a> {
 
     /// Replaces its rules and upstreams, and waits until it has read them.
     pub fn reload(&self, rules: &str) {
-        write_private(
-            &self.files.config,
-            &config(self.sandbox, &self.settings, &self.files, rules),
-        );
+        self.rewrite(rules);
         self.signal(Signal::SIGHUP);
         self.await_notice("RELOADING=1");
         self.await_notice("READY=1");
@@ -204,6 +205,26 @@ impl<'a> Culvert<'a> {
         self.signal(Signal::SIGKILL);
         let status = self.wait();
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
+    }
+
+    /// Stops it wherever it is, and waits until it stands still.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(raw(self.pid())), flags).expect("cannot wait for culvert to stop");
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Writes another configuration, without a signal.
+    pub fn rewrite(&self, rules: &str) {
+        write_private(
+            &self.files.config,
+            &config(self.sandbox, &self.settings, &self.files, rules),
+        );
     }
 
     /// Waits until it has ended.

@@ -111,6 +111,11 @@ impl Sandbox {
         Culvert::start(self, settings, rules)
     }
 
+    /// Starts a daemon and does not wait for it.
+    pub fn launch(&self, settings: &Settings, rules: &str) -> Culvert<'_> {
+        Culvert::launch(self, settings, rules)
+    }
+
     /// Starts a program that makes connections as it is told.
     pub fn app(&self) -> App {
         App::start(&mut self.command(app_binary()))
