@@ -227,6 +227,11 @@ impl<'a> Culvert<'a> {
         );
     }
 
+    /// Removes its configuration.
+    pub fn remove_config(&self) {
+        fs::remove_file(&self.files.config).expect("cannot remove the configuration");
+    }
+
     /// Waits until it has ended.
     pub fn wait(&mut self) -> ExitStatus {
         let status = eventually("the end of culvert", || {
