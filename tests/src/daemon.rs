@@ -4,15 +4,19 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::unix::{net::UnixDatagram, process::ExitStatusExt},
+    os::unix::{
+        net::UnixDatagram,
+        process::{CommandExt, ExitStatusExt},
+    },
     path::PathBuf,
-    process::{Child, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering::Relaxed},
     thread,
 };
 
 use nix::{
     sys::{
+        resource::{Resource, setrlimit},
         signal::{Signal, kill},
         wait::{Id, WaitPidFlag, WaitStatus, waitid},
     },
@@ -35,6 +39,8 @@ pub struct Settings {
     pub cgroup: Option<String>,
     /// Arguments before `run`.
     pub arguments: Vec<String>,
+    /// Its limit of open files, if not the test's.
+    pub open_files: Option<u64>,
 }
 
 impl Settings {
@@ -96,8 +102,11 @@ impl<'a> Culvert<'a> {
             .expect("cannot make the notify socket non-blocking");
         let log = File::create(&files.log).expect("cannot make the log");
         write_private(&files.config, &config(sandbox, settings, &files, rules));
-        let child = sandbox
-            .culvert_command()
+        let mut command = sandbox.culvert_command();
+        if let Some(limit) = settings.open_files {
+            limit_files(&mut command, limit);
+        }
+        let child = command
             .args(&settings.arguments)
             .args(["run", "--config"])
             .arg(&files.config)
@@ -292,6 +301,13 @@ impl Drop for Culvert<'_> {
                 self.log()
             );
         }
+    }
+}
+
+fn limit_files(command: &mut Command, limit: u64) {
+    // SAFETY: a single system call, which may be made between fork and exec.
+    unsafe {
+        command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?));
     }
 }
 
