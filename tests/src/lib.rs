@@ -31,6 +31,7 @@ pub mod peer;
 pub mod process;
 pub mod record;
 pub mod sandbox;
+pub mod terminal;
 
 pub use app::{App, Socket};
 pub use daemon::Culvert;
