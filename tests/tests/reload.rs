@@ -1,5 +1,10 @@
 //! Changing a daemon's rules while it works, and ending it.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a panic is how a test fails, in its functions too"
+)]
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
