@@ -4,15 +4,19 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::unix::{net::UnixDatagram, process::ExitStatusExt},
+    os::unix::{
+        net::UnixDatagram,
+        process::{CommandExt, ExitStatusExt},
+    },
     path::PathBuf,
-    process::{Child, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering::Relaxed},
     thread,
 };
 
 use nix::{
     sys::{
+        resource::{Resource, setrlimit},
         signal::{Signal, kill},
         wait::{Id, WaitPidFlag, WaitStatus, waitid},
     },
@@ -35,6 +39,8 @@ pub struct Settings {
     pub cgroup: Option<String>,
     /// Arguments before `run`.
     pub arguments: Vec<String>,
+    /// Its limit of open files, if not the test's.
+    pub open_files: Option<u64>,
 }
 
 impl Settings {
@@ -82,6 +88,13 @@ impl Files {
 
 impl<'a> Culvert<'a> {
     pub(crate) fn start(sandbox: &'a Sandbox, settings: &Settings, rules: &str) -> Self {
+        let culvert = Self::launch(sandbox, settings, rules);
+        culvert.await_notice("READY=1");
+        culvert.note();
+        culvert
+    }
+
+    pub(crate) fn launch(sandbox: &'a Sandbox, settings: &Settings, rules: &str) -> Self {
         let files = Files::new(sandbox);
         let notices = UnixDatagram::bind(&files.notices).expect("cannot make the notify socket");
         notices
@@ -89,8 +102,11 @@ impl<'a> Culvert<'a> {
             .expect("cannot make the notify socket non-blocking");
         let log = File::create(&files.log).expect("cannot make the log");
         write_private(&files.config, &config(sandbox, settings, &files, rules));
-        let child = sandbox
-            .culvert_command()
+        let mut command = sandbox.culvert_command();
+        if let Some(limit) = settings.open_files {
+            limit_files(&mut command, limit);
+        }
+        let child = command
             .args(&settings.arguments)
             .args(["run", "--config"])
             .arg(&files.config)
@@ -101,17 +117,14 @@ impl<'a> Culvert<'a> {
             .stderr(log)
             .spawn()
             .expect("cannot start culvert");
-        let culvert = Self {
+        Self {
             sandbox,
             child,
             settings: settings.clone(),
             files,
             notices,
             has_ended: false,
-        };
-        culvert.await_notice("READY=1");
-        culvert.note();
-        culvert
+        }
     }
 
     /// Its process id.
@@ -176,10 +189,7 @@ impl<'a> Culvert<'a> {
 
     /// Replaces its rules and upstreams, and waits until it has read them.
     pub fn reload(&self, rules: &str) {
-        write_private(
-            &self.files.config,
-            &config(self.sandbox, &self.settings, &self.files, rules),
-        );
+        self.rewrite(rules);
         self.signal(Signal::SIGHUP);
         self.await_notice("RELOADING=1");
         self.await_notice("READY=1");
@@ -204,6 +214,31 @@ impl<'a> Culvert<'a> {
         self.signal(Signal::SIGKILL);
         let status = self.wait();
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{status}");
+    }
+
+    /// Stops it wherever it is, and waits until it stands still.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(raw(self.pid())), flags).expect("cannot wait for culvert to stop");
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Writes another configuration, without a signal.
+    pub fn rewrite(&self, rules: &str) {
+        write_private(
+            &self.files.config,
+            &config(self.sandbox, &self.settings, &self.files, rules),
+        );
+    }
+
+    /// Removes its configuration.
+    pub fn remove_config(&self) {
+        fs::remove_file(&self.files.config).expect("cannot remove the configuration");
     }
 
     /// Waits until it has ended.
@@ -266,6 +301,13 @@ impl Drop for Culvert<'_> {
                 self.log()
             );
         }
+    }
+}
+
+fn limit_files(command: &mut Command, limit: u64) {
+    // SAFETY: a single system call, which may be made between fork and exec.
+    unsafe {
+        command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?));
     }
 }
 

@@ -1,12 +1,13 @@
 //! What a process has in the kernel: the daemon's maps are read here, and its programs, maps and links counted.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, loaded_maps},
     programs::{loaded_links, loaded_programs},
 };
+use nix::time::{ClockId, clock_gettime};
 use proxy_common::{COUNTERS, Record, RecordKey, Relay, names};
 
 /// Ids of BPF objects, which the kernel gives out once and never again.
@@ -132,6 +133,13 @@ impl Maps {
     /// Where the relay listens.
     pub fn relay(&self) -> Relay {
         self.element(names::RELAY)
+    }
+
+    /// How long ago the relay was last known to be alive.
+    pub fn heartbeat_age(&self) -> Duration {
+        let last = Duration::from_nanos(self.element(names::HEARTBEAT));
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the clock");
+        Duration::from(now).saturating_sub(last)
     }
 
     fn element<T: Pod>(&self, name: &str) -> T {

@@ -95,6 +95,11 @@ impl Sandbox {
         &self.app_cgroup
     }
 
+    /// The cgroup below it that daemons run in.
+    pub fn daemon_cgroup(&self) -> &Cgroup {
+        &self.daemon_cgroup
+    }
+
     /// A directory for files of the test; anybody may look into it.
     pub fn directory(&self) -> &Path {
         self.directory.path()
@@ -108,6 +113,11 @@ impl Sandbox {
     /// Starts a daemon with other settings.
     pub fn culvert_with(&self, settings: &Settings, rules: &str) -> Culvert<'_> {
         Culvert::start(self, settings, rules)
+    }
+
+    /// Starts a daemon and does not wait for it.
+    pub fn launch(&self, settings: &Settings, rules: &str) -> Culvert<'_> {
+        Culvert::launch(self, settings, rules)
     }
 
     /// Starts a program that makes connections as it is told.
@@ -147,12 +157,17 @@ impl Sandbox {
 
     /// A culvert command that will run beside the daemons, with the same view of `/run` and `/sys/fs/bpf`.
     pub fn culvert_command(&self) -> Command {
+        self.command_beside_daemons(crate::process::culvert_binary())
+    }
+
+    /// Any command that will run where daemons do.
+    pub fn command_beside_daemons(&self, program: impl AsRef<OsStr>) -> Command {
         let (netns, mounts, cgroup) = (
             Arc::clone(&self.netns),
             Arc::clone(&self.mounts),
             Arc::clone(&self.daemon_cgroup),
         );
-        before_exec(crate::process::culvert_binary(), move || {
+        before_exec(program, move || {
             cgroup.enter()?;
             netns.enter()?;
             mounts.enter()

@@ -1,0 +1,95 @@
+//! A terminal with a shell in it, which the test types into and reads from.
+
+use std::{
+    fs::File,
+    io::{ErrorKind, Read, Write},
+    os::unix::process::CommandExt,
+    process::{Child, Command, Stdio},
+};
+
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    pty::openpty,
+    unistd::setsid,
+};
+
+use crate::eventually;
+
+/// A process that leads a session of its own on a terminal, killed when dropped.
+#[derive(Debug)]
+pub struct Terminal {
+    master: File,
+    child: Child,
+    seen: String,
+}
+
+impl Terminal {
+    /// Starts a command on a new terminal.
+    pub fn start(command: &mut Command) -> Self {
+        let ends = openpty(None, None).expect("a terminal");
+        let slave = || Stdio::from(ends.slave.try_clone().expect("a second descriptor"));
+        command.stdin(slave()).stdout(slave()).stderr(slave());
+        // SAFETY: single system calls, which may be made between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                setsid()?;
+                if libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+                Ok(())
+            });
+        }
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        // Nobody but the child may hold the other end, or the terminal would outlive it.
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let master = File::from(ends.master);
+        fcntl(&master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("O_NONBLOCK");
+        Self {
+            master,
+            child,
+            seen: String::new(),
+        }
+    }
+
+    /// Types a text; control characters are what they are on a keyboard.
+    pub fn type_in(&mut self, text: &str) {
+        self.master
+            .write_all(text.as_bytes())
+            .expect("cannot type into the terminal");
+    }
+
+    /// Waits until a text appears after what was waited for before, and returns what stood before it.
+    pub fn await_text(&mut self, wanted: &str) -> String {
+        let Self { master, seen, .. } = self;
+        let what = format!("{wanted:?} on the terminal");
+        let mut buffer = [0; 4096];
+        let at = eventually(&what, || {
+            match master.read(&mut buffer) {
+                Ok(count) => seen.push_str(&String::from_utf8_lossy(&buffer[..count])),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                // The last process on the terminal has ended.
+                Err(error) => assert!(seen.contains(wanted), "{error}, {wanted:?} not in {seen:?}"),
+            }
+            seen.find(wanted)
+        });
+        let rest = seen.split_off(at + wanted.len());
+        let mut before = std::mem::replace(seen, rest);
+        before.truncate(at);
+        before
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- rest of the terminal\n{}---", self.seen);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,329 @@
+//! What becomes of connections when the daemon is killed, or hangs, whatever it is doing at that moment.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use culvert_tests::{
+    App, Load, Sandbox,
+    app::{Route, protocol::Storm},
+    daemon::Settings,
+    eventually,
+    load::Round,
+    peer::Server,
+    process::output,
+    sandbox::{OTHER_V4, SERVER_V4},
+};
+use nix::{
+    errno::Errno,
+    sys::signal::Signal::{SIGHUP, SIGTERM},
+};
+
+/// A rule for one destination, or for all that are not on this host.
+fn rule(name: &str, dest: &str, mode: &str) -> String {
+    format!(
+        "[[forward]]\nname = \"{name}\"\nmatch = {{ dest = \"{dest}\" }}\nvia = \"relay\"\non_relay_failure = \"{mode}\"\n"
+    )
+}
+
+fn rules(of: &[(&str, &str)]) -> String {
+    let rules = of
+        .iter()
+        .enumerate()
+        .map(|(number, (dest, mode))| rule(&format!("rule-{number}"), dest, mode));
+    let upstream = "[upstream.relay]\nurl = \"direct://\"\n".to_owned();
+    std::iter::once(upstream).chain(rules).collect()
+}
+
+fn all(mode: &str) -> String {
+    rules(&[("0.0.0.0/0", mode)])
+}
+
+/// Small enough that a round is over soon, large enough that some connections are in every stage at any time.
+fn storm(addresses: &[SocketAddr]) -> Storm {
+    Storm {
+        addresses: addresses.to_vec(),
+        threads: 4,
+        each: 5,
+        length: 4096,
+    }
+}
+
+fn load(sandbox: &Sandbox, address: SocketAddr) -> Load {
+    let load = Load::start(sandbox.app(), storm(&[address]));
+    load.await_rounds(3);
+    load
+}
+
+fn begun_after(rounds: &[Round], moment: Instant) -> Vec<&Round> {
+    let after: Vec<_> = rounds
+        .iter()
+        .filter(|round| round.begun >= moment)
+        .collect();
+    assert!(!after.is_empty());
+    after
+}
+
+fn assert_flawless_before(rounds: &[Round], moment: Instant) {
+    for round in rounds.iter().filter(|round| round.ended < moment) {
+        assert!(round.is_flawless(), "{round:?}");
+    }
+}
+
+/// How many daemons have pins where this sandbox's daemons put them.
+fn pinned(sandbox: &Sandbox, directory: &str) -> Vec<String> {
+    sandbox.mounts().within(|| {
+        let entries = std::fs::read_dir(Path::new(directory));
+        let entries = entries.into_iter().flatten().filter_map(Result::ok);
+        entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
+    })
+}
+
+const OWN_PINS: &str = "/run/culvert/bpf/culvert";
+
+fn detach(sandbox: &Sandbox) -> String {
+    output(sandbox.culvert_command().arg("detach"))
+}
+
+#[test]
+fn after_a_kill_every_new_connection_goes_direct() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let mut culvert = sandbox.culvert(&all("direct"));
+    let app = sandbox.app();
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+    let load = load(&sandbox, server.address());
+
+    let before = Instant::now();
+    culvert.kill();
+    let dead = Instant::now();
+
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Direct));
+    load.await_rounds(3);
+    let rounds = load.finish();
+    assert_flawless_before(&rounds, before);
+    for round in begun_after(&rounds, dead) {
+        assert!(round.is_flawless(), "{round:?}");
+    }
+}
+
+#[test]
+fn a_kill_resets_what_is_relayed() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let mut culvert = sandbox.culvert(&all("direct"));
+    let app = sandbox.app();
+    let socket = app.tcp(server.address());
+    socket.connect(server.address()).unwrap();
+    socket.assert_echo();
+    culvert.kill();
+    // An orderly end would look as if the server had said all it had to say.
+    assert_eq!(socket.receive_all(), Err(Errno::ECONNRESET));
+}
+
+#[test]
+fn after_a_kill_rules_that_refuse_refuse_until_detached() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let other = sandbox.within(|| Server::echo((OTHER_V4, 0)));
+    let mut culvert = sandbox.culvert(&rules(&[(&SERVER_V4.to_string(), "refuse")]));
+    let load = load(&sandbox, server.address());
+
+    culvert.kill();
+    let dead = Instant::now();
+
+    load.await_rounds(3);
+    let rounds = load.finish();
+    let refused = BTreeMap::from([(Errno::ECONNREFUSED as i32, 20)]);
+    for round in begun_after(&rounds, dead) {
+        assert_eq!(round.outcomes, refused);
+    }
+
+    // What no rule selects, and who is in another cgroup, is not concerned.
+    let app = sandbox.app();
+    let flawless = BTreeMap::from([(0, 20)]);
+    assert_eq!(app.storm(&storm(&[other.address()])), flawless);
+    let outsider = App::start(&mut sandbox.outsider(culvert_tests::process::app_binary()));
+    assert_eq!(outsider.storm(&storm(&[server.address()])), flawless);
+
+    assert_eq!(
+        detach(&sandbox),
+        "removed what a killed daemon had left in force\n"
+    );
+    assert_eq!(app.storm(&storm(&[server.address()])), flawless);
+    assert_eq!(detach(&sandbox), "nothing was left in force\n");
+}
+
+#[test]
+fn the_next_daemon_takes_over_from_a_killed_one() {
+    for bpffs in [false, true] {
+        let sandbox = Sandbox::new();
+        if bpffs {
+            sandbox.mounts().mount_bpffs();
+        }
+        let pins = if bpffs {
+            "/sys/fs/bpf/culvert"
+        } else {
+            OWN_PINS
+        };
+        let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+        let app = sandbox.app();
+        let mut killed = sandbox.culvert(&all("refuse"));
+        assert_eq!(pinned(&sandbox, pins), [killed.pid().to_string()]);
+        killed.kill();
+        assert_eq!(app.probe(mirror.address()), Err(Errno::ECONNREFUSED));
+
+        let mut next = sandbox.culvert(&all("refuse"));
+        assert_eq!(pinned(&sandbox, pins), [next.pid().to_string()]);
+        assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+        assert!(next.stop().success());
+        assert_eq!(pinned(&sandbox, pins), [""; 0]);
+        assert_eq!(app.probe(mirror.address()), Ok(Route::Direct));
+    }
+}
+
+#[test]
+fn each_rule_of_a_file_fails_in_its_own_way() {
+    let sandbox = Sandbox::new();
+    let open = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let closed = sandbox.within(|| Server::mirror((OTHER_V4, 0)));
+    let mut culvert = sandbox.culvert(&rules(&[
+        (&SERVER_V4.to_string(), "direct"),
+        (&OTHER_V4.to_string(), "refuse"),
+    ]));
+    let app = sandbox.app();
+    assert_eq!(app.probe(open.address()), Ok(Route::Relayed));
+    assert_eq!(app.probe(closed.address()), Ok(Route::Relayed));
+    culvert.kill();
+    assert_eq!(app.probe(open.address()), Ok(Route::Direct));
+    assert_eq!(app.probe(closed.address()), Err(Errno::ECONNREFUSED));
+    detach(&sandbox);
+    assert_eq!(app.probe(closed.address()), Ok(Route::Direct));
+}
+
+/// A hung relay is one that a signal has stopped: its sockets are all there, and nobody answers.
+#[test]
+fn a_hung_relay_counts_as_failed_until_it_goes_on() {
+    const TIMEOUT: Duration = Duration::from_millis(500);
+    let sandbox = Sandbox::new();
+    let open = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let closed = sandbox.within(|| Server::mirror((OTHER_V4, 0)));
+    let settings = Settings::daemon("heartbeat_timeout = \"500ms\"");
+    let culvert = sandbox.culvert_with(
+        &settings,
+        &rules(&[
+            (&SERVER_V4.to_string(), "direct"),
+            (&OTHER_V4.to_string(), "refuse"),
+        ]),
+    );
+    let app = sandbox.app();
+    assert_eq!(app.probe(open.address()), Ok(Route::Relayed));
+
+    culvert.freeze();
+    eventually("a heartbeat that is too old", || {
+        (culvert.maps().heartbeat_age() > TIMEOUT).then_some(())
+    });
+    for _ in 0..20 {
+        assert_eq!(app.probe(open.address()), Ok(Route::Direct));
+        assert_eq!(app.probe(closed.address()), Err(Errno::ECONNREFUSED));
+    }
+    assert_eq!(culvert.counter("fail_heartbeat"), 40);
+    assert_eq!(culvert.counter("failed_direct"), 20);
+    assert_eq!(culvert.counter("failed_refused"), 20);
+
+    culvert.thaw();
+    for address in [open.address(), closed.address()] {
+        eventually("a relay that goes on", || {
+            (app.probe(address) == Ok(Route::Relayed)).then_some(())
+        });
+    }
+}
+
+/// What was sent to the relay just before it hung is answered when it goes on.
+#[test]
+fn connections_wait_while_the_relay_hangs() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let settings = Settings::daemon("heartbeat_timeout = \"60s\"");
+    let culvert = sandbox.culvert_with(&settings, &all("refuse"));
+    let app = sandbox.app();
+    let relayed = app.tcp(server.address());
+    relayed.connect(server.address()).unwrap();
+    relayed.assert_echo();
+    culvert.freeze();
+    let waiting = app.tcp(server.address());
+    waiting.connect(server.address()).unwrap();
+    assert_eq!(culvert.maps().records().len(), 1);
+    culvert.thaw();
+    waiting.assert_echo();
+    relayed.assert_echo();
+    assert!(culvert.maps().records().is_empty());
+}
+
+/// Freezes a daemon somewhere, so that what it has in the kernel can be noted, and kills it there.
+fn kill_somewhere(sandbox: &Sandbox, mode: &str, stage: impl FnOnce(&culvert_tests::Culvert<'_>)) {
+    let mut culvert = sandbox.launch(&Settings::default(), &all(mode));
+    stage(&culvert);
+    culvert.freeze();
+    culvert.kill();
+}
+
+/// Kills daemons somewhere, and looks that traffic is as it was.
+fn assert_nothing_stays(stage: impl Fn(&culvert_tests::Culvert<'_>, Duration)) {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let app = sandbox.app();
+    let flawless = BTreeMap::from([(0, 20)]);
+    for milliseconds in [0, 1, 3, 5, 10, 20, 50, 100, 200] {
+        let delay = Duration::from_millis(milliseconds);
+        kill_somewhere(&sandbox, "direct", |culvert| stage(culvert, delay));
+        assert_eq!(app.storm(&storm(&[server.address()])), flawless);
+        kill_somewhere(&sandbox, "refuse", |culvert| stage(culvert, delay));
+        // Whether it came as far as a pin or not.
+        detach(&sandbox);
+        assert_eq!(app.storm(&storm(&[server.address()])), flawless);
+    }
+}
+
+#[test]
+fn a_kill_during_the_start_leaves_nothing() {
+    assert_nothing_stays(|_, delay| thread::sleep(delay));
+}
+
+#[test]
+fn a_kill_during_a_reload_leaves_nothing() {
+    assert_nothing_stays(|culvert, delay| {
+        culvert.await_notice("READY=1");
+        for _ in 0..5 {
+            culvert.signal(SIGHUP);
+        }
+        thread::sleep(delay);
+    });
+}
+
+#[test]
+fn a_kill_during_the_drain_leaves_nothing() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let mut culvert = sandbox.culvert(&all("refuse"));
+    let app = sandbox.app();
+    app.hold(server.address(), 20).unwrap();
+    culvert.signal(SIGTERM);
+    culvert.await_notice("STOPPING=1");
+    // Detaching comes first, so it is over soon; connections keep the daemon from ending.
+    let fresh = sandbox.app();
+    let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    eventually("a daemon that has detached", || {
+        (fresh.probe(mirror.address()) == Ok(Route::Direct)).then_some(())
+    });
+    culvert.kill();
+    assert_eq!(fresh.probe(mirror.address()), Ok(Route::Direct));
+    assert_eq!(detach(&sandbox), "nothing was left in force\n");
+}
