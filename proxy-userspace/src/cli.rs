@@ -61,6 +61,9 @@ pub enum Command {
     Demo,
     /// Remove what a killed daemon left in force (rules with `on_relay_failure = "refuse"`).
     Detach,
+    /// The app of the demonstration.
+    #[command(name = "__demo-app", hide = true)]
+    DemoApp,
     /// Kill what is left of an `exec` whose process was killed.
     #[command(name = "__reap", hide = true)]
     Reap {

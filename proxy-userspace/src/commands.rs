@@ -7,17 +7,17 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::{
     cli::{Cli, Command, LogFormat},
-    config, daemon, exec,
+    config, daemon, demo, doctor, exec,
     failure::{Class, Failure},
     intercept::guard,
-    privileges,
+    paint, plan, privileges,
     proxy::ProxyError,
     run_command,
 };
 
 /// Starts logging to standard error. `RUST_LOG` wins over `-v`.
 pub fn start_log(cli: &Cli) {
-    let quiet = matches!(cli.command, Command::Exec(_));
+    let quiet = !matches!(cli.command, Command::Run(_));
     let level = match cli.verbose {
         0 if quiet => "warn",
         0 => "info",
@@ -37,8 +37,7 @@ pub fn start_log(cli: &Cli) {
         .with_writer(std::io::stderr)
         .with_env_filter(filter)
         .with_target(false);
-    let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-        && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let colours = paint::is_wanted(&std::io::stderr());
     match cli.log_format {
         LogFormat::Text => log.with_ansi(colours).init(),
         LogFormat::Json => log.json().init(),
@@ -54,14 +53,15 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Run(arg) => daemon::run(&arg.config, cli.verbose > 0)?,
         Command::Check { file } => {
             let config = daemon::load(file)?;
-            print!("{}", config::summary(&config));
+            paint::print(config::summary(&config));
         }
         Command::Detach => detach()?,
         Command::Exec(args) => return run_command::run(args, cli.verbose > 0),
         Command::Reap { cgroup } => exec::reaper::main(cgroup)?,
-        Command::Plan(_) | Command::Doctor { .. } | Command::Demo => {
-            anyhow::bail!("this build does not have the command")
-        }
+        Command::Plan(arg) => return plan::run(&arg.config),
+        Command::Doctor { json } => return Ok(doctor::run(*json)),
+        Command::Demo => return demo::run(),
+        Command::DemoApp => demo::app()?,
     }
     Ok(ExitCode::SUCCESS)
 }

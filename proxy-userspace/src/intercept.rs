@@ -8,7 +8,9 @@ mod btf;
 pub mod guard;
 mod handles;
 mod object;
+pub mod survey;
 mod tables;
+pub mod trial;
 
 use std::{
     io,
@@ -28,7 +30,7 @@ use proxy_common::{Relay, names};
 use thiserror::Error;
 
 pub use handles::{Counters, Exempter, Heartbeat, Records};
-pub use object::{Features, LogReader, MissingFeature, OBJECT};
+pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shapes};
 
 use crate::policy::Compiled;
 use guard::{Guard, GuardError};
@@ -129,6 +131,12 @@ const SOCK_ADDR: [&str; 4] = [
     names::CONNECT6,
     names::GETPEERNAME4,
     names::GETPEERNAME6,
+];
+
+/// The programs that follow processes, with their tracepoints.
+const TASK_EVENTS: [(&str, &str); 2] = [
+    (names::TASK_EXIT, "sched_process_exit"),
+    (names::TASK_FORK, "sched_process_fork"),
 ];
 
 impl Interceptor {
@@ -308,10 +316,7 @@ impl Interceptor {
         if self.follows_tasks {
             return Ok(());
         }
-        for (name, tracepoint) in [
-            (names::TASK_EXIT, "sched_process_exit"),
-            (names::TASK_FORK, "sched_process_fork"),
-        ] {
+        for (name, tracepoint) in TASK_EVENTS {
             let program: &mut RawTracePoint = self.program(name)?;
             program.load().map_err(load_error(name))?;
             program.attach(tracepoint).map_err(attach_error(name))?;

@@ -13,18 +13,18 @@ const RESERVED_FILES: u64 = 128;
 /// Both sockets of a relayed connection.
 const FILES_PER_CONNECTION: u64 = 2;
 
+/// A capability, and what it is for.
+pub(crate) type Privilege = (Capability, &'static str);
+
 /// What a daemon needs, and what for.
-pub(crate) const NEEDED: [(Capability, &str); 2] = [
+pub(crate) const NEEDED: [Privilege; 2] = [
     (Capability::CAP_BPF, "load eBPF programs"),
     (Capability::CAP_NET_ADMIN, "attach them to cgroups"),
 ];
 
 /// What a daemon makes use of where it has it.
-pub(crate) const USEFUL: [(Capability, &str); 3] = [
-    (
-        Capability::CAP_PERFMON,
-        "select by executable and process id",
-    ),
+pub(crate) const USEFUL: [Privilege; 3] = [
+    READ_TASKS,
     (
         Capability::CAP_SYS_PTRACE,
         "tell the executable of other users' processes in close records",
@@ -34,6 +34,27 @@ pub(crate) const USEFUL: [(Capability, &str); 3] = [
         "read configurations and secrets of other users",
     ),
 ];
+
+/// What rules with `exe` or `pid` need.
+pub(crate) const READ_TASKS: Privilege = (
+    Capability::CAP_PERFMON,
+    "select by executable and process id",
+);
+/// What rules with `on_relay_failure = "refuse"` need where there is no bpffs.
+pub(crate) const MOUNT: Privilege = (
+    Capability::CAP_SYS_ADMIN,
+    "mount a bpffs for rules with `on_relay_failure = \"refuse\"`",
+);
+/// What the demonstration needs.
+pub(crate) const NAMESPACE: Privilege = (
+    Capability::CAP_SYS_ADMIN,
+    "make a network namespace (`culvert demo`)",
+);
+/// What looking around needs.
+pub(crate) const SURVEY: Privilege = (
+    Capability::CAP_SYS_ADMIN,
+    "name the programs of others (`culvert doctor`)",
+);
 
 /// What a thread that relays keeps: it handles what strangers send.
 const WORKER: [Capability; 3] = [
@@ -48,8 +69,16 @@ const WORKER: [Capability; 3] = [
 /// # Errors
 /// A missing privilege, with what it is for.
 pub(crate) fn require() -> Result<()> {
-    let missing: Vec<_> = NEEDED
-        .into_iter()
+    require_all(&NEEDED)
+}
+
+/// Checks that all of some privileges are there.
+///
+/// # Errors
+/// Those that are not, with what they are for.
+pub(crate) fn require_all(privileges: &[Privilege]) -> Result<()> {
+    let missing: Vec<_> = privileges
+        .iter()
         .filter(|(capability, _)| !has(*capability))
         .map(|(capability, purpose)| format!("{capability} to {purpose}"))
         .collect();
@@ -116,19 +145,24 @@ pub(crate) fn open_files() -> Option<(u64, u64)> {
     getrlimit(Resource::RLIMIT_NOFILE).ok()
 }
 
+/// How many connections so many open files allow; at least one.
+pub(crate) fn connections_of(files: u64) -> usize {
+    let connections = files.saturating_sub(RESERVED_FILES) / FILES_PER_CONNECTION;
+    usize::try_from(connections).unwrap_or(usize::MAX).max(1)
+}
+
 /// Raises the soft limit of open files to the hard one, and returns how many connections it allows of those wanted.
 #[must_use]
 pub(crate) fn connections(wanted: u32) -> usize {
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+    let Some((soft, hard)) = open_files() else {
         return wanted;
     };
     let files = match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,
         Err(_) => soft,
     };
-    let allowed = files.saturating_sub(RESERVED_FILES) / FILES_PER_CONNECTION;
-    let allowed = usize::try_from(allowed).unwrap_or(usize::MAX).max(1);
+    let allowed = connections_of(files);
     if allowed < wanted {
         tracing::debug!(
             allowed,
@@ -143,6 +177,12 @@ pub(crate) fn connections(wanted: u32) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_takes_two_files_and_the_daemon_itself_some() {
+        assert_eq!(connections_of(1024), 448);
+        assert_eq!(connections_of(10), 1, "never none");
+    }
 
     #[test]
     fn a_thread_that_gave_up_capabilities_has_only_the_rest() {

@@ -113,7 +113,7 @@ impl ProxyError {
 }
 
 /// Connections that may wait in the kernel for each listener; capped by `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 
 /// A running proxy.
 pub struct Proxy {
@@ -227,10 +227,7 @@ impl Proxy {
     /// # Errors
     /// When there is no place to pin, or the kernel refuses.
     pub fn guard(&mut self, cgroup: &Path, rules: &[Rule]) -> Result<(), ProxyError> {
-        let needed = rules
-            .iter()
-            .any(|rule| rule.on_relay_failure == FailMode::Refuse);
-        if !needed {
+        if !needs_guard(rules) {
             return Ok(self.interceptor.detach_guard()?);
         }
         let place = guard::place().map_err(InterceptError::from)?;
@@ -297,6 +294,13 @@ impl Proxy {
 
 /// How often a draining proxy looks whether it may end.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// Whether rules are to hold after a kill.
+pub(crate) fn needs_guard(rules: &[Rule]) -> bool {
+    rules
+        .iter()
+        .any(|rule| rule.on_relay_failure == FailMode::Refuse)
+}
 
 /// Rules with everything they refer to.
 #[derive(Clone, Copy, Debug)]

@@ -161,29 +161,49 @@ pub fn place() -> Result<PathBuf, GuardError> {
     Ok(root.join(DIRECTORY).join(std::process::id().to_string()))
 }
 
+/// Where pins go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bpffs {
+    /// Into the bpffs that is mounted there.
+    Mounted(PathBuf),
+    /// There is none yet; it would be mounted there.
+    Absent(PathBuf),
+}
+
+impl Bpffs {
+    /// Finds it. Mounts nothing.
+    #[must_use]
+    pub fn find() -> Self {
+        bpffs().map_or_else(|| Self::Absent(OWN_BPFFS.into()), Self::Mounted)
+    }
+}
+
+/// What daemons that are gone left: the directory of each one's pins.
+#[must_use]
+pub fn stale() -> Vec<PathBuf> {
+    let directories = [SYSTEM_BPFFS, OWN_BPFFS].map(|root| Path::new(root).join(DIRECTORY));
+    let entries = directories
+        .iter()
+        .filter_map(|directory| fs::read_dir(directory).ok())
+        .flatten();
+    entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| !is_running(path))
+        .collect()
+}
+
 /// Removes the guards of daemons that are gone, and returns how many there were.
 ///
 /// # Errors
 /// When a pin cannot be removed.
 pub fn remove_stale() -> Result<usize, GuardError> {
-    let mut removed = 0;
-    for root in [SYSTEM_BPFFS, OWN_BPFFS].map(Path::new) {
-        let directory = root.join(DIRECTORY);
-        let Ok(entries) = fs::read_dir(&directory) else {
-            continue;
-        };
-        for entry in entries.filter_map(Result::ok) {
-            let path = entry.path();
-            if !is_running(&path) {
-                remove(&path)?;
-                removed += 1;
-            }
-        }
-        // Fails while another daemon has pins there, which is right.
-        let _ = fs::remove_dir(&directory);
+    let stale = stale();
+    for place in &stale {
+        remove(place)?;
     }
     unmount_own();
-    Ok(removed)
+    Ok(stale.len())
 }
 
 /// Whether the daemon that made a directory of pins still runs.

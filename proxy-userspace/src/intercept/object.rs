@@ -8,6 +8,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use aya_log::EbpfLogger;
+use aya_obj::{Map, Object};
 use proxy_common::{Dimensions, names};
 use thiserror::Error;
 
@@ -74,7 +75,10 @@ impl Features {
     }
 
     /// Checks that a policy needs nothing that is absent.
-    pub(super) fn allow(&self, compiled: &Compiled) -> Result<(), MissingFeature> {
+    ///
+    /// # Errors
+    /// What it needs.
+    pub fn allow(&self, compiled: &Compiled) -> Result<(), MissingFeature> {
         let reads_tasks = Dimensions::EXE | Dimensions::PID;
         match &self.offsets {
             Err(missing) if compiled.policy.dimensions & reads_tasks != 0 => Err(missing.clone()),
@@ -113,6 +117,36 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
     loader.load(OBJECT)
 }
 
+/// A map as the object declares it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapShape {
+    /// Its name.
+    pub name: &'static str,
+    /// Bytes of a key.
+    pub key: u32,
+    /// Bytes of a value.
+    pub value: u32,
+    /// Entries that it can hold; the configuration decides that of [`names::RECORDS`] instead.
+    pub entries: u32,
+}
+
+/// The maps of the embedded object, in the order of [`names::MAPS`].
+#[must_use]
+pub fn map_shapes() -> Vec<MapShape> {
+    let Ok(object) = Object::parse(OBJECT) else {
+        return Vec::new();
+    };
+    let shape = |name: &'static str| {
+        object.maps.get(name).map(|map: &Map| MapShape {
+            name,
+            key: map.key_size(),
+            value: map.value_size(),
+            entries: map.max_entries(),
+        })
+    };
+    names::MAPS.into_iter().filter_map(shape).collect()
+}
+
 /// Passes on what the hooks log. To be flushed when its descriptor is readable.
 pub struct LogReader {
     logger: EbpfLogger<&'static dyn log::Log>,
@@ -132,5 +166,18 @@ impl LogReader {
 impl AsRawFd for LogReader {
     fn as_raw_fd(&self) -> RawFd {
         self.logger.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_object_declares_every_map() {
+        let shapes = map_shapes();
+        let found: Vec<_> = shapes.iter().map(|shape| shape.name).collect();
+        assert_eq!(found, names::MAPS);
+        assert!(shapes.iter().all(|shape| shape.value > 0));
     }
 }

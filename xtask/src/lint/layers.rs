@@ -17,6 +17,7 @@ const LAYERS: [&[&str]; 10] = [
         "clock",
         "close",
         "failure",
+        "paint",
         "process",
         "rule",
         "socket",
@@ -49,10 +50,11 @@ const LAYERS: [&[&str]; 10] = [
 ];
 
 /// What a module may use in its own layer.
-const SIBLINGS: [(&str, &[&str]); 6] = [
+const SIBLINGS: [(&str, &[&str]); 7] = [
     ("cgroup", &["rule"]),
     ("listener", &["connection"]),
     ("main", &["commands"]),
+    ("plan", &["daemon"]),
     ("process", &["cgroup"]),
     ("proxy", &["pulse", "worker"]),
     ("pulse", &["worker"]),
@@ -78,7 +80,7 @@ const OWNERS: [(&str, &[&str]); 6] = [
     ("aya", &["intercept"]),
     ("aya_log", &["intercept"]),
     ("clap", &["cli", "main"]),
-    ("serde", &["config", "record"]),
+    ("serde", &["config", "demo", "doctor", "record"]),
     ("toml", &["config"]),
 ];
 

@@ -1,0 +1,165 @@
+//! Whether the kernel takes our programs, found out by attaching them to a cgroup of our own and detaching them again.
+
+use std::{fs, fs::File, os::fd::AsFd};
+
+use proxy_common::names;
+
+use super::check::Check;
+use crate::{
+    cgroup::{Cgroup2, CgroupError, OwnCgroup},
+    intercept::{
+        Features,
+        guard::{self, Bpffs},
+        trial::{Trial, try_programs},
+    },
+    paint::one_line,
+    privileges,
+};
+
+/// The programs, and what depends on helpers and files beside them.
+pub(super) fn checks(cgroups: &Result<Cgroup2, CgroupError>) -> Vec<Check> {
+    if privileges::require().is_err() {
+        return vec![Check::unchecked(
+            "programs",
+            "loading programs takes the privileges above",
+        )];
+    }
+    let features = Features::probe();
+    let mut checks = trials(&features, cgroups);
+    checks.push(refusal(&features));
+    checks.push(match &features.offsets {
+        Ok(_) => Check::ok("task_selectors", "rules with `exe` and `pid` work"),
+        Err(missing) => Check::warning("task_selectors", missing.to_string()),
+    });
+    checks
+}
+
+fn trials(features: &Features, cgroups: &Result<Cgroup2, CgroupError>) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let own = cgroups
+        .as_ref()
+        .ok()
+        .map(|cgroups| OwnCgroup::create(cgroups, OwnCgroup::planned(cgroups)?))
+        .transpose();
+    // Dropped at the end, which removes it.
+    let own = own.unwrap_or_else(|error| {
+        checks.push(
+            Check::warning(
+                "own_cgroup",
+                format!("no cgroup can be made to try the programs in: {error}"),
+            )
+            .advice("`exec` and `demo` make cgroups; mount the hierarchy writable"),
+        );
+        None
+    });
+    let directory = own.as_ref().and_then(|own| File::open(own.dir()).ok());
+    match try_programs(features, directory.as_ref().map(AsFd::as_fd)) {
+        Ok(trials) => {
+            let done = if directory.is_some() {
+                "loaded, attached and detached"
+            } else {
+                "loaded"
+            };
+            checks.extend(trials.into_iter().map(|trial| verdict(trial, done)));
+        }
+        Err(error) => checks.push(refused(Check::missing("programs", one_line(&error)))),
+    }
+    checks
+}
+
+fn verdict(trial: Trial, done: &str) -> Check {
+    let id = format!("program_{}", trial.program);
+    let Err(error) = trial.outcome else {
+        return Check::ok(id, done);
+    };
+    match trial.program {
+        names::TASK_FORK | names::TASK_EXIT => Check::warning(id, one_line(&error))
+            .advice("rules with `pid` need it; select by `cgroup` instead"),
+        names::GUARD4 | names::GUARD6 => Check::warning(id, one_line(&error))
+            .advice("rules with `on_relay_failure = \"refuse\"` need it"),
+        _ => refused(Check::missing(id, one_line(&error))),
+    }
+}
+
+fn refused(check: Check) -> Check {
+    let (perfmon, _) = privileges::READ_TASKS;
+    check.advice(if privileges::has(perfmon) {
+        "run kernel 5.14 or newer, built with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF"
+    } else {
+        "try with CAP_PERFMON: without it the kernel's verifier allows programs less"
+    })
+}
+
+fn refusal(features: &Features) -> Check {
+    let error = if features.set_retval {
+        "ECONNREFUSED"
+    } else {
+        "EPERM (this kernel lets hooks choose no other)"
+    };
+    Check::ok("refusal", format!("a refused connect() fails with {error}"))
+}
+
+/// Where rules with `on_relay_failure = "refuse"` are pinned.
+pub(super) fn bpffs(bpffs: &Bpffs) -> Check {
+    match bpffs {
+        Bpffs::Mounted(path) => Check::ok("bpffs", path.display().to_string()),
+        Bpffs::Absent(path) if privileges::has(privileges::MOUNT.0) => Check::ok(
+            "bpffs",
+            format!(
+                "none is mounted; rules with `on_relay_failure = \"refuse\"` have one at {} while they are in force",
+                path.display()
+            ),
+        ),
+        Bpffs::Absent(_) => Check::warning("bpffs", "none is mounted, and this process may not mount one").advice(
+            "rules with `on_relay_failure = \"refuse\"` need it: mount -t bpf bpf /sys/fs/bpf, or mount the host's into \
+             the container",
+        ),
+    }
+}
+
+/// What killed daemons left.
+pub(super) fn stale_pins(bpffs: &Bpffs) -> Check {
+    if let Bpffs::Mounted(path) = bpffs
+        && let Err(error) = fs::read_dir(path)
+    {
+        return Check::unchecked(
+            "stale_pins",
+            format!("cannot list {}: {error}", path.display()),
+        );
+    }
+    let stale = guard::stale();
+    if stale.is_empty() {
+        return Check::ok("stale_pins", "none");
+    }
+    let places: Vec<_> = stale
+        .iter()
+        .map(|place| place.display().to_string())
+        .collect();
+    Check::warning(
+        "stale_pins",
+        format!(
+            "a killed daemon still refuses connections: {}",
+            places.join(", ")
+        ),
+    )
+    .advice("culvert detach, or start the daemon again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{doctor::check::Status, intercept::InterceptError};
+
+    fn status(program: &'static str) -> Status {
+        let outcome = Err(InterceptError::Missing(program));
+        verdict(Trial { program, outcome }, "loaded").status
+    }
+
+    #[test]
+    fn only_programs_that_every_configuration_needs_are_missed() {
+        assert_eq!(status(names::CONNECT6), Status::Missing);
+        assert_eq!(status(names::TCP_EVENTS), Status::Missing);
+        assert_eq!(status(names::GUARD4), Status::Warning);
+        assert_eq!(status(names::TASK_FORK), Status::Warning);
+    }
+}

@@ -1,0 +1,203 @@
+//! What is loaded and attached on this machine, by whomever. Looks only.
+//!
+//! aya lists programs and links but does not ask what is attached to a cgroup, so that one call is made here
+//! (`BPF_PROG_QUERY`, kernel 4.15).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io, mem,
+    os::fd::{AsRawFd, BorrowedFd},
+    path::Path,
+};
+
+use aya::programs::{loaded_links, loaded_programs};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
+use proxy_common::names;
+
+/// A hook of cgroups that we attach to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// Our program there, after which the hook is called here.
+    pub program: &'static str,
+    attach_type: bpf_attach_type,
+}
+
+/// Every hook of cgroups that we attach to.
+pub const HOOKS: [Hook; 6] = {
+    use bpf_attach_type as at;
+    const fn hook(program: &'static str, attach_type: at) -> Hook {
+        Hook {
+            program,
+            attach_type,
+        }
+    }
+    [
+        hook(names::CONNECT4, at::BPF_CGROUP_INET4_CONNECT),
+        hook(names::CONNECT6, at::BPF_CGROUP_INET6_CONNECT),
+        hook(names::GETPEERNAME4, at::BPF_CGROUP_INET4_GETPEERNAME),
+        hook(names::GETPEERNAME6, at::BPF_CGROUP_INET6_GETPEERNAME),
+        hook(names::GETSOCKOPT, at::BPF_CGROUP_GETSOCKOPT),
+        hook(names::TCP_EVENTS, at::BPF_CGROUP_SOCK_OPS),
+    ]
+};
+
+/// More programs than the kernel lets anybody attach to one hook of a cgroup (`BPF_CGROUP_MAX_PROGS`).
+const MAX_PROGRAMS: u32 = 64;
+
+/// The ids of the programs attached to a cgroup itself, in the order they run in.
+///
+/// # Errors
+/// Without `CAP_NET_ADMIN`, or when the kernel does not know the hook.
+pub fn attached(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u32>> {
+    let mut ids = [0; MAX_PROGRAMS as usize];
+    // SAFETY: a union of plain integers, for which zeros are what the kernel wants in unused parts.
+    let mut attr: bpf_attr = unsafe { mem::zeroed() };
+    attr.query.__bindgen_anon_1.target_fd = cgroup.as_raw_fd().unsigned_abs();
+    attr.query.attach_type = hook.attach_type as u32;
+    attr.query.prog_ids = ids.as_mut_ptr().addr() as u64;
+    attr.query.__bindgen_anon_2.prog_cnt = MAX_PROGRAMS;
+    // SAFETY: the attribute is initialised and as long as we say; the kernel writes at most `prog_cnt` ids, for which
+    // there is room, and does not keep the pointers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            bpf_cmd::BPF_PROG_QUERY as libc::c_int,
+            &raw mut attr,
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: written by the kernel; any bits are an integer.
+    let count = unsafe { attr.query.__bindgen_anon_2.prog_cnt } as usize;
+    Ok(ids.into_iter().take(count).collect())
+}
+
+/// The names of all loaded programs by id. Empty without `CAP_SYS_ADMIN`.
+#[must_use]
+pub fn program_names() -> BTreeMap<u32, String> {
+    loaded_programs()
+        .filter_map(Result::ok)
+        .map(|program| (program.id(), program.name_as_str().unwrap_or("").to_owned()))
+        .collect()
+}
+
+/// A process that holds a program or its link.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Holder {
+    /// Its id.
+    pub pid: u32,
+    /// Its `comm`.
+    pub comm: String,
+}
+
+/// Who holds programs, by program id. A program without a holder is pinned, or was attached the way that stays.
+#[must_use]
+pub fn holders() -> BTreeMap<u32, BTreeSet<Holder>> {
+    let mut found = BTreeMap::<u32, BTreeSet<Holder>>::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let held = Objects::held_by(&entry.path());
+        if held.programs.is_empty() {
+            continue;
+        }
+        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        let holder = Holder {
+            pid,
+            comm: comm.trim_end().to_owned(),
+        };
+        for id in held.programs {
+            found.entry(id).or_default().insert(holder.clone());
+        }
+    }
+    found
+}
+
+/// Programs and links, by id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Programs.
+    pub programs: BTreeSet<u32>,
+    /// Links: what keeps a program attached.
+    pub links: BTreeSet<u32>,
+}
+
+impl Objects {
+    /// What this process holds.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        Self::held_by(Path::new("/proc/self"))
+    }
+
+    /// Those of them that are still loaded. Empty without `CAP_SYS_ADMIN`, which held them.
+    #[must_use]
+    pub fn still_loaded(&self) -> Self {
+        let programs = loaded_programs().filter_map(Result::ok).map(|it| it.id());
+        let links = loaded_links().filter_map(Result::ok).map(|it| it.id());
+        Self {
+            programs: programs.filter(|id| self.programs.contains(id)).collect(),
+            links: links.filter(|id| self.links.contains(id)).collect(),
+        }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.programs.is_empty() && self.links.is_empty()
+    }
+
+    fn held_by(process: &Path) -> Self {
+        let mut held = Self::default();
+        for file in fs::read_dir(process.join("fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            // Reading `fdinfo` of every socket of every process would take long.
+            let is_bpf = fs::read_link(file.path())
+                .is_ok_and(|target| target.to_string_lossy().starts_with("anon_inode:bpf"));
+            if is_bpf {
+                let path = process.join("fdinfo").join(file.file_name());
+                held.add(&fs::read_to_string(path).unwrap_or_default());
+            }
+        }
+        held
+    }
+
+    /// `prog_id:` is shown of programs and of links, `link_id:` of links (`bpf_prog_show_fdinfo()` and
+    /// `bpf_link_show_fdinfo()` in kernel/bpf/syscall.c).
+    fn add(&mut self, fdinfo: &str) {
+        for line in fdinfo.lines() {
+            match line
+                .split_once(':')
+                .map(|(key, value)| (key, value.trim().parse()))
+            {
+                Some(("prog_id", Ok(id))) => _ = self.programs.insert(id),
+                Some(("link_id", Ok(id))) => _ = self.links.insert(id),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_and_links_are_read_from_what_the_kernel_shows_of_a_file() {
+        let mut held = Objects::default();
+        held.add("pos:\t0\nflags:\t02000002\nmnt_id:\t15\nino:\t1\nlink_type:\tcgroup\nlink_id:\t7\nprog_tag:\tabc\nprog_id:\t41\ncgroup_id:\t1\n");
+        held.add("prog_type:\t18\nprog_id:\t42\n");
+        held.add("map_type:\t1\nmap_id:\t43\n");
+        assert_eq!(held.programs, BTreeSet::from([41, 42]));
+        assert_eq!(held.links, BTreeSet::from([7]));
+    }
+}

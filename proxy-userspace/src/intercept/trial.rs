@@ -1,0 +1,83 @@
+//! Tries the programs one by one on the running kernel, for those who want to know what is missing before it matters.
+
+use std::os::fd::BorrowedFd;
+
+use aya::{
+    EbpfError,
+    programs::{Program, ProgramError},
+};
+use proxy_common::names;
+
+use super::{
+    Features, InterceptError, MODE, Settings, TASK_EVENTS, attach_error, load_error, object,
+};
+
+/// What became of one program.
+#[derive(Debug)]
+pub struct Trial {
+    /// Its name, of [`names::PROGRAMS`].
+    pub program: &'static str,
+    /// Whether the kernel takes it.
+    pub outcome: Result<(), InterceptError>,
+}
+
+/// Loads every program. With a cgroup it is attached there too, or to its tracepoint, and detached before this
+/// returns. No policy is in force: whatever passes the hooks meanwhile goes direct.
+///
+/// # Errors
+/// When the kernel refuses the object as a whole.
+pub fn try_programs(
+    features: &Features,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<Vec<Trial>, InterceptError> {
+    let settings = Settings {
+        max_pending: 1,
+        log_faults: false,
+    };
+    let mut ebpf = object::load(settings, features)
+        .map_err(|source: EbpfError| InterceptError::Object(Box::new(source)))?;
+    let trials = names::PROGRAMS.map(|program| Trial {
+        program,
+        outcome: ebpf
+            .program_mut(program)
+            .ok_or(InterceptError::Missing(program))
+            .and_then(|loaded| try_program(loaded, program, cgroup)),
+    });
+    Ok(trials.into())
+}
+
+fn try_program(
+    program: &mut Program,
+    name: &'static str,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Result<(), InterceptError> {
+    load(program).map_err(load_error(name))?;
+    cgroup.map_or(Ok(()), |cgroup| {
+        attach(program, name, cgroup).map_err(attach_error(name))
+    })
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSockopt(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        Program::RawTracePoint(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// The link belongs to the program, so it ends with the object.
+fn attach(program: &mut Program, name: &str, cgroup: BorrowedFd<'_>) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.attach(cgroup, MODE).map(drop),
+        Program::CgroupSockopt(program) => program.attach(cgroup, MODE).map(drop),
+        Program::SockOps(program) => program.attach(cgroup, MODE).map(drop),
+        Program::RawTracePoint(program) => {
+            let event = TASK_EVENTS.iter().find(|(known, _)| *known == name);
+            let (_, tracepoint) = event.ok_or(ProgramError::UnexpectedProgramType)?;
+            program.attach(tracepoint).map(drop)
+        }
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}

@@ -1,0 +1,136 @@
+//! What a configuration needs, and which of it is not there.
+
+use std::{net::Ipv4Addr, path::Path};
+
+use proxy_common::{Dimensions, names};
+
+use crate::{
+    cgroup::Cgroup2,
+    config::{Config, LogTarget},
+    intercept::{Features, MapShape, guard::Bpffs, survey::HOOKS, trial::try_programs},
+    paint::one_line,
+    policy::Compiled,
+    privileges::{self, Privilege},
+    proxy, socket,
+};
+
+/// What a configuration needs of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Needs {
+    /// Programs on hooks of the cgroup.
+    pub(super) hooks: Vec<&'static str>,
+    /// Programs on tracepoints.
+    pub(super) tracepoints: Vec<&'static str>,
+    /// Programs that are pinned.
+    pub(super) guard: Vec<&'static str>,
+    /// Capabilities.
+    pub(super) privileges: Vec<Privilege>,
+}
+
+impl Needs {
+    /// Of a configuration with its compiled rules.
+    pub(super) fn of(config: &Config, compiled: &Compiled, bpffs: &Bpffs) -> Self {
+        let mut needs = Self {
+            hooks: HOOKS.map(|hook| hook.program).into(),
+            tracepoints: Vec::new(),
+            guard: Vec::new(),
+            privileges: privileges::NEEDED.into(),
+        };
+        if !compiled.pids.is_empty() {
+            needs.tracepoints = vec![names::TASK_FORK, names::TASK_EXIT];
+        }
+        if compiled.policy.dimensions & (Dimensions::EXE | Dimensions::PID) != 0 {
+            needs.privileges.push(privileges::READ_TASKS);
+        }
+        if proxy::needs_guard(&config.forward) {
+            needs.guard = vec![names::GUARD4, names::GUARD6];
+            if matches!(bpffs, Bpffs::Absent(_)) {
+                needs.privileges.push(privileges::MOUNT);
+            }
+        }
+        needs
+    }
+
+    /// Which of it is not there. Programs are loaded for a moment where that is allowed, nothing is attached.
+    pub(super) fn lacking(&self, compiled: &Compiled) -> Vec<String> {
+        let mut lacking: Vec<_> = self
+            .privileges
+            .iter()
+            .filter(|(capability, _)| !privileges::has(*capability))
+            .map(|(capability, purpose)| format!("{capability} to {purpose}"))
+            .collect();
+        if privileges::require().is_err() {
+            lacking.push(
+                "whether the kernel takes the programs cannot be tried without these".to_owned(),
+            );
+            return lacking;
+        }
+        let features = Features::probe();
+        if let Err(missing) = features.allow(compiled) {
+            lacking.push(missing.to_string());
+        }
+        match try_programs(&features, None) {
+            Err(error) => lacking.push(one_line(&error)),
+            Ok(trials) => lacking.extend(
+                trials
+                    .into_iter()
+                    .filter(|trial| self.programs().any(|needed| needed == trial.program))
+                    .filter_map(|trial| trial.outcome.err())
+                    .map(|error| one_line(&error)),
+            ),
+        }
+        lacking
+    }
+
+    fn programs(&self) -> impl Iterator<Item = &'static str> {
+        [&self.hooks, &self.tracepoints, &self.guard]
+            .into_iter()
+            .flatten()
+            .copied()
+    }
+}
+
+/// What else `run` would fail for on this machine.
+pub(super) fn lacking_around(
+    config: &Config,
+    cgroups: Option<&Cgroup2>,
+    tables: &[(MapShape, usize)],
+) -> Vec<String> {
+    let mut lacking = Vec::new();
+    match cgroups {
+        None => lacking.push(
+            "a cgroup v2 hierarchy; as root: mkdir -p /mnt/cgroup2 && mount -t cgroup2 cgroup2 /mnt/cgroup2".to_owned(),
+        ),
+        Some(cgroups) if !cgroups.mount().join(&config.daemon.cgroup).is_dir() => {
+            lacking.push(format!("the cgroup /{}, where the hooks are attached (`cgroup` in [daemon])", config.daemon.cgroup));
+        }
+        Some(_) => {}
+    }
+    let listener = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 1);
+    match listener {
+        Err(error) => lacking.push(format!("a loopback to listen on: {error}")),
+        Ok(listener) => {
+            if let Err(error) = socket::netns_cookie(&listener) {
+                lacking.push(format!("SO_NETNS_COOKIE, since kernel 5.14: {error}"));
+            }
+        }
+    }
+    if let Some(log) = &config.daemon.access_log
+        && let LogTarget::File(path) = &log.target
+        && !path.parent().is_some_and(Path::is_dir)
+    {
+        lacking.push(format!(
+            "the directory of the access log {}",
+            path.display()
+        ));
+    }
+    for (table, entries) in tables {
+        if *entries > table.entries as usize {
+            lacking.push(format!(
+                "room in the table {}: {entries} entries, it holds {}; write fewer or wider rules",
+                table.name, table.entries
+            ));
+        }
+    }
+    lacking
+}
