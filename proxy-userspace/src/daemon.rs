@@ -1,6 +1,6 @@
 //! `culvert run`: the proxy of a configuration file, in the foreground, until it is told to end.
 
-use std::path::Path;
+use std::{fs::File, os::fd::AsFd as _, path::Path};
 
 use anyhow::{Context as _, Result};
 use sd_notify::NotifyState;
@@ -8,9 +8,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     cgroup::Cgroup2,
-    config::{self, Config},
+    config::{self, Config, ConfigError},
     failure::Failure,
-    intercept::guard,
+    intercept::{guard, survey},
     privileges,
     service::Service,
 };
@@ -32,7 +32,10 @@ pub fn run(file: &Path, log_faults: bool) -> Result<()> {
 /// # Errors
 /// When it is wrong: a failure of usage.
 pub fn load(file: &Path) -> Result<Config> {
-    let loaded = config::load(file).map_err(|error| Failure::usage(error.to_string()))?;
+    let loaded = config::load(file).map_err(|error| match error {
+        ConfigError::Read { ref source, .. } => Failure::usage(format!("{error}: {source}")),
+        ConfigError::Invalid(_) => Failure::usage(error.to_string()),
+    })?;
     for warning in &loaded.warnings {
         eprintln!("{warning}");
     }
@@ -42,13 +45,14 @@ pub fn load(file: &Path) -> Result<Config> {
 async fn run_until_told(file: &Path, log_faults: bool) -> Result<()> {
     let config = load(file)?;
     privileges::require()?;
+    let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;
+    let attach_point = cgroups.mount().join(&config.daemon.cgroup);
+    let place = attach_point.display().to_string();
+    refuse_a_second(&attach_point)?;
     // Without a bpffs of the system the guard mounts one, at a later reload too, and unmounts it.
     privileges::keep_what_a_daemon_needs(!guard::has_system_bpffs())?;
     // Before anything is attached, so that none is missed.
     let mut signals = Signals::new().context("cannot watch for signals")?;
-    let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;
-    let attach_point = cgroups.mount().join(&config.daemon.cgroup);
-    let place = attach_point.display().to_string();
     let mut service = Service::start(config, cgroups, attach_point, log_faults)?;
     service.pin_guard()?;
     // Only now: what a killed predecessor left kept its rules in force until ours are.
@@ -84,13 +88,30 @@ async fn run_until_told(file: &Path, log_faults: bool) -> Result<()> {
     Ok(())
 }
 
+/// Two daemons on one cgroup would take each other's connections for an app's, round and round. (One on a cgroup below the
+/// other's is fine: it is outside of what it serves.)
+fn refuse_a_second(attach_point: &Path) -> Result<()> {
+    // Who cannot look finds out later; that there is no such cgroup is told there, too.
+    let holder = File::open(attach_point)
+        .ok()
+        .and_then(|cgroup| survey::served_by(cgroup.as_fd()));
+    match holder {
+        None => Ok(()),
+        Some(pid) => anyhow::bail!(
+            "process {pid} is a culvert that serves the cgroup {} already; end it first, or let this one serve another \
+             cgroup (`cgroup` in [daemon])",
+            attach_point.display()
+        ),
+    }
+}
+
 /// Puts the file's rules and upstreams in force. A wrong file changes nothing.
 fn reload(service: &mut Service, file: &Path) {
     notify(&[NotifyState::Reloading]);
     match load(file).and_then(|config| service.reload(config)) {
         Ok(()) => tracing::info!(rules = service.config().forward.len(), "reloaded"),
         Err(error) => {
-            tracing::error!("not reloaded, the running configuration stays in force: {error:#}");
+            tracing::error!("not reloaded; the running configuration stays in force\n{error:#}");
         }
     }
     notify(&[NotifyState::Ready]);

@@ -23,7 +23,7 @@
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
 //! | threads | [`shared`], `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
 //! | whole | [`proxy`] (start and stop order), `pulse`, `service`, [`config`] | everything below |
-//! | commands | [`daemon`], [`exec`], `run_command`, `plan`, `doctor`, `demo`, [`commands`], [`cli`] | everything |
+//! | commands | [`daemon`], [`exec`], `run_command`, [`commands`], [`cli`] | everything |
 //!
 //! # Decisions, and what was rejected
 //!
@@ -53,14 +53,14 @@ pub mod commands;
 pub mod config;
 mod connection;
 pub mod daemon;
-mod demo;
-mod doctor;
+pub mod demo;
+pub mod doctor;
 pub mod exec;
 pub mod failure;
 pub mod intercept;
 mod listener;
 mod paint;
-mod plan;
+pub mod plan;
 pub mod policy;
 mod privileges;
 pub mod process;

@@ -60,8 +60,9 @@ pub fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// Lets the next close of a socket be an orderly one. To be called when both directions have ended.
-pub fn end_orderly(stream: &TcpStream) {
+/// Lets the next close of a socket be an orderly one. To be called when both directions have ended; on a listener, it
+/// holds for what it accepts.
+pub fn end_orderly(stream: &impl AsFd) {
     // Only a socket that is gone already can refuse, and then there is nobody left to tell.
     _ = SockRef::from(stream).set_linger(None);
 }

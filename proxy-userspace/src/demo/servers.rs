@@ -62,7 +62,10 @@ impl Servers {
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::from_std(socket::listener(address, 16)?)
+    let listener = socket::listener(address, 16)?;
+    // A server closes in order, unlike the relay.
+    socket::end_orderly(&listener);
+    TcpListener::from_std(listener)
 }
 
 async fn origin(listener: TcpListener, told: UnboundedSender<Served>) {

@@ -83,6 +83,25 @@ pub fn program_names() -> BTreeMap<u32, String> {
         .collect()
 }
 
+/// The process that intercepts the connections of a cgroup by programs called like ours. `None` also without
+/// `CAP_SYS_ADMIN`, which it takes to look.
+#[must_use]
+pub fn served_by(cgroup: BorrowedFd<'_>) -> Option<u32> {
+    let names = program_names();
+    let ours = |hook: &Hook| {
+        let ids = attached(cgroup, *hook).unwrap_or_default();
+        ids.into_iter()
+            .find(|id| names.get(id).is_some_and(|name| name == hook.program))
+    };
+    // One name is nobody's; all of them at once are ours.
+    let programs = HOOKS.iter().map(ours).collect::<Option<Vec<_>>>()?;
+    let holders = holders();
+    programs
+        .first()
+        .and_then(|id| holders.get(id)?.first())
+        .map(|holder| holder.pid)
+}
+
 /// A process that holds a program or its link.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Holder {
