@@ -32,7 +32,7 @@ pub(crate) fn build(workspace: &Workspace, profile: Profile) -> Result<PathBuf> 
     if profile == Profile::Release {
         cargo.arg("--release");
     }
-    progress::step("building culvert (a first release build usually takes two to four minutes)");
+    progress::step("building culvert (from scratch usually three to five minutes)");
     let mut child = cargo.spawn().with_context(|| command::line(&cargo))?;
     let messages = child
         .stdout

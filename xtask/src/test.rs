@@ -51,7 +51,7 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<ExitCo
         cargo.arg("test").args(PACKAGES).env(BINARY, &binary);
         cargo
     };
-    progress::step("building the tests (the first time usually takes two to four minutes)");
+    progress::step("building the tests (from scratch usually two to four minutes)");
     command::run(cargo_test().arg("--no-run"))?;
 
     let mut cargo = cargo_test();
