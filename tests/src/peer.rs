@@ -3,10 +3,11 @@
 //! They are started inside [`Sandbox::within`](crate::Sandbox::within) and so listen in the test's network namespace. The
 //! test process is in no cgroup of the test's, so nothing that they do is intercepted.
 
+mod http_proxy;
 mod socks5;
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd,
     sync::{
@@ -18,6 +19,7 @@ use std::{
 
 use socket2::{Domain, SockRef, Socket, Type};
 
+pub use http_proxy::HttpProxy;
 pub use socks5::Socks5;
 
 /// Connections that may wait to be accepted.
@@ -79,6 +81,20 @@ impl Server {
         Self::start(address, |mut stream| {
             let client = stream.peer_addr()?;
             stream.write_all(client.to_string().as_bytes())
+        })
+    }
+
+    /// Answers every HTTP request with a page of one line.
+    pub fn web(address: impl Into<SocketAddr>) -> Self {
+        Self::start(address, |mut stream| {
+            let mut request = BufReader::new(stream.try_clone()?);
+            let mut line = String::new();
+            while request.read_line(&mut line)? > "\r\n".len() {
+                line.clear();
+            }
+            stream.write_all(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\npage\n",
+            )
         })
     }
 

@@ -72,7 +72,8 @@ fn serve(mut client: TcpStream, requests: &Mutex<Vec<SocketAddr>>) -> io::Result
     relay(&client, &connected?)
 }
 
-fn relay(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
+/// Moves bytes both ways until both have ended.
+pub(super) fn relay(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
     thread::scope(|scope| {
         scope.spawn(|| copy(client, server));
         copy(server, client)

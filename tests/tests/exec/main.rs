@@ -31,7 +31,7 @@ use culvert_tests::{
 };
 use nix::sys::signal::{Signal, kill};
 
-use scene::{Scene, exec, pid, serve_page, stdout, text};
+use scene::{Scene, exec, pid, stdout, text};
 
 #[test]
 fn a_command_goes_through_the_proxy() {
@@ -71,9 +71,7 @@ fn so_does_a_static_program() {
 #[test]
 fn loopback_is_direct() {
     let scene = Scene::new();
-    let web = scene
-        .sandbox
-        .within(|| Server::start(([127, 0, 0, 1], 0), serve_page));
+    let web = scene.sandbox.within(|| Server::web(([127, 0, 0, 1], 0)));
     let url = format!("http://{}/", web.address());
     assert_eq!(
         stdout(&attempt(scene.exec().args(["curl", "-sS", &url]))),
@@ -136,9 +134,7 @@ fn each_connection_can_be_recorded() {
 #[test]
 fn rules_of_a_file_hold_for_the_command() {
     let scene = Scene::new();
-    let other = scene
-        .sandbox
-        .within(|| Server::start((SERVER_V4, 0), serve_page));
+    let other = scene.sandbox.within(|| Server::web((SERVER_V4, 0)));
     let file = scene.sandbox.directory().join("rules.toml");
     write_private(
         &file,

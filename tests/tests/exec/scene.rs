@@ -2,8 +2,6 @@
 
 use std::{
     fs,
-    io::{self, BufRead, BufReader, Write},
-    net::TcpStream,
     process::{Command, Output},
 };
 
@@ -26,7 +24,7 @@ impl Scene {
     pub(crate) fn new() -> Self {
         let sandbox = Sandbox::new();
         Self {
-            web: sandbox.within(|| Server::start((SERVER_V4, 0), serve_page)),
+            web: sandbox.within(|| Server::web((SERVER_V4, 0))),
             proxy: sandbox.within(|| Socks5::start(([127, 0, 0, 1], 0))),
             sandbox,
         }
@@ -75,16 +73,6 @@ pub(crate) fn exec(sandbox: &Sandbox, options: &[&str]) -> Command {
     }
     command.arg("exec").args(options).arg("--");
     command
-}
-
-/// An answer to whatever is asked.
-pub(crate) fn serve_page(mut stream: TcpStream) -> io::Result<()> {
-    let mut request = BufReader::new(stream.try_clone()?);
-    let mut line = String::new();
-    while request.read_line(&mut line)? > 2 {
-        line.clear();
-    }
-    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\npage\n")
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {
