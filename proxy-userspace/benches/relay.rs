@@ -1,8 +1,8 @@
 //! What relaying costs on loopback: no relay, the relay's paths and `tokio::io::copy_bidirectional` side by side.
 //!
-//! `cargo bench --bench relay -- [ROUNDS] [LOAD]`. Client, relay and server share one core, so the figures are the cost of the CPU
-//! work, and two TCP legs cannot do better than half of one. All cases run in every round and are compared with the
-//! direct connection of the same round; printed are the medians, and the lowest and highest of the rounds.
+//! `cargo bench --bench relay -- [ROUNDS] [LOAD]`. Client, relay and server share one core, so the figures are the cost
+//! of the CPU work, and two TCP legs can hardly do better than half of one. All cases run in every round and are compared
+//! with the direct connection of the same round; printed are the medians, and the lowest and highest of the rounds.
 
 use std::{
     io::{Read, Write},
@@ -23,10 +23,8 @@ use proxy_userspace::{relay::Relay, rule::PathChoice};
 use tokio::{io::copy_bidirectional, net, runtime};
 
 const ROUNDS: usize = 5;
-const EXCHANGES: u64 = 20_000;
-const MESSAGE: usize = 64;
-const BULK: u64 = 1 << 30;
-const CHUNK: usize = 256 * 1024;
+const BULK: u32 = 1 << 30;
+const CHUNK: u32 = 256 * 1024;
 
 #[derive(Clone, Copy)]
 enum Relayed {
@@ -44,14 +42,27 @@ const RELAYED: [(&str, Relayed); 4] = [
 
 #[derive(Clone, Copy)]
 enum Load {
-    Exchange,
+    Small,
+    Large,
     Up,
     Down,
 }
 
+impl Load {
+    /// Size of the messages that are exchanged.
+    const fn message(self) -> u32 {
+        match self {
+            Self::Small => 64,
+            Self::Large => 64 * 1024,
+            Self::Up | Self::Down => CHUNK,
+        }
+    }
+}
+
 /// The unit of a load and how many of it one run moves.
-const LOADS: [(&str, Load, u64); 3] = [
-    ("64 B exchanges/s", Load::Exchange, EXCHANGES),
+const LOADS: [(&str, Load, u32); 4] = [
+    ("64 B exchanges/s", Load::Small, 20_000),
+    ("64 KiB exchanges/s", Load::Large, 5_000),
     ("bulk up B/s", Load::Up, BULK),
     ("bulk down B/s", Load::Down, BULK),
 ];
@@ -64,19 +75,21 @@ struct Rate {
 }
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().collect();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     if !arguments.iter().any(|argument| argument == "--bench") {
         // `cargo test --all-targets` only wants to know that it builds and starts.
         return Ok(());
     }
-    let rounds = arguments
+    let mut given = arguments
         .iter()
-        .find_map(|argument| argument.parse().ok())
-        .unwrap_or(ROUNDS);
-    let wanted = arguments
-        .iter()
-        .skip(1)
-        .find(|argument| !argument.starts_with('-') && argument.parse::<usize>().is_err());
+        .filter(|argument| !argument.starts_with('-'));
+    let rounds = given.clone().find_map(|argument| argument.parse().ok());
+    let load = given.find(|argument| argument.parse::<usize>().is_err());
+    compare(rounds.unwrap_or(ROUNDS), load.map_or("", String::as_str))
+}
+
+/// Runs the loads whose name contains `wanted`.
+fn compare(rounds: usize, wanted: &str) -> Result<()> {
     let mut core = CpuSet::new();
     core.set(0)?;
     sched_setaffinity(Pid::from_raw(0), &core).context("cannot bind to one core")?;
@@ -86,14 +99,11 @@ fn main() -> Result<()> {
     for (_, relayed) in RELAYED {
         addresses.push(relay(relayed, server)?);
     }
-    for (name, load, amount) in LOADS {
-        if wanted.is_some_and(|wanted| !name.contains(wanted.as_str())) {
-            continue;
-        }
+    for (name, load, amount) in LOADS.iter().filter(|(name, ..)| name.contains(wanted)) {
         let mut rates = vec![Vec::new(); RELAYED.len()];
         for _ in 0..rounds {
             for (address, rates) in addresses.iter().zip(&mut rates) {
-                rates.push(measure(*address, load, amount)?);
+                rates.push(measure(*address, *load, *amount)?);
             }
         }
         report(name, &rates);
@@ -134,7 +144,7 @@ fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
     )
 }
 
-fn measure(address: SocketAddr, load: Load, amount: u64) -> Result<Rate> {
+fn measure(address: SocketAddr, load: Load, amount: u32) -> Result<Rate> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
     // The server learns what to do, and the connection through the relay is up.
@@ -144,16 +154,16 @@ fn measure(address: SocketAddr, load: Load, amount: u64) -> Result<Rate> {
 
     let (started, cpu_before) = (Instant::now(), cpu_time()?);
     match load {
-        Load::Exchange => {
-            let mut message = [7; MESSAGE];
+        Load::Small | Load::Large => {
+            let mut message = vec![7; load.message() as usize];
             for _ in 0..amount {
                 stream.write_all(&message)?;
                 stream.read_exact(&mut message)?;
             }
         }
         Load::Up => {
-            let chunk = vec![7; CHUNK];
-            for _ in 0..amount / CHUNK as u64 {
+            let chunk = vec![7; CHUNK as usize];
+            for _ in 0..amount / CHUNK {
                 stream.write_all(&chunk)?;
             }
             stream.shutdown(std::net::Shutdown::Write)?;
@@ -165,7 +175,7 @@ fn measure(address: SocketAddr, load: Load, amount: u64) -> Result<Rate> {
         }
     }
     let (wall, cpu) = (started.elapsed(), cpu_time()?.saturating_sub(cpu_before));
-    let rate = |time: Duration| amount as f64 / time.as_secs_f64();
+    let rate = |time: Duration| f64::from(amount) / time.as_secs_f64();
     Ok(Rate {
         wall: rate(wall),
         cpu: rate(cpu),
@@ -178,13 +188,13 @@ fn cpu_time() -> Result<Duration> {
     Ok(Duration::from_micros(u64::try_from(micros)?))
 }
 
-fn receive_all(stream: &mut TcpStream, amount: u64) -> Result<()> {
-    let mut chunk = vec![0; CHUNK];
-    let mut left = amount;
+fn receive_all(stream: &mut TcpStream, amount: u32) -> Result<()> {
+    let mut chunk = vec![0; CHUNK as usize];
+    let mut left = amount as usize;
     while left > 0 {
         match stream.read(&mut chunk)? {
             0 => bail!("the stream ended {left} bytes early"),
-            count => left = left.saturating_sub(count as u64),
+            count => left = left.saturating_sub(count),
         }
     }
     Ok(())
@@ -208,22 +218,23 @@ fn answer(mut stream: TcpStream) -> Result<()> {
     let mut byte = [0];
     stream.read_exact(&mut byte)?;
     stream.write_all(&byte)?;
-    match byte {
-        [load] if load == Load::Exchange as u8 => {
-            let mut message = [0; MESSAGE];
+    let asked = LOADS.iter().find(|(_, load, _)| [*load as u8] == byte);
+    match asked.context("no such load")?.1 {
+        load @ (Load::Small | Load::Large) => {
+            let mut message = vec![0; load.message() as usize];
             loop {
                 stream.read_exact(&mut message)?;
                 stream.write_all(&message)?;
             }
         }
-        [load] if load == Load::Up as u8 => {
+        Load::Up => {
             receive_all(&mut stream, BULK)?;
             stream.write_all(&byte)?;
         }
-        _ => {
+        Load::Down => {
             stream.read_exact(&mut byte)?;
-            let chunk = vec![7; CHUNK];
-            for _ in 0..BULK / CHUNK as u64 {
+            let chunk = vec![7; CHUNK as usize];
+            for _ in 0..BULK / CHUNK {
                 stream.write_all(&chunk)?;
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! The app is a process of its own in a cgroup of its own, the hooks are attached to that cgroup, and everything is in
 //! a network namespace of its own. Each connection is observed by the app, the kernel, the relay, the proxy and the
-//! origin, and all have to agree with what the configuration says. [`steps`] is what is done, `stage` does it; in the
+//! origin, and all have to agree with what the configuration says. `steps` is what is done, `stage` does it; in the
 //! end `traces` looks whether anything is left.
 
 mod app;

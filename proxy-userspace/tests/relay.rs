@@ -10,14 +10,22 @@
 
 #[path = "relay/endings.rs"]
 mod endings;
+#[path = "relay/idle.rs"]
+mod idle;
 #[path = "relay/model.rs"]
 mod model;
 #[path = "relay/payload.rs"]
 mod payload;
+#[path = "relay/resumption.rs"]
+mod resumption;
 #[path = "relay/rig.rs"]
 mod rig;
 #[path = "relay/scripted.rs"]
 mod scripted;
+#[path = "relay/sharing.rs"]
+mod sharing;
+#[path = "relay/sockmap.rs"]
+mod sockmap;
 #[path = "relay/transfers.rs"]
 mod transfers;
 #[path = "relay/urgent.rs"]

@@ -344,9 +344,9 @@ impl Socket<'_> {
         let (socket, path) = (self.id, path.to_owned());
         let take = Call::Take(path.clone());
         thread::scope(|scope| {
-            let taken = scope.spawn(|| taker.call(&take));
+            let answer = scope.spawn(|| taker.call(&take));
             self.done(Call::Pass { socket, path }).expect("pass");
-            match taken.join().expect("the thread that takes") {
+            match answer.join().expect("the thread that takes") {
                 Ok(Answer::Socket(id)) => taker.socket(id),
                 other => panic!("take: {other:?}"),
             }

@@ -14,7 +14,7 @@ use tokio::io::AsyncWrite;
 /// Size of the first reads of a connection, and of those for a slow receiver, in bytes.
 pub(super) const LEAST_READ: usize = 16 * 1024;
 /// Size of the reads of a connection that moves much, in bytes.
-pub(super) const MOST_READ: usize = 256 * 1024;
+pub(super) const MOST_READ: usize = 512 * 1024;
 
 thread_local! {
     static SCRATCH: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };

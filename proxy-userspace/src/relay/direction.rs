@@ -244,17 +244,19 @@ impl Direction {
 
     /// Learns from one read how much to read next, and whether by pipe.
     fn adapt(&mut self, received: Received, written: usize) {
+        let mut most = copy::MOST_READ;
         if self.bulk != Bulk::Never {
             let many = received
                 .waiting
                 .is_some_and(|waiting| waiting >= splice::WORTH_A_PIPE);
             self.bulk = if many { Bulk::Now } else { Bulk::NotNow };
+            most = splice::WORTH_A_PIPE;
         }
         if written < received.bytes {
             // The receiver is slower than the sender: hold less for it next time.
             self.read_size = (self.read_size / 2).max(copy::LEAST_READ);
-        } else if received.bytes == self.read_size && self.bulk == Bulk::Never {
-            self.read_size = (self.read_size * 2).min(copy::MOST_READ);
+        } else if received.bytes == self.read_size {
+            self.read_size = (self.read_size * 2).min(most);
         }
     }
 

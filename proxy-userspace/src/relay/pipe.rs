@@ -112,3 +112,55 @@ impl Pipe {
 fn flags() -> SpliceFFlags {
     SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::fd::AsFd, os::unix::net::UnixStream};
+
+    use super::*;
+
+    fn pooled() -> usize {
+        POOL.with_borrow(Vec::len)
+    }
+
+    /// A pipe that holds `text`.
+    fn filled(text: &[u8]) -> Pipe {
+        let (mut writer, reader) = UnixStream::pair().unwrap();
+        writer.write_all(text).unwrap();
+        let mut pipe = Pipe::acquire().unwrap();
+        assert_eq!(pipe.fill(reader.as_fd()), Ok(text.len()));
+        pipe
+    }
+
+    #[test]
+    fn only_empty_pipes_are_pooled() {
+        filled(b"of another connection").release();
+        assert_eq!(pooled(), 0);
+        let mut pipe = filled(b"read");
+        assert_eq!(pipe.read_all().unwrap(), b"read");
+        pipe.release();
+        assert_eq!(pooled(), 1);
+        let reused = Pipe::acquire().unwrap();
+        assert_eq!((pooled(), reused.held()), (0, 0));
+        assert_eq!(read(&reused.read_end, &mut [0]), Err(Errno::EAGAIN));
+    }
+
+    #[test]
+    fn the_pool_is_bounded() {
+        let pipes: Vec<Pipe> = (0..POOL_SIZE + 5).filter_map(|_| Pipe::acquire()).collect();
+        assert_eq!(pipes.len(), POOL_SIZE + 5);
+        pipes.into_iter().for_each(Pipe::release);
+        assert_eq!(pooled(), POOL_SIZE);
+    }
+
+    #[test]
+    fn what_a_sink_leaves_stays_in_order() {
+        let mut pipe = filled(b"taken and left");
+        let (writer, reader) = UnixStream::pair().unwrap();
+        let taken = splice(&pipe.read_end, None, &writer, None, 6, flags()).unwrap();
+        pipe.held -= taken;
+        assert_eq!(pipe.read_all().unwrap(), b"and left");
+        assert_eq!(pipe.held(), 0);
+        drop(reader);
+    }
+}

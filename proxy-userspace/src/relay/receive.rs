@@ -140,3 +140,63 @@ fn receive(socket: RawFd, buffer: &mut [u8]) -> io::Result<Received> {
         .flatten();
     Ok(Received { bytes, waiting })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use socket2::SockRef;
+    use tokio::{io::AsyncWriteExt, net::TcpListener};
+
+    use super::*;
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connecting = TcpStream::connect(listener.local_addr().unwrap());
+        let (connecting, accepted) = tokio::join!(connecting, listener.accept());
+        (connecting.unwrap(), accepted.unwrap().0)
+    }
+
+    async fn read(socket: &TcpStream, size: usize) -> (usize, Option<usize>) {
+        let mut buffer = vec![0; size];
+        let received = poll_fn(|cx| poll_plain(socket, cx, &mut buffer))
+            .await
+            .unwrap();
+        (received.bytes, received.waiting)
+    }
+
+    #[tokio::test]
+    async fn the_kernel_says_what_waits() {
+        let (mut sender, receiver) = connected().await;
+        report_waiting(&receiver);
+        sender.write_all(&[1; 100]).await.unwrap();
+        assert_eq!(read(&receiver, 60).await, (60, Some(40)));
+        assert_eq!(read(&receiver, 60).await, (40, Some(0)));
+        sender.write_all(&[2; 10]).await.unwrap();
+        sender.shutdown().await.unwrap();
+        assert_eq!(read(&receiver, 60).await, (10, Some(1)));
+        assert_eq!(read(&receiver, 60).await.0, 0);
+    }
+
+    #[tokio::test]
+    async fn a_read_stops_in_front_of_an_urgent_byte() {
+        let (sender, receiver) = connected().await;
+        report_waiting(&receiver);
+        let receiving = SockRef::from(&receiver);
+        receiving.set_out_of_band_inline(true).unwrap();
+        let sending = SockRef::from(&sender);
+        sending.send(b"ab").unwrap();
+        sending.send_out_of_band(b"c").unwrap();
+        sending.send(b"de").unwrap();
+        assert_eq!(read(&receiver, 60).await, (2, Some(3)));
+        assert_eq!(read(&receiver, 60).await, (3, Some(0)));
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_does_not_report_is_read_until_empty() {
+        let (mut sender, receiver) = connected().await;
+        sender.write_all(&[1; 100]).await.unwrap();
+        assert_eq!(read(&receiver, 60).await, (60, None));
+        assert_eq!(read(&receiver, 60).await, (40, None));
+    }
+}

@@ -78,3 +78,71 @@ pub(super) fn poll_empty(
     }
     Poll::Ready(Ok(()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use socket2::SockRef;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let connecting = TcpStream::connect(listener.local_addr().unwrap());
+        let (connecting, accepted) = tokio::join!(connecting, listener.accept());
+        let (connecting, accepted) = (connecting.unwrap(), accepted.unwrap().0);
+        SockRef::from(&accepted)
+            .set_out_of_band_inline(true)
+            .unwrap();
+        (connecting, accepted)
+    }
+
+    #[tokio::test]
+    async fn bytes_go_from_socket_to_socket() {
+        let (mut sender, source) = connected().await;
+        let (sink, mut end) = connected().await;
+        sender.write_all(b"by pipe").await.unwrap();
+        let filled = poll_fn(|cx| poll_fill(&source, cx)).await.unwrap();
+        let Filled::Pipe(mut pipe) = filled else {
+            panic!("nothing to splice");
+        };
+        assert_eq!(pipe.held(), 7);
+        let moved = AtomicU64::new(0);
+        poll_fn(|cx| poll_empty(&mut pipe, cx, Some(&sink), &moved))
+            .await
+            .unwrap();
+        let mut received = [0; 7];
+        end.read_exact(&mut received).await.unwrap();
+        assert_eq!((&received, moved.into_inner()), (b"by pipe", 7));
+    }
+
+    /// Why a fill that moves nothing is no end of stream.
+    #[tokio::test]
+    async fn nothing_is_seen_in_front_of_an_urgent_byte() {
+        let (mut sender, source) = connected().await;
+        SockRef::from(&sender).send_out_of_band(b"!").unwrap();
+        sender.shutdown().await.unwrap();
+        let filled = poll_fn(|cx| poll_fill(&source, cx)).await.unwrap();
+        assert!(matches!(filled, Filled::Nothing));
+        let mut source = source;
+        assert_eq!(source.read_u8().await.unwrap(), b'!');
+    }
+
+    /// A reset must not look like an end of stream to the read that comes after.
+    #[tokio::test]
+    async fn an_error_of_the_socket_is_not_lost() {
+        let (sender, source) = connected().await;
+        #[expect(deprecated, reason = "zero blocks nobody")]
+        sender.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(sender);
+        let filled = poll_fn(|cx| poll_fill(&source, cx)).await;
+        let error = filled.map(drop).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(!is_unusable(&error));
+    }
+}

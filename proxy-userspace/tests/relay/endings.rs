@@ -20,7 +20,8 @@ on_each_path!(
     server_resets_while_receiving,
     app_leaves_before_the_answer,
     server_leaves_before_the_question,
-    reset_behind_the_last_bytes,
+    refusal_of_an_upload,
+    interruption_of_a_download,
     reset_after_half_close,
 );
 
@@ -154,7 +155,7 @@ async fn server_leaves_before_the_question(path: PathChoice) {
     assert_eq!(ended.reason, CloseReason::UpstreamReset, "{ended:?}");
 }
 
-async fn reset_behind_the_last_bytes(path: PathChoice) {
+async fn refusal_of_an_upload(path: PathChoice) {
     let mut rig = Rig::new(path).await;
     // Refuses an upload it has not read: the answer is there first, the reset comes behind it.
     begin_to_send(&mut rig.app, &mut rig.server).await;
@@ -164,6 +165,17 @@ async fn reset_behind_the_last_bytes(path: PathChoice) {
     expect_reset(&mut rig.app).await;
     let ended = rig.ended.await.unwrap();
     assert_eq!(ended.reason, CloseReason::UpstreamReset, "{ended:?}");
+}
+
+async fn interruption_of_a_download(path: PathChoice) {
+    let mut rig = Rig::new(path).await;
+    begin_to_send(&mut rig.server, &mut rig.app).await;
+    rig.app.write_all(b"enough").await.unwrap();
+    drop(rig.app);
+    expect_text(&mut rig.server, b"enough").await;
+    expect_reset(&mut rig.server).await;
+    let ended = rig.ended.await.unwrap();
+    assert_eq!(ended.reason, CloseReason::DownstreamReset, "{ended:?}");
 }
 
 async fn reset_after_half_close(path: PathChoice) {

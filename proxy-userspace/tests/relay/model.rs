@@ -142,29 +142,38 @@ async fn after(mut polls: usize) {
     .await;
 }
 
-#[test]
-fn a_receiver_that_takes_nothing_makes_it_hold_little() {
-    let endless = Script {
-        reads: vec![Step::Move(usize::MAX / 2)],
-        writes: vec![],
+/// Bytes taken from an endless sender and not accepted by a receiver that does this and then nothing more.
+fn held_after(mut writes: Vec<Step>) -> usize {
+    writes.push(Step::Wait);
+    let (sends, takes) = (vec![Step::Move(usize::MAX / 2)], vec![Step::Wait]);
+    let script = |reads, writes| Script {
+        reads,
+        writes,
         lazy: false,
     };
-    let stuck = Script {
-        reads: vec![Step::Wait],
-        writes: vec![Step::Wait],
-        lazy: false,
-    };
-    let (mut downstream, _) = Scripted::new(DOWNSTREAM, &endless);
-    let (mut upstream, _) = Scripted::new(UPSTREAM, &stuck);
+    let (mut downstream, app) = Scripted::new(DOWNSTREAM, &script(sends, vec![]));
+    let (mut upstream, server) = Scripted::new(UPSTREAM, &script(takes, writes));
     let mut relay = Relay::new(Arc::default(), None);
-    {
-        let mut running = pin!(relay.copy(&mut downstream, &mut upstream));
-        for _ in 0..100 {
-            let poll = running
-                .as_mut()
-                .poll(&mut Context::from_waker(Waker::noop()));
-            assert!(poll.is_pending());
-        }
+    let mut running = pin!(relay.copy(&mut downstream, &mut upstream));
+    for _ in 0..100 {
+        let poll = running
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()));
+        assert!(poll.is_pending());
     }
-    assert_eq!(downstream.given(), 16 * 1024);
+    app.borrow().given - server.borrow().received.len()
+}
+
+#[test]
+fn a_slow_receiver_makes_it_hold_little() {
+    let everything = Step::Move(usize::MAX);
+    assert_eq!(held_after(vec![]), 16 << 10, "at first");
+    let quick = vec![everything; 10];
+    assert_eq!(held_after(quick.clone()), 512 << 10, "for a quick one");
+    let slow = [Step::Move(1), everything].repeat(10);
+    assert_eq!(
+        held_after([quick, slow].concat()),
+        16 << 10,
+        "for one that became slow"
+    );
 }

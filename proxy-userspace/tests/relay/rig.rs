@@ -1,21 +1,27 @@
 //! An app and a server with a relay between them, on loopback.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use proxy_userspace::{
-    relay::{Ended, Progress, Relay},
+    relay::{Ended, Progress, Relay, Side},
     rule::PathChoice,
 };
 use socket2::SockRef;
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream},
     task::JoinHandle,
     time::timeout,
 };
 
 /// Longer than anything here may take; a test that gets here hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Runs each test function named on each path.
 macro_rules! on_each_path {
@@ -57,8 +63,16 @@ impl Rig {
 
     /// With all eight socket buffers of about `buffers` bytes.
     pub(crate) async fn with_buffers(path: PathChoice, buffers: Option<u32>) -> Self {
-        let (app, downstream) = connected(buffers).await;
-        let (upstream, server) = connected(buffers).await;
+        let (downstream, upstream) = (connected(buffers).await, connected(buffers).await);
+        Self::over(path, downstream, upstream)
+    }
+
+    /// Over two connections: app to relay and relay to server.
+    pub(crate) fn over(
+        path: PathChoice,
+        (app, downstream): (TcpStream, TcpStream),
+        (upstream, server): (TcpStream, TcpStream),
+    ) -> Self {
         let progress = Arc::default();
         let relay = Relay::new(Arc::clone(&progress), None);
         let ended = tokio::spawn(relay_and_close(relay, downstream, upstream, path));
@@ -68,6 +82,43 @@ impl Rig {
             progress,
             ended,
         }
+    }
+}
+
+/// A stream that is not plain TCP, as far as the relay can tell.
+pub(crate) struct Veiled<T>(pub(crate) T);
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Side for Veiled<T> {
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Veiled<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buffer)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Veiled<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 

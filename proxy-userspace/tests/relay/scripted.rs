@@ -45,6 +45,8 @@ pub(crate) struct Script {
 /// What happened to a side, shared with the test.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
+    /// Bytes read from it.
+    pub(crate) given: usize,
     pub(crate) received: Vec<u8>,
     pub(crate) kept: Vec<u8>,
     pub(crate) told_end: usize,
@@ -57,7 +59,6 @@ pub(crate) struct Seen {
 
 pub(crate) struct Scripted {
     sends: Payload,
-    sent: u64,
     lazy: bool,
     seen: Rc<RefCell<Seen>>,
 }
@@ -71,16 +72,10 @@ impl Scripted {
         }));
         let side = Self {
             sends: Payload::new(stream, script.length()),
-            sent: 0,
             lazy: script.lazy,
             seen: Rc::clone(&seen),
         };
         (side, seen)
-    }
-
-    /// Bytes read from it so far.
-    pub(crate) fn given(&self) -> u64 {
-        self.sent
     }
 }
 
@@ -135,12 +130,11 @@ impl Side for Scripted {
 
 impl AsyncRead for Scripted {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let seen = Rc::clone(&self.seen);
-        let mut seen = seen.borrow_mut();
+        let mut seen = self.seen.borrow_mut();
         let Some(step) = seen.reads.front_mut() else {
             return Poll::Ready(Ok(()));
         };
@@ -151,8 +145,8 @@ impl AsyncRead for Scripted {
                 if *left == 0 {
                     seen.reads.pop_front();
                 }
-                buffer.put_slice(&self.sends.bytes(self.sent, count));
-                self.sent += count as u64;
+                buffer.put_slice(&self.sends.bytes(seen.given as u64, count));
+                seen.given += count;
                 Poll::Ready(Ok(()))
             }
             Step::Wait => {
