@@ -19,7 +19,10 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::timeout,
+};
 
 use super::{Cgroup, Cgroup2, CgroupError, walk};
 
@@ -29,6 +32,9 @@ const PREFIX: &str = "culvert-exec-";
 /// How long killed processes may take to leave. A task in an uninterruptible system call can take longer; then
 /// the directory stays and the next start sweeps it.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest sleep without looking: a cgroup that somebody else removes takes its last event with it.
+const RECHECK: Duration = Duration::from_millis(500);
 
 /// Pause between two attempts to remove a cgroup whose last task is just leaving.
 const REMOVE_PAUSE: Duration = Duration::from_millis(2);
@@ -138,7 +144,9 @@ impl OwnCgroup {
             let mut events =
                 unsafe { AsyncFd::register_with_interest(events, Interest::PRIORITY) }?;
             while populated(events.get_mut())? {
-                events.ready(Interest::PRIORITY).await?.clear_ready();
+                if let Ok(ready) = timeout(RECHECK, events.ready(Interest::PRIORITY)).await {
+                    ready?.clear_ready();
+                }
             }
             Ok(())
         };
@@ -233,11 +241,17 @@ fn owner(dir: &Path) -> Option<u32> {
     name.strip_prefix(PREFIX)?.parse().ok()
 }
 
+/// A cgroup that was removed after its file was opened holds nobody.
 fn populated(events: &mut File) -> io::Result<bool> {
     let mut text = String::new();
     events.rewind()?;
-    events.read_to_string(&mut text)?;
-    Ok(text.lines().any(|line| line == "populated 1"))
+    match events.read_to_string(&mut text) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        read => {
+            read?;
+            Ok(text.lines().any(|line| line == "populated 1"))
+        }
+    }
 }
 
 fn kill_all(dir: &Path) -> io::Result<()> {
@@ -251,8 +265,12 @@ fn kill_all(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// What `cgroup.kill` does, for Linux before 5.14: frozen tasks cannot fork, but they die of SIGKILL.
-fn kill_each(dir: &Path) -> io::Result<()> {
+/// What `cgroup.kill` does, for Linux before 5.14: frozen tasks cannot fork, but they die of SIGKILL. Public so that
+/// it can be tested on newer kernels; a cgroup that is gone is fine.
+///
+/// # Errors
+/// When the cgroup cannot be frozen.
+pub fn kill_each(dir: &Path) -> io::Result<()> {
     let deadline = Instant::now() + EMPTY_TIMEOUT;
     let freeze = OpenOptions::new()
         .write(true)
@@ -298,10 +316,12 @@ fn wait_empty(dir: &Path, deadline: Instant) -> io::Result<()> {
     };
     while populated(&mut events)? {
         let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let timeout = PollTimeout::try_from(left.min(RECHECK)).unwrap_or(PollTimeout::ZERO);
         let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
         match poll(&mut fds, timeout) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
