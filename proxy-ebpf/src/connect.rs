@@ -69,7 +69,7 @@ pub fn connect(version: &Version, ctx: &SockAddrContext) -> i32 {
     }
     let (addr, port) = version.addr(ctx);
     let relay = RELAY.get(0);
-    if relay.is_some_and(|relay| is_listener(relay, &addr, port)) {
+    if relay.is_some_and(|relay| is_listener(ctx, relay, &addr, port)) {
         // The relay finds no record of it and resets it: nobody can talk to the listener, nothing loops.
         count(Counter::Loop);
         return forget(ctx);
@@ -122,15 +122,19 @@ pub fn is_own(ctx: &SockAddrContext) -> bool {
     socket.is_some_and(|socket| socket.role == role::OWN)
 }
 
-/// Whether a destination is one of our listeners, which are on loopback only.
+/// Whether a destination is one of our listeners, which are on the loopback of one network namespace only.
 #[inline(always)]
-pub fn is_listener(relay: &Relay, addr: &Addr, port: BePort) -> bool {
+pub fn is_listener(ctx: &SockAddrContext, relay: &Relay, addr: &Addr, port: BePort) -> bool {
     let listener = if addr.is_v4() {
         relay.port_v4
     } else {
         relay.port_v6
     };
-    port == listener && listener.0 != 0 && addr.is_loopback()
+    port == listener
+        && listener.0 != 0
+        && addr.is_loopback()
+        // SAFETY: a plain helper call.
+        && unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == relay.netns_cookie
 }
 
 /// Remembers the connection on its socket, then points the call at the listener.

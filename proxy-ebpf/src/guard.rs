@@ -23,7 +23,7 @@ pub fn guard(version: &Version, ctx: &SockAddrContext) -> i32 {
     let (addr, port) = version.addr(ctx);
     if RELAY
         .get(0)
-        .is_some_and(|relay| is_listener(relay, &addr, port))
+        .is_some_and(|relay| is_listener(ctx, relay, &addr, port))
     {
         return PROCEED;
     }

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
-        BPF_TCP_CLOSE,
+        BPF_TCP_CLOSE, BPF_TCP_FIN_WAIT2,
     },
     helpers::generated::bpf_ktime_get_ns,
     programs::SockOpsContext,
@@ -20,7 +20,9 @@ const DONE: u32 = 1;
 pub fn sockops(ctx: &SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(ctx),
-        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => withdraw(ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE && is_abandoned(ctx.arg(0)) => {
+            withdraw(ctx);
+        }
         _ => {}
     }
     DONE
@@ -46,7 +48,17 @@ fn publish(ctx: &SockOpsContext) {
     let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
 }
 
-/// The socket is closed; if nobody accepted the connection its record would stay.
+/// Whether a connection whose socket is closed in this state may never be accepted.
+///
+/// An app that connects, writes and closes at once leaves a socket in `FIN_WAIT2`, which the kernel replaces by a
+/// time-wait socket (`tcp_time_wait()` in `net/ipv4/tcp_minisocks.c`): closed, as far as we are told. Our FIN was
+/// acknowledged then, so the listener has the connection with all its bytes in the accept queue, and needs the record.
+#[inline(always)]
+fn is_abandoned(state: u32) -> bool {
+    state != BPF_TCP_FIN_WAIT2
+}
+
+/// The socket is closed; if nobody accepts the connection its record would stay.
 #[inline(always)]
 fn withdraw(ctx: &SockOpsContext) {
     let Some(socket) = intercepted(ctx) else {

@@ -9,6 +9,7 @@ pub mod guard;
 mod handles;
 mod object;
 pub mod survey;
+mod syscall;
 mod tables;
 pub mod trial;
 

@@ -287,8 +287,12 @@ fn assert_nothing_stays(stage: impl Fn(&culvert_tests::Culvert<'_>, Duration)) {
         assert_eq!(app.storm(&storm(&[server.address()])), flawless);
         kill_somewhere(&sandbox, "refuse", |culvert| stage(culvert, delay));
         // Whether it came as far as a pin or not.
-        detach(&sandbox);
-        assert_eq!(app.storm(&storm(&[server.address()])), flawless);
+        let said = detach(&sandbox);
+        assert_eq!(
+            app.storm(&storm(&[server.address()])),
+            flawless,
+            "after {delay:?}; detach said: {said}"
+        );
     }
 }
 

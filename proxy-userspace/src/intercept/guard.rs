@@ -12,13 +12,15 @@ use std::{
 
 use aya::programs::{
     cgroup_sock_addr::CgroupSockAddrLink,
-    links::{FdLink, LinkError},
+    links::{FdLink, LinkError, PinnedLink},
 };
 use nix::{
     mount::{MsFlags, mount, umount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 use thiserror::Error;
+
+use super::syscall::detach_link;
 
 /// Where systems mount it.
 const SYSTEM_BPFFS: &str = "/sys/fs/bpf";
@@ -206,11 +208,29 @@ pub fn remove_stale() -> Result<usize, GuardError> {
     Ok(stale.len())
 }
 
+/// Takes a program off its hook now: the kernel would do so some milliseconds after the pin is gone, and until then
+/// connections would still be refused.
+fn detach(link: &FdLink) {
+    let detached = link.info().map_err(io::Error::other).and_then(|info| {
+        let number = descriptor_of(info.id()).ok_or(io::ErrorKind::NotFound)?;
+        // SAFETY: `link` owns the descriptor of this number and outlives this call.
+        detach_link(unsafe { BorrowedFd::borrow_raw(number) })
+    });
+    if let Err(error) = detached {
+        tracing::debug!(%error, "a link is not detached at once, but a little later");
+    }
+}
+
 /// Whether the daemon that made a directory of pins still runs.
 fn is_running(place: &Path) -> bool {
     let Some(pid) = place.file_name().and_then(|name| name.to_str()) else {
         return false;
     };
+    // A zombie has no executable any more. Not being allowed to look is no proof of death.
+    let exe = fs::read_link(format!("/proc/{pid}/exe"));
+    if exe.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return false;
+    }
     // A recycled process id: some other program has it now.
     fs::read(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.starts_with(b"culvert"))
 }
@@ -221,17 +241,25 @@ fn remove(place: &Path) -> Result<(), GuardError> {
         path: path.to_owned(),
         source,
     };
-    for entry in fs::read_dir(place)
+    let pins: Vec<PathBuf> = fs::read_dir(place)
         .map_err(|source| failed("list", place, source))?
         .filter_map(Result::ok)
-    {
-        let path = entry.path();
-        fs::remove_file(&path).map_err(|source| failed("remove", &path, source))?;
+        .map(|entry| entry.path())
+        .collect();
+    // Held until the pins are gone: whenever we are killed, either a pin is left for the next one to find, or nothing.
+    let links: Vec<FdLink> = pins
+        .iter()
+        .filter_map(|pin| PinnedLink::from_pin(pin).ok())
+        .map(FdLink::from)
+        .collect();
+    for pin in &pins {
+        fs::remove_file(pin).map_err(|source| failed("remove", pin, source))?;
     }
     fs::remove_dir(place).map_err(|source| failed("remove", place, source))?;
     if let Some(directory) = place.parent() {
         let _ = fs::remove_dir(directory);
     }
+    links.iter().for_each(detach);
     unmount_own();
     Ok(())
 }

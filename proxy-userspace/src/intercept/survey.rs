@@ -1,18 +1,17 @@
 //! What is loaded and attached on this machine, by whomever. Looks only.
-//!
-//! aya lists programs and links but does not ask what is attached to a cgroup, so that one call is made here
-//! (`BPF_PROG_QUERY`, kernel 4.15).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io, mem,
-    os::fd::{AsRawFd, BorrowedFd},
+    fs, io,
+    os::fd::BorrowedFd,
     path::Path,
 };
 
 use aya::programs::{loaded_links, loaded_programs};
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
+use aya_obj::generated::bpf_attach_type;
 use proxy_common::names;
+
+use super::syscall::query_programs;
 
 /// A hook of cgroups that we attach to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,37 +40,12 @@ pub const HOOKS: [Hook; 6] = {
     ]
 };
 
-/// More programs than the kernel lets anybody attach to one hook of a cgroup (`BPF_CGROUP_MAX_PROGS`).
-const MAX_PROGRAMS: u32 = 64;
-
 /// The ids of the programs attached to a cgroup itself, in the order they run in.
 ///
 /// # Errors
 /// Without `CAP_NET_ADMIN`, or when the kernel does not know the hook.
 pub fn attached(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u32>> {
-    let mut ids = [0; MAX_PROGRAMS as usize];
-    // SAFETY: a union of plain integers, for which zeros are what the kernel wants in unused parts.
-    let mut attr: bpf_attr = unsafe { mem::zeroed() };
-    attr.query.__bindgen_anon_1.target_fd = cgroup.as_raw_fd().unsigned_abs();
-    attr.query.attach_type = hook.attach_type as u32;
-    attr.query.prog_ids = ids.as_mut_ptr().addr() as u64;
-    attr.query.__bindgen_anon_2.prog_cnt = MAX_PROGRAMS;
-    // SAFETY: the attribute is initialised and as long as we say; the kernel writes at most `prog_cnt` ids, for which
-    // there is room, and does not keep the pointers.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            bpf_cmd::BPF_PROG_QUERY as libc::c_int,
-            &raw mut attr,
-            size_of::<bpf_attr>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: written by the kernel; any bits are an integer.
-    let count = unsafe { attr.query.__bindgen_anon_2.prog_cnt } as usize;
-    Ok(ids.into_iter().take(count).collect())
+    query_programs(cgroup, hook.attach_type as u32)
 }
 
 /// The names of all loaded programs by id. Empty without `CAP_SYS_ADMIN`.
