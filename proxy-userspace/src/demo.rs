@@ -37,11 +37,11 @@ use crate::{
 pub(crate) fn run() -> Result<ExitCode> {
     let [load, attach] = privileges::NEEDED;
     privileges::require_all(&[load, attach, privileges::NAMESPACE])?;
+    let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;
     let begun = Instant::now();
     let table = Table::new();
     table.title();
 
-    let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;
     let dir = OwnCgroup::planned(&cgroups)?;
     // Removes the cgroup should we be killed.
     let reaper = Reaper::start(&dir)?;

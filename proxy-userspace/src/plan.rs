@@ -21,7 +21,11 @@ use crate::{
     daemon,
     exec::account::Accounts,
     failure::{Class, Failure},
-    intercept::{MapShape, guard::Bpffs, map_shapes},
+    intercept::{
+        MapShape,
+        guard::{self, Bpffs},
+        map_shapes,
+    },
     paint::{self, Paint},
     policy::{self, Compiled, ExeRef, Names},
     privileges, resolve,
@@ -89,7 +93,7 @@ fn attach(config: &Config, cgroups: Option<&Cgroup2>, needs: &Needs, bpffs: &Bpf
             format!("{}, since rules have `pid`", needs.tracepoints.join(" ")),
         ));
     }
-    let guard = if needs.guard.is_empty() {
+    let pinned = if needs.guard.is_empty() {
         "none, since no rule has `on_relay_failure = \"refuse\"`".to_owned()
     } else {
         let place = match bpffs {
@@ -104,7 +108,18 @@ fn attach(config: &Config, cgroups: Option<&Cgroup2>, needs: &Needs, bpffs: &Bpf
             needs.guard.join(" ")
         )
     };
-    rows.push(row("guard", guard));
+    rows.push(row("guard", pinned));
+    let stale = guard::stale();
+    if !stale.is_empty() {
+        let places: Vec<_> = stale
+            .iter()
+            .map(|place| place.display().to_string())
+            .collect();
+        rows.push(row(
+            "left over",
+            format!("{} of a killed daemon, which is removed", places.join(", ")),
+        ));
+    }
     rows
 }
 

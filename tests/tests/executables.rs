@@ -38,7 +38,10 @@ impl Setting {
 
     /// A rule that names executables.
     fn rule(names: &[&Path]) -> String {
-        let names: Vec<_> = names.iter().map(|name| format!("{name:?}")).collect();
+        let names: Vec<_> = names
+            .iter()
+            .map(|name| format!("\"{}\"", name.display()))
+            .collect();
         RELAY.to_owned() + &relayed("exe", &format!("exe = [{}]", names.join(", ")))
     }
 
@@ -49,7 +52,7 @@ impl Setting {
     /// A copy of the app.
     fn copy(&self, name: &str) -> PathBuf {
         let path = self.path(name);
-        fs::copy(app_binary(), &path).unwrap();
+        fs::copy(app_binary(), &path).expect("a copy of the app");
         path
     }
 

@@ -130,7 +130,10 @@ pub(super) fn main() -> io::Result<()> {
         let seen = runtime.block_on(connect(destination))?;
         let mut answer = serde_json::to_string(&seen)?;
         answer.push('\n');
-        io::stdout().lock().write_all(answer.as_bytes())?;
+        if io::stdout().lock().write_all(answer.as_bytes()).is_err() {
+            // Nobody wants to know any more.
+            break;
+        }
     }
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! What can be seen of the kernel and its set-up without privileges.
 
 use std::{
-    fs,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream},
     path::Path,
+    time::Duration,
 };
 
 use nix::sys::{
@@ -24,6 +25,7 @@ pub(super) fn kernel(cgroups: &Result<Cgroup2, CgroupError>) -> Vec<Check> {
         cgroup2(cgroups),
         type_information(Path::new("/sys/kernel/btf/vmlinux")),
         netns_cookie(),
+        loopback(),
         ipv6(),
         switch(
             "io_uring",
@@ -112,17 +114,42 @@ fn netns_cookie() -> Check {
             format!("{cookie} is this network namespace"),
         ),
         Err(error) => Check::missing("netns_cookie", format!("no SO_NETNS_COOKIE: {error}"))
-            .advice("this needs kernel 5.14, and a loopback that is up"),
+            .advice("run kernel 5.14 or newer"),
+    }
+}
+
+fn loopback() -> Check {
+    match reached(Ipv4Addr::LOCALHOST) {
+        Ok(()) => Check::ok("loopback", "a listener on 127.0.0.1 is reached"),
+        Err(error) => Check::missing(
+            "loopback",
+            format!("a listener on 127.0.0.1 is not reached: {error}"),
+        )
+        .advice("the relay listens there; as root: ip link set lo up"),
     }
 }
 
 fn ipv6() -> Check {
-    match socket::listener(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), 1) {
-        Ok(_) => Check::ok("ipv6", "the relay can listen on [::1]"),
-        Err(error) => Check::warning("ipv6", format!("the relay cannot listen on [::1]: {error}"))
-            .advice("IPv6 connections get their rules' `on_relay_failure`; as root: sysctl net.ipv6.conf.lo.disable_ipv6=0"),
+    match reached(Ipv6Addr::LOCALHOST) {
+        Ok(()) => Check::ok("ipv6", "a listener on [::1] is reached"),
+        Err(error) => Check::warning(
+            "ipv6",
+            format!("a listener on [::1] is not reached: {error}"),
+        )
+        .advice(
+            "IPv6 connections get their rules' `on_relay_failure`; as root: sysctl net.ipv6.conf.lo.disable_ipv6=0",
+        ),
     }
 }
+
+/// Listens on an address and connects to it.
+fn reached(address: impl Into<IpAddr>) -> io::Result<()> {
+    let listener = socket::listener((address.into(), 0).into(), 1)?;
+    TcpStream::connect_timeout(&listener.local_addr()?, TIMEOUT).map(drop)
+}
+
+/// Far longer than a connect on this host takes.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 fn switch(id: &str, file: &str, meaning: impl Fn(&str) -> &'static str) -> Check {
     match fs::read_to_string(file) {

@@ -68,9 +68,9 @@ pub(super) fn find(cgroups: &Cgroup2) -> io::Result<Vec<Neighbour>> {
 fn on_cgroup(cgroup: &File, path: &str, found: &mut Vec<Neighbour>) -> io::Result<()> {
     for hook in HOOKS {
         let ids = match survey::attached(cgroup.as_fd(), hook) {
-            // A kernel without the hook has no programs on it.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => continue,
-            ids => ids?,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+            // A kernel without the hook, or a cgroup that is just going, has no programs.
+            ids => ids.unwrap_or_default(),
         };
         found.extend((1..).zip(ids).map(|(position, id)| Neighbour {
             hook: hook.program,

@@ -183,7 +183,7 @@ impl Bpffs {
 /// What daemons that are gone left: the directory of each one's pins.
 #[must_use]
 pub fn stale() -> Vec<PathBuf> {
-    let directories = [SYSTEM_BPFFS, OWN_BPFFS].map(|root| Path::new(root).join(DIRECTORY));
+    let directories = directories();
     let entries = directories
         .iter()
         .filter_map(|directory| fs::read_dir(directory).ok())
@@ -204,6 +204,10 @@ pub fn remove_stale() -> Result<usize, GuardError> {
     for place in &stale {
         remove(place)?;
     }
+    for directory in directories() {
+        // Fails while another daemon has pins there, which is right.
+        let _ = fs::remove_dir(directory);
+    }
     unmount_own();
     Ok(stale.len())
 }
@@ -219,6 +223,11 @@ fn detach(link: &FdLink) {
     if let Err(error) = detached {
         tracing::debug!(%error, "a link is not detached at once, but a little later");
     }
+}
+
+/// Where daemons have the directories of their pins.
+fn directories() -> [PathBuf; 2] {
+    [SYSTEM_BPFFS, OWN_BPFFS].map(|root| Path::new(root).join(DIRECTORY))
 }
 
 /// Whether the daemon that made a directory of pins still runs.

@@ -1,13 +1,18 @@
 //! What a configuration needs, and which of it is not there.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{fs::File, net::Ipv4Addr, os::fd::AsFd as _, path::Path};
 
 use proxy_common::{Dimensions, names};
 
 use crate::{
     cgroup::Cgroup2,
     config::{Config, LogTarget},
-    intercept::{Features, MapShape, guard::Bpffs, survey::HOOKS, trial::try_programs},
+    intercept::{
+        Features, MapShape,
+        guard::Bpffs,
+        survey::{self, HOOKS},
+        trial::try_programs,
+    },
     paint::one_line,
     policy::Compiled,
     privileges::{self, Privilege},
@@ -101,10 +106,7 @@ pub(super) fn lacking_around(
         None => lacking.push(
             "a cgroup v2 hierarchy; as root: mkdir -p /mnt/cgroup2 && mount -t cgroup2 cgroup2 /mnt/cgroup2".to_owned(),
         ),
-        Some(cgroups) if !cgroups.mount().join(&config.daemon.cgroup).is_dir() => {
-            lacking.push(format!("the cgroup /{}, where the hooks are attached (`cgroup` in [daemon])", config.daemon.cgroup));
-        }
-        Some(_) => {}
+        Some(cgroups) => lacking.extend(attach_point(cgroups, &config.daemon.cgroup)),
     }
     let listener = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 1);
     match listener {
@@ -133,4 +135,15 @@ pub(super) fn lacking_around(
         }
     }
     lacking
+}
+
+/// What is wrong with the cgroup that the hooks are to be attached to.
+fn attach_point(cgroups: &Cgroup2, path: &str) -> Option<String> {
+    let Ok(cgroup) = File::open(cgroups.mount().join(path)) else {
+        return Some(format!(
+            "the cgroup /{path}, where the hooks are attached (`cgroup` in [daemon])"
+        ));
+    };
+    survey::served_by(cgroup.as_fd())
+        .map(|pid| format!("a cgroup of its own: process {pid} serves /{path} already"))
 }
