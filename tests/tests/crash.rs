@@ -2,8 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::SocketAddr,
     path::Path,
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -13,8 +15,9 @@ use culvert_tests::{
     app::{Route, protocol::Storm},
     daemon::Settings,
     eventually,
+    eventually::PATIENCE,
     load::Round,
-    peer::Server,
+    peer::{Server, read_all},
     process::output,
     sandbox::{OTHER_V4, SERVER_V4},
 };
@@ -91,6 +94,13 @@ fn detach(sandbox: &Sandbox) -> String {
     output(sandbox.culvert_command().arg("detach"))
 }
 
+/// What was unpinned stays in force until the kernel comes to free it.
+fn await_route(app: &App, mirror: SocketAddr, route: Route) {
+    eventually(&format!("{route:?} connections"), || {
+        (app.probe(mirror) == Ok(route)).then_some(())
+    });
+}
+
 #[test]
 fn after_a_kill_every_new_connection_goes_direct() {
     let sandbox = Sandbox::new();
@@ -157,7 +167,9 @@ fn after_a_kill_rules_that_refuse_refuse_until_detached() {
         detach(&sandbox),
         "removed what a killed daemon had left in force\n"
     );
-    assert_eq!(app.storm(&storm(&[server.address()])), flawless);
+    eventually("connections that go direct", || {
+        (app.storm(&storm(&[server.address()])) == flawless).then_some(())
+    });
     assert_eq!(detach(&sandbox), "nothing was left in force\n");
 }
 
@@ -182,10 +194,10 @@ fn the_next_daemon_takes_over_from_a_killed_one() {
 
         let mut next = sandbox.culvert(&all("refuse"));
         assert_eq!(pinned(&sandbox, pins), [next.pid().to_string()]);
-        assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+        await_route(&app, mirror.address(), Route::Relayed);
         assert!(next.stop().success());
         assert_eq!(pinned(&sandbox, pins), [""; 0]);
-        assert_eq!(app.probe(mirror.address()), Ok(Route::Direct));
+        await_route(&app, mirror.address(), Route::Direct);
     }
 }
 
@@ -205,7 +217,7 @@ fn each_rule_of_a_file_fails_in_its_own_way() {
     assert_eq!(app.probe(open.address()), Ok(Route::Direct));
     assert_eq!(app.probe(closed.address()), Err(Errno::ECONNREFUSED));
     detach(&sandbox);
-    assert_eq!(app.probe(closed.address()), Ok(Route::Direct));
+    await_route(&app, closed.address(), Route::Direct);
 }
 
 /// A hung relay is one that a signal has stopped: its sockets are all there, and nobody answers.
@@ -240,9 +252,7 @@ fn a_hung_relay_counts_as_failed_until_it_goes_on() {
 
     culvert.thaw();
     for address in [open.address(), closed.address()] {
-        eventually("a relay that goes on", || {
-            (app.probe(address) == Ok(Route::Relayed)).then_some(())
-        });
+        await_route(&app, address, Route::Relayed);
     }
 }
 
@@ -267,6 +277,45 @@ fn connections_wait_while_the_relay_hangs() {
     assert!(culvert.maps().records().is_empty());
 }
 
+/// Loggers and health checks do not wait for an answer: the connection is over before the relay accepts it.
+#[test]
+fn what_was_sent_to_a_late_relay_arrives() {
+    let sandbox = Sandbox::new();
+    let (heard, hearing) = mpsc::channel();
+    let server = sandbox.within(|| {
+        Server::start((SERVER_V4, 0), move |stream| {
+            heard.send(read_all(stream).ok()).map_err(io::Error::other)
+        })
+    });
+    let settings = Settings::daemon("heartbeat_timeout = \"1m\"");
+    let culvert = sandbox.culvert_with(&settings, &all("direct"));
+    culvert.freeze();
+    let tell = |what: &str| {
+        let place = format!("/dev/tcp/{SERVER_V4}/{}", server.address().port());
+        let line = format!("printf '{what}' > {place}");
+        output(sandbox.command("bash").args(["-c", &line]));
+    };
+    // Now and then one only looks whether somebody listens.
+    let told: Vec<_> = (0..20)
+        .map(|turn| if turn % 4 == 0 { "" } else { "good bye" })
+        .collect();
+    for what in &told {
+        tell(what);
+    }
+    culvert.thaw();
+    let mut arrived: Vec<_> = told
+        .iter()
+        .map(|_| hearing.recv_timeout(PATIENCE).unwrap().unwrap())
+        .collect();
+    arrived.sort();
+    let mut expected: Vec<_> = told.iter().map(|what| what.as_bytes().to_vec()).collect();
+    expected.sort();
+    assert_eq!(arrived, expected);
+    for record in culvert.await_records(told.len()) {
+        assert_eq!(record.reason, "done");
+    }
+}
+
 /// Freezes a daemon somewhere, so that what it has in the kernel can be noted, and kills it there.
 fn kill_somewhere(sandbox: &Sandbox, mode: &str, stage: impl FnOnce(&culvert_tests::Culvert<'_>)) {
     let mut culvert = sandbox.launch(&Settings::default(), &all(mode));
@@ -287,12 +336,10 @@ fn assert_nothing_stays(stage: impl Fn(&culvert_tests::Culvert<'_>, Duration)) {
         assert_eq!(app.storm(&storm(&[server.address()])), flawless);
         kill_somewhere(&sandbox, "refuse", |culvert| stage(culvert, delay));
         // Whether it came as far as a pin or not.
-        let said = detach(&sandbox);
-        assert_eq!(
-            app.storm(&storm(&[server.address()])),
-            flawless,
-            "after {delay:?}; detach said: {said}"
-        );
+        detach(&sandbox);
+        eventually("connections that go direct", || {
+            (app.storm(&storm(&[server.address()])) == flawless).then_some(())
+        });
     }
 }
 
@@ -324,10 +371,46 @@ fn a_kill_during_the_drain_leaves_nothing() {
     // Detaching comes first, so it is over soon; connections keep the daemon from ending.
     let fresh = sandbox.app();
     let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
-    eventually("a daemon that has detached", || {
-        (fresh.probe(mirror.address()) == Ok(Route::Direct)).then_some(())
-    });
+    await_route(&fresh, mirror.address(), Route::Direct);
     culvert.kill();
     assert_eq!(fresh.probe(mirror.address()), Ok(Route::Direct));
     assert_eq!(detach(&sandbox), "nothing was left in force\n");
+}
+
+#[test]
+fn a_second_daemon_is_refused() {
+    let sandbox = Sandbox::new();
+    let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let first = sandbox.culvert(&all("refuse"));
+    let mut second = sandbox.launch(&Settings::default(), &all("direct"));
+    let status = second.wait();
+    assert_eq!(status.code(), Some(1), "{}", second.log());
+    assert_eq!(second.log().lines().count(), 1, "{}", second.log());
+    assert!(
+        second.log().contains(&first.pid().to_string()),
+        "{}",
+        second.log()
+    );
+    // The first one is none the worse for it.
+    let app = sandbox.app();
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+    assert_eq!(pinned(&sandbox, OWN_PINS), [first.pid().to_string()]);
+}
+
+/// Whoever calls for one service among the connections of all is served by both.
+#[test]
+fn a_daemon_for_a_part_of_anothers_cgroup_chains() {
+    let sandbox = Sandbox::new();
+    let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let whole = sandbox.culvert(&all("direct"));
+    let settings = Settings {
+        cgroup: Some(sandbox.app_cgroup().name().to_owned()),
+        ..Settings::default()
+    };
+    let part = sandbox.culvert_with(&settings, &all("direct"));
+    let app = sandbox.app();
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+    assert_eq!(part.the_record().orig_dst, Some(mirror.address()));
+    assert_eq!(whole.the_record().orig_dst, Some(mirror.address()));
+    assert_eq!(whole.the_record().pid, part.pid());
 }
