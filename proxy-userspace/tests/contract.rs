@@ -1,6 +1,14 @@
 //! The object in the binary against `proxy-common`: same programs, same maps, same sizes. Needs no privileges, and no
 //! kernel: aya looks maps and programs up by name at run time only.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
 use std::collections::BTreeMap;
 
 use aya_obj::{Object, generated::bpf_map_type};

@@ -1,5 +1,13 @@
 //! A worker without the kernel side: the original destination comes from a table, the rest is real.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
 use std::{
     collections::HashMap,
     io::{self, Read as _, Write as _},

@@ -4,10 +4,12 @@
 //! of them run at the same time, and the rounds go through the cases in turn: what the machine does beside shows in
 //! all alike. `cargo test` makes one short round, so that this cannot rot; it says nothing about time then.
 
-#![expect(
+#![allow(
+    clippy::unwrap_used,
     clippy::expect_used,
-    clippy::print_stdout,
-    reason = "a program for the developer at the terminal"
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
 )]
 
 use std::{

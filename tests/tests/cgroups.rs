@@ -1,5 +1,13 @@
 //! Rules that name cgroups, by path or as systemd units.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
 use std::{fs, path::PathBuf, sync::Arc};
 
 use culvert_tests::{

@@ -1,5 +1,13 @@
 //! What becomes of connections when the daemon is killed, or hangs, whatever it is doing at that moment.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
 use std::{
     collections::BTreeMap,
     io,

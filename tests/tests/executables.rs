@@ -1,5 +1,13 @@
 //! Rules that name executables: the file that runs is what counts, not its name, its arguments or who started it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},

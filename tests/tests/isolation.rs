@@ -1,5 +1,13 @@
 //! Connections that the relay must not, or cannot, take.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
 use std::{net::SocketAddr, sync::Arc};
 
 use culvert_tests::{

@@ -1,8 +1,11 @@
 //! Every bound of the daemon, reached.
 
-#![expect(
+#![allow(
     clippy::unwrap_used,
-    reason = "a panic is how a test fails, in its functions too"
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
 )]
 
 use std::{

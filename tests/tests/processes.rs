@@ -1,5 +1,13 @@
 //! Rules that name a process: it, its threads and its future children.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
 use culvert_tests::{
     App, Sandbox,
     app::{Result, Route, protocol::Call},

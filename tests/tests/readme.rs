@@ -3,10 +3,12 @@
 //! What its machine has besides culvert is in a sandbox: a web server at 192.0.2.10:8000, proxies at the usual ports of
 //! 127.0.0.1. Only one thing is added to its files: the cgroup to attach to, since a test must not attach to the root.
 
-#![expect(
-    clippy::expect_used,
+#![allow(
     clippy::unwrap_used,
-    reason = "a panic is how a test fails, in its functions too"
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
 )]
 
 use std::{

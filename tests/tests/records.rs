@@ -1,5 +1,13 @@
 //! What the kernel remembers of a connection is there when the relay accepts it, and never longer than the connection.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
 use std::net::{IpAddr, SocketAddr};
 
 use culvert_tests::{

@@ -1,8 +1,11 @@
 //! Changing a daemon's rules while it works, and ending it.
 
-#![expect(
+#![allow(
     clippy::unwrap_used,
-    reason = "a panic is how a test fails, in its functions too"
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
 )]
 
 use std::{

@@ -1,5 +1,13 @@
 //! A connection belongs to its socket, whoever holds it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
 use culvert_tests::{
     Sandbox,
     app::{App, Route},

@@ -4,6 +4,14 @@
 //! a blocking `connect()` succeeds, and the first call after it reports the reset: `ECONNRESET`, never an orderly end
 //! and never a byte. Rules that the kernel decides alone (`refuse`) fail the `connect()` itself.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
 use std::net::{IpAddr, SocketAddr};
 
 use culvert_tests::{

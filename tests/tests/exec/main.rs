@@ -1,8 +1,11 @@
 //! `culvert exec`: one command behind a proxy, which is otherwise as if it had been started without.
 
-#![expect(
+#![allow(
     clippy::unwrap_used,
-    reason = "a panic is how a test fails, in its functions too"
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
 )]
 
 mod ending;
