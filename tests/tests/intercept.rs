@@ -44,7 +44,7 @@ fn assert_relayed(app: &App, culvert: &Culvert<'_>, server: &Server, destination
     let record = culvert.the_record();
     assert_eq!(server.clients().len(), 1);
     assert_eq!(
-        server.clients().first().map(|client| client.ip()),
+        server.clients().first().map(SocketAddr::ip),
         Some(server.address().ip()),
         "the relay connects from the address it goes to"
     );
@@ -201,8 +201,8 @@ fn unix_sockets_are_untouched() {
     let (giver, taker) = (sandbox.app(), sandbox.app());
     // To pass a socket one of them connects to a Unix socket of the other.
     let socket = giver.open(Family::V4, Kind::Udp);
-    let taken = socket.pass(&taker, &sandbox.directory().join("passing"));
-    assert_eq!(taken.local(), socket.local());
+    let passed = socket.pass(&taker, &sandbox.directory().join("passing"));
+    assert_eq!(passed.local(), socket.local());
     assert_eq!(culvert.counter("seen"), 0);
 }
 
