@@ -84,17 +84,7 @@ async fn perform(cgroup: &OwnCgroup, table: &Table, ipv6: bool) -> Result<Ended>
         servers,
         records,
     };
-    let mut play = Play {
-        table,
-        app: watch.app.pid(),
-        refusal: if Features::probe().set_retval {
-            Errno::ECONNREFUSED
-        } else {
-            Errno::EPERM
-        },
-        observed: Vec::new(),
-        differences: Vec::new(),
-    };
+    let mut play = Play::new(table, watch.app.pid());
     table.head();
     for step in steps::steps(ipv6) {
         let observed = watch.intercepted(&mut proxy, &step).await?;
@@ -182,7 +172,21 @@ struct Play<'a> {
     differences: Vec<String>,
 }
 
-impl Play<'_> {
+impl<'a> Play<'a> {
+    fn new(table: &'a Table, app: u32) -> Self {
+        Self {
+            table,
+            app,
+            refusal: if Features::probe().set_retval {
+                Errno::ECONNREFUSED
+            } else {
+                Errno::EPERM
+            },
+            observed: Vec::new(),
+            differences: Vec::new(),
+        }
+    }
+
     fn note(&mut self, step: &Step, observed: Observed) {
         let differences = steps::differences(step, &observed, self.app, self.refusal);
         self.table.step(step, &observed, differences.is_empty());

@@ -157,114 +157,117 @@ pub(super) fn differences(
     app: u32,
     refusal: Errno,
 ) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut check = |holds: bool, what: &str| {
-        if !holds {
-            found.push(format!("{}: {what}", step.destination));
-        }
+    let mut differences = Differences {
+        destination: step.destination,
+        found: Vec::new(),
     };
-    if let Some(verdicts) = &observed.verdicts {
-        let expected = match step.expected {
+    differences.of_the_kernel(step.expected, observed);
+    match &observed.seen {
+        seen if step.expected == Expected::Refused => {
+            let as_refused = *seen == Seen::NotConnected(refusal as i32);
+            differences.unless(as_refused, || {
+                format!("connect() should have failed with {refusal}, not {seen:?}")
+            });
+            differences.unless(observed.served.is_none(), || {
+                "the origin was reached".to_owned()
+            });
+        }
+        Seen::NotConnected(errno) => differences.unless(false, || {
+            format!("connect() failed with {}", Errno::from_raw(*errno))
+        }),
+        Seen::Connected { peer, error, .. } => {
+            differences.of_the_app(*peer, error.as_deref());
+            differences.of_the_origin(step.expected, observed);
+            differences.of_the_relay(step.expected, observed, app);
+        }
+    }
+    differences.found
+}
+
+/// Collects what differs for one connection.
+struct Differences {
+    destination: SocketAddr,
+    found: Vec<String>,
+}
+
+impl Differences {
+    fn unless(&mut self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.found.push(format!("{}: {}", self.destination, what()));
+        }
+    }
+
+    fn of_the_kernel(&mut self, expected: Expected, observed: &Observed) {
+        let Some(verdicts) = &observed.verdicts else {
+            return;
+        };
+        let expected = match expected {
             Expected::Direct => "direct",
             Expected::Refused => "refused",
             Expected::Relayed { .. } => "relayed",
         };
-        check(
-            verdicts == &[expected],
-            &format!("the kernel should have counted it as {expected}, not as {verdicts:?}"),
-        );
+        self.unless(verdicts == &[expected], || {
+            format!("the kernel should have counted it as {expected}, not as {verdicts:?}")
+        });
     }
-    if step.expected == Expected::Refused {
-        let as_refused = observed.seen == Seen::NotConnected(refusal as i32);
-        check(
-            as_refused,
-            &format!(
-                "connect() should have failed with {refusal}, not {:?}",
-                observed.seen
-            ),
-        );
-        check(observed.served.is_none(), "the origin was reached");
-        return found;
-    }
-    match &observed.seen {
-        Seen::NotConnected(errno) => {
-            check(
-                false,
-                &format!("connect() failed with {}", Errno::from_raw(*errno)),
-            );
-            return found;
-        }
-        Seen::Connected { peer, error, .. } => {
-            check(
-                *peer == step.destination,
-                &format!("getpeername() said {peer}"),
-            );
-            if let Some(error) = error {
-                check(false, &format!("the app did not get all bytes: {error}"));
-            }
-        }
-    }
-    match &observed.served {
-        None => check(false, "the origin saw no such connection"),
-        Some(served) => {
-            let arrived = is_same(served.destination, step.destination);
-            check(arrived, &format!("it arrived at {}", served.destination));
-            if let Some(error) = &served.error {
-                check(false, &format!("the origin did not get all bytes: {error}"));
-            }
-        }
-    }
-    let is_direct = step.expected == Expected::Direct;
-    check(
-        observed.is_own_socket() == is_direct,
-        if is_direct {
-            "something was in between"
-        } else {
-            "nothing was in between"
-        },
-    );
-    found.extend(differences_of_the_relay(step, observed, app));
-    found
-}
 
-fn differences_of_the_relay(step: &Step, observed: &Observed, app: u32) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut check = |holds: bool, what: &str| {
-        if !holds {
-            found.push(format!("{}: {what}", step.destination));
-        }
-    };
-    let Expected::Relayed {
-        rule,
-        through_proxy,
-    } = step.expected
-    else {
-        check(observed.closed.is_none(), "the relay had it");
-        check(observed.asked.is_none(), "the proxy was asked for it");
-        return found;
-    };
-    let asked = observed
-        .asked
-        .is_some_and(|asked| is_same(asked, step.destination));
-    check(
-        asked == through_proxy,
-        &format!("the proxy was asked for {:?}", observed.asked),
-    );
-    let Some(closed) = &observed.closed else {
-        check(false, "there is no close record");
-        return found;
-    };
-    let destination = closed
-        .orig_dst
-        .is_some_and(|orig_dst| is_same(orig_dst, step.destination));
-    let whole = payload::SIZE as u64;
-    let right = destination
-        && closed.rule.as_deref() == Some(rule)
-        && closed.pid == app
-        && (closed.up, closed.down) == (whole, whole)
-        && closed.reason == "done";
-    check(right, &format!("its close record is {closed:?}"));
-    found
+    fn of_the_app(&mut self, peer: SocketAddr, error: Option<&str>) {
+        self.unless(peer == self.destination, || {
+            format!("getpeername() said {peer}")
+        });
+        self.unless(error.is_none(), || {
+            let error = error.unwrap_or_default();
+            format!("the app did not get all bytes: {error}")
+        });
+    }
+
+    fn of_the_origin(&mut self, expected: Expected, observed: &Observed) {
+        let Some(served) = &observed.served else {
+            return self.unless(false, || "the origin saw no such connection".to_owned());
+        };
+        self.unless(is_same(served.destination, self.destination), || {
+            format!("it arrived at {}", served.destination)
+        });
+        self.unless(served.error.is_none(), || {
+            let error = served.error.as_deref().unwrap_or_default();
+            format!("the origin did not get all bytes: {error}")
+        });
+        let is_direct = expected == Expected::Direct;
+        self.unless(observed.is_own_socket() == is_direct, || {
+            let what = if is_direct { "something" } else { "nothing" };
+            format!("{what} was in between")
+        });
+    }
+
+    fn of_the_relay(&mut self, expected: Expected, observed: &Observed, app: u32) {
+        let Expected::Relayed {
+            rule,
+            through_proxy,
+        } = expected
+        else {
+            self.unless(observed.closed.is_none(), || "the relay had it".to_owned());
+            return self.unless(observed.asked.is_none(), || {
+                "the proxy was asked for it".to_owned()
+            });
+        };
+        let is_here = |address: Option<SocketAddr>| {
+            address.is_some_and(|address| is_same(address, self.destination))
+        };
+        let asked = is_here(observed.asked);
+        let Some(closed) = &observed.closed else {
+            return self.unless(false, || "there is no close record".to_owned());
+        };
+        let whole = payload::SIZE as u64;
+        let right = is_here(closed.orig_dst)
+            && closed.rule.as_deref() == Some(rule)
+            && closed.pid == app
+            && (closed.up, closed.down) == (whole, whole)
+            && closed.reason == "done";
+        self.unless(asked == through_proxy, || {
+            format!("the proxy was asked for {:?}", observed.asked)
+        });
+        self.unless(right, || format!("its close record is {closed:?}"));
+    }
 }
 
 /// Whether two addresses are the same, in whatever form.
