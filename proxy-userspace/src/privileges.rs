@@ -17,14 +17,15 @@ const FILES_PER_CONNECTION: u64 = 2;
 pub(crate) type Privilege = (Capability, &'static str);
 
 /// What a daemon needs, and what for.
-pub(crate) const NEEDED: [Privilege; 2] = [
+pub(crate) const NEEDED: [Privilege; 3] = [
     (Capability::CAP_BPF, "load eBPF programs"),
     (Capability::CAP_NET_ADMIN, "attach them to cgroups"),
+    // Without it the verifier follows every path that a processor may guess wrongly, and gives up on ours.
+    READ_TASKS,
 ];
 
 /// What a daemon makes use of where it has it.
-pub(crate) const USEFUL: [Privilege; 3] = [
-    READ_TASKS,
+pub(crate) const USEFUL: [Privilege; 2] = [
     (
         Capability::CAP_SYS_PTRACE,
         "tell the executable of other users' processes in close records",
@@ -38,7 +39,7 @@ pub(crate) const USEFUL: [Privilege; 3] = [
 /// What rules with `exe` or `pid` need.
 pub(crate) const READ_TASKS: Privilege = (
     Capability::CAP_PERFMON,
-    "select by executable and process id",
+    "have the programs verified, and select by executable and process id",
 );
 /// What rules with `on_relay_failure = "refuse"` need where there is no bpffs.
 pub(crate) const MOUNT: Privilege = (

@@ -381,7 +381,6 @@ fn a_plan_names_what_is_missing_for_just_this_file() {
         assert!(missing.contains(part), "{part} is not in {missing}");
     }
     let missing = of(&(daemon.to_owned() + &exe.replace("exe = \"/bin/sh\"", "port = 80")));
-    assert!(!missing.contains("CAP_PERFMON"), "{missing}");
     assert!(
         missing.contains("the cgroup /nobody/made/this"),
         "{missing}"

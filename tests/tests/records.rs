@@ -22,7 +22,7 @@ use culvert_tests::{
 /// Threads of a storm: more than there are workers, so that connections wait for them.
 const THREADS: u32 = 16;
 
-/// Several of both families: each connection leaves a port of the relay in TIME_WAIT, and there are 28,000 for each
+/// Several of both families: each connection leaves a port of the relay in `TIME_WAIT`, and there are 28,000 for each
 /// destination.
 fn servers(sandbox: &Sandbox) -> Vec<Server> {
     let addresses = [IpAddr::from(SERVER_V4), SERVER_V6.into()];

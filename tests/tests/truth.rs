@@ -19,8 +19,8 @@ use culvert_tests::{
 };
 use nix::errno::Errno;
 
-/// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` have the same number (linux/netfilter_ipv4.h,
-/// linux/netfilter_ipv6/ip6_tables.h).
+/// `SO_ORIGINAL_DST` and `IP6T_SO_ORIGINAL_DST` have the same number (`linux/netfilter_ipv4.h`,
+/// `linux/netfilter_ipv6/ip6_tables.h`).
 const ORIGINAL_DST: i32 = 80;
 
 /// `struct sockaddr_in` or `sockaddr_in6` of an address.
@@ -52,7 +52,7 @@ fn level(address: SocketAddr) -> i32 {
     }
 }
 
-fn connected<'a>(app: &'a App, destination: SocketAddr) -> Socket<'a> {
+fn connected(app: &App, destination: SocketAddr) -> Socket<'_> {
     let socket = app.tcp(destination);
     socket.connect(destination).unwrap();
     socket

@@ -2,7 +2,7 @@
 
 use std::{fs::File, net::Ipv4Addr, os::fd::AsFd as _, path::Path};
 
-use proxy_common::{Dimensions, names};
+use proxy_common::names;
 
 use crate::{
     cgroup::Cgroup2,
@@ -43,9 +43,6 @@ impl Needs {
         };
         if !compiled.pids.is_empty() {
             needs.tracepoints = vec![names::TASK_FORK, names::TASK_EXIT];
-        }
-        if compiled.policy.dimensions & (Dimensions::EXE | Dimensions::PID) != 0 {
-            needs.privileges.push(privileges::READ_TASKS);
         }
         if proxy::needs_guard(&config.forward) {
             needs.guard = vec![names::GUARD4, names::GUARD6];
