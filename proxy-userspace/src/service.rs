@@ -13,7 +13,7 @@ use crate::{
     failure::Failure,
     policy::Names,
     privileges,
-    proxy::{Proxy, Rules, Settings},
+    proxy::{self, Proxy, Rules, Settings},
     record::AccessLogGuard,
     resolve,
     watch::{Watched, Watcher},
@@ -112,8 +112,25 @@ impl Service {
         require_whole_hierarchy(&config, &self.cgroups)?;
         let watcher = watcher(&config, &self.cgroups);
         let names = resolve::resolve(&config.forward, &self.cgroups, &self.names);
-        self.proxy.install(&rules(&config, &names))?;
-        self.proxy.guard(&self.attach_point, &config.forward)?;
+        // A guard that is needed comes before the rules that need it; one that is not goes after them.
+        let installed = if proxy::needs_guard(&config.forward) {
+            self.proxy
+                .guard(&self.attach_point, &config.forward)
+                .and_then(|()| self.proxy.install(&rules(&config, &names)))
+        } else {
+            self.proxy.install(&rules(&config, &names))
+        };
+        let now = if installed.is_ok() {
+            &config
+        } else {
+            &self.config
+        };
+        if !proxy::needs_guard(&now.forward)
+            && let Err(error) = self.proxy.guard(&self.attach_point, &now.forward)
+        {
+            tracing::error!(%error, "a pin is left; `culvert detach` removes it");
+        }
+        installed?;
         warn_of_unresolved(&names);
         self.watcher = watcher;
         self.names = names;
