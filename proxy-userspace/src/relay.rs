@@ -153,7 +153,8 @@ pub struct Relay {
 impl Relay {
     /// A relay that has moved nothing yet.
     ///
-    /// With an `idle_timeout`, a connection on which no byte moved for that long (up to a quarter longer) is ended.
+    /// With an `idle_timeout`, a connection on which no byte moved for that long (up to a quarter longer) is ended. A
+    /// change of path counts as a byte.
     #[must_use]
     pub fn new(progress: Arc<Progress>, idle_timeout: Option<Duration>) -> Self {
         Self {

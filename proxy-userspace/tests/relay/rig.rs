@@ -21,7 +21,7 @@ use tokio::{
 };
 
 /// Longer than anything here may take; a test that gets here hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Runs each test function named on each path.
 macro_rules! on_each_path {

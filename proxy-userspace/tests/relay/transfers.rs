@@ -1,5 +1,6 @@
 //! Everything arrives, once and in order.
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy_userspace::{close::CloseReason, relay::Path, rule::PathChoice};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -145,6 +146,9 @@ async fn bulk(path: PathChoice) {
 }
 
 async fn a_thousand_at_once(path: PathChoice) {
+    // Four files each; interactive shells start with 1024.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
     let mut flows = JoinSet::new();
     for number in 0..1000 {
         flows.spawn(async move {
