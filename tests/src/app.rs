@@ -138,6 +138,20 @@ impl App {
         }
     }
 
+    /// Makes connections one after the other, each of which sends the first bytes of a [payload](crate::Payload), whose
+    /// seed is the number of the connection, and is closed at once: nobody waits for an answer.
+    ///
+    /// # Errors
+    /// That of the first call that fails.
+    pub fn deliver(&self, address: SocketAddr, count: u32, length: u64) -> Result<()> {
+        let call = Call::Deliver {
+            address,
+            count,
+            length,
+        };
+        self.call(&call).map(drop)
+    }
+
     /// Opens connections and keeps them until it ends.
     ///
     /// # Errors
@@ -322,6 +336,19 @@ impl Socket<'_> {
             seed,
             length,
         })
+    }
+
+    /// Sends the first bytes of a [payload](crate::Payload) until nothing more is taken, or all is: how many bytes.
+    pub fn send_until_blocked(&self, seed: u64, length: u64) -> Result<u64> {
+        let socket = self.id;
+        match self.call(Call::SendUntilBlocked {
+            socket,
+            seed,
+            length,
+        })? {
+            Answer::Number(number) => Ok(number),
+            other => panic!("unexpected {other:?}"),
+        }
     }
 
     /// Ends its side of the stream.

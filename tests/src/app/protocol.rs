@@ -55,6 +55,8 @@ pub enum Call {
     Receive { socket: u32, length: usize },
     /// Sends a payload and verifies what an echo server sends back meanwhile.
     Exchange { socket: u32, seed: u64, length: u64 },
+    /// Sends a payload until nothing more is taken for a while, or all is; answers the number of bytes.
+    SendUntilBlocked { socket: u32, seed: u64, length: u64 },
     /// `shutdown(SHUT_WR)`.
     Shutdown(u32),
     /// Closes by a reset.
@@ -73,6 +75,12 @@ pub enum Call {
     Probe(SocketAddr),
     /// Makes many connections; answers the outcomes.
     Storm(Storm),
+    /// Makes connections one after the other, each of which sends a payload and is closed at once.
+    Deliver {
+        address: SocketAddr,
+        count: u32,
+        length: u64,
+    },
     /// Opens connections and keeps them.
     Hold { address: SocketAddr, count: u32 },
     /// Does it in a child that is forked for it. What the child changes is gone afterwards.
@@ -106,6 +114,8 @@ pub enum Answer {
     Address(SocketAddr),
     /// Bytes.
     Bytes(Vec<u8>),
+    /// A number.
+    Number(u64),
     /// Which way a connection went.
     Route(Route),
     /// How many connections ended how: error number (0 for none) and count.

@@ -89,6 +89,12 @@ impl App {
                 Payload { seed: *seed },
                 *length,
             )),
+            Call::SendUntilBlocked {
+                socket,
+                seed,
+                length,
+            } => send_until_blocked(self.get(*socket), Payload { seed: *seed }, *length)
+                .map(Answer::Number),
             Call::Shutdown(socket) => done(self.get(*socket).shutdown(Shutdown::Write)),
             Call::Reset(socket) => {
                 self.get(*socket).set_linger(Some(Duration::ZERO))?;
@@ -104,6 +110,11 @@ impl App {
             Call::BecomeUser { uid, gid } => done(become_user(*uid, *gid)),
             Call::Probe(address) => probe(*address).map(Answer::Route),
             Call::Storm(storm) => Ok(Answer::Outcomes(many::storm(storm))),
+            Call::Deliver {
+                address,
+                count,
+                length,
+            } => done(many::deliver(*address, *count, *length)),
             Call::Hold { address, count } => done(many::hold(*address, *count, &mut self.held)),
             Call::InChild(call) => self.in_child(call),
             Call::InThread(call) => thread::scope(|scope| {
@@ -246,6 +257,24 @@ pub(crate) fn exchange(stream: &Socket, payload: Payload, length: u64) -> io::Re
             None => io::Error::from_raw_os_error(libc::EBADMSG),
         })
     })
+}
+
+/// What is taken within a second of silence; only the silence tells that a slow receiver has stopped the stream.
+fn send_until_blocked(mut socket: &Socket, payload: Payload, length: u64) -> io::Result<u64> {
+    const SILENCE: Duration = Duration::from_secs(1);
+    socket.set_write_timeout(Some(SILENCE))?;
+    let mut sent = 0;
+    let mut block = vec![0; 64 * 1024];
+    while sent < length {
+        payload.fill(sent, &mut block);
+        match socket.write(&block) {
+            Ok(written) => sent += written as u64,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) => return Err(error),
+        }
+    }
+    socket.set_write_timeout(Some(PATIENCE))?;
+    Ok(sent)
 }
 
 fn become_user(uid: u32, gid: u32) -> io::Result<()> {

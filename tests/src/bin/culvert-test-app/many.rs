@@ -79,6 +79,16 @@ fn exchange_in_turn(mut socket: &Socket, payload: Payload, length: u64) -> io::R
         })
 }
 
+/// Sends and closes, without waiting for anything.
+pub(crate) fn deliver(address: SocketAddr, count: u32, length: u64) -> io::Result<()> {
+    for number in 0..count {
+        let mut stream = TcpStream::connect(address)?;
+        let seed = u64::from(number);
+        Payload { seed }.write(&mut stream, length)?;
+    }
+    Ok(())
+}
+
 /// Opens connections and keeps them.
 pub(crate) fn hold(address: SocketAddr, count: u32, held: &mut Vec<TcpStream>) -> io::Result<()> {
     for _ in 0..count {
