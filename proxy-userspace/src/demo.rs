@@ -35,8 +35,8 @@ use crate::{
 /// # Errors
 /// When it cannot be run to its end; a failure of class "missing" when this machine or these privileges lack something.
 pub(crate) fn run() -> Result<ExitCode> {
-    privileges::require()?;
-    privileges::require_all(&[privileges::NAMESPACE])?;
+    let [load, attach, verify] = privileges::NEEDED;
+    privileges::require_all(&[load, attach, verify, privileges::NAMESPACE])?;
     let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;
     let begun = Instant::now();
     let table = Table::new();

@@ -191,11 +191,12 @@ fn the_doctor_says_what_it_could_not_check_without_privileges() {
     assert_eq!(report["forward_proxy"], false);
     assert_eq!(checks["cap_bpf"], "missing");
     assert_eq!(checks["cap_net_admin"], "missing");
+    assert_eq!(checks["cap_perfmon"], "missing");
     assert_eq!(checks["programs"], "unchecked");
     assert_eq!(checks["other_programs"], "unchecked");
     let text = stdout(&powerless(&["doctor"]));
     assert!(
-        text.contains("Forward proxying does not work here: 2 missing"),
+        text.contains("Forward proxying does not work here: 3 missing"),
         "{text}"
     );
 }

@@ -72,6 +72,15 @@ const WORKERS: u32 = 1024;
 /// Connections: each takes two files and the kernel allows a process 2^20 by default.
 const CONNECTIONS: u32 = 1 << 20;
 
+/// Room for twice what the accept queues of a worker hold: an IPv4 and an IPv6 one of up to 4096 connections each.
+fn pending(workers: NonZeroUsize) -> u32 {
+    const PER_WORKER: u32 = 2 * 2 * 4096;
+    u32::try_from(workers.get())
+        .unwrap_or(u32::MAX)
+        .saturating_mul(PER_WORKER)
+        .min(CONNECTIONS)
+}
+
 impl Default for Daemon {
     /// What holds without a `[daemon]` section, on this machine.
     fn default() -> Self {
@@ -89,7 +98,7 @@ impl Daemon {
             handshake_timeout: TIMEOUT,
             idle_timeout: None,
             max_connections: 65536,
-            max_pending: 16384,
+            max_pending: pending(environment.cores()),
             heartbeat_timeout: Duration::from_secs(3),
             access_log: None,
         }

@@ -293,6 +293,8 @@ fn connect_reason(target: &Target, error: &io::Error) -> CloseReason {
     }
     match (target, error.kind()) {
         (Target::Proxy(_), _) => CloseReason::ProxyUnreachable,
+        // It took the connection, and reset it before we looked.
+        (Target::Destination(_), io::ErrorKind::ConnectionReset) => CloseReason::UpstreamReset,
         (Target::Destination(_), io::ErrorKind::ConnectionRefused) => {
             CloseReason::DestinationRefused
         }

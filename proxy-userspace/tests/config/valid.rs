@@ -34,7 +34,7 @@ daemon
   cgroup             /
   workers            4
   max connections    65536
-  max pending        16384
+  max pending        65536
   idle timeout       off
   drain timeout      30s
   heartbeat timeout  3s
