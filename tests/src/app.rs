@@ -8,7 +8,7 @@ pub mod protocol;
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, ErrorKind, Write},
     net::SocketAddr,
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -18,6 +18,7 @@ use std::{
 
 use nix::errno::Errno;
 
+use crate::eventually;
 use protocol::{Answer, Call, Family, How, Kind, Opening, Reply, Storm};
 
 pub use protocol::Route;
@@ -35,11 +36,13 @@ pub struct App {
 impl App {
     /// Starts it by a command that names its executable.
     pub fn start(command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // A test beside this one that forks while a copied program is being written holds it open for a moment.
+        let mut child = eventually("a program that nobody writes", || match command.spawn() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => None,
+            spawned => Some(spawned),
+        })
+        .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let (input, output) = (child.stdin.take(), child.stdout.take());
         let pipes = (
             input.expect("a pipe"),

@@ -84,6 +84,39 @@ impl Terminal {
     }
 }
 
+impl Terminal {
+    /// Waits until a job has the terminal and all its processes go on. Shells say that a job is continued before it is, and
+    /// what is typed in between stops nobody.
+    pub fn await_running_job(&self) {
+        let shell = self.child.id().to_string();
+        eventually("a job that runs in the foreground", || {
+            let job = fields(&shell).and_then(|shell| {
+                let [_, _, group, _, _, foreground] = shell;
+                (group != foreground).then_some(foreground)
+            })?;
+            let processes = std::fs::read_dir("/proc").ok()?.filter_map(Result::ok);
+            let states: Vec<_> = processes
+                .filter_map(|entry| fields(entry.file_name().to_str()?))
+                .filter(|[_, _, group, ..]| *group == job)
+                .map(|[state, ..]| state)
+                .collect();
+            (!states.is_empty() && states.iter().all(|state| state != "T")).then_some(())
+        });
+    }
+}
+
+/// State, parent, group, session, terminal and the terminal's foreground group of a process (`proc_pid_stat(5)`).
+fn fields(pid: &str) -> Option<[String; 6]> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let fields: Vec<_> = fields
+        .split_ascii_whitespace()
+        .take(6)
+        .map(str::to_owned)
+        .collect();
+    fields.try_into().ok()
+}
+
 impl Drop for Terminal {
     fn drop(&mut self) {
         if std::thread::panicking() {

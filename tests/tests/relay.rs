@@ -1,5 +1,13 @@
 //! The relay as both ends of a connection see it: every byte, in order, and the end as the other side made it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
 use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpStream},
@@ -141,7 +149,7 @@ fn what_was_sent_by_an_app_that_is_gone_arrives() {
         culvert.signal(Signal::SIGCONT);
         culvert.await_records(COUNT as usize);
         let mut expected: Vec<_> = (0..u64::from(COUNT))
-            .map(|seed| Payload { seed }.prefix(LENGTH as usize))
+            .map(|seed| Payload { seed }.prefix(usize::try_from(LENGTH).unwrap()))
             .collect();
         let mut arrived: Vec<_> = reports.try_iter().collect();
         expected.sort();

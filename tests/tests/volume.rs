@@ -1,5 +1,13 @@
 //! Many connections at the same time.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
 use std::fs;
 
 use culvert_tests::{

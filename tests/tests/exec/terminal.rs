@@ -58,6 +58,7 @@ fn ctrl_z_stops_it_and_fg_continues_it() {
         terminal.await_text("%prompt%");
         terminal.type_in("fg\n");
         terminal.await_text("exec --via");
+        terminal.await_running_job();
     }
     terminal.type_in("again\n");
     terminal.await_text("page\r\nagain\r\n");
