@@ -81,12 +81,11 @@ fn affordable(wanted: u32) -> u32 {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
     let enough = hard.max(u64::from(2 * wanted) + OTHER_FILES);
     // To raise the hard limit takes a privilege that a container may lack.
-    let limit = match setrlimit(Resource::RLIMIT_NOFILE, enough, enough) {
-        Ok(()) => enough,
-        Err(_) => {
-            setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("the limit of open files");
-            hard
-        }
+    let limit = if setrlimit(Resource::RLIMIT_NOFILE, enough, enough).is_ok() {
+        enough
+    } else {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("the limit of open files");
+        hard
     };
     let count = (limit - OTHER_FILES) / 2;
     let count = u32::try_from(count).unwrap_or(wanted).min(wanted);
