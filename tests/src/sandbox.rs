@@ -100,7 +100,7 @@ impl Sandbox {
         &self.daemon_cgroup
     }
 
-    /// A directory for files of the test; anybody may look into it.
+    /// A directory for files of the test; only root may look into it.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }

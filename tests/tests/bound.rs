@@ -16,8 +16,9 @@ use culvert_tests::{
     peer::Server,
     process::output,
     rules::ALL,
-    sandbox::{CLIENT_V4, CLIENT_V6, SERVER_V4, SERVER_V6},
+    sandbox::{CLIENT_V4, CLIENT_V6, OTHER_V4, SERVER_V4, SERVER_V6},
 };
+use nix::errno::Errno;
 
 /// The connection works and goes through the relay, and its record has the source the app bound to.
 fn assert_relayed(
@@ -81,6 +82,35 @@ fn to_an_address_and_a_port() {
     for record in culvert.await_records(2) {
         assert_eq!(record.client.port(), 4000);
     }
+}
+
+#[test]
+fn of_two_with_one_address_and_port_the_second_finds_it_taken() {
+    // A limit: directly they would differ in their destinations, but to the relay they are the same.
+    let sandbox = Sandbox::new();
+    let servers =
+        [(SERVER_V4, 80), (OTHER_V4, 80)].map(|address| sandbox.within(|| Server::echo(address)));
+    let _culvert = sandbox.culvert(ALL);
+    let app = sandbox.app();
+    let bound = || {
+        let socket = app.tcp(servers[0].address());
+        socket
+            .set_option(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)
+            .unwrap();
+        socket.bind((CLIENT_V4, 4000).into()).unwrap();
+        socket
+    };
+    let (first, second) = (bound(), bound());
+    first.connect(servers[0].address()).unwrap();
+    let refused = second.connect(servers[1].address());
+    assert_eq!(refused, Err(Errno::EADDRNOTAVAIL));
+    first.assert_echo();
+    assert_eq!(first.peer(), Ok(servers[0].address()));
+    // It is no more than taken: once it is free, it can be had.
+    first.reset();
+    second.connect(servers[1].address()).unwrap();
+    assert_eq!(second.peer(), Ok(servers[1].address()));
+    second.assert_echo();
 }
 
 #[test]
