@@ -80,10 +80,12 @@ async fn serve(
     let guard = service.lend_guard()?;
     job.hold(&guard.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     drop(guard);
-    job.spawn(command)?;
-    let ended = tokio::select! {
-        never = service.run() => match never {},
-        ended = job.wait(leftovers) => ended,
+    let ended = match job.spawn(command) {
+        Ok(()) => tokio::select! {
+            never = service.run() => match never {},
+            ended = job.wait(leftovers) => ended,
+        },
+        Err(error) => Err(error),
     };
     // Everybody who was connected has ended; what they sent last may still be on its way.
     service.stop(drain_timeout).await;
