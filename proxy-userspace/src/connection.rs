@@ -60,18 +60,19 @@ pub(crate) async fn serve(
             Some(record),
         );
     };
+    // Now, while the app surely waits for us: when the connection ends its process may be gone.
+    let process = worker
+        .processes
+        .borrow_mut()
+        .get(record.pid, record.connect_ns);
     worker.shared.stats.live.fetch_add(1, Relaxed);
     let mut flow = Flow {
         worker,
         client,
         intercept: accepted_at.saturating_sub(Duration::from_nanos(record.connect_ns)),
-        // Now, while the app surely waits for us: when the connection ends its process may be gone.
-        process: worker
-            .processes
-            .borrow_mut()
-            .get(record.pid, record.connect_ns),
+        route: past_itself(worker, route, process.as_deref()),
+        process,
         record,
-        route,
         progress: Arc::new(Progress::default()),
         peer: None,
         timings: Timings::default(),
@@ -139,7 +140,7 @@ impl Flow<'_> {
             Err(error) => {
                 let reason = error.close_reason();
                 let text = error.with_causes();
-                if self.worker.may_warn(reason) {
+                if self.worker.may_warn(reason.label()) {
                     tracing::warn!(
                         rule = &*self.route.rule,
                         upstream = &*self.route.upstream.name,
@@ -191,6 +192,32 @@ impl Flow<'_> {
     }
 }
 
+/// The way of a connection that is not a circle: when the process that opened it is the proxy it would be sent to, which
+/// runs on this host and is selected by a rule like any other, it goes to its destination.
+fn past_itself(worker: &Worker, route: Route, process: Option<&Process>) -> Route {
+    let (Some(process), Some(entrance)) = (process, route.upstream.entrance()) else {
+        return route;
+    };
+    if !worker.processes.borrow_mut().serves(process, entrance) {
+        return route;
+    }
+    worker.shared.stats.own_proxy.fetch_add(1, Relaxed);
+    if worker.may_warn("own_proxy") {
+        tracing::warn!(
+            rule = &*route.rule,
+            upstream = &*route.upstream.name,
+            pid = process.pid,
+            exe = ?process.exe,
+            "a rule selects the connections of its own proxy; they are relayed to their destinations, and would better \
+             be excluded from the rule"
+        );
+    }
+    Route {
+        upstream: Arc::new(route.upstream.without_proxies()),
+        ..route
+    }
+}
+
 /// Resets a connection that has no route.
 fn reject(
     worker: &Worker,
@@ -202,7 +229,7 @@ fn reject(
     // Counted first: whoever sees the reset also sees the count.
     worker.shared.stats.count_close(reason);
     socket::reset(downstream);
-    if worker.may_warn(reason) {
+    if worker.may_warn(reason.label()) {
         let orig_dst = record.map(|record| orig_dst(&record));
         tracing::warn!(%client, ?orig_dst, %reason, "connection reset");
     }

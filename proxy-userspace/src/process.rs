@@ -1,13 +1,15 @@
 //! Who connected: executable and cgroup of a process id, from `/proc`.
 //!
-//! For records and logs only; which connections are intercepted is decided in the kernel. A process can be gone
-//! before it is asked for and its id can be in use again, so every answer is optional and never an error.
+//! For records and logs, and to notice a proxy that is sent to itself; which connections are intercepted is decided in
+//! the kernel. A process can be gone before it is asked for and its id can be in use again, so every answer is optional
+//! and never an error.
 //! Each worker owns one [`Processes`], so nothing here is shared or locked.
 
 use std::{
     collections::HashMap,
     fs,
     io::Read,
+    net::SocketAddr,
     os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::Arc,
@@ -20,6 +22,7 @@ use procfs::process::{Process as ProcDir, Stat};
 use crate::cgroup;
 
 pub mod exe;
+mod server;
 
 /// How long an answer is used again. A busy client opens many connections within this time.
 const TTL: Duration = Duration::from_secs(1);
@@ -54,6 +57,8 @@ struct Known {
     process: Arc<Process>,
     identity: Identity,
     asked: Instant,
+    /// Whether it accepts connections at an address, as far as that was asked.
+    serves: Vec<(SocketAddr, bool)>,
 }
 
 /// What tells a process from a later one of the same id, and from itself before `execve`.
@@ -114,9 +119,27 @@ impl Processes {
                 process: Arc::clone(&process),
                 identity,
                 asked: now,
+                serves: Vec::new(),
             },
         );
         Some(process)
+    }
+
+    /// Whether a process that was just answered accepts connections at an address of this host.
+    pub fn serves(&mut self, process: &Process, address: SocketAddr) -> bool {
+        let Some(known) = self.known.get_mut(&process.pid) else {
+            return false;
+        };
+        let answered = known.serves.iter().find(|(at, _)| *at == address);
+        if let Some((_, serves)) = answered {
+            return *serves;
+        }
+        let serves = i32::try_from(process.pid)
+            .ok()
+            .and_then(|pid| ProcDir::new(pid).ok())
+            .is_some_and(|dir| server::serves(&dir, address));
+        known.serves.push((address, serves));
+        serves
     }
 
     fn make_room(&mut self, now: Instant) {
@@ -270,6 +293,7 @@ mod tests {
                         comm: String::new(),
                     },
                     asked: Instant::now(),
+                    serves: Vec::new(),
                 },
             );
         }

@@ -4,6 +4,7 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     sync::{
@@ -53,6 +54,8 @@ pub struct Stats {
     pub accept_failures: AtomicU64,
     /// Times that a worker was at its connection limit.
     pub at_limit: AtomicU64,
+    /// Connections of an upstream's own proxy, which a rule selected and which went direct.
+    pub own_proxy: AtomicU64,
     closed: [AtomicU64; CloseReason::ALL.len()],
 }
 
@@ -80,23 +83,22 @@ pub(crate) struct Worker {
     pub(crate) processes: RefCell<Processes>,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) stop: watch::Receiver<bool>,
-    pub(crate) last_warning: RefCell<[Option<Instant>; CloseReason::ALL.len()]>,
+    pub(crate) last_warnings: RefCell<BTreeMap<&'static str, Instant>>,
 }
 
-/// At most one warning per reason and worker in this time; the counters have all of them.
+/// At most one warning per matter and worker in this time; the counters have all of them.
 const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Worker {
-    /// Whether a warning about a reason is due.
-    pub(crate) fn may_warn(&self, reason: CloseReason) -> bool {
-        let mut last = self.last_warning.borrow_mut();
-        let Some(last) = last.get_mut(reason as usize) else {
-            return false;
-        };
+    /// Whether a warning about a matter is due.
+    pub(crate) fn may_warn(&self, matter: &'static str) -> bool {
+        let mut last = self.last_warnings.borrow_mut();
         let now = Instant::now();
-        let due = last.is_none_or(|last| now.duration_since(last) >= WARNING_INTERVAL);
+        let due = last
+            .get(matter)
+            .is_none_or(|last| now.duration_since(*last) >= WARNING_INTERVAL);
         if due {
-            *last = Some(now);
+            last.insert(matter, now);
         }
         due
     }

@@ -14,7 +14,7 @@ mod tls;
 
 use std::{
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -42,6 +42,34 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// Limit for all proxy handshakes of one connection together.
     pub handshake_timeout: Duration,
+}
+
+impl Upstream {
+    /// Name of the upstream that every configuration has: no proxy at all.
+    const DIRECT: &'static str = "direct";
+
+    /// The destination itself instead, with the same patience.
+    #[must_use]
+    pub fn without_proxies(&self) -> Self {
+        Self {
+            name: Self::DIRECT.into(),
+            hops: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// The address of the first proxy, where the configuration tells it without a look-up.
+    #[must_use]
+    pub fn entrance(&self) -> Option<SocketAddr> {
+        let hop = self.hops.first()?;
+        let ip = match &hop.host {
+            Host::Ip(ip) => *ip,
+            // RFC 6761 section 6.3.
+            Host::Name(name) if name == "localhost" => Ipv4Addr::LOCALHOST.into(),
+            Host::Name(_) => return None,
+        };
+        Some(SocketAddr::new(ip, hop.port))
+    }
 }
 
 /// One proxy on the way.

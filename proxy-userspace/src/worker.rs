@@ -101,7 +101,7 @@ async fn run(
         processes: RefCell::new(Processes::new()),
         permits: Arc::new(Semaphore::new(parts.max_connections)),
         stop: stop.clone(),
-        last_warning: RefCell::default(),
+        last_warnings: RefCell::default(),
     });
     match Listeners::new(parts.listeners) {
         Ok(listeners) => {

@@ -69,8 +69,16 @@ fn web_server(sandbox: &Sandbox) -> Running {
 
 /// A microsocks that nothing intercepts, and where it writes its log.
 fn microsocks(sandbox: &Sandbox, arguments: &[&str]) -> (Running, PathBuf) {
+    run_microsocks(sandbox, sandbox.outsider("microsocks"), arguments)
+}
+
+/// A microsocks run by a command that gets its arguments, and where it writes its log.
+fn run_microsocks(
+    sandbox: &Sandbox,
+    mut command: Command,
+    arguments: &[&str],
+) -> (Running, PathBuf) {
     let log = sandbox.directory().join("microsocks");
-    let mut command = sandbox.outsider("microsocks");
     command
         .args(["-i", &OTHER_V4.to_string(), "-p", "1080"])
         .args(arguments)
@@ -114,6 +122,30 @@ fn curl_downloads_from_nginx_through_microsocks() {
     }
     let log = fs::read_to_string(log).unwrap();
     assert_eq!(log.matches("connected to").count(), hosts.len(), "{log}");
+}
+
+#[test]
+fn a_proxy_on_this_host_that_the_rule_selects_too_is_not_sent_to_itself() {
+    let sandbox = Sandbox::new();
+    let _server = web_server(&sandbox);
+    let (_proxy, log) = run_microsocks(&sandbox, sandbox.command("microsocks"), &[]);
+    let proxy = SocketAddr::from((OTHER_V4, 1080));
+    let culvert = sandbox.culvert(&all_via("socks5", proxy));
+    for _ in 0..2 {
+        let url = format!("http://{SERVER_V4}/file");
+        assert_file(&attempt(curl(&sandbox).arg(url)).stdout);
+    }
+    let records = culvert.await_records(4);
+    let of = |comm: &'static str| records.iter().filter(move |record| record.comm == comm);
+    assert_eq!(of("curl").count(), 2);
+    assert!(of("curl").all(|record| record.peer == Some(proxy)));
+    assert_eq!(of("microsocks").count(), 2);
+    assert!(of("microsocks").all(|record| record.peer == Some((SERVER_V4, 80).into())));
+    assert!(records.iter().all(|record| record.reason == "done"));
+    let log = fs::read_to_string(log).unwrap();
+    assert_eq!(log.matches("connected to").count(), 2, "{log}");
+    let warning = "a rule selects the connections of its own proxy";
+    assert!(culvert.log().contains(warning), "{}", culvert.log());
 }
 
 #[test]

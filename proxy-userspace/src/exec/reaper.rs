@@ -49,7 +49,9 @@ const IGNORED: [i32; 7] = [
 #[derive(Debug, Error)]
 pub enum ReaperError {
     /// The process could not be started.
-    #[error("cannot start the reaper from /proc/self/exe; is /proc mounted?")]
+    #[error(
+        "cannot start the reaper from /proc/self/exe with /dev/null; are /proc and /dev mounted?"
+    )]
     Start(#[source] io::Error),
     /// It does not take what it is given.
     #[error("the reaper does not take what it is to hold")]
