@@ -60,11 +60,7 @@ pub(crate) async fn serve(
             Some(record),
         );
     };
-    // Now, while the app surely waits for us: when the connection ends its process may be gone.
-    let process = worker
-        .processes
-        .borrow_mut()
-        .get(record.pid, record.connect_ns);
+    let process = who(worker, &route, &record);
     worker.shared.stats.live.fetch_add(1, Relaxed);
     let mut flow = Flow {
         worker,
@@ -190,6 +186,16 @@ impl Flow<'_> {
             error,
         });
     }
+}
+
+/// Who opened the connection. Asked now, while the app surely waits for us (when the connection ends its process may be
+/// gone), and only where somebody wants to know: for a short connection it is a tenth of all the work.
+fn who(worker: &Worker, route: &Route, record: &Record) -> Option<Arc<Process>> {
+    let wanted = worker.shared.access_log.is_some() || route.upstream.entrance().is_some();
+    let mut processes = worker.processes.borrow_mut();
+    wanted
+        .then(|| processes.get(record.pid, record.connect_ns))
+        .flatten()
 }
 
 /// The way of a connection that is not a circle: when the process that opened it is the proxy it would be sent to, which
