@@ -1,8 +1,8 @@
 //! Compile-time proof that no shared type has implicit padding: its size is the sum of its fields.
 
 use crate::{
-    Action, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay, RuleRef, RuleSet,
-    Socket, WORDS,
+    Action, KernelSide, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Redirect,
+    Relay, RelaySide, RuleRef, RuleSet, Socket, WORDS,
 };
 
 const RULE_SET: usize = WORDS * 8;
@@ -20,6 +20,9 @@ const _: () = {
     assert!(size_of::<Record>() == RECORD);
     assert!(size_of::<RecordKey>() == 8 + 16 + 2 + 2 + 4);
     assert!(size_of::<Socket>() == 4 + 2 + 2 + RECORD);
+    assert!(size_of::<KernelSide>() == 4 * 8 + 4 * 4 + 2 * 8);
+    assert!(size_of::<RelaySide>() == 3 * 8 + 4 + 9 * 4);
+    assert!(size_of::<Redirect>() == 2 * 64);
 };
 
 #[cfg(feature = "user")]

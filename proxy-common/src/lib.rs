@@ -19,6 +19,7 @@ mod decide;
 mod layout;
 pub mod names;
 mod record;
+mod redirect;
 mod ruleset;
 mod tables;
 
@@ -26,6 +27,7 @@ pub use addr::{Addr, BePort};
 pub use counter::{COUNTERS, Counter};
 pub use decide::{Decision, Subject, Tables, decide};
 pub use record::{Record, RecordKey, RuleRef, Socket, role};
+pub use redirect::{KernelSide, Redirect, RelaySide, mode};
 pub use ruleset::{MAX_RULES, RuleSet, WORDS};
 pub use tables::{
     Action, Dimensions, Family, MemberKey, MemberKind, Membership, Policy, PrefixKey, PrefixKind,

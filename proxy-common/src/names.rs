@@ -23,6 +23,15 @@ pub const RECORDS: &str = "RECORDS";
 /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
 pub const COUNTERS: &str = "COUNTERS";
 
+/// Array of [`Redirect`](crate::Redirect), mapped into the daemon's memory.
+pub const REDIRECTS: &str = "REDIRECTS";
+/// Hash of a socket cookie to the index of the redirect it is the source of.
+pub const REDIRECT_OF: &str = "REDIRECT_OF";
+/// Sockmap of the sockets of accelerated connections.
+pub const PAIRS: &str = "PAIRS";
+/// Ring buffer of indices of redirects that want the relay's attention.
+pub const REDIRECT_EVENTS: &str = "REDIRECT_EVENTS";
+
 /// `cgroup/connect4`.
 pub const CONNECT4: &str = "connect4";
 /// `cgroup/connect6`.
@@ -43,9 +52,11 @@ pub const TCP_EVENTS: &str = "tcp_events";
 pub const TASK_FORK: &str = "task_fork";
 /// `raw_tracepoint/sched_process_exit`.
 pub const TASK_EXIT: &str = "task_exit";
+/// `sk_skb/stream_verdict`.
+pub const VERDICT: &str = "verdict";
 
 /// Every map of the object.
-pub const MAPS: [&str; 11] = [
+pub const MAPS: [&str; 15] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -57,10 +68,14 @@ pub const MAPS: [&str; 11] = [
     SOCKETS,
     RECORDS,
     COUNTERS,
+    REDIRECTS,
+    REDIRECT_OF,
+    PAIRS,
+    REDIRECT_EVENTS,
 ];
 
 /// Every program of the object.
-pub const PROGRAMS: [&str; 10] = [
+pub const PROGRAMS: [&str; 11] = [
     CONNECT4,
     CONNECT6,
     GUARD4,
@@ -71,4 +86,5 @@ pub const PROGRAMS: [&str; 10] = [
     TCP_EVENTS,
     TASK_FORK,
     TASK_EXIT,
+    VERDICT,
 ];

@@ -21,6 +21,9 @@ static HAS_MPTCP: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static READS_TASKS: Global<u32> = Global::new(0);
 
+/// Offset of `tcp_sock.copied_seq`.
+#[unsafe(no_mangle)]
+static TCP_COPIED_SEQ: Global<u32> = Global::new(0);
 /// Offset of `task_struct.mm`.
 #[unsafe(no_mangle)]
 static TASK_MM: Global<u32> = Global::new(0);
@@ -65,6 +68,10 @@ pub fn reads_tasks() -> bool {
 pub struct Offsets;
 
 impl Offsets {
+    #[inline(always)]
+    pub fn tcp_copied_seq() -> usize {
+        TCP_COPIED_SEQ.load() as usize
+    }
     #[inline(always)]
     pub fn task_mm() -> usize {
         TASK_MM.load() as usize

@@ -7,6 +7,7 @@
 //! | `tcp_events` | `sockops` | 5.8 | publishes the record before the SYN leaves, withdraws it with the socket |
 //! | `getpeername4`, `getpeername6` | `cgroup/getpeername4,6` | 5.8 | tells the app the address it asked for |
 //! | `getsockopt` | `cgroup/getsockopt` | 5.3 | answers `SO_ORIGINAL_DST` |
+//! | `verdict` | `sk_skb/stream_verdict` | 5.10 | moves the bytes of accelerated connections from socket to socket |
 //! | `task_fork`, `task_exit` | raw tracepoints | 4.17 | follow the children of processes that rules name |
 
 #![no_std]
@@ -37,11 +38,14 @@ mod peername;
 mod policy;
 mod sockops;
 mod tasks;
+mod verdict;
 mod version;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, cgroup_sockopt, raw_tracepoint, sock_ops},
-    programs::{RawTracePointContext, SockAddrContext, SockOpsContext, SockoptContext},
+    macros::{cgroup_sock_addr, cgroup_sockopt, raw_tracepoint, sock_ops, stream_verdict},
+    programs::{
+        RawTracePointContext, SkBuffContext, SockAddrContext, SockOpsContext, SockoptContext,
+    },
 };
 
 /// `connect()` on an IPv4 socket.
@@ -90,6 +94,12 @@ pub fn getsockopt(ctx: SockoptContext) -> i32 {
 #[sock_ops]
 pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     sockops::sockops(&ctx)
+}
+
+/// Bytes on a socket of an accelerated connection.
+#[stream_verdict]
+pub fn verdict(ctx: SkBuffContext) -> u32 {
+    verdict::verdict(&ctx)
 }
 
 /// A task was forked.

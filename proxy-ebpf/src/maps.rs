@@ -5,14 +5,14 @@
 use core::ptr;
 
 use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, SkStorage},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, SockMap},
     helpers::generated::{bpf_sk_storage_get, bpf_skc_to_mptcp_sock},
     macros::btf_map,
 };
 use proxy_common::{
     Action, COUNTERS as COUNTER_NAMES, Counter, MAX_RULES, MemberKey, Membership, Policy,
-    PrefixKey, Record, RecordKey, Relay, RuleSet, Socket,
+    PrefixKey, Record, RecordKey, Redirect, Relay, RuleSet, Socket,
 };
 
 use crate::globals::has_mptcp;
@@ -51,6 +51,18 @@ pub static RECORDS: HashMap<RecordKey, Record, 16_384> = HashMap::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_NAMES.len() }> = PerCpuArray::new();
+
+#[btf_map]
+pub static REDIRECTS: Array<Redirect, 16_384, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+pub static REDIRECT_OF: HashMap<u64, u32, 16_384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static PAIRS: SockMap<16_384> = SockMap::new();
+
+#[btf_map]
+pub static REDIRECT_EVENTS: RingBuf<u64, 65_536> = RingBuf::new();
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]

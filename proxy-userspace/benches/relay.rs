@@ -19,7 +19,11 @@ use nix::{
     sys::time::TimeValLike,
     unistd::Pid,
 };
-use proxy_userspace::{relay::Relay, rule::PathChoice};
+use proxy_userspace::{
+    intercept::Redirects,
+    relay::{Promotion, Relay},
+    rule::PathChoice,
+};
 use tokio::{io::copy_bidirectional, net, runtime};
 
 const ROUNDS: usize = 5;
@@ -33,11 +37,12 @@ enum Relayed {
     By(PathChoice),
 }
 
-const RELAYED: [(&str, Relayed); 4] = [
+const RELAYED: [(&str, Relayed); 5] = [
     ("direct", Relayed::Directly),
     ("tokio", Relayed::ByTokio),
     ("copy", Relayed::By(PathChoice::Copy)),
     ("splice", Relayed::By(PathChoice::Splice)),
+    ("sockmap", Relayed::By(PathChoice::Sockmap)),
 ];
 
 #[derive(Clone, Copy)]
@@ -249,30 +254,50 @@ fn relay(relayed: Relayed, server: SocketAddr) -> Result<SocketAddr> {
     }
     let (send_address, address) = mpsc::channel();
     thread::spawn(move || -> Result<()> {
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        runtime.block_on(async {
-            let listener = net::TcpListener::bind("127.0.0.1:0").await?;
-            send_address.send(listener.local_addr()?)?;
-            loop {
-                let (mut downstream, _) = listener.accept().await?;
-                let mut upstream = net::TcpStream::connect(server).await?;
-                downstream.set_nodelay(true)?;
-                upstream.set_nodelay(true)?;
-                tokio::spawn(async move {
-                    match relayed {
-                        Relayed::By(path) => {
-                            let mut relay = Relay::new(Arc::default(), None);
-                            relay.run(&mut downstream, &mut upstream, path).await;
-                        }
-                        Relayed::ByTokio | Relayed::Directly => {
-                            _ = copy_bidirectional(&mut downstream, &mut upstream).await;
-                        }
-                    }
-                });
-            }
-        })
+        serve_relay(relayed, server, &send_address).inspect_err(|error| eprintln!("{error:#}"))
     });
     address.recv().context("the relay did not start")
+}
+
+fn serve_relay(
+    relayed: Relayed,
+    server: SocketAddr,
+    send_address: &mpsc::Sender<SocketAddr>,
+) -> Result<()> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let promotion = match relayed {
+            Relayed::By(PathChoice::Sockmap) => Some(promotion()?),
+            _ => None,
+        };
+        let listener = net::TcpListener::bind("127.0.0.1:0").await?;
+        send_address.send(listener.local_addr()?)?;
+        loop {
+            let (mut downstream, _) = listener.accept().await?;
+            let mut upstream = net::TcpStream::connect(server).await?;
+            downstream.set_nodelay(true)?;
+            upstream.set_nodelay(true)?;
+            let promotion = promotion.clone();
+            tokio::spawn(async move {
+                match relayed {
+                    Relayed::By(path) => {
+                        let mut relay = Relay::new(Arc::default(), None).with_promotion(promotion);
+                        relay.run(&mut downstream, &mut upstream, path).await;
+                    }
+                    Relayed::ByTokio | Relayed::Directly => {
+                        _ = copy_bidirectional(&mut downstream, &mut upstream).await;
+                    }
+                }
+            });
+        }
+    })
+}
+
+/// The kernel side of the sockmap path, with its events served by this runtime.
+fn promotion() -> Result<Promotion> {
+    let (redirects, mut events) = Redirects::alone()?;
+    tokio::spawn(async move { events.serve().await });
+    Ok(Promotion::new(redirects))
 }

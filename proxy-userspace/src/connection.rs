@@ -101,7 +101,8 @@ impl Flow<'_> {
                 return (reason, error);
             }
         };
-        let mut relay = Relay::new(Arc::clone(&self.progress), self.worker.shared.idle_timeout);
+        let mut relay = Relay::new(Arc::clone(&self.progress), self.worker.shared.idle_timeout)
+            .with_promotion(self.worker.shared.promotion.get().cloned());
         let mut stop = self.worker.stop.clone();
         let ended = tokio::select! {
             ended = relay.run(&mut downstream, &mut upstream.stream, self.route.path) => ended,
@@ -178,6 +179,9 @@ impl Flow<'_> {
             path: self.peer.map(|_| self.progress.path().label()),
             up: self.progress.up(),
             down: self.progress.down(),
+            in_kernel: self.progress.in_kernel(),
+            demotions: self.progress.demotions(),
+            repairs: self.progress.repairs(),
             intercept: self.intercept,
             connect: self.timings.connect,
             handshake: self.timings.handshake,

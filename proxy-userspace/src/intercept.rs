@@ -8,6 +8,7 @@ mod btf;
 pub mod guard;
 mod handles;
 mod object;
+mod redirects;
 pub mod survey;
 mod syscall;
 mod tables;
@@ -17,6 +18,7 @@ use std::{
     io,
     os::fd::{BorrowedFd, OwnedFd},
     path::PathBuf,
+    sync::Arc,
 };
 
 use aya::{
@@ -32,6 +34,7 @@ use thiserror::Error;
 
 pub use handles::{Counters, Exempter, Heartbeat, Records};
 pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shapes};
+pub use redirects::{RedirectEvents, Redirects, prove as prove_redirects};
 
 use crate::policy::Compiled;
 use guard::{Guard, GuardError};
@@ -291,6 +294,18 @@ impl Interceptor {
     /// When the process is out of file descriptors.
     pub fn heartbeat(&self) -> Result<Heartbeat, InterceptError> {
         Heartbeat::new(&self.ebpf)
+    }
+
+    /// The kernel side of the sockmap path, once.
+    ///
+    /// # Errors
+    /// When the kernel refuses the verdict program, or a feature it needs is missing.
+    pub fn redirects(
+        &mut self,
+        features: &Features,
+    ) -> Result<(Arc<Redirects>, RedirectEvents), InterceptError> {
+        features.allow_redirects()?;
+        Redirects::new(&mut self.ebpf)
     }
 
     /// What the hooks counted.

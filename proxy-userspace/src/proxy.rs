@@ -13,7 +13,7 @@ use std::{
     num::NonZeroUsize,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -25,12 +25,13 @@ use tokio::{
 };
 
 use crate::{
-    intercept::{Features, InterceptError, Interceptor, Records, guard},
+    intercept::{Features, InterceptError, Interceptor, Records, guard, prove_redirects},
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
     record::AccessLog,
+    relay::Promotion,
     routes::{self, RouteTable, Routes, UnknownUpstream},
-    rule::{FailMode, Rule},
+    rule::{FailMode, PathChoice, Rule},
     shared::{Shared, Stats},
     socket,
     upstream::Upstream,
@@ -163,6 +164,7 @@ impl Proxy {
             stats: Stats::default(),
             access_log: settings.access_log.clone(),
             idle_timeout: settings.idle_timeout,
+            promotion: OnceLock::new(),
         });
         let (stop, stopped) = watch::channel(false);
         let mut handles = Vec::with_capacity(workers);
@@ -204,12 +206,45 @@ impl Proxy {
     pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
         let table: RouteTable = routes::table(policy.rules, policy.upstreams)?;
         let compiled = compile(policy.rules, policy.names)?;
+        if policy
+            .rules
+            .iter()
+            .any(|rule| rule.path == PathChoice::Sockmap)
+        {
+            self.accelerate();
+        }
         // Published first: a connection may be selected by the new policy the moment it is written.
         let next = self.interceptor.next_generation();
         self.shared.routes.publish(next, &table);
         self.generation = self.interceptor.install(&compiled, &self.features)?;
         debug_assert_eq!(next, self.generation);
         Ok(())
+    }
+
+    /// Makes the sockmap path ready, if it is not and this kernel proves fit for it. Otherwise its rules copy.
+    fn accelerate(&mut self) {
+        if self.shared.promotion.get().is_some() {
+            return;
+        }
+        match self.interceptor.redirects(&self.features) {
+            Ok((redirects, mut events)) => {
+                let promotion = Promotion::new(redirects);
+                if let Err(test) = prove_redirects(&promotion, &mut events) {
+                    tracing::warn!(
+                        test,
+                        "the sockmap path fails its test on this kernel; its rules copy"
+                    );
+                    return;
+                }
+                self.supervisor.hear(events);
+                // Only this thread sets it.
+                _ = self.shared.promotion.set(promotion);
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "the sockmap path is off; its rules copy");
+            }
+        }
     }
 
     /// Attaches the hooks to a cgroup: from here on its connections are ours.

@@ -3,13 +3,15 @@
 
 use std::{
     convert::Infallible,
+    future::pending,
+    io,
     time::{Duration, Instant},
 };
 
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    intercept::{Counters, Heartbeat, InterceptError, LogReader},
+    intercept::{Counters, Heartbeat, InterceptError, LogReader, RedirectEvents},
     worker::Handle,
 };
 
@@ -72,6 +74,7 @@ pub(crate) struct Supervisor {
     pulse: Pulse,
     faults: Faults,
     log: Option<LogReader>,
+    redirects: Option<RedirectEvents>,
 }
 
 impl Supervisor {
@@ -83,12 +86,18 @@ impl Supervisor {
                 known: Vec::new(),
             },
             log,
+            redirects: None,
         }
     }
 
     /// As [`Pulse::beat`].
     pub(crate) fn beat(&mut self) -> Result<(), InterceptError> {
         self.pulse.beat()
+    }
+
+    /// From now on the relay hears what the kernel has to tell of redirected connections.
+    pub(crate) fn hear(&mut self, redirects: RedirectEvents) {
+        self.redirects = Some(redirects);
     }
 
     /// Never returns, and may be dropped and called again.
@@ -105,6 +114,10 @@ impl Supervisor {
                     }
                 }
                 _ = reports.tick() => self.faults.report(),
+                error = served(self.redirects.as_mut()) => {
+                    tracing::error!(%error, "the sockmap path is off");
+                    self.redirects = None;
+                }
             }
         }
     }
@@ -114,6 +127,16 @@ impl Supervisor {
         for worker in self.pulse.workers {
             worker.handle.join();
         }
+    }
+}
+
+/// Serves events, if there are any to come, until that fails.
+async fn served(redirects: Option<&mut RedirectEvents>) -> io::Error {
+    let Some(redirects) = redirects else {
+        return pending().await;
+    };
+    match redirects.serve().await {
+        Err(error) => error,
     }
 }
 

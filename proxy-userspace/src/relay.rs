@@ -5,7 +5,8 @@
 //! and acts on the [`Ended`] it gets back.
 //!
 //! There is one state machine per direction (`direction`), and a path is a way for it to take bytes: `copy` reads into a
-//! buffer all connections of a thread share, `splice` moves what waits in bulk through a kernel pipe. All state sits in
+//! buffer all connections of a thread share, `splice` moves what waits in bulk through a kernel pipe, `sockmap` has the
+//! kernel redirect what arrives. A connection starts on `copy` and may be admitted to `sockmap` later. All state sits in
 //! [`Relay`] and none in a future, so dropping a future at any await loses nothing and another path can go on.
 //!
 //! What the two apps observe, which is what they would observe without a relay:
@@ -16,10 +17,12 @@
 //!   would make a truncated reply look whole.
 //! - Urgent data stays in its place in the stream, as ordinary bytes.
 
+mod accelerate;
 mod copy;
 mod direction;
 mod pipe;
 mod receive;
+mod sockmap;
 mod splice;
 
 use std::{
@@ -28,7 +31,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -37,14 +40,24 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::sleep,
+    time::{sleep, timeout},
 };
 
-use self::direction::{Direction, Fault};
-use crate::{close::CloseReason, rule::PathChoice};
+pub use self::{
+    accelerate::{Accelerator, Pair, Redirect, Refusal},
+    sockmap::MOST_WINDOW,
+};
+use self::{
+    direction::{Direction, Fault},
+    sockmap::Passage,
+};
+use crate::{close::CloseReason, rule::PathChoice, socket};
 
 /// How many times per idle timeout the counters are looked at.
 const IDLE_LOOKS: u32 = 4;
+
+/// How long a reset waits for what the kernel has redirected.
+const LAST_MOMENT: Duration = Duration::from_millis(50);
 
 /// One side of a connection.
 pub trait Side: AsyncRead + AsyncWrite + Unpin {
@@ -67,15 +80,20 @@ pub enum Path {
     Copy,
     /// Through a kernel pipe when much waits.
     Splice,
+    /// Redirected in the kernel from socket to socket.
+    Sockmap,
 }
 
 impl Path {
+    const ALL: [Self; 3] = [Self::Copy, Self::Splice, Self::Sockmap];
+
     /// The stable name in logs, records and counters.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
             Self::Copy => "copy",
             Self::Splice => "splice",
+            Self::Sockmap => "sockmap",
         }
     }
 }
@@ -85,7 +103,10 @@ impl Path {
 pub struct Progress {
     up: AtomicU64,
     down: AtomicU64,
-    spliced: AtomicBool,
+    in_kernel: AtomicU64,
+    demotions: AtomicU32,
+    repairs: AtomicU32,
+    path: AtomicU8,
 }
 
 impl Progress {
@@ -101,18 +122,33 @@ impl Progress {
         self.down.load(Relaxed)
     }
 
+    /// Bytes, up and down, that the kernel moved by itself.
+    #[must_use]
+    pub fn in_kernel(&self) -> u64 {
+        self.in_kernel.load(Relaxed)
+    }
+
+    /// Times that the kernel gave a direction back to the relay.
+    #[must_use]
+    pub fn demotions(&self) -> u32 {
+        self.demotions.load(Relaxed)
+    }
+
+    /// Times that the kernel would have delivered bytes twice.
+    #[must_use]
+    pub fn repairs(&self) -> u32 {
+        self.repairs.load(Relaxed)
+    }
+
     /// The path in use.
     #[must_use]
     pub fn path(&self) -> Path {
-        if self.spliced.load(Relaxed) {
-            Path::Splice
-        } else {
-            Path::Copy
-        }
+        let number = usize::from(self.path.load(Relaxed));
+        Path::ALL.get(number).copied().unwrap_or(Path::Copy)
     }
 
     fn set_path(&self, path: Path) {
-        self.spliced.store(path == Path::Splice, Relaxed);
+        self.path.store(path as u8, Relaxed);
     }
 
     /// Changes with every byte that moves.
@@ -148,6 +184,35 @@ pub struct Relay {
     down: Direction,
     progress: Arc<Progress>,
     idle_timeout: Option<Duration>,
+    promotion: Option<Promotion>,
+}
+
+/// What makes the relay hand a connection to the kernel.
+#[derive(Clone, Debug)]
+pub struct Promotion {
+    /// The kernel side.
+    pub accelerator: Arc<dyn Accelerator>,
+    /// After so many bytes, both ways together,
+    pub bytes: u64,
+    /// or after so many reads from one side.
+    pub reads: u32,
+}
+
+impl Promotion {
+    /// Bytes after which a connection is promoted by default.
+    pub const BYTES: u64 = 64 * 1024;
+    /// Reads after which a connection is promoted by default.
+    pub const READS: u32 = 8;
+
+    /// With the defaults.
+    #[must_use]
+    pub fn new(accelerator: Arc<dyn Accelerator>) -> Self {
+        Self {
+            accelerator,
+            bytes: Self::BYTES,
+            reads: Self::READS,
+        }
+    }
 }
 
 impl Relay {
@@ -162,7 +227,14 @@ impl Relay {
             down: Direction::default(),
             progress,
             idle_timeout,
+            promotion: None,
         }
+    }
+
+    /// Lets [`PathChoice::Sockmap`] hand the connection to the kernel; otherwise it means `copy`.
+    #[must_use]
+    pub fn with_promotion(self, promotion: Option<Promotion>) -> Self {
+        Self { promotion, ..self }
     }
 
     /// Relays by the path a rule asks for, until the end.
@@ -175,6 +247,7 @@ impl Relay {
         match choice {
             PathChoice::Auto | PathChoice::Copy => self.copy(downstream, upstream).await,
             PathChoice::Splice => self.splice(downstream, upstream).await,
+            PathChoice::Sockmap => self.sockmap(downstream, upstream).await,
         }
     }
 
@@ -195,11 +268,37 @@ impl Relay {
         self.relay(downstream, upstream, path).await
     }
 
+    /// Relays like [`Relay::copy`] until the connection is worth a redirect in the kernel. May be dropped at any await and be
+    /// followed by any path, but the sockets stay in the sockmap.
+    pub async fn sockmap<D: Side, U: Side>(
+        &mut self,
+        downstream: &mut D,
+        upstream: &mut U,
+    ) -> Ended {
+        let path = if self.up.passage().is_some() {
+            Path::Sockmap
+        } else {
+            Path::Copy
+        };
+        let wanted = self.promotion.clone();
+        self.relay_with(downstream, upstream, path, wanted).await
+    }
+
     async fn relay<D: Side, U: Side>(
         &mut self,
         downstream: &mut D,
         upstream: &mut U,
         path: Path,
+    ) -> Ended {
+        self.relay_with(downstream, upstream, path, None).await
+    }
+
+    async fn relay_with<D: Side, U: Side>(
+        &mut self,
+        downstream: &mut D,
+        upstream: &mut U,
+        path: Path,
+        mut wanted: Option<Promotion>,
     ) -> Ended {
         for socket in [downstream.plain(), upstream.plain()].into_iter().flatten() {
             receive::report_waiting(socket);
@@ -207,16 +306,98 @@ impl Relay {
         self.take_path(path);
         let progress = Arc::clone(&self.progress);
         let mut silence = pin!(silence(&progress, self.idle_timeout));
-        poll_fn(|cx| {
-            if let Poll::Ready(ended) = self.poll_move(cx, downstream, upstream) {
+        let ended = poll_fn(|cx| {
+            let moved = self.poll_move(cx, downstream, upstream);
+            self.count_kernel();
+            if let Poll::Ready(ended) = moved {
                 return Poll::Ready(ended);
+            }
+            if wanted
+                .as_ref()
+                .is_some_and(|promotion| self.is_due(promotion))
+                && let Some(promotion) = wanted.take()
+            {
+                match self.promote(&promotion, downstream, upstream) {
+                    // Again, to read both until nothing is left: then the kernel may take over.
+                    Ok(()) => cx.waker().wake_by_ref(),
+                    Err(refusal) => {
+                        tracing::debug!(%refusal, "a connection stays on the copy path");
+                    }
+                }
             }
             silence.as_mut().poll(cx).map(|()| Ended {
                 reason: CloseReason::IdleTimeout,
                 first_error: None,
             })
         })
-        .await
+        .await;
+        if ended.must_reset() {
+            self.let_arrive(downstream, upstream).await;
+        }
+        ended
+    }
+
+    fn is_due(&self, promotion: &Promotion) -> bool {
+        let much = self.progress.total() >= promotion.bytes
+            || self.up.reads().max(self.down.reads()) >= promotion.reads;
+        much && self.up.is_open() && self.down.is_open()
+    }
+
+    /// Puts both sockets under the verdict program. Until each direction was read empty nothing changes.
+    fn promote<D: Side, U: Side>(
+        &mut self,
+        promotion: &Promotion,
+        downstream: &D,
+        upstream: &U,
+    ) -> Result<(), Refusal> {
+        let (Some(downstream), Some(upstream)) = (downstream.plain(), upstream.plain()) else {
+            return Err(Refusal::NotPlain);
+        };
+        let Pair { up, down } = promotion.accelerator.admit(downstream, upstream)?;
+        let gone = |_| Refusal::Socket;
+        self.up
+            .take_passage(Passage::new(up, upstream).map_err(gone)?);
+        self.down
+            .take_passage(Passage::new(down, downstream).map_err(gone)?);
+        for socket in [downstream, upstream] {
+            socket::handle_waiting(socket).map_err(gone)?;
+        }
+        self.take_path(Path::Sockmap);
+        Ok(())
+    }
+
+    fn count_kernel(&mut self) {
+        let bytes =
+            self.up.count_kernel(&self.progress.up) + self.down.count_kernel(&self.progress.down);
+        if bytes > 0 {
+            let total = self.progress.in_kernel.load(Relaxed);
+            self.progress.in_kernel.store(total + bytes, Relaxed);
+        }
+        let passages = || {
+            [&self.up, &self.down]
+                .into_iter()
+                .filter_map(Direction::passage)
+        };
+        let sum = |of: fn(&Passage) -> u32| passages().map(of).sum();
+        self.progress
+            .demotions
+            .store(sum(Passage::demotions), Relaxed);
+        self.progress.repairs.store(sum(Passage::repairs), Relaxed);
+    }
+
+    /// Gives what the kernel redirected before a side failed the moment it takes to reach the other side's socket.
+    async fn let_arrive<D: Side, U: Side>(&mut self, downstream: &D, upstream: &U) {
+        let arrived = poll_fn(|cx| {
+            let up = self.up.poll_settled(cx, upstream);
+            let down = self.down.poll_settled(cx, downstream);
+            // An error means that the side is gone, and then there is nothing to wait for.
+            if up.is_ready() && down.is_ready() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        });
+        _ = timeout(LAST_MOMENT, arrived).await;
     }
 
     fn take_path(&mut self, path: Path) {

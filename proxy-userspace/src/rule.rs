@@ -140,6 +140,8 @@ pub enum PathChoice {
     Copy,
     /// Through a kernel pipe, where both sides are plain TCP.
     Splice,
+    /// Redirected in the kernel from socket to socket, where both sides are plain TCP.
+    Sockmap,
 }
 
 #[cfg(test)]

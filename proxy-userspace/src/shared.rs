@@ -8,7 +8,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -18,7 +18,8 @@ use proxy_common::Record;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    close::CloseReason, process::Processes, record::AccessLog, routes::Routes, upstream::Dialer,
+    close::CloseReason, process::Processes, record::AccessLog, relay::Promotion, routes::Routes,
+    upstream::Dialer,
 };
 
 /// How the relay learns where a connection was going.
@@ -41,6 +42,8 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// Connections that were silent for so long are closed.
     pub idle_timeout: Option<Duration>,
+    /// The kernel side of the sockmap path, once a rule has asked for it and it was proven here.
+    pub promotion: OnceLock<Promotion>,
 }
 
 /// Counters of the relay.

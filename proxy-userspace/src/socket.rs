@@ -5,12 +5,17 @@
 
 use std::{
     io,
+    mem::offset_of,
     net::{SocketAddr, TcpListener},
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
 
-use nix::{errno::Errno, getsockopt_impl, sockopt_impl, sys::socket::getsockopt};
+use nix::{
+    errno::Errno,
+    getsockopt_impl, ioctl_read_bad, setsockopt_impl, sockopt_impl,
+    sys::socket::{getsockopt, setsockopt},
+};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
@@ -93,6 +98,78 @@ pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
 pub fn take_error(socket: &impl AsFd) -> io::Result<Option<io::Error>> {
     SockRef::from(socket).take_error()
 }
+
+/// Bytes of the stream that were given to the kernel to send, acknowledged or not, counted from an arbitrary start.
+///
+/// # Errors
+///
+/// The error that ended the connection, or `ECONNRESET`, when it has ended.
+pub fn sent(socket: &impl AsFd) -> io::Result<u64> {
+    let info = getsockopt(socket, TcpInfo)?;
+    if info.state == TCP_CLOSE {
+        return Err(take_error(socket)?.unwrap_or_else(|| Errno::ECONNRESET.into()));
+    }
+    // In this order: what is acknowledged in between is missing, never counted twice.
+    Ok(info.bytes_acked + queued(socket, outq)?)
+}
+
+/// Bytes that arrived and were not read. Waits until nobody else handles what arrives on the socket (the ioctl takes its
+/// lock, `tcp_ioctl()` in `net/ipv4/tcp.c`).
+///
+/// # Errors
+///
+/// None in practice.
+pub fn unread(socket: &impl AsFd) -> io::Result<u64> {
+    queued(socket, inq)
+}
+
+/// Has the kernel handle what arrived before the socket was put into a sockmap, as if it arrived now
+/// (`tcp_set_rcvlowat()` in `net/ipv4/tcp.c`, Linux 4.18).
+///
+/// # Errors
+///
+/// None in practice.
+pub fn handle_waiting(socket: &impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(socket, ReceiveLowWater, &1)?)
+}
+
+type QueueLength = unsafe fn(libc::c_int, *mut libc::c_int) -> nix::Result<libc::c_int>;
+
+fn queued(socket: &impl AsFd, which: QueueLength) -> io::Result<u64> {
+    let mut length = 0;
+    // SAFETY: both requests write one integer, which outlives the call; the descriptor is borrowed.
+    unsafe { which(socket.as_fd().as_raw_fd(), &raw mut length) }?;
+    Ok(u64::try_from(length).unwrap_or(0))
+}
+
+/// The beginning of `struct tcp_info`, which every kernel in use fills; the rest grows from version to version.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TcpInfoHead {
+    state: u8,
+    others: [u8; offset_of!(libc::tcp_info, tcpi_bytes_acked) - 1],
+    bytes_acked: u64,
+}
+
+/// `TCP_CLOSE` of the kernel's `tcp_states.h`.
+const TCP_CLOSE: u8 = 7;
+
+ioctl_read_bad!(
+    /// `SIOCOUTQ`: bytes in the send queue, sent ones that are not acknowledged included (tcp(7)).
+    outq, libc::TIOCOUTQ, libc::c_int
+);
+ioctl_read_bad!(
+    /// `SIOCINQ`: see [`unread`].
+    inq, libc::FIONREAD, libc::c_int
+);
+sockopt_impl!(
+    /// Statistics of a connection; `tcpi_bytes_acked` since Linux 4.1.
+    TcpInfo, GetOnly, libc::IPPROTO_TCP, libc::TCP_INFO, TcpInfoHead
+);
+sockopt_impl!(
+    /// See [`handle_waiting`].
+    ReceiveLowWater, SetOnly, libc::SOL_SOCKET, libc::SO_RCVLOWAT, libc::c_int
+);
 
 /// Whether an error says that this process or host ran out of files or memory, which passes, and which says nothing
 /// about the connection it hit.

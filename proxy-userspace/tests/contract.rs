@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
     ABI_VERSION, Action, COUNTERS, MAX_RULES, MemberKey, Membership, Policy, PrefixKey, Record,
-    RecordKey, Relay, RuleSet, Socket, names,
+    RecordKey, Redirect, Relay, RuleSet, Socket, names,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -32,7 +32,8 @@ fn object() -> Object {
 fn shapes() -> BTreeMap<&'static str, Shape> {
     use bpf_map_type::{
         BPF_MAP_TYPE_ARRAY as ARRAY, BPF_MAP_TYPE_HASH as HASH, BPF_MAP_TYPE_LPM_TRIE as LPM_TRIE,
-        BPF_MAP_TYPE_PERCPU_ARRAY as PERCPU_ARRAY, BPF_MAP_TYPE_SK_STORAGE as SK_STORAGE,
+        BPF_MAP_TYPE_PERCPU_ARRAY as PERCPU_ARRAY, BPF_MAP_TYPE_RINGBUF as RINGBUF,
+        BPF_MAP_TYPE_SK_STORAGE as SK_STORAGE, BPF_MAP_TYPE_SOCKMAP as SOCKMAP,
     };
     const INDEX: usize = size_of::<u32>();
     // A key of an LPM trie starts with its length in bits.
@@ -66,6 +67,13 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
             names::RECORDS,
             (HASH, size_of::<RecordKey>(), size_of::<Record>(), None),
         ),
+        (
+            names::REDIRECTS,
+            (ARRAY, INDEX, size_of::<Redirect>(), None),
+        ),
+        (names::REDIRECT_OF, (HASH, size_of::<u64>(), INDEX, None)),
+        (names::PAIRS, (SOCKMAP, INDEX, INDEX, None)),
+        (names::REDIRECT_EVENTS, (RINGBUF, 0, 0, None)),
         (
             names::COUNTERS,
             (PERCPU_ARRAY, INDEX, size_of::<u64>(), Some(COUNTERS.len())),

@@ -12,7 +12,7 @@ use std::{
     collections::HashMap,
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     thread,
     time::Duration,
 };
@@ -92,6 +92,7 @@ impl Rig {
             stats: Stats::default(),
             access_log: Some(access_log),
             idle_timeout: None,
+            promotion: OnceLock::new(),
         });
         let socket = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 64).unwrap();
         let listener = socket.local_addr().unwrap();

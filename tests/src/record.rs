@@ -38,6 +38,12 @@ pub struct CloseRecord {
     pub up: u64,
     /// Bytes from the server to the app.
     pub down: u64,
+    /// Bytes of both that the kernel moved by itself.
+    pub in_kernel: u64,
+    /// Times that the kernel gave a direction back to the relay.
+    pub demotions: u32,
+    /// Times that the kernel would have delivered bytes twice.
+    pub repairs: u32,
     /// From `connect()` until the relay accepted, microseconds.
     pub intercept_us: u64,
     /// TCP connect to the server or first proxy, microseconds.

@@ -106,6 +106,7 @@ fn rule(
         ("auto", PathChoice::Auto),
         ("copy", PathChoice::Copy),
         ("splice", PathChoice::Splice),
+        ("sockmap", PathChoice::Sockmap),
     ];
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
     table.finish(findings);

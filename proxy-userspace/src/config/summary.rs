@@ -151,6 +151,7 @@ fn action(rule: &Rule) -> String {
         PathChoice::Auto => "auto",
         PathChoice::Copy => "copy",
         PathChoice::Splice => "splice",
+        PathChoice::Sockmap => "sockmap",
     };
     format!("-> {upstream}, path {path}, {failing} while the relay fails")
 }

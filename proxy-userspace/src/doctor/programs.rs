@@ -8,12 +8,14 @@ use super::check::Check;
 use crate::{
     cgroup::{Cgroup2, CgroupError, OwnCgroup},
     intercept::{
-        Features,
+        Features, Redirects,
         guard::{self, Bpffs},
+        prove_redirects,
         trial::{Trial, try_programs},
     },
     paint::one_line,
     privileges,
+    relay::Promotion,
 };
 
 /// The programs, and what depends on helpers and files beside them.
@@ -27,6 +29,7 @@ pub(super) fn checks(cgroups: &Result<Cgroup2, CgroupError>) -> Vec<Check> {
     let features = Features::probe();
     let mut checks = trials(&features, cgroups);
     checks.push(refusal(&features));
+    checks.push(sockmap());
     checks.push(match &features.offsets {
         Ok(_) => Check::ok("task_selectors", "rules with `exe` and `pid` work"),
         Err(missing) => Check::warning("task_selectors", missing.to_string()),
@@ -77,6 +80,8 @@ fn verdict(trial: Trial, done: &str) -> Check {
             .advice("rules with `pid` need it; select by `cgroup` instead"),
         names::GUARD4 | names::GUARD6 => Check::warning(id, one_line(&error))
             .advice("rules with `on_relay_failure = \"refuse\"` need it"),
+        names::VERDICT => Check::warning(id, one_line(&error))
+            .advice("rules with `path = \"sockmap\"` need it; without it they copy"),
         _ => refused(Check::missing(id, one_line(&error))),
     }
 }
@@ -97,6 +102,24 @@ fn refusal(features: &Features) -> Check {
         "EPERM (this kernel lets hooks choose no other)"
     };
     Check::ok("refusal", format!("a refused connect() fails with {error}"))
+}
+
+/// Whether this kernel moves bytes from socket to socket as the relay would.
+fn sockmap() -> Check {
+    const ID: &str = "sockmap";
+    let tried = Redirects::alone()
+        .map(|(redirects, mut events)| prove_redirects(&Promotion::new(redirects), &mut events));
+    match tried {
+        Ok(Ok(())) => Check::ok(ID, "every test of it passes"),
+        Ok(Err(test)) => Check::warning(
+            ID,
+            format!("`path = \"sockmap\"` copies: the test of {test} fails on this kernel"),
+        ),
+        Err(error) => Check::warning(
+            ID,
+            format!("`path = \"sockmap\"` copies: {}", one_line(&error)),
+        ),
+    }
 }
 
 /// Where rules with `on_relay_failure = "refuse"` are pinned.

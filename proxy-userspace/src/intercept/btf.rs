@@ -11,6 +11,8 @@ use thiserror::Error;
 /// Byte offsets that the hooks need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offsets {
+    /// `tcp_sock.copied_seq`
+    pub tcp_copied_seq: u32,
     /// `task_struct.mm`
     pub task_mm: u32,
     /// `task_struct.pid`
@@ -65,6 +67,7 @@ impl Offsets {
                 .ok_or(BtfError::NoMember { strukt, member })
         };
         Ok(Self {
+            tcp_copied_seq: offset("tcp_sock", "copied_seq")?,
             task_mm: offset("task_struct", "mm")?,
             task_pid: offset("task_struct", "pid")?,
             mm_exe_file: offset("mm_struct", "exe_file")?,

@@ -178,7 +178,9 @@ pub(super) fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<MapData, Inte
     | Map::HashMap(data)
     | Map::LpmTrie(data)
     | Map::PerCpuArray(data)
-    | Map::SkStorage(data)) = map
+    | Map::RingBuf(data)
+    | Map::SkStorage(data)
+    | Map::SockMap(data)) = map
     else {
         return Err(InterceptError::Missing(name));
     };

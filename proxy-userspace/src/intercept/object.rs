@@ -74,6 +74,14 @@ impl Features {
         }
     }
 
+    /// Checks that the verdict program can be used: it reads how far a socket was read.
+    ///
+    /// # Errors
+    /// What it needs.
+    pub fn allow_redirects(&self) -> Result<(), MissingFeature> {
+        self.offsets.as_ref().map(drop).map_err(Clone::clone)
+    }
+
     /// Checks that a policy needs nothing that is absent.
     ///
     /// # Errors
@@ -107,6 +115,7 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
         .override_global("HAS_SET_RETVAL", &set_retval, true)
         .override_global("HAS_MPTCP", &mptcp, true)
         .override_global("READS_TASKS", &reads_tasks, true)
+        .override_global("TCP_COPIED_SEQ", &offsets.tcp_copied_seq, true)
         .override_global("TASK_MM", &offsets.task_mm, true)
         .override_global("TASK_PID", &offsets.task_pid, true)
         .override_global("MM_EXE_FILE", &offsets.mm_exe_file, true)

@@ -61,6 +61,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
+        Program::SkSkb(program) => program.load(),
         Program::SockOps(program) => program.load(),
         Program::RawTracePoint(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
@@ -72,6 +73,8 @@ fn attach(program: &mut Program, name: &str, cgroup: BorrowedFd<'_>) -> Result<(
     match program {
         Program::CgroupSockAddr(program) => program.attach(cgroup, MODE).map(drop),
         Program::CgroupSockopt(program) => program.attach(cgroup, MODE).map(drop),
+        // Attached to a map, not to a cgroup.
+        Program::SkSkb(_) => Ok(()),
         Program::SockOps(program) => program.attach(cgroup, MODE).map(drop),
         Program::RawTracePoint(program) => {
             let event = TASK_EVENTS.iter().find(|(known, _)| *known == name);

@@ -18,8 +18,10 @@ use super::{
     copy::{self, Rest, Scratch},
     pipe::Pipe,
     receive::{self, Received},
+    sockmap::Passage,
     splice::{self, Filled},
 };
+use crate::socket;
 
 /// Reads one direction may do before other connections of the thread get their turn.
 const TURN_READS: usize = 16;
@@ -32,6 +34,10 @@ pub(super) struct Direction {
     held: Held,
     stage: Stage,
     bulk: Bulk,
+    /// The way through the kernel, once the connection was admitted to it.
+    passage: Option<Passage>,
+    /// Reads that brought bytes, or `u32::MAX`.
+    reads: u32,
     /// Most bytes to read at once.
     read_size: usize,
     /// The sink took bytes it may still keep to itself (TLS records).
@@ -80,6 +86,8 @@ impl Default for Direction {
             held: Held::Nothing,
             stage: Stage::Open,
             bulk: Bulk::Never,
+            passage: None,
+            reads: 0,
             read_size: copy::LEAST_READ,
             unflushed: false,
         }
@@ -90,7 +98,7 @@ impl Direction {
     /// From here on by this path. What another path held is delivered first.
     pub(super) fn take_path(&mut self, path: Path) {
         self.bulk = match path {
-            Path::Copy => Bulk::Never,
+            Path::Copy | Path::Sockmap => Bulk::Never,
             Path::Splice => Bulk::NotNow,
         };
     }
@@ -98,6 +106,45 @@ impl Direction {
     /// Whether a direction that was on the splice path had to leave it.
     pub(super) fn fell_back(&self) -> bool {
         self.bulk == Bulk::Never
+    }
+
+    /// Whether more may come, and nothing is in a pipe.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Open) && !matches!(self.held, Held::Pipe(_))
+    }
+
+    /// Reads that brought bytes.
+    pub(super) fn reads(&self) -> u32 {
+        self.reads
+    }
+
+    /// From here on the kernel may move the bytes.
+    pub(super) fn take_passage(&mut self, passage: Passage) {
+        self.passage = Some(passage);
+    }
+
+    /// The way through the kernel, once the connection was admitted to it.
+    pub(super) fn passage(&self) -> Option<&Passage> {
+        self.passage.as_ref()
+    }
+
+    /// Counts what the kernel moved. Returns how much that was.
+    pub(super) fn count_kernel(&mut self, moved: &AtomicU64) -> u64 {
+        let bytes = self.passage.as_mut().map_or(0, Passage::moved);
+        moved.store(moved.load(Relaxed).wrapping_add(bytes), Relaxed);
+        bytes
+    }
+
+    /// Resolves when what the kernel redirected is in the sink's send queue.
+    pub(super) fn poll_settled<T: Side>(
+        &mut self,
+        cx: &mut Context<'_>,
+        sink: &T,
+    ) -> Poll<io::Result<()>> {
+        match (&mut self.passage, sink.plain()) {
+            (Some(passage), Some(target)) => passage.poll_settled(cx, target),
+            _ => Poll::Ready(Ok(())),
+        }
     }
 
     /// Works until an end blocks or the turn is over (`Pending`), the sink was told the end (`Ok`), or an end fails.
@@ -108,12 +155,16 @@ impl Direction {
         sink: &mut T,
         moved: &AtomicU64,
     ) -> Poll<Result<(), Fault>> {
+        if let (Some(passage), Some(target)) = (&mut self.passage, sink.plain()) {
+            passage.attend(cx, target).map_err(Fault::Source)?;
+        }
         let mut taken = 0;
         for _ in 0..TURN_READS {
             ready!(self.poll_deliver(cx, sink, moved)).map_err(Fault::Sink)?;
             match self.stage {
                 Stage::Open => taken += ready!(self.poll_take(cx, source, sink, moved))?,
                 Stage::Ended => {
+                    ready!(self.poll_settled(cx, sink)).map_err(Fault::Sink)?;
                     ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Fault::Sink)?;
                     self.stage = Stage::Finished;
                 }
@@ -156,9 +207,15 @@ impl Direction {
             match &mut self.held {
                 Held::Nothing => return Poll::Ready(Ok(())),
                 Held::Buffer(rest) => {
+                    if let (Some(passage), Some(target)) = (&mut self.passage, sink.plain()) {
+                        ready!(passage.poll_settled(cx, target))?;
+                    }
                     while !rest.bytes().is_empty() {
                         let written = ready!(copy::poll_write(sink, cx, rest.bytes()))?;
                         rest.advance(written);
+                        if let Some(passage) = &mut self.passage {
+                            passage.wrote(written);
+                        }
                         self.unflushed = true;
                         count(moved, written);
                     }
@@ -205,21 +262,40 @@ impl Direction {
         let mut scratch = Scratch::take();
         let Poll::Ready(received) = receive::poll(source, cx, scratch.upto(self.read_size)) else {
             if self.unflushed {
-                ready!(Pin::new(sink).poll_flush(cx)).map_err(Fault::Sink)?;
+                ready!(Pin::new(&mut *sink).poll_flush(cx)).map_err(Fault::Sink)?;
                 self.unflushed = false;
+            }
+            if let (Some(passage), Some(target)) = (&mut self.passage, sink.plain()) {
+                passage.poll_resume(cx, target).map_err(Fault::Sink)?;
             }
             return Poll::Pending;
         };
         let received = received.map_err(Fault::Source)?;
         if received.bytes == 0 {
+            if !self.has_ended(source).map_err(Fault::Source)? {
+                return Poll::Ready(Ok(0));
+            }
             self.stage = Stage::Ended;
             return Poll::Ready(Ok(0));
         }
+        self.reads = self.reads.saturating_add(1);
         let taken = scratch.upto(received.bytes);
         let written = self.offer(cx, sink, taken).map_err(Fault::Sink)?;
         count(moved, written);
         self.adapt(received, written);
         Poll::Ready(Ok(received.bytes))
+    }
+
+    /// Whether nothing comes behind an end that was read. Before kernel 6.4 a socket in a sockmap tells of it although
+    /// bytes that came before it may still wait for the verdict program.
+    fn has_ended<S: Side>(&self, source: &S) -> io::Result<bool> {
+        match (&self.passage, source.plain()) {
+            (Some(_), Some(socket)) if socket::unread(socket)? > 0 => {
+                socket::handle_waiting(socket)?;
+                Ok(false)
+            }
+            _ => Ok(true),
+        }
     }
 
     /// Writes once and holds what was not accepted. Returns how many bytes were.
@@ -229,11 +305,24 @@ impl Direction {
         sink: &mut T,
         bytes: &[u8],
     ) -> io::Result<usize> {
-        let written = match copy::poll_write(sink, cx, bytes) {
-            Poll::Ready(written) => written?,
-            Poll::Pending => 0,
+        let may_write = match (&mut self.passage, sink.plain()) {
+            (Some(passage), Some(target)) => {
+                passage.took(bytes.len());
+                passage.is_settled(target)?
+            }
+            _ => true,
+        };
+        let written = if !may_write {
+            0
+        } else if let Poll::Ready(written) = copy::poll_write(sink, cx, bytes) {
+            written?
+        } else {
+            0
         };
         self.unflushed = true;
+        if let Some(passage) = &mut self.passage {
+            passage.wrote(written);
+        }
         if let Some(rest) = bytes.get(written..)
             && !rest.is_empty()
         {

@@ -3,19 +3,22 @@
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
+    thread,
     time::Duration,
 };
 
 use proxy_userspace::{
-    relay::{Ended, Progress, Relay, Side},
+    intercept::Redirects,
+    relay::{Ended, Progress, Promotion, Relay, Side},
     rule::PathChoice,
 };
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream},
+    runtime::Builder,
     task::JoinHandle,
     time::timeout,
 };
@@ -38,6 +41,15 @@ macro_rules! on_each_path {
                 crate::rig::in_time(super::$test(proxy_userspace::rule::PathChoice::Splice)).await;
             })*
         }
+        mod sockmap {
+            $(#[tokio::test]
+            async fn $test() {
+                if crate::rig::promotion().is_none() {
+                    return;
+                }
+                crate::rig::in_time(super::$test(proxy_userspace::rule::PathChoice::Sockmap)).await;
+            })*
+        }
     };
 }
 pub(crate) use on_each_path;
@@ -45,6 +57,34 @@ pub(crate) use on_each_path;
 /// Fails a test that hangs.
 pub(crate) async fn in_time<T>(test: impl Future<Output = T>) -> T {
     timeout(PATIENCE, test).await.expect("the test hangs")
+}
+
+/// Hands connections to the kernel before they have moved a byte. `None`, which a strict run does not accept, without the
+/// privileges to load programs.
+pub(crate) fn promotion() -> Option<Promotion> {
+    static ALL: OnceLock<Option<Promotion>> = OnceLock::new();
+    ALL.get_or_init(load).clone()
+}
+
+fn load() -> Option<Promotion> {
+    let (accelerator, mut events) = match Redirects::alone() {
+        Ok(redirects) => redirects,
+        Err(error) => {
+            let strict = std::env::var_os("PROXY_TEST_STRICT").is_some();
+            assert!(!strict, "needs root: {error}");
+            eprintln!("skipped: needs root ({error})");
+            return None;
+        }
+    };
+    thread::spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(events.serve()).unwrap();
+    });
+    Some(Promotion {
+        accelerator,
+        bytes: 0,
+        reads: 0,
+    })
 }
 
 /// Both ends of a relayed connection.
@@ -74,7 +114,11 @@ impl Rig {
         (upstream, server): (TcpStream, TcpStream),
     ) -> Self {
         let progress = Arc::default();
-        let relay = Relay::new(Arc::clone(&progress), None);
+        let promotion = match path {
+            PathChoice::Sockmap => promotion(),
+            _ => None,
+        };
+        let relay = Relay::new(Arc::clone(&progress), None).with_promotion(promotion);
         let ended = tokio::spawn(relay_and_close(relay, downstream, upstream, path));
         Self {
             app,

@@ -140,7 +140,8 @@ async fn bulk(path: PathChoice) {
     exchange_through(rig, up, down, 1 << 20).await;
     let expected = match path {
         PathChoice::Splice => Path::Splice,
-        PathChoice::Auto | PathChoice::Copy => Path::Copy,
+        // The server has told its end before the relay begins, and the kernel takes open connections only.
+        PathChoice::Auto | PathChoice::Copy | PathChoice::Sockmap => Path::Copy,
     };
     assert_eq!(progress.path(), expected, "nothing made it fall back");
 }

@@ -1,0 +1,399 @@
+//! The kernel side of the sockmap path: the verdict program, its maps, and who has which redirect.
+//!
+//! A slot is two neighbouring indices. At the even one are, in the sockmap, the downstream socket and, among the redirects,
+//! the direction that it is the source of; at the odd one the same of upstream. So each direction's target is the other
+//! index of its slot.
+
+mod proof;
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    fmt, io,
+    num::NonZeroUsize,
+    os::fd::{AsFd, OwnedFd},
+    ptr::NonNull,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    task::Waker,
+};
+
+use atomic_waker::AtomicWaker;
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData, RingBuf, SockMap},
+    programs::{SkSkb, sk_skb::SkSkbLink},
+};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use proxy_common::{Redirect as Shared, RelaySide, mode, names};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::TcpStream,
+};
+
+use super::{
+    Features, InterceptError, Settings,
+    handles::{duplicate, map_error, typed},
+    object,
+};
+use crate::{
+    relay::{Accelerator, Pair, Redirect, Refusal},
+    socket,
+};
+
+pub use proof::prove;
+
+/// The redirects of all workers.
+#[derive(Debug)]
+pub struct Redirects {
+    maps: Mutex<Maps>,
+    free: Mutex<VecDeque<u32>>,
+    memory: Memory,
+    wakers: Arc<[AtomicWaker]>,
+    myself: Weak<Self>,
+}
+
+/// The maps that sockets are entered into.
+struct Maps {
+    /// The program on the sockmap; dropping it detaches.
+    _attached: SkSkbLink,
+    redirect_of: HashMap<MapData, u64, u32>,
+    pairs: SockMap<MapData>,
+}
+
+impl fmt::Debug for Maps {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Maps").finish_non_exhaustive()
+    }
+}
+
+impl Redirects {
+    /// Loads the verdict program and attaches it to the sockmap, which is empty yet.
+    pub(super) fn new(ebpf: &mut Ebpf) -> Result<(Arc<Self>, RedirectEvents), InterceptError> {
+        const NAME: &str = names::VERDICT;
+        let pairs = SockMap::try_from(Map::SockMap(duplicate(ebpf, names::PAIRS)?))
+            .map_err(map_error("open", names::PAIRS))?;
+        let program: &mut SkSkb = ebpf
+            .program_mut(NAME)
+            .and_then(|program| program.try_into().ok())
+            .ok_or(InterceptError::Missing(NAME))?;
+        program.load().map_err(super::load_error(NAME))?;
+        let attached = program
+            .attach(pairs.fd())
+            .and_then(|id| program.take_link(id))
+            .map_err(super::attach_error(NAME))?;
+
+        let memory = Memory::map(&duplicate(ebpf, names::REDIRECTS)?)?;
+        let wakers: Arc<[AtomicWaker]> =
+            (0..memory.redirects).map(|_| AtomicWaker::new()).collect();
+        let events = RedirectEvents {
+            ring: RingBuf::try_from(Map::RingBuf(duplicate(ebpf, names::REDIRECT_EVENTS)?))
+                .map_err(map_error("open", names::REDIRECT_EVENTS))?,
+            readable: None,
+            wakers: Arc::clone(&wakers),
+        };
+        let maps = Maps {
+            _attached: attached,
+            redirect_of: typed(duplicate(ebpf, names::REDIRECT_OF)?, names::REDIRECT_OF)?,
+            pairs,
+        };
+        let redirects = Arc::new_cyclic(|myself| Self {
+            maps: Mutex::new(maps),
+            free: Mutex::new((0..memory.redirects / 2).collect()),
+            memory,
+            wakers,
+            myself: Weak::clone(myself),
+        });
+        Ok((redirects, events))
+    }
+
+    /// Without any hook: for trying the path.
+    ///
+    /// # Errors
+    /// When the kernel refuses the object or the program, or a feature it needs is missing.
+    pub fn alone() -> Result<(Arc<Self>, RedirectEvents), InterceptError> {
+        let features = Features::probe();
+        features.allow_redirects()?;
+        let settings = Settings {
+            max_pending: 1,
+            log_faults: false,
+        };
+        let mut ebpf = object::load(settings, &features)
+            .map_err(|source| InterceptError::Object(Box::new(source)))?;
+        Self::new(&mut ebpf)
+    }
+
+    /// Slots that no connection has.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        lock(&self.free).len()
+    }
+}
+
+impl Accelerator for Redirects {
+    fn admit(&self, downstream: &TcpStream, upstream: &TcpStream) -> Result<Pair, Refusal> {
+        let redirects = self.myself.upgrade().ok_or(Refusal::Off)?;
+        let cookie = |stream| socket::cookie(stream).map_err(|_| Refusal::Socket);
+        let cookies = [cookie(downstream)?, cookie(upstream)?];
+        let number = lock(&self.free).pop_front().ok_or(Refusal::Full)?;
+        // From here on dropping it takes out whatever was entered.
+        let slot = Slot {
+            redirects,
+            even: 2 * number,
+            cookies,
+        };
+        slot.enter([downstream, upstream])?;
+        let slot = Arc::new(slot);
+        let redirect = |index| -> Box<dyn Redirect> {
+            Box::new(Handle {
+                index,
+                slot: Arc::clone(&slot),
+            })
+        };
+        Ok(Pair {
+            up: redirect(slot.even),
+            down: redirect(slot.even + 1),
+        })
+    }
+}
+
+/// The redirects of one connection. Dropping it gives them back.
+#[derive(Debug)]
+struct Slot {
+    redirects: Arc<Redirects>,
+    even: u32,
+    cookies: [u64; 2],
+}
+
+impl Slot {
+    fn enter(&self, sockets: [&TcpStream; 2]) -> Result<(), Refusal> {
+        let mut maps = lock(&self.redirects.maps);
+        for (index, cookie) in (self.even..).zip(self.cookies) {
+            self.redirects.memory.reset(index);
+            maps.redirect_of
+                .insert(cookie, index, 0)
+                .map_err(|_| Refusal::Full)?;
+        }
+        for (index, socket) in (self.even..).zip(sockets) {
+            maps.pairs
+                .set(index, socket, 0)
+                .map_err(|_| Refusal::Socket)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut maps = lock(&self.redirects.maps);
+        for (index, cookie) in (self.even..).zip(self.cookies) {
+            // A socket that was closed, or not entered, is not there.
+            _ = maps.pairs.clear_index(&index);
+            _ = maps.redirect_of.remove(&cookie);
+        }
+        drop(maps);
+        lock(&self.redirects.free).push_back(self.even / 2);
+    }
+}
+
+/// One direction of a connection.
+#[derive(Debug)]
+struct Handle {
+    index: u32,
+    slot: Arc<Slot>,
+}
+
+impl Handle {
+    fn word(&self, of: impl FnOnce(*mut Shared) -> *mut u64) -> &AtomicU64 {
+        // SAFETY: the field is aligned and lies in the mapping, which `slot` keeps. The verdict program is the only other
+        // one that uses it, by loads and stores of the whole word.
+        unsafe { AtomicU64::from_ptr(of(self.slot.redirects.memory.redirect(self.index))) }
+    }
+
+    fn half_word(&self, of: impl FnOnce(*mut Shared) -> *mut u32) -> &AtomicU32 {
+        // SAFETY: as above.
+        unsafe { AtomicU32::from_ptr(of(self.slot.redirects.memory.redirect(self.index))) }
+    }
+}
+
+/// A pointer to a field of a redirect in shared memory.
+macro_rules! field {
+    ($half:ident . $field:ident) => {
+        // SAFETY: the pointer is that of a redirect in the mapping.
+        |redirect: *mut Shared| unsafe { &raw mut (*redirect).$half.$field }
+    };
+}
+
+impl Redirect for Handle {
+    fn redirected(&self) -> u64 {
+        self.word(field!(kernel.redirected)).load(Relaxed)
+    }
+
+    fn passed(&self) -> u64 {
+        self.word(field!(kernel.passed)).load(Relaxed)
+    }
+
+    fn repairs(&self) -> u32 {
+        self.half_word(field!(kernel.repairs)).load(Relaxed)
+    }
+
+    fn is_faulty(&self) -> bool {
+        self.half_word(field!(kernel.faults)).load(Relaxed) > 0
+    }
+
+    fn is_in_kernel(&self) -> bool {
+        self.half_word(field!(kernel.mode)).load(Relaxed) == mode::KERNEL
+    }
+
+    fn grant(&self, limit: u64, notice_at: u64) {
+        self.word(field!(relay.notice_at)).store(notice_at, Relaxed);
+        self.word(field!(relay.limit)).store(limit, Relaxed);
+    }
+
+    fn resume(&self, passed: u64) {
+        self.word(field!(relay.resume_at)).store(passed, Relaxed);
+    }
+
+    fn register(&self, waker: &Waker) {
+        if let Some(registered) = self.slot.redirects.wakers.get(self.index as usize) {
+            registered.register(waker);
+        }
+    }
+}
+
+/// Tells the tasks that own redirects what the kernel has to say.
+pub struct RedirectEvents {
+    ring: RingBuf<MapData>,
+    /// The ring in the runtime that serves it.
+    readable: Option<AsyncFd<OwnedFd>>,
+    wakers: Arc<[AtomicWaker]>,
+}
+
+impl RedirectEvents {
+    /// Serves for good. May be dropped and called again.
+    ///
+    /// # Errors
+    /// When the runtime does not take the descriptor.
+    pub async fn serve(&mut self) -> io::Result<Infallible> {
+        if self.readable.is_none() {
+            let ring = self.ring.as_fd().try_clone_to_owned()?;
+            // SAFETY: an `OwnedFd` keeps the file open, whatever happens to the ring.
+            let readable = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
+            self.readable = Some(readable);
+        }
+        loop {
+            if let Some(readable) = &self.readable {
+                // Before the look, so that what comes during it is not missed.
+                readable.readable().await?.clear_ready();
+            }
+            self.flush();
+        }
+    }
+
+    /// Lets go of the runtime that serves it, which ends.
+    fn leave_runtime(&mut self) {
+        self.readable = None;
+    }
+
+    /// Wakes whom the events are for.
+    fn flush(&mut self) {
+        while let Some(event) = self.ring.next() {
+            let index = event.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
+            let waker = index.and_then(|index| self.wakers.get(usize::try_from(index).ok()?));
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+}
+
+/// The array of redirects in our memory.
+#[derive(Debug)]
+struct Memory {
+    start: NonNull<Shared>,
+    redirects: u32,
+    bytes: NonZeroUsize,
+}
+
+// SAFETY: it is plain shared memory; every access to a redirect goes through atomics, or is of the one owner of its slot
+// before the kernel knows the redirect.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    fn map(data: &MapData) -> Result<Self, InterceptError> {
+        let failed = |source: io::Error| InterceptError::Handle {
+            map: names::REDIRECTS,
+            source,
+        };
+        let redirects = data
+            .info()
+            .map_err(map_error("read", names::REDIRECTS))?
+            .max_entries();
+        let bytes = redirects as usize * size_of::<Shared>();
+        let bytes = NonZeroUsize::new(bytes.next_multiple_of(page_size()))
+            .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping, anywhere, of the map's own memory (`BPF_F_MMAPABLE`, Linux 5.5).
+        let start = unsafe {
+            mmap(
+                None,
+                bytes,
+                protection,
+                MapFlags::MAP_SHARED,
+                data.fd().as_fd(),
+                0,
+            )
+        }
+        .map_err(|errno| failed(errno.into()))?;
+        Ok(Self {
+            start: start.cast(),
+            redirects,
+            bytes,
+        })
+    }
+
+    /// A redirect, by an index that came from the free list.
+    fn redirect(&self, index: u32) -> *mut Shared {
+        let index = index.min(self.redirects.saturating_sub(1)) as usize;
+        // SAFETY: within the mapping, which has at least one redirect.
+        unsafe { self.start.as_ptr().add(index) }
+    }
+
+    /// Makes a redirect that nobody uses ready for use: everything is passed to the relay.
+    fn reset(&self, index: u32) {
+        let fresh = Shared {
+            relay: RelaySide {
+                resume_at: RelaySide::NEVER,
+                target: index ^ 1,
+                ..RelaySide::default()
+            },
+            ..Shared::default()
+        };
+        // SAFETY: in the mapping, aligned, and of a slot that is the caller's and that the kernel does not know yet.
+        unsafe { self.redirect(index).write_volatile(fresh) };
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `map`, and nothing that points into it outlives this.
+        _ = unsafe { munmap(self.start.cast(), self.bytes.get()) };
+    }
+}
+
+fn page_size() -> usize {
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
+    size.ok()
+        .flatten()
+        .and_then(|size| usize::try_from(size).ok())
+        .unwrap_or(4096)
+}
+
+/// A panic cannot leave either of the two half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

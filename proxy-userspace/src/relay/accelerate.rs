@@ -1,0 +1,65 @@
+//! What the sockmap path needs of the kernel side; `intercept` brings it.
+
+use std::{fmt::Debug, task::Waker};
+
+use thiserror::Error;
+use tokio::net::TcpStream;
+
+/// Puts connections under the verdict program.
+pub trait Accelerator: Debug + Send + Sync {
+    /// Inserts both sockets of a connection. No byte of them may have been read in part: each receive queue is empty, or
+    /// was never touched. Until [`Redirect::resume`] the kernel passes everything to the relay.
+    ///
+    /// # Errors
+    /// Why it is not possible, which leaves both sockets as they were.
+    fn admit(&self, downstream: &TcpStream, upstream: &TcpStream) -> Result<Pair, Refusal>;
+}
+
+/// The redirects of one connection. To be dropped when its sockets move no more bytes.
+#[derive(Debug)]
+pub struct Pair {
+    /// From downstream to upstream.
+    pub up: Box<dyn Redirect>,
+    /// From upstream to downstream.
+    pub down: Box<dyn Redirect>,
+}
+
+/// Why a connection stays on another path.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no kernel side.
+    #[error("the kernel side is off")]
+    Off,
+    /// A side is not the bare TCP socket.
+    #[error("a side is not plain TCP")]
+    NotPlain,
+    /// All redirects are in use.
+    #[error("all redirects are in use")]
+    Full,
+    /// The budget of bytes in flight is used up.
+    #[error("the budget of bytes in flight is used up")]
+    Budget,
+    /// Somebody else has a socket in a sockmap, or it has an upper layer protocol such as kTLS.
+    #[error("the kernel does not take the socket")]
+    Socket,
+}
+
+/// One direction of a connection in the kernel; see [`proxy_common::Redirect`].
+pub trait Redirect: Debug + Send {
+    /// Bytes redirected to the target.
+    fn redirected(&self) -> u64;
+    /// Bytes passed to the relay.
+    fn passed(&self) -> u64;
+    /// Times that bytes were cut off because they had been delivered before.
+    fn repairs(&self) -> u32;
+    /// Whether bytes came that cannot be put into sequence.
+    fn is_faulty(&self) -> bool;
+    /// Whether the kernel moves the bytes now.
+    fn is_in_kernel(&self) -> bool;
+    /// Lets the kernel redirect up to `limit` bytes in all, and tell when there are `notice_at`.
+    fn grant(&self, limit: u64, notice_at: u64);
+    /// Lets the kernel take over once it has passed exactly `passed` bytes.
+    fn resume(&self, passed: u64);
+    /// Whom to wake when the kernel has something to tell.
+    fn register(&self, waker: &Waker);
+}
