@@ -20,6 +20,7 @@ mod layout;
 pub mod names;
 mod record;
 mod ruleset;
+mod shortcut;
 mod tables;
 
 pub use addr::{Addr, BePort};
@@ -27,10 +28,11 @@ pub use counter::{COUNTERS, Counter};
 pub use decide::{Decision, Subject, Tables, decide};
 pub use record::{Record, RecordKey, RuleRef, Socket, role};
 pub use ruleset::{MAX_RULES, RuleSet, WORDS};
+pub use shortcut::{Lane, Sent, standing};
 pub use tables::{
     Action, Dimensions, Family, MemberKey, MemberKind, Membership, Policy, PrefixKey, PrefixKind,
     Relay, fail_mode, verb,
 };
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

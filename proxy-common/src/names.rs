@@ -20,6 +20,14 @@ pub const RECORDS_FULL: &str = "RECORDS_FULL";
 pub const SOCKETS: &str = "SOCKETS";
 /// Hash of [`RecordKey`](crate::RecordKey) to [`Record`](crate::Record): connections not accepted yet.
 pub const RECORDS: &str = "RECORDS";
+/// Sockhash of apps' sockets by their cookie, whose sends [`SHORTCUT`] sees.
+pub const APPS: &str = "APPS";
+/// Sockhash of upstream sockets, by the cookie of the app whose bytes they take.
+pub const UPSTREAMS: &str = "UPSTREAMS";
+/// Hash of an app's socket cookie to its [`Lane`](crate::Lane).
+pub const LANES: &str = "LANES";
+/// Hash of an app's socket cookie to what it [`Sent`](crate::Sent).
+pub const SENT: &str = "SENT";
 /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
 pub const COUNTERS: &str = "COUNTERS";
 
@@ -44,8 +52,11 @@ pub const TASK_FORK: &str = "task_fork";
 /// `raw_tracepoint/sched_process_exit`.
 pub const TASK_EXIT: &str = "task_exit";
 
+/// `sk_msg`.
+pub const SHORTCUT: &str = "shortcut";
+
 /// Every map of the object.
-pub const MAPS: [&str; 11] = [
+pub const MAPS: [&str; 15] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -56,11 +67,15 @@ pub const MAPS: [&str; 11] = [
     RECORDS_FULL,
     SOCKETS,
     RECORDS,
+    APPS,
+    UPSTREAMS,
+    LANES,
+    SENT,
     COUNTERS,
 ];
 
 /// Every program of the object.
-pub const PROGRAMS: [&str; 10] = [
+pub const PROGRAMS: [&str; 11] = [
     CONNECT4,
     CONNECT6,
     GUARD4,
@@ -69,6 +84,7 @@ pub const PROGRAMS: [&str; 10] = [
     GETPEERNAME6,
     GETSOCKOPT,
     TCP_EVENTS,
+    SHORTCUT,
     TASK_FORK,
     TASK_EXIT,
 ];

@@ -36,6 +36,12 @@ pub struct Record {
     pub gid: u32,
     /// The rule that selected the connection.
     pub rule: RuleRef,
+    /// The number of the app's socket (`bpf_get_socket_cookie`), by which the maps of the shortcut know it.
+    pub cookie: u64,
+    /// A [`standing`](crate::standing).
+    pub shortcut: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// `comm` of the connecting task, padded with 0: what is left to show when the process is already gone.
     pub comm: [u8; 16],
 }
@@ -67,6 +73,10 @@ pub struct Socket {
     pub listener_port: BePort,
     /// [`Family`](crate::Family) of that listener.
     pub listener_family: u16,
+    /// TCP sequence number of the first byte that the app sends; set with the source port.
+    pub first_seq: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// The connection; meaningful for [`role::INTERCEPTED`].
     pub record: Record,
 }

@@ -7,6 +7,7 @@
 //! | `tcp_events` | `sockops` | 5.8 | publishes the record before the SYN leaves, withdraws it with the socket |
 //! | `getpeername4`, `getpeername6` | `cgroup/getpeername4,6` | 5.8 | tells the app the address it asked for |
 //! | `getsockopt` | `cgroup/getsockopt` | 5.3 | answers `SO_ORIGINAL_DST` |
+//! | `shortcut` | `sk_msg`, on the sockets in `APPS` | 5.10 | sends an app's bytes straight into the upstream socket |
 //! | `task_fork`, `task_exit` | raw tracepoints | 4.17 | follow the children of processes that rules name |
 
 #![no_std]
@@ -35,13 +36,16 @@ mod kernel;
 mod maps;
 mod peername;
 mod policy;
+mod shortcut;
 mod sockops;
 mod tasks;
 mod version;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, cgroup_sockopt, raw_tracepoint, sock_ops},
-    programs::{RawTracePointContext, SockAddrContext, SockOpsContext, SockoptContext},
+    macros::{cgroup_sock_addr, cgroup_sockopt, raw_tracepoint, sk_msg, sock_ops},
+    programs::{
+        RawTracePointContext, SkMsgContext, SockAddrContext, SockOpsContext, SockoptContext,
+    },
 };
 
 /// `connect()` on an IPv4 socket.
@@ -90,6 +94,12 @@ pub fn getsockopt(ctx: SockoptContext) -> i32 {
 #[sock_ops]
 pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     sockops::sockops(&ctx)
+}
+
+/// `send()` on an app's socket that takes part in the shortcut.
+#[sk_msg]
+pub fn shortcut(ctx: SkMsgContext) -> u32 {
+    shortcut::send(&ctx)
 }
 
 /// A task was forked.

@@ -5,7 +5,8 @@
 //! and acts on the [`Ended`] it gets back.
 //!
 //! There is one state machine per direction (`direction`), and a path is a way for it to take bytes: `copy` reads into a
-//! buffer all connections of a thread share, `splice` moves what waits in bulk through a kernel pipe. All state sits in
+//! buffer all connections of a thread share, `splice` moves what waits in bulk through a kernel pipe. The `shortcut` is no
+//! third one: the app's own socket sends past the relay, which copies what is left to it. All state sits in
 //! [`Relay`] and none in a future, so dropping a future at any await loses nothing and another path can go on.
 //!
 //! What the two apps observe, which is what they would observe without a relay:
@@ -20,6 +21,7 @@ mod copy;
 mod direction;
 mod pipe;
 mod receive;
+pub mod shortcut;
 mod splice;
 
 use std::{
@@ -34,13 +36,17 @@ use std::{
     time::Duration,
 };
 
+use proxy_common::Sent;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time::sleep,
 };
 
-use self::direction::{Direction, Fault};
+use self::{
+    direction::{Direction, Fault},
+    shortcut::Lane,
+};
 use crate::{close::CloseReason, rule::PathChoice};
 
 /// How many times per idle timeout the counters are looked at.
@@ -67,6 +73,8 @@ pub enum Path {
     Copy,
     /// Through a kernel pipe when much waits.
     Splice,
+    /// The app's own socket sends into the upstream socket; replies, and what may not take that way, are copied.
+    Shortcut,
 }
 
 impl Path {
@@ -76,6 +84,7 @@ impl Path {
         match self {
             Self::Copy => "copy",
             Self::Splice => "splice",
+            Self::Shortcut => "shortcut",
         }
     }
 }
@@ -85,14 +94,23 @@ impl Path {
 pub struct Progress {
     up: AtomicU64,
     down: AtomicU64,
+    shortcut: AtomicU64,
     spliced: AtomicBool,
+    on_shortcut: AtomicBool,
 }
 
 impl Progress {
     /// Bytes taken from downstream and accepted by upstream.
     #[must_use]
     pub fn up(&self) -> u64 {
-        self.up.load(Relaxed)
+        self.relayed_up().wrapping_add(self.shortcut())
+    }
+
+    /// Those of [`Progress::up`] that the app's own socket sent to upstream. Brought up to date now and then, and at the
+    /// end of the connection.
+    #[must_use]
+    pub fn shortcut(&self) -> u64 {
+        self.shortcut.load(Relaxed)
     }
 
     /// Bytes taken from upstream and accepted by downstream.
@@ -104,11 +122,22 @@ impl Progress {
     /// The path in use.
     #[must_use]
     pub fn path(&self) -> Path {
-        if self.spliced.load(Relaxed) {
+        if self.on_shortcut.load(Relaxed) {
+            Path::Shortcut
+        } else if self.spliced.load(Relaxed) {
             Path::Splice
         } else {
             Path::Copy
         }
+    }
+
+    /// Those of [`Progress::up`] that went through the relay.
+    fn relayed_up(&self) -> u64 {
+        self.up.load(Relaxed)
+    }
+
+    fn set_shortcut(&self, sent: &Sent) {
+        self.shortcut.store(sent.bytes, Relaxed);
     }
 
     fn set_path(&self, path: Path) {
@@ -148,6 +177,7 @@ pub struct Relay {
     down: Direction,
     progress: Arc<Progress>,
     idle_timeout: Option<Duration>,
+    lane: Option<Arc<Lane>>,
 }
 
 impl Relay {
@@ -162,7 +192,13 @@ impl Relay {
             down: Direction::default(),
             progress,
             idle_timeout,
+            lane: None,
         }
+    }
+
+    /// Lets the app send past the relay, which keeps the kernel informed, until the relay is dropped.
+    pub fn take_shortcut(&mut self, lane: Lane) {
+        self.lane = Some(Arc::new(lane));
     }
 
     /// Relays by the path a rule asks for, until the end.
@@ -173,7 +209,10 @@ impl Relay {
         choice: PathChoice,
     ) -> Ended {
         match choice {
-            PathChoice::Auto | PathChoice::Copy => self.copy(downstream, upstream).await,
+            PathChoice::Auto
+            | PathChoice::Copy
+            | PathChoice::Shortcut
+            | PathChoice::ShortcutWithoutFionread => self.copy(downstream, upstream).await,
             PathChoice::Splice => self.splice(downstream, upstream).await,
         }
     }
@@ -206,9 +245,14 @@ impl Relay {
         }
         self.take_path(path);
         let progress = Arc::clone(&self.progress);
-        let mut silence = pin!(silence(&progress, self.idle_timeout));
+        let lane = self.lane.clone();
+        let mut silence = pin!(silence(&progress, lane.as_deref(), self.idle_timeout));
         poll_fn(|cx| {
-            if let Poll::Ready(ended) = self.poll_move(cx, downstream, upstream) {
+            let moved = self.poll_move(cx, downstream, upstream);
+            if let Some(lane) = &lane {
+                lane.advance();
+            }
+            if let Poll::Ready(ended) = moved {
                 return Poll::Ready(ended);
             }
             silence.as_mut().poll(cx).map(|()| Ended {
@@ -277,7 +321,7 @@ fn aborted(reason: CloseReason, error: io::Error) -> Ended {
 }
 
 /// Resolves when no byte has moved for `timeout`. Looks at the counters now and then, so that a byte costs nothing.
-async fn silence(progress: &Progress, timeout: Option<Duration>) {
+async fn silence(progress: &Progress, lane: Option<&Lane>, timeout: Option<Duration>) {
     let Some(timeout) = timeout else {
         return pending().await;
     };
@@ -285,6 +329,9 @@ async fn silence(progress: &Progress, timeout: Option<Duration>) {
     let mut quiet_looks = 0;
     while quiet_looks < IDLE_LOOKS {
         sleep(timeout / IDLE_LOOKS).await;
+        if let Some(lane) = lane {
+            lane.report();
+        }
         let total = progress.total();
         quiet_looks = if total == seen { quiet_looks + 1 } else { 0 };
         seen = total;

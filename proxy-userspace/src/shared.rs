@@ -7,7 +7,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -17,7 +17,12 @@ use proxy_common::Record;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    close::CloseReason, process::Processes, record::AccessLog, routes::Routes, upstream::Dialer,
+    close::CloseReason,
+    process::Processes,
+    record::AccessLog,
+    relay::shortcut::{Proof, Shortcuts},
+    routes::Routes,
+    upstream::Dialer,
 };
 
 /// How the relay learns where a connection was going.
@@ -40,6 +45,8 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// Connections that were silent for so long are closed.
     pub idle_timeout: Option<Duration>,
+    /// What this kernel's shortcut is worth, once a rule has asked for it.
+    pub shortcut: OnceLock<Proof>,
 }
 
 /// Counters of the relay.
@@ -77,6 +84,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) original_dst: RefCell<Box<dyn OriginalDst>>,
     pub(crate) dialer: Dialer,
+    pub(crate) shortcuts: Option<Arc<dyn Shortcuts>>,
     pub(crate) processes: RefCell<Processes>,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) stop: watch::Receiver<bool>,

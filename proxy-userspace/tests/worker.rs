@@ -92,6 +92,7 @@ impl Rig {
             stats: Stats::default(),
             access_log: Some(access_log),
             idle_timeout: None,
+            shortcut: OnceLock::new(),
         });
         let socket = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 64).unwrap();
         let listener = socket.local_addr().unwrap();
@@ -99,6 +100,7 @@ impl Rig {
             listeners: vec![socket],
             original_dst: Box::new(table.clone()),
             exempt: Arc::new(NoExemption),
+            shortcuts: None,
             max_connections: 64,
         };
         let (stop, stopped) = watch::channel(false);

@@ -106,6 +106,11 @@ fn rule(
         ("auto", PathChoice::Auto),
         ("copy", PathChoice::Copy),
         ("splice", PathChoice::Splice),
+        ("shortcut", PathChoice::Shortcut),
+        (
+            "shortcut-without-fionread",
+            PathChoice::ShortcutWithoutFionread,
+        ),
     ];
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
     table.finish(findings);

@@ -151,6 +151,8 @@ fn action(rule: &Rule) -> String {
         PathChoice::Auto => "auto",
         PathChoice::Copy => "copy",
         PathChoice::Splice => "splice",
+        PathChoice::Shortcut => "shortcut",
+        PathChoice::ShortcutWithoutFionread => "shortcut-without-fionread",
     };
     format!("-> {upstream}, path {path}, {failing} while the relay fails")
 }

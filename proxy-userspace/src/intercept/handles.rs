@@ -178,6 +178,7 @@ pub(super) fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<MapData, Inte
     | Map::HashMap(data)
     | Map::LpmTrie(data)
     | Map::PerCpuArray(data)
+    | Map::SockHash(data)
     | Map::SkStorage(data)) = map
     else {
         return Err(InterceptError::Missing(name));

@@ -12,7 +12,10 @@ use aya_obj::{Map, Object};
 use proxy_common::{Dimensions, names};
 use thiserror::Error;
 
-use super::{Settings, btf::Offsets};
+use super::{
+    Settings,
+    btf::{Offsets, SocketLayout},
+};
 use crate::policy::Compiled;
 
 /// The compiled eBPF programs.
@@ -27,6 +30,8 @@ pub struct Features {
     pub mptcp: bool,
     /// Where the fields are that tell a task's executable; without them no rule can select by `exe` or `pid`.
     pub offsets: Result<Offsets, MissingFeature>,
+    /// What the shortcut reads in sockets; without it no connection takes the shortcut, and this says why.
+    pub sockets: Result<SocketLayout, String>,
 }
 
 /// A rule needs something that is not there.
@@ -71,6 +76,7 @@ impl Features {
             } else {
                 Err(MissingFeature::ReadKernel)
             },
+            sockets: SocketLayout::of_running_kernel().map_err(|error| error.to_string()),
         }
     }
 
@@ -93,6 +99,8 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
     let mptcp = u32::from(features.mptcp);
     let reads_tasks = u32::from(features.offsets.is_ok());
     let offsets = features.offsets.clone().unwrap_or_default();
+    let shortcut = u32::from(features.sockets.is_ok() && features.offsets.is_ok());
+    let sockets = features.sockets.clone().unwrap_or_default();
     let log_level: u8 = if settings.log_faults {
         aya_log::Level::Debug as u8
     } else {
@@ -113,7 +121,15 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
         .override_global("FILE_INODE", &offsets.file_inode, true)
         .override_global("INODE_INO", &offsets.inode_ino, true)
         .override_global("INODE_SB", &offsets.inode_sb, true)
-        .override_global("SB_DEV", &offsets.sb_dev, true);
+        .override_global("SB_DEV", &offsets.sb_dev, true)
+        .override_global("HAS_SHORTCUT", &shortcut, true)
+        .override_global("TCP_WRITE_SEQ", &sockets.tcp_write_seq, true)
+        .override_global("ICSK_ULP_OPS", &sockets.icsk_ulp_ops, true)
+        .override_global("SKC_FLAGS", &sockets.skc_flags, true)
+        .override_global("SOCK_ZEROCOPY", &sockets.sock_zerocopy, true)
+        .override_global("SK_WMEM_QUEUED", &sockets.sk_wmem_queued, true)
+        .override_global("SK_SNDBUF", &sockets.sk_sndbuf, true)
+        .override_global("MSG_SK_REDIR", &sockets.msg_sk_redir, true);
     loader.load(OBJECT)
 }
 

@@ -62,6 +62,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
         Program::SockOps(program) => program.load(),
+        Program::SkMsg(program) => program.load(),
         Program::RawTracePoint(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
@@ -73,6 +74,8 @@ fn attach(program: &mut Program, name: &str, cgroup: BorrowedFd<'_>) -> Result<(
         Program::CgroupSockAddr(program) => program.attach(cgroup, MODE).map(drop),
         Program::CgroupSockopt(program) => program.attach(cgroup, MODE).map(drop),
         Program::SockOps(program) => program.attach(cgroup, MODE).map(drop),
+        // Attached to a map, not to a cgroup; `Interceptor::enable_shortcut` does.
+        Program::SkMsg(_) => Ok(()),
         Program::RawTracePoint(program) => {
             let event = TASK_EVENTS.iter().find(|(known, _)| *known == name);
             let (_, tracepoint) = event.ok_or(ProgramError::UnexpectedProgramType)?;

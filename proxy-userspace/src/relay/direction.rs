@@ -90,7 +90,7 @@ impl Direction {
     /// From here on by this path. What another path held is delivered first.
     pub(super) fn take_path(&mut self, path: Path) {
         self.bulk = match path {
-            Path::Copy => Bulk::Never,
+            Path::Copy | Path::Shortcut => Bulk::Never,
             Path::Splice => Bulk::NotNow,
         };
     }

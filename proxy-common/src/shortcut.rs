@@ -1,0 +1,48 @@
+//! The shortcut: an app's own socket sends straight into the upstream socket of the relay.
+//!
+//! The relay says how far it is ([`Lane`]), the program on the app's `send()` says what it did ([`Sent`]). Each has a
+//! map of its own, so that neither overwrites what the other wrote.
+
+/// How far the relay is with an app's bytes; in the map [`LANES`](crate::names::LANES) while the lane is open.
+///
+/// The app's bytes may take the shortcut only while all that it sent to the relay before is in the upstream socket:
+/// otherwise they would overtake.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lane {
+    /// Bytes of the app that upstream has accepted from the relay, modulo 2³², as TCP counts.
+    pub relayed: u32,
+}
+
+/// What an app sent while its lane was open; in the map [`SENT`](crate::names::SENT).
+///
+/// The program counts calls as the kernel hands them over, which is in pieces of up to 17 fragments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Bytes that took the shortcut.
+    pub bytes: u64,
+    /// Pieces that took the shortcut.
+    pub pieces: u64,
+    /// Pieces that went to the relay because earlier bytes were still there.
+    pub behind: u64,
+    /// Pieces that went to the relay because the upstream socket had no room for them.
+    pub full: u64,
+    /// Pieces that went to the relay because the shortcut cannot send what the app asked for: the socket encrypts
+    /// (kTLS), wants completions (`SO_ZEROCOPY`), or may not send any more.
+    pub unfit: u64,
+}
+
+/// Whether an app's socket takes part, in [`Record::shortcut`](crate::Record::shortcut).
+pub mod standing {
+    /// The rule does not ask for it.
+    pub const UNASKED: u32 = 0;
+    /// It takes part.
+    pub const READY: u32 = 1;
+    /// An MPTCP socket, whose subflows no sockmap may hold.
+    pub const MPTCP: u32 = 2;
+    /// It asked for completions of its sends (`SO_ZEROCOPY`), which the kernel gets wrong for sockets in a sockmap.
+    pub const ZEROCOPY: u32 = 3;
+    /// The kernel refused it: the map is full, or another program's sockmap has it.
+    pub const REFUSED: u32 = 4;
+}
