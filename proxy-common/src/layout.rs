@@ -20,7 +20,7 @@ const _: () = {
     assert!(size_of::<Record>() == RECORD);
     assert!(size_of::<RecordKey>() == 8 + 16 + 2 + 2 + 4);
     assert!(size_of::<Lane>() == 4);
-    assert!(size_of::<Sent>() == 5 * 8);
+    assert!(size_of::<Sent>() == 6 * 8 + 4 + 4);
     assert!(size_of::<Socket>() == 4 + 2 + 2 + 4 + 4 + RECORD);
 };
 

@@ -31,6 +31,12 @@ pub struct Sent {
     /// Pieces that went to the relay because the shortcut cannot send what the app asked for: the socket encrypts
     /// (kTLS), wants completions (`SO_ZEROCOPY`), or may not send any more.
     pub unfit: u64,
+    /// Pieces that went to the relay because the app sent many small ones in a row, which the relay gathers.
+    pub streamed: u64,
+    /// Pieces that took the shortcut since the app last read something.
+    pub run: u32,
+    /// What the app had read then, as a TCP sequence number.
+    pub read_seq: u32,
 }
 
 /// Whether an app's socket takes part, in [`Record::shortcut`](crate::Record::shortcut).

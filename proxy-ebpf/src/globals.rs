@@ -49,6 +49,9 @@ static HAS_SHORTCUT: Global<u32> = Global::new(0);
 /// Offset of `tcp_sock.write_seq`.
 #[unsafe(no_mangle)]
 static TCP_WRITE_SEQ: Global<u32> = Global::new(0);
+/// Offset of `tcp_sock.copied_seq`.
+#[unsafe(no_mangle)]
+static TCP_COPIED_SEQ: Global<u32> = Global::new(0);
 /// Offset of `inet_connection_sock.icsk_ulp_ops`.
 #[unsafe(no_mangle)]
 static ICSK_ULP_OPS: Global<u32> = Global::new(0);
@@ -133,6 +136,10 @@ impl Offsets {
     #[inline(always)]
     pub fn tcp_write_seq() -> usize {
         TCP_WRITE_SEQ.load() as usize
+    }
+    #[inline(always)]
+    pub fn tcp_copied_seq() -> usize {
+        TCP_COPIED_SEQ.load() as usize
     }
     #[inline(always)]
     pub fn icsk_ulp_ops() -> usize {

@@ -16,7 +16,7 @@ use aya_ebpf::{
     helpers::generated::bpf_skc_to_tcp_sock,
     programs::{SkMsgContext, SockOpsContext},
 };
-use proxy_common::{Socket, role, standing};
+use proxy_common::{Sent, Socket, role, standing};
 
 use crate::{
     globals::{Offsets, has_shortcut, zerocopy_flag},
@@ -32,6 +32,11 @@ const FOUND: i64 = 1;
 /// Room beyond twice the bytes themselves that a piece must find: buffers are accounted with their bookkeeping, and
 /// the kernel asks for room before each of them.
 const SLACK: i64 = 16 * 1024;
+
+/// Size from which a piece is worth a way of its own, in bytes.
+const LARGE_PIECE: u32 = 16 * 1024;
+/// Smaller pieces in a row, none of them answered, that make a stream.
+const LONGEST_RUN: u32 = 64;
 
 /// Notes where the app's bytes begin. The source port is chosen and `write_seq` still stands at the SYN.
 #[inline(always)]
@@ -96,6 +101,10 @@ fn redirect(ctx: &SkMsgContext) -> Option<()> {
         sent.behind += 1;
         return None;
     }
+    if is_stream(sk, sent, ctx.size()) {
+        sent.streamed += 1;
+        return None;
+    }
     if UPSTREAMS.redirect_msg(ctx, cookie, 0) != FOUND {
         return None;
     }
@@ -127,6 +136,22 @@ fn struct_of(sk: *mut bpf_sock) -> *const u8 {
 #[inline(always)]
 fn may_send(state: u32) -> bool {
     state == BPF_TCP_ESTABLISHED || state == BPF_TCP_CLOSE_WAIT
+}
+
+/// Whether the app sends one small piece after the other without reading anything. Each would cost the shortcut what a
+/// request costs it, while the relay moves many at once.
+#[inline(always)]
+fn is_stream(sk: *const u8, sent: &mut Sent, size: u32) -> bool {
+    let read_seq = field::<u32>(sk, Offsets::tcp_copied_seq()).unwrap_or(sent.read_seq);
+    if read_seq != sent.read_seq || size >= LARGE_PIECE {
+        sent.read_seq = read_seq;
+        sent.run = 0;
+    }
+    let is_stream = sent.run >= LONGEST_RUN;
+    if !is_stream {
+        sent.run += 1;
+    }
+    is_stream
 }
 
 /// Whether the socket that the piece was redirected to takes all of it at once.

@@ -182,6 +182,12 @@ impl Flow<'_> {
         }
     }
 
+    /// Why it is not on the shortcut although the rule asks for it.
+    fn obstacle(&self) -> Option<Obstacle> {
+        let left = self.progress.left_shortcut().then_some(Obstacle::Stream);
+        self.obstacle.or(left)
+    }
+
     /// Counts and records the end.
     fn finish(&self, reason: CloseReason, error: Option<&str>) {
         self.worker.shared.stats.count_close(reason);
@@ -209,7 +215,7 @@ impl Flow<'_> {
             upstream: Some(&self.route.upstream.name),
             peer: self.peer,
             path: self.peer.map(|_| self.progress.path().label()),
-            no_shortcut: self.obstacle.map(Obstacle::label),
+            no_shortcut: self.obstacle().map(Obstacle::label),
             up: self.progress.up(),
             up_shortcut: self.progress.shortcut(),
             down: self.progress.down(),

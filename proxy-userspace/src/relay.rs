@@ -28,6 +28,7 @@ use std::{
     future::{Future, pending, poll_fn},
     io,
     pin::pin,
+    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -97,6 +98,7 @@ pub struct Progress {
     shortcut: AtomicU64,
     spliced: AtomicBool,
     on_shortcut: AtomicBool,
+    left_shortcut: AtomicBool,
 }
 
 impl Progress {
@@ -119,10 +121,16 @@ impl Progress {
         self.down.load(Relaxed)
     }
 
+    /// Whether it left the shortcut because the app streams.
+    #[must_use]
+    pub fn left_shortcut(&self) -> bool {
+        self.left_shortcut.load(Relaxed)
+    }
+
     /// The path in use.
     #[must_use]
     pub fn path(&self) -> Path {
-        if self.on_shortcut.load(Relaxed) {
+        if self.on_shortcut.load(Relaxed) && !self.left_shortcut() {
             Path::Shortcut
         } else if self.spliced.load(Relaxed) {
             Path::Splice
@@ -177,7 +185,7 @@ pub struct Relay {
     down: Direction,
     progress: Arc<Progress>,
     idle_timeout: Option<Duration>,
-    lane: Option<Arc<Lane>>,
+    lane: Option<Rc<Lane>>,
 }
 
 impl Relay {
@@ -198,7 +206,7 @@ impl Relay {
 
     /// Lets the app send past the relay, which keeps the kernel informed, until the relay is dropped.
     pub fn take_shortcut(&mut self, lane: Lane) {
-        self.lane = Some(Arc::new(lane));
+        self.lane = Some(Rc::new(lane));
     }
 
     /// Relays by the path a rule asks for, until the end.

@@ -32,6 +32,8 @@ pub struct Offsets {
 pub struct SocketLayout {
     /// `tcp_sock.write_seq`
     pub tcp_write_seq: u32,
+    /// `tcp_sock.copied_seq`
+    pub tcp_copied_seq: u32,
     /// `inet_connection_sock.icsk_ulp_ops`
     pub icsk_ulp_ops: u32,
     /// `sock_common.skc_flags`, with which a `sock` begins
@@ -103,6 +105,7 @@ impl SocketLayout {
         let offset = |strukt, member| types.offset(strukt, member);
         Ok(Self {
             tcp_write_seq: offset("tcp_sock", "write_seq")?,
+            tcp_copied_seq: offset("tcp_sock", "copied_seq")?,
             icsk_ulp_ops: offset("inet_connection_sock", "icsk_ulp_ops")?,
             skc_flags: offset("sock_common", "skc_flags")?,
             sock_zerocopy: types.enumerator("sock_flags", "SOCK_ZEROCOPY")?,

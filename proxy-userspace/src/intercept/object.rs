@@ -124,6 +124,7 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
         .override_global("SB_DEV", &offsets.sb_dev, true)
         .override_global("HAS_SHORTCUT", &shortcut, true)
         .override_global("TCP_WRITE_SEQ", &sockets.tcp_write_seq, true)
+        .override_global("TCP_COPIED_SEQ", &sockets.tcp_copied_seq, true)
         .override_global("ICSK_ULP_OPS", &sockets.icsk_ulp_ops, true)
         .override_global("SKC_FLAGS", &sockets.skc_flags, true)
         .override_global("SOCK_ZEROCOPY", &sockets.sock_zerocopy, true)

@@ -51,6 +51,7 @@ pub struct Lanes {
 }
 
 struct Maps {
+    apps: SockHash<MapData, u64>,
     upstreams: SockHash<MapData, u64>,
     lanes: HashMap<MapData, u64, Lane>,
     sent: HashMap<MapData, u64, Sent>,
@@ -60,6 +61,7 @@ impl Lanes {
     pub(super) fn new(ebpf: &Ebpf) -> Result<Self, InterceptError> {
         Ok(Self {
             maps: Mutex::new(Maps {
+                apps: sockets(ebpf, names::APPS)?,
                 upstreams: sockets(ebpf, names::UPSTREAMS)?,
                 lanes: typed(duplicate(ebpf, names::LANES)?, names::LANES)?,
                 sent: typed(duplicate(ebpf, names::SENT)?, names::SENT)?,
@@ -110,6 +112,8 @@ impl Shortcuts for Lanes {
         // The upstream socket leaves its map by itself when it is closed, and until then it costs nothing: to take it
         // out would fail a send that is on its way.
         maps.lanes.remove(&app).map_err(io::Error::other)?;
+        // Not found: the app has closed its socket.
+        _ = maps.apps.remove(&app);
         let sent = maps.sent.get(&app, 0).map_err(io::Error::other)?;
         maps.sent.remove(&app).map_err(io::Error::other)?;
         Ok(sent)

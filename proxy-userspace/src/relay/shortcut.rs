@@ -7,16 +7,18 @@
 //! to wait for. A piece that takes the shortcut is in the upstream socket before the app's `send()` returns, hence
 //! before the app can say that it has finished.
 //!
+//! Nor do streams, for long. An upload fills the upstream socket, and then each piece costs the program on top of the way
+//! through the relay; small pieces in a row cost it more than the relay, which gathers them. Such a connection leaves the
+//! shortcut for good, and its app's socket is as it would be on the copy path.
+//!
 //! Replies do not take it. The kernel could put them straight into the app's receive queue, but it keeps such bytes apart
 //! from those that came by TCP, and then `MSG_WAITALL` returns too little, `splice()` finds nothing and closing with unread
 //! bytes sends no reset. An app that depends on these cannot be told from others.
 
 use std::{
+    cell::Cell,
     fmt, io,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use proxy_common::{Sent, standing};
@@ -45,7 +47,7 @@ pub trait Shortcuts: Send + Sync {
     /// When the map cannot be read.
     fn sent(&self, app: u64) -> io::Result<Sent>;
 
-    /// Closes the lane and returns what the app sent while it was open.
+    /// Closes the lane, gives the app's socket back to plain TCP, and returns what it sent while the lane was open.
     ///
     /// # Errors
     /// When the maps cannot be written.
@@ -83,6 +85,9 @@ pub enum Obstacle {
     Encrypted,
     /// The kernel refused the upstream socket.
     Upstream,
+    /// The app sends more than upstream takes at once, or many small pieces in a row: the relay does that better, once
+    /// the app's socket is out of the map.
+    Stream,
 }
 
 impl Obstacle {
@@ -97,6 +102,7 @@ impl Obstacle {
             Self::App => "app_socket",
             Self::Encrypted => "encrypted",
             Self::Upstream => "upstream_socket",
+            Self::Stream => "stream",
         }
     }
 }
@@ -130,12 +136,18 @@ pub const fn of_app(standing: u32) -> Result<(), Obstacle> {
     }
 }
 
-/// An open lane of one connection; dropping it closes it.
+/// Bytes that may come through the relay before it is asked whether more than these took the shortcut.
+const FAIR_SHARE: u64 = 256 * 1024;
+
+/// An open lane of one connection. It closes when dropped, or for good when the app streams.
 pub struct Lane {
     kernel: Arc<dyn Shortcuts>,
     app: u64,
     progress: Arc<Progress>,
-    told: AtomicU32,
+    told: Cell<u32>,
+    is_open: Cell<bool>,
+    /// Bytes through the relay and by the shortcut when their share was last looked at.
+    seen: Cell<(u64, u64)>,
 }
 
 impl Lane {
@@ -149,40 +161,70 @@ impl Lane {
         upstream: &TcpStream,
         progress: Arc<Progress>,
     ) -> io::Result<Self> {
-        let relayed = modulo(progress.relayed_up());
-        kernel.open(app, upstream, relayed)?;
+        let relayed = progress.relayed_up();
+        kernel.open(app, upstream, modulo(relayed))?;
         progress.on_shortcut.store(true, Relaxed);
         Ok(Self {
             kernel,
             app,
             progress,
-            told: AtomicU32::new(relayed),
+            told: Cell::new(modulo(relayed)),
+            is_open: Cell::new(true),
+            seen: Cell::new((relayed, 0)),
         })
     }
 
     /// Tells the kernel how far the relay is, if that is news.
     pub(super) fn advance(&self) {
         let relayed = modulo(self.progress.relayed_up());
-        // A kernel that was not told keeps the app on the relay's connection, and is told again after the next turn.
-        if self.told.load(Relaxed) != relayed && self.kernel.advance(self.app, relayed).is_ok() {
-            self.told.store(relayed, Relaxed);
+        if self.told.get() == relayed || !self.is_open.get() {
+            return;
         }
+        if self.is_stream() {
+            self.close();
+            self.progress.left_shortcut.store(true, Relaxed);
+        } else if self.kernel.advance(self.app, relayed).is_ok() {
+            self.told.set(relayed);
+        }
+        // A kernel that was not told keeps the app on the relay's connection, and is told after the next turn.
     }
 
     /// Counts what took the shortcut as progress.
     pub(super) fn report(&self) {
-        if let Ok(sent) = self.kernel.sent(self.app) {
+        if self.is_open.get()
+            && let Ok(sent) = self.kernel.sent(self.app)
+        {
             self.progress.set_shortcut(&sent);
+        }
+    }
+
+    /// Whether much comes through the relay, and less than that took the shortcut meanwhile.
+    fn is_stream(&self) -> bool {
+        let (relayed_then, shortcut_then) = self.seen.get();
+        let relayed = self.progress.relayed_up();
+        if relayed - relayed_then < FAIR_SHARE {
+            return false;
+        }
+        self.report();
+        let shortcut = self.progress.shortcut();
+        self.seen.set((relayed, shortcut));
+        shortcut - shortcut_then < relayed - relayed_then
+    }
+
+    fn close(&self) {
+        if !self.is_open.replace(false) {
+            return;
+        }
+        match self.kernel.close(self.app) {
+            Ok(sent) => self.progress.set_shortcut(&sent),
+            Err(error) => tracing::warn!(%error, "a lane of the shortcut stays open"),
         }
     }
 }
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        match self.kernel.close(self.app) {
-            Ok(sent) => self.progress.set_shortcut(&sent),
-            Err(error) => tracing::warn!(%error, "a lane of the shortcut stays open"),
-        }
+        self.close();
     }
 }
 
