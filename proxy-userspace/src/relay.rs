@@ -28,7 +28,6 @@ use std::{
     future::{Future, pending, poll_fn},
     io,
     pin::pin,
-    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -185,7 +184,7 @@ pub struct Relay {
     down: Direction,
     progress: Arc<Progress>,
     idle_timeout: Option<Duration>,
-    lane: Option<Rc<Lane>>,
+    lane: Option<Arc<Lane>>,
 }
 
 impl Relay {
@@ -206,7 +205,7 @@ impl Relay {
 
     /// Lets the app send past the relay, which keeps the kernel informed, until the relay is dropped.
     pub fn take_shortcut(&mut self, lane: Lane) {
-        self.lane = Some(Rc::new(lane));
+        self.lane = Some(Arc::new(lane));
     }
 
     /// Relays by the path a rule asks for, until the end.

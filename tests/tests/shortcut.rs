@@ -143,6 +143,15 @@ fn a_socket_used_again_is_another_connection() {
 }
 
 #[test]
+fn a_rule_may_ask_for_it_later() {
+    let sandbox = Sandbox::new();
+    let culvert = sandbox.culvert(&rules("copy"));
+    culvert.reload(&rules(WAIVED));
+    output(&mut app(&sandbox, "half_close"));
+    assert_sent(&culvert.the_record(), 8);
+}
+
+#[test]
 fn through_a_proxy() {
     let sandbox = Sandbox::new();
     let proxy = sandbox.within(|| HttpProxy::start((SERVER_V4, 0)));

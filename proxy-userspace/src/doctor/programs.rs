@@ -10,10 +10,11 @@ use crate::{
     intercept::{
         Features,
         guard::{self, Bpffs},
-        trial::{Trial, try_programs},
+        trial::{self, Trial, try_programs},
     },
     paint::one_line,
     privileges,
+    relay::shortcut::Proof,
 };
 
 /// The programs, and what depends on helpers and files beside them.
@@ -27,6 +28,7 @@ pub(super) fn checks(cgroups: &Result<Cgroup2, CgroupError>) -> Vec<Check> {
     let features = Features::probe();
     let mut checks = trials(&features, cgroups);
     checks.push(refusal(&features));
+    checks.push(shortcut(&features));
     checks.push(match &features.offsets {
         Ok(_) => Check::ok("task_selectors", "rules with `exe` and `pid` work"),
         Err(missing) => Check::warning("task_selectors", missing.to_string()),
@@ -77,6 +79,8 @@ fn verdict(trial: Trial, done: &str) -> Check {
             .advice("rules with `pid` need it; select by `cgroup` instead"),
         names::GUARD4 | names::GUARD6 => Check::warning(id, one_line(&error))
             .advice("rules with `on_relay_failure = \"refuse\"` need it"),
+        names::SHORTCUT => Check::warning(id, one_line(&error))
+            .advice("rules with `path = \"shortcut\"` need it; without it they copy"),
         _ => refused(Check::missing(id, one_line(&error))),
     }
 }
@@ -97,6 +101,30 @@ fn refusal(features: &Features) -> Check {
         "EPERM (this kernel lets hooks choose no other)"
     };
     Check::ok("refusal", format!("a refused connect() fails with {error}"))
+}
+
+/// Whether this kernel keeps what apps rely on when their sockets send past the relay.
+fn shortcut(features: &Features) -> Check {
+    const ID: &str = "shortcut";
+    if let Err(missing) = &features.sockets {
+        return Check::warning(ID, format!("`path = \"shortcut\"` copies: {missing}"));
+    }
+    match trial::prove_shortcut(features) {
+        Ok(Proof::Whole) => Check::ok(ID, "every test of it passes"),
+        Ok(Proof::WithoutFionread) => Check::warning(
+            ID,
+            "`path = \"shortcut\"` copies: on this kernel FIONREAD would tell apps that nothing waits for them",
+        )
+        .advice(
+            "for apps that never ask, `path = \"shortcut-without-fionread\"`; kernels with \"bpf, sockmap: Fix FIONREAD \
+             for sockmap\" and without its fix (04af4efde58a) have this",
+        ),
+        Ok(Proof::Failed(test)) => Check::warning(
+            ID,
+            format!("`path = \"shortcut\"` copies: the test of {test} fails on this kernel"),
+        ),
+        Err(error) => Check::warning(ID, one_line(&error)),
+    }
 }
 
 /// Where rules with `on_relay_failure = "refuse"` are pinned.

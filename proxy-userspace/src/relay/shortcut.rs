@@ -16,9 +16,11 @@
 //! bytes sends no reset. An app that depends on these cannot be told from others.
 
 use std::{
-    cell::Cell,
     fmt, io,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use proxy_common::{Sent, standing};
@@ -144,10 +146,12 @@ pub struct Lane {
     kernel: Arc<dyn Shortcuts>,
     app: u64,
     progress: Arc<Progress>,
-    told: Cell<u32>,
-    is_open: Cell<bool>,
-    /// Bytes through the relay and by the shortcut when their share was last looked at.
-    seen: Cell<(u64, u64)>,
+    told: AtomicU32,
+    is_open: AtomicBool,
+    /// Bytes through the relay when its share was last looked at.
+    seen_relayed: AtomicU64,
+    /// Bytes by the shortcut then.
+    seen_shortcut: AtomicU64,
 }
 
 impl Lane {
@@ -168,30 +172,31 @@ impl Lane {
             kernel,
             app,
             progress,
-            told: Cell::new(modulo(relayed)),
-            is_open: Cell::new(true),
-            seen: Cell::new((relayed, 0)),
+            told: AtomicU32::new(modulo(relayed)),
+            is_open: AtomicBool::new(true),
+            seen_relayed: AtomicU64::new(relayed),
+            seen_shortcut: AtomicU64::new(0),
         })
     }
 
     /// Tells the kernel how far the relay is, if that is news.
     pub(super) fn advance(&self) {
         let relayed = modulo(self.progress.relayed_up());
-        if self.told.get() == relayed || !self.is_open.get() {
+        if self.told.load(Relaxed) == relayed || !self.is_open.load(Relaxed) {
             return;
         }
         if self.is_stream() {
             self.close();
             self.progress.left_shortcut.store(true, Relaxed);
         } else if self.kernel.advance(self.app, relayed).is_ok() {
-            self.told.set(relayed);
+            self.told.store(relayed, Relaxed);
         }
         // A kernel that was not told keeps the app on the relay's connection, and is told after the next turn.
     }
 
     /// Counts what took the shortcut as progress.
     pub(super) fn report(&self) {
-        if self.is_open.get()
+        if self.is_open.load(Relaxed)
             && let Ok(sent) = self.kernel.sent(self.app)
         {
             self.progress.set_shortcut(&sent);
@@ -200,19 +205,19 @@ impl Lane {
 
     /// Whether much comes through the relay, and less than that took the shortcut meanwhile.
     fn is_stream(&self) -> bool {
-        let (relayed_then, shortcut_then) = self.seen.get();
         let relayed = self.progress.relayed_up();
-        if relayed - relayed_then < FAIR_SHARE {
+        let by_relay = relayed - self.seen_relayed.load(Relaxed);
+        if by_relay < FAIR_SHARE {
             return false;
         }
         self.report();
+        self.seen_relayed.store(relayed, Relaxed);
         let shortcut = self.progress.shortcut();
-        self.seen.set((relayed, shortcut));
-        shortcut - shortcut_then < relayed - relayed_then
+        shortcut - self.seen_shortcut.swap(shortcut, Relaxed) < by_relay
     }
 
     fn close(&self) {
-        if !self.is_open.replace(false) {
+        if !self.is_open.swap(false, Relaxed) {
             return;
         }
         match self.kernel.close(self.app) {

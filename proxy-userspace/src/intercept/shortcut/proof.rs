@@ -6,7 +6,7 @@ use std::{
     io::{self, ErrorKind, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -21,7 +21,6 @@ use nix::{
     sys::socket::{getsockopt, setsockopt},
 };
 use proxy_common::{Record, Socket, names, role};
-use socket2::SockRef;
 
 use super::Lanes;
 use crate::{
@@ -51,7 +50,7 @@ pub(super) fn prove(ebpf: &Ebpf, apps: SockHash<MapData, u64>) -> Result<Proof, 
         ("end of stream", end_of_stream),
     ];
     for (name, test) in tests {
-        match bench.flow().and_then(|flow| test(&bench.lanes, flow)) {
+        match bench.flow().and_then(|flow| test(&bench.lanes, &flow)) {
             Ok(true) => {}
             Ok(false) => return Ok(Proof::Failed(name)),
             Err(error) => {
@@ -66,7 +65,7 @@ pub(super) fn prove(ebpf: &Ebpf, apps: SockHash<MapData, u64>) -> Result<Proof, 
     })
 }
 
-type Test = fn(&Lanes, Flow) -> io::Result<bool>;
+type Test = fn(&Lanes, &Flow) -> io::Result<bool>;
 
 /// What makes a socket of ours look like an app's.
 struct Bench {
@@ -128,7 +127,7 @@ impl Flow {
 }
 
 /// Bytes take the shortcut only when the relay has passed on all that came before.
-fn order(lanes: &Lanes, flow: Flow) -> io::Result<bool> {
+fn order(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
     let before = flow.arrives(b"before", &flow.relay)?;
     lanes
         .open(flow.id, &flow.upstream, 0)
@@ -142,7 +141,7 @@ fn order(lanes: &Lanes, flow: Flow) -> io::Result<bool> {
 }
 
 /// What takes the shortcut arrives as it was sent, be it little or much.
-fn whole_messages(lanes: &Lanes, flow: Flow) -> io::Result<bool> {
+fn whole_messages(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
     lanes
         .open(flow.id, &flow.upstream, 0)
         .map_err(io::Error::other)?;
@@ -153,7 +152,7 @@ fn whole_messages(lanes: &Lanes, flow: Flow) -> io::Result<bool> {
 }
 
 /// A server that does not read makes the app wait at its own socket, where polling works, and nothing is lost.
-fn room(lanes: &Lanes, flow: Flow) -> io::Result<bool> {
+fn room(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
     lanes
         .open(flow.id, &flow.upstream, 0)
         .map_err(io::Error::other)?;
@@ -170,14 +169,13 @@ fn room(lanes: &Lanes, flow: Flow) -> io::Result<bool> {
     };
     let waits = !is_writable(&flow.app)?;
     let sent = lanes.close(flow.id)?;
-    let relayed = drain(&flow.relay)?;
-    let direct = drain(&flow.server)?;
+    let (relayed, direct) = receive(flow, taken)?;
     let all = relayed + direct == taken && u64::try_from(direct) == Ok(sent.bytes);
     Ok(stopped && waits && all && direct > 0 && sent.full > 0)
 }
 
 /// Nothing is accepted behind the end that the app has told.
-fn end_of_stream(lanes: &Lanes, flow: Flow) -> io::Result<bool> {
+fn end_of_stream(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
     lanes
         .open(flow.id, &flow.upstream, 0)
         .map_err(io::Error::other)?;
@@ -208,19 +206,23 @@ fn pair() -> io::Result<(TcpStream, TcpStream)> {
     Ok((connecting, accepted))
 }
 
-/// Reads until nothing more comes, and says how much came.
-fn drain(mut end: &TcpStream) -> io::Result<usize> {
-    SockRef::from(end).set_read_timeout(Some(PATIENCE / 10))?;
+/// Reads what the app sent, and says how much of it the relay got and how much the server.
+fn receive(flow: &Flow, sent: usize) -> io::Result<(usize, usize)> {
+    let begun = Instant::now();
     let mut buffer = vec![0; 1024 * 1024];
-    let mut drained = 0;
-    loop {
-        match end.read(&mut buffer) {
-            Ok(0) => return Ok(drained),
-            Ok(read) => drained += read,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(drained),
-            Err(error) => return Err(error),
-        }
+    let mut take = |mut end: &TcpStream| match end.read(&mut buffer) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+        read => read,
+    };
+    for end in [&flow.relay, &flow.server] {
+        end.set_nonblocking(true)?;
     }
+    let (mut relayed, mut direct) = (0, 0);
+    while relayed + direct < sent && begun.elapsed() < PATIENCE {
+        relayed += take(&flow.relay)?;
+        direct += take(&flow.server)?;
+    }
+    Ok((relayed, direct))
 }
 
 fn is_writable(socket: &TcpStream) -> io::Result<bool> {
