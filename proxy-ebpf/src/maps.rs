@@ -50,16 +50,16 @@ pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
 pub static RECORDS: HashMap<RecordKey, Record, 16_384> = HashMap::new();
 
 #[btf_map]
-pub static APPS: SockHash<u64, 65_536> = SockHash::new();
+pub static APPS: SockHash<u64, 16_384> = SockHash::new();
 
 #[btf_map]
-pub static UPSTREAMS: SockHash<u64, 65_536> = SockHash::new();
+pub static UPSTREAMS: SockHash<u64, 16_384> = SockHash::new();
 
 #[btf_map]
-pub static LANES: HashMap<u64, Lane, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+pub static LANES: HashMap<u64, Lane, 16_384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map]
-pub static SENT: HashMap<u64, Sent, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+pub static SENT: HashMap<u64, Sent, 16_384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_NAMES.len() }> = PerCpuArray::new();
