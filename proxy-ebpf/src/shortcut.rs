@@ -4,7 +4,8 @@
 //! it safe, and both are read from the kernel's own state, so that there is nothing to keep in step:
 //! - **Order.** `write_seq` of the app's socket tells how many bytes ever entered the connection to the relay, partial
 //!   sends and bytes of a Fast Open included. Only when the relay says that upstream has accepted as many is nothing on
-//!   its way there, and what comes now may overtake nothing. A count of our own would be wrong after each partial send,
+//!   its way there, and what comes now may overtake nothing. The end of the stream counts as a byte, so nothing takes the
+//!   shortcut behind it, which the kernel would accept. A count of our own would be wrong after each partial send,
 //!   because the verdict is given before the kernel knows how much fits.
 //! - **Room.** The kernel would hand EAGAIN of a full upstream socket to an app whose own socket is writable, which no
 //!   poll ever ends. So a piece that does not fit for certain goes to the relay, where TCP makes the app wait.
@@ -132,7 +133,7 @@ fn struct_of(sk: *mut bpf_sock) -> *const u8 {
         .cast()
 }
 
-/// Whether an app that may no longer send is not in this state: it gets EPIPE or the connection's error, as ever.
+/// Whether the connection to the relay is whole. Otherwise the app gets its error, or EPIPE, from there.
 #[inline(always)]
 fn may_send(state: u32) -> bool {
     state == BPF_TCP_ESTABLISHED || state == BPF_TCP_CLOSE_WAIT
