@@ -1,8 +1,8 @@
 //! Compile-time proof that no shared type has implicit padding: its size is the sum of its fields.
 
 use crate::{
-    Action, Lane, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay, RuleRef,
-    RuleSet, Sent, Socket, WORDS,
+    Action, Lane, LaneKey, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay,
+    RuleRef, RuleSet, Sent, Socket, WORDS,
 };
 
 const RULE_SET: usize = WORDS * 8;
@@ -19,6 +19,7 @@ const _: () = {
     assert!(size_of::<RuleRef>() == 4 + 4);
     assert!(size_of::<Record>() == RECORD);
     assert!(size_of::<RecordKey>() == 8 + 16 + 2 + 2 + 4);
+    assert!(size_of::<LaneKey>() == 8 + 8);
     assert!(size_of::<Lane>() == 4);
     assert!(size_of::<Sent>() == 6 * 8 + 4 + 4);
     assert!(size_of::<Socket>() == 4 + 2 + 2 + 4 + 4 + RECORD);
@@ -27,8 +28,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Action, Lane, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay, RuleSet,
-        Sent, Socket,
+        Action, Lane, LaneKey, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay,
+        RuleSet, Sent, Socket,
     };
 
     macro_rules! pod {
@@ -42,7 +43,7 @@ mod pod {
     }
 
     pod!(
-        Action, Lane, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay, RuleSet,
-        Sent, Socket,
+        Action, Lane, LaneKey, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay,
+        RuleSet, Sent, Socket,
     );
 }

@@ -28,7 +28,7 @@ pub use counter::{COUNTERS, Counter};
 pub use decide::{Decision, Subject, Tables, decide};
 pub use record::{Record, RecordKey, RuleRef, Socket, role};
 pub use ruleset::{MAX_RULES, RuleSet, WORDS};
-pub use shortcut::{Lane, Sent, standing};
+pub use shortcut::{Lane, LaneKey, Sent, standing};
 pub use tables::{
     Action, Dimensions, Family, MemberKey, MemberKind, Membership, Policy, PrefixKey, PrefixKind,
     Relay, fail_mode, verb,

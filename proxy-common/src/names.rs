@@ -20,13 +20,13 @@ pub const RECORDS_FULL: &str = "RECORDS_FULL";
 pub const SOCKETS: &str = "SOCKETS";
 /// Hash of [`RecordKey`](crate::RecordKey) to [`Record`](crate::Record): connections not accepted yet.
 pub const RECORDS: &str = "RECORDS";
-/// Sockhash of apps' sockets by their cookie, whose sends [`SHORTCUT`] sees.
+/// Sockhash of apps' sockets by [`LaneKey`](crate::LaneKey), whose sends [`SHORTCUT`] sees.
 pub const APPS: &str = "APPS";
-/// Sockhash of upstream sockets, by the cookie of the app whose bytes they take.
+/// Sockhash of upstream sockets, by the [`LaneKey`](crate::LaneKey) of the app whose bytes they take.
 pub const UPSTREAMS: &str = "UPSTREAMS";
-/// Hash of an app's socket cookie to its [`Lane`](crate::Lane).
+/// Hash of [`LaneKey`](crate::LaneKey) to [`Lane`](crate::Lane).
 pub const LANES: &str = "LANES";
-/// Hash of an app's socket cookie to what it [`Sent`](crate::Sent).
+/// Hash of [`LaneKey`](crate::LaneKey) to [`Sent`](crate::Sent).
 pub const SENT: &str = "SENT";
 /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
 pub const COUNTERS: &str = "COUNTERS";

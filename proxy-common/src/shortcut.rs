@@ -3,6 +3,16 @@
 //! The relay says how far it is ([`Lane`]), the program on the app's `send()` says what it did ([`Sent`]). Each has a
 //! map of its own, so that neither overwrites what the other wrote.
 
+/// Which connection of which socket: an app may disconnect its socket and connect it again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LaneKey {
+    /// The number of the app's socket (`bpf_get_socket_cookie`).
+    pub cookie: u64,
+    /// [`Record::connect_ns`](crate::Record::connect_ns).
+    pub connect_ns: u64,
+}
+
 /// How far the relay is with an app's bytes; in the map [`LANES`](crate::names::LANES) while the lane is open.
 ///
 /// The app's bytes may take the shortcut only while all that it sent to the relay before is in the upstream socket:
@@ -51,4 +61,6 @@ pub mod standing {
     pub const ZEROCOPY: u32 = 3;
     /// The kernel refused it: the map is full, or another program's sockmap has it.
     pub const REFUSED: u32 = 4;
+    /// It took part in an earlier connection, of which the kernel may still hold something.
+    pub const REUSED: u32 = 5;
 }

@@ -182,10 +182,12 @@ fn to_relay(
     socket.record.netns_cookie = netns_cookie;
     // SAFETY: a plain helper call; in this hook it takes the context. (Kernel 4.18.)
     socket.record.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    socket.record.shortcut = if action.shortcut != 0 && has_shortcut() {
-        standing::READY
-    } else {
+    socket.record.shortcut = if action.shortcut == 0 || !has_shortcut() {
         standing::UNASKED
+    } else if socket.admitted != 0 {
+        standing::REUSED
+    } else {
+        standing::READY
     };
     socket.role = role::INTERCEPTED;
     if let Some(above) = mptcp_socket_of(sk_of(ctx)) {

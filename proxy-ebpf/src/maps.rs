@@ -11,8 +11,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use proxy_common::{
-    Action, COUNTERS as COUNTER_NAMES, Counter, Lane, MAX_RULES, MemberKey, Membership, Policy,
-    PrefixKey, Record, RecordKey, Relay, RuleSet, Sent, Socket,
+    Action, COUNTERS as COUNTER_NAMES, Counter, Lane, LaneKey, MAX_RULES, MemberKey, Membership,
+    Policy, PrefixKey, Record, RecordKey, Relay, RuleSet, Sent, Socket,
 };
 
 use crate::globals::has_mptcp;
@@ -50,16 +50,16 @@ pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
 pub static RECORDS: HashMap<RecordKey, Record, 16_384> = HashMap::new();
 
 #[btf_map]
-pub static APPS: SockHash<u64, 16_384> = SockHash::new();
+pub static APPS: SockHash<LaneKey, 16_384> = SockHash::new();
 
 #[btf_map]
-pub static UPSTREAMS: SockHash<u64, 16_384> = SockHash::new();
+pub static UPSTREAMS: SockHash<LaneKey, 16_384> = SockHash::new();
 
 #[btf_map]
-pub static LANES: HashMap<u64, Lane, 16_384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+pub static LANES: HashMap<LaneKey, Lane, 16_384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map]
-pub static SENT: HashMap<u64, Sent, 16_384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+pub static SENT: HashMap<LaneKey, Sent, 16_384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_NAMES.len() }> = PerCpuArray::new();

@@ -61,13 +61,15 @@ pub fn prepare(sk: *mut bpf_sock, socket: &mut Socket) {
 /// # Errors
 /// When the kernel refuses the socket.
 #[inline(always)]
-pub fn admit(ctx: &SockOpsContext, socket: &Socket) -> Result<(), i32> {
+pub fn admit(ctx: &SockOpsContext, socket: &mut Socket) -> Result<(), i32> {
     if !has_shortcut() || socket.record.shortcut != standing::READY {
         return Ok(());
     }
     // SAFETY: the context is valid while the program runs, and nobody else refers to it meanwhile.
     let ops = unsafe { &mut *ctx.ops };
-    APPS.update(socket.record.cookie, ops, 0)
+    APPS.update(socket.record.lane(), ops, 0)?;
+    socket.admitted = 1;
+    Ok(())
 }
 
 /// Decides where one piece of an app's bytes goes. Never drops.
@@ -84,12 +86,12 @@ fn redirect(ctx: &SkMsgContext) -> Option<()> {
     // SAFETY: the context is valid while the program runs.
     let sk = unsafe { (*ctx.msg).__bindgen_anon_3.sk };
     let socket = socket_of(sk).filter(|socket| socket.role == role::INTERCEPTED)?;
-    let cookie = socket.record.cookie;
+    let key = socket.record.lane();
     // SAFETY: the element stays readable until this program ends; the one word of it is read at once.
-    let relayed = unsafe { LANES.get(cookie)?.relayed };
+    let relayed = unsafe { LANES.get(key)?.relayed };
     // SAFETY: the element stays readable until this program ends; the app's socket is locked, so that nobody else
     // writes to it.
-    let sent = unsafe { SENT.get_ptr_mut(cookie)?.as_mut() }?;
+    let sent = unsafe { SENT.get_ptr_mut(key)?.as_mut() }?;
     // SAFETY: the null check was made by `socket_of`.
     let state = unsafe { (&raw const (*sk).state).read_volatile() };
     let sk = struct_of(sk);
@@ -106,7 +108,7 @@ fn redirect(ctx: &SkMsgContext) -> Option<()> {
         sent.streamed += 1;
         return None;
     }
-    if UPSTREAMS.redirect_msg(ctx, cookie, 0) != FOUND {
+    if UPSTREAMS.redirect_msg(ctx, key, 0) != FOUND {
         return None;
     }
     if has_room(ctx) {
@@ -114,7 +116,7 @@ fn redirect(ctx: &SkMsgContext) -> Option<()> {
         sent.pieces += 1;
     } else {
         // No helper takes a redirect back. One to the socket itself comes to the same: the piece goes its usual way.
-        APPS.redirect_msg(ctx, cookie, 0);
+        APPS.redirect_msg(ctx, key, 0);
         sent.full += 1;
     }
     Some(())

@@ -145,7 +145,7 @@ impl Flow<'_> {
         of_app(self.record.shortcut)?;
         let upstream = upstream.plain().ok_or(Obstacle::Encrypted)?;
         let progress = Arc::clone(&self.progress);
-        Lane::open(Arc::clone(kernel), self.record.cookie, upstream, progress)
+        Lane::open(Arc::clone(kernel), self.record.lane(), upstream, progress)
             .map(Some)
             .map_err(|error| {
                 tracing::debug!(%error, "a connection cannot take the shortcut");

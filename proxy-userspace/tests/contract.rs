@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 
 use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
-    ABI_VERSION, Action, COUNTERS, Lane, MAX_RULES, MemberKey, Membership, Policy, PrefixKey,
-    Record, RecordKey, Relay, RuleSet, Sent, Socket, names,
+    ABI_VERSION, Action, COUNTERS, Lane, LaneKey, MAX_RULES, MemberKey, Membership, Policy,
+    PrefixKey, Record, RecordKey, Relay, RuleSet, Sent, Socket, names,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -37,7 +37,7 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
     };
     const INDEX: usize = size_of::<u32>();
     // User space writes descriptors into it.
-    const SOCKETS_BY_COOKIE: Shape = (SOCKHASH, size_of::<u64>(), size_of::<i32>(), None);
+    const SOCKETS_BY_KEY: Shape = (SOCKHASH, size_of::<LaneKey>(), size_of::<i32>(), None);
     // A key of an LPM trie starts with its length in bits.
     let prefix = INDEX + size_of::<PrefixKey>();
     BTreeMap::from([
@@ -69,15 +69,15 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
             names::RECORDS,
             (HASH, size_of::<RecordKey>(), size_of::<Record>(), None),
         ),
-        (names::APPS, SOCKETS_BY_COOKIE),
-        (names::UPSTREAMS, SOCKETS_BY_COOKIE),
+        (names::APPS, SOCKETS_BY_KEY),
+        (names::UPSTREAMS, SOCKETS_BY_KEY),
         (
             names::LANES,
-            (HASH, size_of::<u64>(), size_of::<Lane>(), None),
+            (HASH, size_of::<LaneKey>(), size_of::<Lane>(), None),
         ),
         (
             names::SENT,
-            (HASH, size_of::<u64>(), size_of::<Sent>(), None),
+            (HASH, size_of::<LaneKey>(), size_of::<Sent>(), None),
         ),
         (
             names::COUNTERS,

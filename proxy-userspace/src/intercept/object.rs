@@ -60,6 +60,9 @@ impl Features {
             BpfHelper::BPF_FUNC_probe_read_kernel,
         )
         .unwrap_or(false);
+        let finds_tcp_sockets =
+            is_helper_supported(ProgramType::SockOps, BpfHelper::BPF_FUNC_skc_to_tcp_sock)
+                .unwrap_or(false);
         Self {
             set_retval: is_helper_supported(
                 ProgramType::CgroupSockAddr,
@@ -76,7 +79,11 @@ impl Features {
             } else {
                 Err(MissingFeature::ReadKernel)
             },
-            sockets: SocketLayout::of_running_kernel().map_err(|error| error.to_string()),
+            sockets: if finds_tcp_sockets {
+                SocketLayout::of_running_kernel().map_err(|error| error.to_string())
+            } else {
+                Err("hooks cannot look into TCP sockets (bpf_skc_to_tcp_sock)".to_owned())
+            },
         }
     }
 

@@ -13,7 +13,7 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError, SockHash},
     programs::SkMsg,
 };
-use proxy_common::{Lane, Sent, names};
+use proxy_common::{Lane, LaneKey, Sent, names};
 use tokio::net::TcpStream;
 
 use super::{
@@ -51,10 +51,10 @@ pub struct Lanes {
 }
 
 struct Maps {
-    apps: SockHash<MapData, u64>,
-    upstreams: SockHash<MapData, u64>,
-    lanes: HashMap<MapData, u64, Lane>,
-    sent: HashMap<MapData, u64, Sent>,
+    apps: SockHash<MapData, LaneKey>,
+    upstreams: SockHash<MapData, LaneKey>,
+    lanes: HashMap<MapData, LaneKey, Lane>,
+    sent: HashMap<MapData, LaneKey, Sent>,
 }
 
 impl Lanes {
@@ -75,7 +75,7 @@ impl Lanes {
         self.maps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, app: u64, upstream: &impl AsRawFd, relayed: u32) -> Result<(), MapError> {
+    fn open(&self, app: LaneKey, upstream: &impl AsRawFd, relayed: u32) -> Result<(), MapError> {
         let mut maps = self.maps();
         maps.sent.insert(app, Sent::default(), 0)?;
         let opened = maps
@@ -92,22 +92,22 @@ impl Lanes {
 }
 
 impl Shortcuts for Lanes {
-    fn open(&self, app: u64, upstream: &TcpStream, relayed: u32) -> io::Result<()> {
+    fn open(&self, app: LaneKey, upstream: &TcpStream, relayed: u32) -> io::Result<()> {
         self.open(app, upstream, relayed).map_err(io::Error::other)
     }
 
-    fn advance(&self, app: u64, relayed: u32) -> io::Result<()> {
+    fn advance(&self, app: LaneKey, relayed: u32) -> io::Result<()> {
         self.maps()
             .lanes
             .insert(app, Lane { relayed }, 0)
             .map_err(io::Error::other)
     }
 
-    fn sent(&self, app: u64) -> io::Result<Sent> {
+    fn sent(&self, app: LaneKey) -> io::Result<Sent> {
         self.maps().sent.get(&app, 0).map_err(io::Error::other)
     }
 
-    fn close(&self, app: u64) -> io::Result<Sent> {
+    fn close(&self, app: LaneKey) -> io::Result<Sent> {
         let mut maps = self.maps();
         // The upstream socket leaves its map by itself when it is closed, and until then it costs nothing: to take it
         // out would fail a send that is on its way.
@@ -121,6 +121,6 @@ impl Shortcuts for Lanes {
 }
 
 /// A handle to a map of sockets.
-fn sockets(ebpf: &Ebpf, name: &'static str) -> Result<SockHash<MapData, u64>, InterceptError> {
+fn sockets(ebpf: &Ebpf, name: &'static str) -> Result<SockHash<MapData, LaneKey>, InterceptError> {
     SockHash::try_from(Map::SockHash(duplicate(ebpf, name)?)).map_err(map_error("open", name))
 }

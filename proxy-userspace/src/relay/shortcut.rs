@@ -23,37 +23,37 @@ use std::{
     },
 };
 
-use proxy_common::{Sent, standing};
+use proxy_common::{LaneKey, Sent, standing};
 use tokio::net::TcpStream;
 
 use super::Progress;
 use crate::rule::PathChoice;
 
-/// What the shortcut needs of the kernel. An app's socket is named by its cookie.
+/// What the shortcut needs of the kernel. A connection of an app is named by its record's key.
 pub trait Shortcuts: Send + Sync {
     /// Opens the lane from an app's socket to an upstream socket, of which `relayed` bytes of the app were accepted.
     ///
     /// # Errors
     /// When the kernel does not take the upstream socket (another program's sockmap has it), or a map is full.
-    fn open(&self, app: u64, upstream: &TcpStream, relayed: u32) -> io::Result<()>;
+    fn open(&self, app: LaneKey, upstream: &TcpStream, relayed: u32) -> io::Result<()>;
 
     /// Says how many bytes of the app upstream has accepted from the relay, modulo 2³².
     ///
     /// # Errors
     /// When the map cannot be written.
-    fn advance(&self, app: u64, relayed: u32) -> io::Result<()>;
+    fn advance(&self, app: LaneKey, relayed: u32) -> io::Result<()>;
 
     /// What the app sent while the lane was open.
     ///
     /// # Errors
     /// When the map cannot be read.
-    fn sent(&self, app: u64) -> io::Result<Sent>;
+    fn sent(&self, app: LaneKey) -> io::Result<Sent>;
 
     /// Closes the lane, gives the app's socket back to plain TCP, and returns what it sent while the lane was open.
     ///
     /// # Errors
     /// When the maps cannot be written.
-    fn close(&self, app: u64) -> io::Result<Sent>;
+    fn close(&self, app: LaneKey) -> io::Result<Sent>;
 }
 
 /// What the self-test found out about this kernel.
@@ -81,6 +81,8 @@ pub enum Obstacle {
     Mptcp,
     /// The app's socket asked for completions (`SO_ZEROCOPY`).
     Zerocopy,
+    /// The app's socket was on the shortcut before, in another connection.
+    Reused,
     /// The kernel refused the app's socket.
     App,
     /// Bytes do not leave by the upstream socket as the app sends them (TLS).
@@ -101,6 +103,7 @@ impl Obstacle {
             Self::Fionread => "fionread",
             Self::Mptcp => "mptcp",
             Self::Zerocopy => "zerocopy",
+            Self::Reused => "reused",
             Self::App => "app_socket",
             Self::Encrypted => "encrypted",
             Self::Upstream => "upstream_socket",
@@ -133,6 +136,7 @@ pub const fn of_app(standing: u32) -> Result<(), Obstacle> {
         standing::READY => Ok(()),
         standing::MPTCP => Err(Obstacle::Mptcp),
         standing::ZEROCOPY => Err(Obstacle::Zerocopy),
+        standing::REUSED => Err(Obstacle::Reused),
         standing::UNASKED => Err(Obstacle::Kernel),
         _ => Err(Obstacle::App),
     }
@@ -144,7 +148,7 @@ const FAIR_SHARE: u64 = 256 * 1024;
 /// An open lane of one connection. It closes when dropped, or for good when the app streams.
 pub struct Lane {
     kernel: Arc<dyn Shortcuts>,
-    app: u64,
+    app: LaneKey,
     progress: Arc<Progress>,
     told: AtomicU32,
     is_open: AtomicBool,
@@ -161,7 +165,7 @@ impl Lane {
     /// As [`Shortcuts::open`].
     pub fn open(
         kernel: Arc<dyn Shortcuts>,
-        app: u64,
+        app: LaneKey,
         upstream: &TcpStream,
         progress: Arc<Progress>,
     ) -> io::Result<Self> {

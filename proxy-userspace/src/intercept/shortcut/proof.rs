@@ -20,7 +20,7 @@ use nix::{
     setsockopt_impl, sockopt_impl,
     sys::socket::{getsockopt, setsockopt},
 };
-use proxy_common::{Record, Socket, names, role};
+use proxy_common::{LaneKey, Record, Socket, names, role};
 
 use super::Lanes;
 use crate::{
@@ -35,7 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const TOO_MUCH: usize = 64 * 1024 * 1024;
 
 /// Tries everything.
-pub(super) fn prove(ebpf: &Ebpf, apps: SockHash<MapData, u64>) -> Result<Proof, InterceptError> {
+pub(super) fn prove(
+    ebpf: &Ebpf,
+    apps: SockHash<MapData, LaneKey>,
+) -> Result<Proof, InterceptError> {
     let sockets = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, names::SOCKETS)?))
         .map_err(map_error("open", names::SOCKETS))?;
     let mut bench = Bench {
@@ -69,14 +72,14 @@ type Test = fn(&Lanes, &Flow) -> io::Result<bool>;
 
 /// What makes a socket of ours look like an app's.
 struct Bench {
-    apps: SockHash<MapData, u64>,
+    apps: SockHash<MapData, LaneKey>,
     sockets: SkStorage<MapData, Socket>,
     lanes: Lanes,
 }
 
 /// Both connections of one flow, with the app's socket in the map.
 struct Flow {
-    id: u64,
+    key: LaneKey,
     app: TcpStream,
     relay: TcpStream,
     upstream: TcpStream,
@@ -87,24 +90,25 @@ impl Bench {
     fn flow(&mut self) -> io::Result<Flow> {
         let (app, relay) = pair()?;
         let (upstream, server) = pair()?;
-        let id = socket::cookie(&app)?;
+        let record = Record {
+            cookie: socket::cookie(&app)?,
+            ..Record::default()
+        };
+        let key = record.lane();
         let known = Socket {
             role: role::INTERCEPTED,
             first_seq: write_seq(&app)?,
-            record: Record {
-                cookie: id,
-                ..Record::default()
-            },
+            record,
             ..Socket::default()
         };
         self.sockets
             .insert(&app, known, 0)
             .map_err(io::Error::other)?;
         self.apps
-            .insert(id, app.as_raw_fd(), 0)
+            .insert(key, app.as_raw_fd(), 0)
             .map_err(io::Error::other)?;
         Ok(Flow {
-            id,
+            key,
             app,
             relay,
             upstream,
@@ -130,12 +134,12 @@ impl Flow {
 fn order(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
     let before = flow.arrives(b"before", &flow.relay)?;
     lanes
-        .open(flow.id, &flow.upstream, 0)
+        .open(flow.key, &flow.upstream, 0)
         .map_err(io::Error::other)?;
     let behind = flow.arrives(b"behind", &flow.relay)?;
-    lanes.advance(flow.id, 12)?;
+    lanes.advance(flow.key, 12)?;
     let after = flow.arrives(b"after", &flow.server)?;
-    let sent = lanes.close(flow.id)?;
+    let sent = lanes.close(flow.key)?;
     let closed = flow.arrives(b"closed", &flow.relay)?;
     Ok(before && behind && after && closed && (sent.bytes, sent.behind) == (5, 1))
 }
@@ -143,18 +147,18 @@ fn order(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
 /// What takes the shortcut arrives as it was sent, be it little or much.
 fn whole_messages(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
     lanes
-        .open(flow.id, &flow.upstream, 0)
+        .open(flow.key, &flow.upstream, 0)
         .map_err(io::Error::other)?;
     let much: Vec<u8> = (0..64 * 1024_u32).map(|n| n.to_le_bytes()[1]).collect();
     let arrived = flow.arrives(b"1", &flow.server)? && flow.arrives(&much, &flow.server)?;
-    let sent = lanes.close(flow.id)?;
+    let sent = lanes.close(flow.key)?;
     Ok(arrived && sent.bytes == 1 + 64 * 1024)
 }
 
 /// A server that does not read makes the app wait at its own socket, where polling works, and nothing is lost.
 fn room(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
     lanes
-        .open(flow.id, &flow.upstream, 0)
+        .open(flow.key, &flow.upstream, 0)
         .map_err(io::Error::other)?;
     flow.app.set_nonblocking(true)?;
     let chunk = vec![7; 256 * 1024];
@@ -168,7 +172,7 @@ fn room(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
         }
     };
     let waits = !is_writable(&flow.app)?;
-    let sent = lanes.close(flow.id)?;
+    let sent = lanes.close(flow.key)?;
     let (relayed, direct) = receive(flow, taken)?;
     let all = relayed + direct == taken && u64::try_from(direct) == Ok(sent.bytes);
     Ok(stopped && waits && all && direct > 0 && sent.full > 0)
@@ -177,12 +181,12 @@ fn room(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
 /// Nothing is accepted behind the end that the app has told.
 fn end_of_stream(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
     lanes
-        .open(flow.id, &flow.upstream, 0)
+        .open(flow.key, &flow.upstream, 0)
         .map_err(io::Error::other)?;
     flow.app.shutdown(std::net::Shutdown::Write)?;
     // Of the standard library's socket, which sends without SIGPIPE.
     let refused = (&flow.app).write(b"late");
-    let sent = lanes.close(flow.id)?;
+    let sent = lanes.close(flow.key)?;
     Ok(refused.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe) && sent.bytes == 0)
 }
 
