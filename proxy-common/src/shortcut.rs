@@ -38,8 +38,8 @@ pub struct Sent {
     pub behind: u64,
     /// Pieces that went to the relay because the upstream socket had no room for them.
     pub full: u64,
-    /// Pieces that went to the relay because the shortcut cannot send what the app asked for: the socket encrypts
-    /// (kTLS), wants completions (`SO_ZEROCOPY`), or may not send any more.
+    /// Pieces that went to the relay because the shortcut does not suit the socket any more: it blocks, encrypts (kTLS),
+    /// wants completions (`SO_ZEROCOPY`), or has ended.
     pub unfit: u64,
     /// Pieces that went to the relay because the app sent many small ones in a row, which the relay gathers.
     pub streamed: u64,
@@ -63,4 +63,7 @@ pub mod standing {
     pub const REFUSED: u32 = 4;
     /// It took part in an earlier connection, of which the kernel may still hold something.
     pub const REUSED: u32 = 5;
+    /// It is not `O_NONBLOCK`: in a sockmap a blocking `recv()` gives up with EAGAIN whenever something wakes it, be it a
+    /// signal, a reset or room to send (`tcp_msg_wait_data()` in `net/ipv4/tcp_bpf.c` waits once).
+    pub const BLOCKING: u32 = 6;
 }

@@ -67,6 +67,15 @@ static SK_WMEM_QUEUED: Global<u32> = Global::new(0);
 /// Offset of `sock.sk_sndbuf`.
 #[unsafe(no_mangle)]
 static SK_SNDBUF: Global<u32> = Global::new(0);
+/// Offset of `sock.sk_socket`.
+#[unsafe(no_mangle)]
+static SK_SOCKET: Global<u32> = Global::new(0);
+/// Offset of `socket.file`.
+#[unsafe(no_mangle)]
+static SOCKET_FILE: Global<u32> = Global::new(0);
+/// Offset of `file.f_flags`.
+#[unsafe(no_mangle)]
+static FILE_FLAGS: Global<u32> = Global::new(0);
 /// Offset of `sk_msg.sk_redir`.
 #[unsafe(no_mangle)]
 static MSG_SK_REDIR: Global<u32> = Global::new(0);
@@ -156,6 +165,18 @@ impl Offsets {
     #[inline(always)]
     pub fn sk_sndbuf() -> usize {
         SK_SNDBUF.load() as usize
+    }
+    #[inline(always)]
+    pub fn sk_socket() -> usize {
+        SK_SOCKET.load() as usize
+    }
+    #[inline(always)]
+    pub fn socket_file() -> usize {
+        SOCKET_FILE.load() as usize
+    }
+    #[inline(always)]
+    pub fn file_flags() -> usize {
+        FILE_FLAGS.load() as usize
     }
     #[inline(always)]
     pub fn msg_sk_redir() -> usize {

@@ -34,6 +34,9 @@ const FOUND: i64 = 1;
 /// the kernel asks for room before each of them.
 const SLACK: i64 = 16 * 1024;
 
+/// Of `include/uapi/asm-generic/fcntl.h`.
+const O_NONBLOCK: u32 = 0o4000;
+
 /// Size from which a piece is worth a way of its own, in bytes.
 const LARGE_PIECE: u32 = 16 * 1024;
 /// Smaller pieces in a row, none of them answered, that make a stream.
@@ -53,6 +56,9 @@ pub fn prepare(sk: *mut bpf_sock, socket: &mut Socket) {
     socket.first_seq = syn.wrapping_add(1);
     if is_zerocopy(sk) {
         socket.record.shortcut = standing::ZEROCOPY;
+    }
+    if is_blocking(sk) {
+        socket.record.shortcut = standing::BLOCKING;
     }
 }
 
@@ -95,7 +101,7 @@ fn redirect(ctx: &SkMsgContext) -> Option<()> {
     // SAFETY: the null check was made by `socket_of`.
     let state = unsafe { (&raw const (*sk).state).read_volatile() };
     let sk = struct_of(sk);
-    if !may_send(state) || is_zerocopy(sk) || is_encrypting(sk) {
+    if !may_send(state) || is_blocking(sk) || is_zerocopy(sk) || is_encrypting(sk) {
         sent.unfit += 1;
         return None;
     }
@@ -177,6 +183,20 @@ fn has_room(ctx: &SkMsgContext) -> bool {
 #[inline(always)]
 fn is_zerocopy(sk: *const u8) -> bool {
     field::<u64>(sk, Offsets::skc_flags()).is_none_or(|flags| flags & zerocopy_flag() != 0)
+}
+
+/// Whether calls on the socket wait, other than by polling.
+#[inline(always)]
+fn is_blocking(sk: *const u8) -> bool {
+    is_nonblocking(sk) != Some(true)
+}
+
+#[inline(always)]
+fn is_nonblocking(sk: *const u8) -> Option<bool> {
+    let socket: *const u8 = field(sk, Offsets::sk_socket())?;
+    let file: *const u8 = field(socket, Offsets::socket_file())?;
+    let flags: u32 = field(file, Offsets::file_flags())?;
+    Some(flags & O_NONBLOCK != 0)
 }
 
 /// Whether something above TCP works on the bytes, such as kTLS: what the program sees is plain text then.

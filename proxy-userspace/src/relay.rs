@@ -255,11 +255,7 @@ impl Relay {
         let lane = self.lane.clone();
         let mut silence = pin!(silence(&progress, lane.as_deref(), self.idle_timeout));
         poll_fn(|cx| {
-            let moved = self.poll_move(cx, downstream, upstream);
-            if let Some(lane) = &lane {
-                lane.advance();
-            }
-            if let Poll::Ready(ended) = moved {
+            if let Poll::Ready(ended) = self.poll_move(cx, downstream, upstream) {
                 return Poll::Ready(ended);
             }
             silence.as_mut().poll(cx).map(|()| Ended {
@@ -283,6 +279,10 @@ impl Relay {
         upstream: &mut U,
     ) -> Poll<Ended> {
         let up = self.up.poll(cx, downstream, upstream, &self.progress.up);
+        if let Some(lane) = &self.lane {
+            // Before the answer goes out, so that what the app sends next finds the kernel informed.
+            lane.advance();
+        }
         if let Poll::Ready(Err(fault)) = up {
             let (reason, error) = match fault {
                 Fault::Source(error) => (CloseReason::DownstreamReset, error),

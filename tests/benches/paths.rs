@@ -26,6 +26,7 @@ use culvert_tests::{
 };
 use libtest_mimic::{Arguments, Measurement, Trial};
 use nix::{
+    errno::Errno,
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
 };
@@ -162,7 +163,9 @@ impl<'a> Subject<'a> {
             Case::Upload(_) => self.sink.address(),
         };
         let socket = self.app.tcp(server);
-        socket.connect(server).unwrap();
+        socket.set_nonblocking(true);
+        assert_eq!(socket.connect(server), Err(Errno::EINPROGRESS));
+        socket.finish_connect().unwrap();
         let time = socket.time(case.work(effort)).unwrap();
         socket.close();
         let relayed = self.culvert.counter("relayed");

@@ -89,11 +89,11 @@ macro_rules! scenarios {
 
 scenarios!(all_on_shortcut:
     half_close server_half_closes_first send_after_the_end app_resets server_resets close_with_unread_bytes
-    owner_exits owner_is_killed waiting_and_peeking edges waitall low_water_mark files vectors_and_nothing held_back
-    urgent shared fast_open
+    owner_exits owner_is_killed waiting_and_peeking edges low_water_mark files vectors_and_nothing held_back
+    urgent shared turns_blocking
 );
 
-scenarios!(some_on_shortcut: timeouts slow_server_by_level slow_server_by_edge threads dialogue);
+scenarios!(some_on_shortcut: slow_server_by_level slow_server_by_edge threads dialogue);
 
 #[test]
 fn a_stream_leaves_the_shortcut() {
@@ -102,6 +102,26 @@ fn a_stream_leaves_the_shortcut() {
         assert_eq!(record.no_shortcut.as_deref(), Some("stream"), "{record:?}");
         assert_eq!(record.path.as_deref(), Some("copy"));
         assert!(record.up > 2 * record.up_shortcut, "{record:?}");
+    }
+}
+
+#[test]
+fn blocking_sockets_stay_off() {
+    for scenario in ["waitall", "timeouts", "interrupted"] {
+        let (_, record) = run(WAIVED, scenario);
+        assert_eq!(record.no_shortcut.as_deref(), Some("blocking"));
+        assert_eq!(record.up_shortcut, 0);
+    }
+}
+
+#[test]
+fn fast_open() {
+    let sandbox = Sandbox::new();
+    let culvert = sandbox.culvert(&rules(WAIVED));
+    output(&mut app(&sandbox, "fast_open"));
+    for record in culvert.await_records(2) {
+        assert_eq!(record.up, 11);
+        assert!([6, 11].contains(&record.up_shortcut), "{record:?}");
     }
 }
 

@@ -44,6 +44,12 @@ pub struct SocketLayout {
     pub sk_wmem_queued: u32,
     /// `sock.sk_sndbuf`
     pub sk_sndbuf: u32,
+    /// `sock.sk_socket`
+    pub sk_socket: u32,
+    /// `socket.file`
+    pub socket_file: u32,
+    /// `file.f_flags`
+    pub file_flags: u32,
     /// `sk_msg.sk_redir`
     pub msg_sk_redir: u32,
 }
@@ -111,6 +117,9 @@ impl SocketLayout {
             sock_zerocopy: types.enumerator("sock_flags", "SOCK_ZEROCOPY")?,
             sk_wmem_queued: offset("sock", "sk_wmem_queued")?,
             sk_sndbuf: offset("sock", "sk_sndbuf")?,
+            sk_socket: offset("sock", "sk_socket")?,
+            socket_file: offset("socket", "file")?,
+            file_flags: offset("file", "f_flags")?,
             msg_sk_redir: offset("sk_msg", "sk_redir")?,
         })
     }

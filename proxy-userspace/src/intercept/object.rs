@@ -137,6 +137,9 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
         .override_global("SOCK_ZEROCOPY", &sockets.sock_zerocopy, true)
         .override_global("SK_WMEM_QUEUED", &sockets.sk_wmem_queued, true)
         .override_global("SK_SNDBUF", &sockets.sk_sndbuf, true)
+        .override_global("SK_SOCKET", &sockets.sk_socket, true)
+        .override_global("SOCKET_FILE", &sockets.socket_file, true)
+        .override_global("FILE_FLAGS", &sockets.file_flags, true)
         .override_global("MSG_SK_REDIR", &sockets.msg_sk_redir, true);
     loader.load(OBJECT)
 }

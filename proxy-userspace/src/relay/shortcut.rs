@@ -81,6 +81,8 @@ pub enum Obstacle {
     Mptcp,
     /// The app's socket asked for completions (`SO_ZEROCOPY`).
     Zerocopy,
+    /// The app's socket is not `O_NONBLOCK`, and its `recv()` would give up too early.
+    Blocking,
     /// The app's socket was on the shortcut before, in another connection.
     Reused,
     /// The kernel refused the app's socket.
@@ -103,6 +105,7 @@ impl Obstacle {
             Self::Fionread => "fionread",
             Self::Mptcp => "mptcp",
             Self::Zerocopy => "zerocopy",
+            Self::Blocking => "blocking",
             Self::Reused => "reused",
             Self::App => "app_socket",
             Self::Encrypted => "encrypted",
@@ -136,6 +139,7 @@ pub const fn of_app(standing: u32) -> Result<(), Obstacle> {
         standing::READY => Ok(()),
         standing::MPTCP => Err(Obstacle::Mptcp),
         standing::ZEROCOPY => Err(Obstacle::Zerocopy),
+        standing::BLOCKING => Err(Obstacle::Blocking),
         standing::REUSED => Err(Obstacle::Reused),
         standing::UNASKED => Err(Obstacle::Kernel),
         _ => Err(Obstacle::App),

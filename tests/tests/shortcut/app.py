@@ -18,6 +18,8 @@ class Flow:
     def __init__(self, prepare=lambda app: None, protocol=0, warm=True):
         listener = socket.create_server((ADDRESS, 0))
         self.app = socket.socket(proto=protocol)
+        # Which makes it O_NONBLOCK, and every call poll first.
+        self.app.settimeout(PATIENCE)
         prepare(self.app)
         self.app.connect(listener.getsockname())
         self.server, _ = listener.accept()
@@ -206,7 +208,8 @@ def edges():
 
 
 def waitall():
-    flow = Flow()
+    """Of a blocking socket, which is what `settimeout(None)` makes of it."""
+    flow = Flow(lambda app: app.settimeout(None))
     flow.app.sendall(b"x")
     threading.Timer(0.05, flow.server.send, [b"12"]).start()
     threading.Timer(0.10, flow.server.send, [b"34"]).start()
@@ -227,7 +230,8 @@ def low_water_mark():
 
 
 def timeouts():
-    flow = Flow()
+    """As the kernel has them, for a blocking socket."""
+    flow = Flow(lambda app: app.settimeout(None))
     short = struct.pack("ll", 0, 200_000)
     flow.app.setsockopt(socket.SOL_SOCKET, SO_RCVTIMEO, short)
     flow.app.setsockopt(socket.SOL_SOCKET, SO_SNDTIMEO, short)
@@ -345,6 +349,17 @@ def bytes_waiting():
     return None
 
 
+def when(end, event, call):
+    """Makes a call of a socket that does not block, as soon as that is possible."""
+    poll = select.poll()
+    poll.register(end, event)
+    while True:
+        try:
+            return call()
+        except BlockingIOError:
+            assert poll.poll(PATIENCE * 1000), "no wake-up"
+
+
 def files():
     flow = Flow()
     bytes_ = payload(300_000)
@@ -356,20 +371,22 @@ def files():
         done.start()
         offset = 0
         while offset < len(bytes_):
-            offset += os.sendfile(flow.app.fileno(), file.fileno(), offset, len(bytes_) - offset)
+            send = lambda: os.sendfile(flow.app.fileno(), file.fileno(), offset, len(bytes_) - offset)
+            offset += when(flow.app, select.POLLOUT, send)
         read, write = os.pipe()
         offset = 0
         while offset < len(bytes_):
             part = os.splice(file.fileno(), write, 60_000, offset_src=offset)
             offset += part
             while part:
-                part -= os.splice(read, flow.app.fileno(), part)
+                part -= when(flow.app, select.POLLOUT, lambda: os.splice(read, flow.app.fileno(), part))
         done.join()
     assert received == [bytes_ + bytes_]
     flow.server.sendall(bytes_[:50_000])
     got = b""
     while len(got) < 50_000:
-        got += os.read(read, os.splice(flow.app.fileno(), write, 50_000))
+        spliced = when(flow.app, select.POLLIN, lambda: os.splice(flow.app.fileno(), write, 50_000))
+        got += os.read(read, spliced)
     assert got == bytes_[:50_000]
     return 600_000
 
@@ -494,6 +511,7 @@ def dialogue():
 
 def completions(app):
     """The calls that the kernel says it has completed."""
+    app.setblocking(False)
     completed = []
     while True:
         try:
@@ -507,7 +525,8 @@ def completions(app):
 def zerocopy():
     flow = Flow(lambda app: app.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1))
     for _ in range(3):
-        flow.app.send(payload(100_000), MSG_ZEROCOPY)
+        flow.app.settimeout(PATIENCE)
+        assert flow.app.send(payload(100_000), MSG_ZEROCOPY) == 100_000
         exactly(flow.server, 100_000)
     completed = []
     within(lambda: completed.extend(completions(flow.app)) or len(completed) >= 3, "completions")
@@ -523,16 +542,47 @@ def mptcp():
 
 
 def fast_open():
+    """The second connection to an address has the cookie that the first one asked for."""
     listener = socket.create_server((ADDRESS, 0))
-    app = socket.socket()
-    assert app.sendto(b"first", MSG_FASTOPEN, listener.getsockname()) == 5
-    server, _ = listener.accept()
-    assert exactly(server, 5) == b"first"
-    server.send(b"answer")
-    assert exactly(app, 6) == b"answer"
-    app.sendall(b"second")
-    assert exactly(server, 6) == b"second"
+    for _ in range(2):
+        app = socket.socket()
+        app.settimeout(PATIENCE)
+        try:
+            sent = app.sendto(b"first", MSG_FASTOPEN, listener.getsockname())
+        except BlockingIOError as error:
+            assert error.errno == errno.EINPROGRESS
+            sent = 0
+        server, _ = listener.accept()
+        app.sendall(b"first"[sent:])
+        assert exactly(server, 5) == b"first"
+        server.send(b"answer")
+        assert exactly(app, 6) == b"answer"
+        app.sendall(b"second")
+        assert exactly(server, 6) == b"second"
     return 6
+
+
+def turns_blocking():
+    """A socket that no longer suits the shortcut goes on by the relay, and as any other."""
+    flow = Flow()
+    flow.app.sendall(b"before")
+    flow.app.settimeout(None)
+    flow.app.sendall(b"after")
+    assert exactly(flow.server, 11) == b"beforeafter"
+    flow.server.send(b"reply")
+    assert exactly(flow.app, 5) == b"reply"
+    return 6
+
+
+def interrupted():
+    """A signal handler does not end a blocking call of a socket that culvert left alone."""
+    flow = Flow(lambda app: app.settimeout(None))
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    signal.siginterrupt(signal.SIGUSR1, False)
+    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGUSR1]).start()
+    threading.Timer(0.3, flow.server.send, [b"late"]).start()
+    assert flow.app.recv(10) == b"late"
+    return None
 
 
 def reconnect():

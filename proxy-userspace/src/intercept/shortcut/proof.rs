@@ -104,6 +104,7 @@ impl Bench {
         self.sockets
             .insert(&app, known, 0)
             .map_err(io::Error::other)?;
+        app.set_nonblocking(true)?;
         self.apps
             .insert(key, app.as_raw_fd(), 0)
             .map_err(io::Error::other)?;
@@ -160,7 +161,6 @@ fn room(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
     lanes
         .open(flow.key, &flow.upstream, 0)
         .map_err(io::Error::other)?;
-    flow.app.set_nonblocking(true)?;
     let chunk = vec![7; 256 * 1024];
     let mut taken = 0;
     let stopped = loop {
@@ -171,7 +171,7 @@ fn room(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
             Err(error) => return Err(error),
         }
     };
-    let waits = !is_writable(&flow.app)?;
+    let waits = !is_ready(&flow.app, PollFlags::POLLOUT, PollTimeout::ZERO)?;
     let sent = lanes.close(flow.key)?;
     let (relayed, direct) = receive(flow, taken)?;
     let all = relayed + direct == taken && u64::try_from(direct) == Ok(sent.bytes);
@@ -194,6 +194,7 @@ fn end_of_stream(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
 fn fionread(flow: &Flow) -> io::Result<bool> {
     (&flow.relay).write_all(b"reply")?;
     let mut byte = [0];
+    is_ready(&flow.app, PollFlags::POLLIN, PollTimeout::from(1000_u16))?;
     flow.app.peek(&mut byte)?;
     Ok(socket::waiting(&flow.app)? == 5)
 }
@@ -229,9 +230,8 @@ fn receive(flow: &Flow, sent: usize) -> io::Result<(usize, usize)> {
     Ok((relayed, direct))
 }
 
-fn is_writable(socket: &TcpStream) -> io::Result<bool> {
-    let mut asked = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
-    Ok(poll(&mut asked, PollTimeout::ZERO).map(|ready| ready > 0)?)
+fn is_ready(socket: &TcpStream, how: PollFlags, patience: PollTimeout) -> io::Result<bool> {
+    Ok(poll(&mut [PollFd::new(socket.as_fd(), how)], patience)? > 0)
 }
 
 sockopt_impl!(Repair, SetOnly, libc::IPPROTO_TCP, libc::TCP_REPAIR, i32);
