@@ -1,12 +1,12 @@
 //! Compile-time proof that no shared type has implicit padding: its size is the sum of its fields.
 
 use crate::{
-    Action, KernelSide, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Redirect,
-    Relay, RelaySide, RuleRef, RuleSet, Socket, WORDS,
+    Action, KernelSide, Lane, LaneKey, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey,
+    Redirect, Relay, RelaySide, RuleRef, RuleSet, Sent, Socket, WORDS,
 };
 
 const RULE_SET: usize = WORDS * 8;
-const RECORD: usize = 3 * 8 + 16 + 2 + 2 + 3 * 4 + 8 + 16;
+const RECORD: usize = 3 * 8 + 16 + 2 + 2 + 3 * 4 + 8 + 8 + 4 + 4 + 16;
 
 const _: () = {
     assert!(size_of::<RuleSet>() == RULE_SET);
@@ -14,21 +14,25 @@ const _: () = {
     assert!(size_of::<PrefixKey>() == 4 + 4 + 16);
     assert!(size_of::<MemberKey>() == 4 + 4 + 8 + 8);
     assert!(size_of::<Membership>() == 2 * RULE_SET);
-    assert!(size_of::<Action>() == 4 + 4);
+    assert!(size_of::<Action>() == 4 + 4 + 4);
     assert!(size_of::<Relay>() == 8 + 8 + 2 + 2 + 4);
     assert!(size_of::<RuleRef>() == 4 + 4);
     assert!(size_of::<Record>() == RECORD);
     assert!(size_of::<RecordKey>() == 8 + 16 + 2 + 2 + 4);
-    assert!(size_of::<Socket>() == 4 + 2 + 2 + RECORD);
+    assert!(size_of::<Socket>() == 4 + 2 + 2 + 4 + 4 + RECORD);
     assert!(size_of::<KernelSide>() == 4 * 8 + 4 * 4 + 2 * 8);
     assert!(size_of::<RelaySide>() == 3 * 8 + 4 + 9 * 4);
     assert!(size_of::<Redirect>() == 2 * 64);
+    assert!(size_of::<LaneKey>() == 8 + 8);
+    assert!(size_of::<Lane>() == 4);
+    assert!(size_of::<Sent>() == 6 * 8 + 4 + 4);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Action, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay, RuleSet, Socket,
+        Action, Lane, LaneKey, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay,
+        RuleSet, Sent, Socket,
     };
 
     macro_rules! pod {
@@ -42,7 +46,7 @@ mod pod {
     }
 
     pod!(
-        Action, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay, RuleSet,
-        Socket,
+        Action, Lane, LaneKey, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay,
+        RuleSet, Sent, Socket,
     );
 }

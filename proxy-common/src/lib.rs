@@ -21,6 +21,7 @@ pub mod names;
 mod record;
 mod redirect;
 mod ruleset;
+mod shortcut;
 mod tables;
 
 pub use addr::{Addr, BePort};
@@ -29,10 +30,11 @@ pub use decide::{Decision, Subject, Tables, decide};
 pub use record::{Record, RecordKey, RuleRef, Socket, role};
 pub use redirect::{KernelSide, Redirect, RelaySide, mode};
 pub use ruleset::{MAX_RULES, RuleSet, WORDS};
+pub use shortcut::{Lane, LaneKey, Sent, standing};
 pub use tables::{
     Action, Dimensions, Family, MemberKey, MemberKind, Membership, Policy, PrefixKey, PrefixKind,
     Relay, fail_mode, verb,
 };
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

@@ -20,6 +20,14 @@ pub const RECORDS_FULL: &str = "RECORDS_FULL";
 pub const SOCKETS: &str = "SOCKETS";
 /// Hash of [`RecordKey`](crate::RecordKey) to [`Record`](crate::Record): connections not accepted yet.
 pub const RECORDS: &str = "RECORDS";
+/// Sockhash of apps' sockets by [`LaneKey`](crate::LaneKey), whose sends [`SHORTCUT`] sees.
+pub const APPS: &str = "APPS";
+/// Sockhash of upstream sockets, by the [`LaneKey`](crate::LaneKey) of the app whose bytes they take.
+pub const UPSTREAMS: &str = "UPSTREAMS";
+/// Hash of [`LaneKey`](crate::LaneKey) to [`Lane`](crate::Lane).
+pub const LANES: &str = "LANES";
+/// Hash of [`LaneKey`](crate::LaneKey) to [`Sent`](crate::Sent).
+pub const SENT: &str = "SENT";
 /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
 pub const COUNTERS: &str = "COUNTERS";
 
@@ -55,8 +63,11 @@ pub const TASK_EXIT: &str = "task_exit";
 /// `sk_skb/stream_verdict`.
 pub const VERDICT: &str = "verdict";
 
+/// `sk_msg`.
+pub const SHORTCUT: &str = "shortcut";
+
 /// Every map of the object.
-pub const MAPS: [&str; 15] = [
+pub const MAPS: [&str; 19] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -67,6 +78,10 @@ pub const MAPS: [&str; 15] = [
     RECORDS_FULL,
     SOCKETS,
     RECORDS,
+    APPS,
+    UPSTREAMS,
+    LANES,
+    SENT,
     COUNTERS,
     REDIRECTS,
     REDIRECT_OF,
@@ -75,7 +90,7 @@ pub const MAPS: [&str; 15] = [
 ];
 
 /// Every program of the object.
-pub const PROGRAMS: [&str; 11] = [
+pub const PROGRAMS: [&str; 12] = [
     CONNECT4,
     CONNECT6,
     GUARD4,
@@ -84,6 +99,7 @@ pub const PROGRAMS: [&str; 11] = [
     GETPEERNAME6,
     GETSOCKOPT,
     TCP_EVENTS,
+    SHORTCUT,
     TASK_FORK,
     TASK_EXIT,
     VERDICT,

@@ -1,6 +1,6 @@
 //! What the kernel remembers of an intercepted connection.
 
-use crate::{Addr, BePort};
+use crate::{Addr, BePort, LaneKey};
 
 /// Which rule of which policy.
 #[repr(C)]
@@ -36,8 +36,26 @@ pub struct Record {
     pub gid: u32,
     /// The rule that selected the connection.
     pub rule: RuleRef,
+    /// The number of the app's socket (`bpf_get_socket_cookie`).
+    pub cookie: u64,
+    /// A [`standing`](crate::standing).
+    pub shortcut: u32,
+    /// Always 0.
+    pub reserved: u32,
     /// `comm` of the connecting task, padded with 0: what is left to show when the process is already gone.
     pub comm: [u8; 16],
+}
+
+impl Record {
+    /// By what the maps of the shortcut know the connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lane(&self) -> LaneKey {
+        LaneKey {
+            cookie: self.cookie,
+            connect_ns: self.connect_ns,
+        }
+    }
 }
 
 /// How the relay finds the record of a connection it accepted: by the tuple it sees.
@@ -67,6 +85,10 @@ pub struct Socket {
     pub listener_port: BePort,
     /// [`Family`](crate::Family) of that listener.
     pub listener_family: u16,
+    /// TCP sequence number of the first byte that the app sends; set with the source port.
+    pub first_seq: u32,
+    /// 1 once the socket was in the map [`APPS`](crate::names::APPS), also if in an earlier connection.
+    pub admitted: u32,
     /// The connection; meaningful for [`role::INTERCEPTED`].
     pub record: Record,
 }

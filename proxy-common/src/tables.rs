@@ -144,6 +144,8 @@ pub struct Action {
     pub verb: u32,
     /// A [`fail_mode`].
     pub on_relay_failure: u32,
+    /// Whether connections may take the shortcut: 0 or 1.
+    pub shortcut: u32,
 }
 
 /// What an [`Action`] does with a connection.

@@ -10,8 +10,8 @@ use aya_ebpf::{
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
         generated::{
-            bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_set_retval,
-            bpf_setsockopt,
+            bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie,
+            bpf_ktime_get_ns, bpf_set_retval, bpf_setsockopt,
         },
     },
     programs::SockAddrContext,
@@ -19,11 +19,11 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use proxy_common::{
     Action, Addr, BePort, Counter, Decision, Family, Relay, RuleRef, Socket, decide, fail_mode,
-    role, verb,
+    role, standing, verb,
 };
 
 use crate::{
-    globals,
+    globals::{self, has_shortcut},
     maps::{HEARTBEAT, RECORDS_FULL, RELAY, SOCKETS, count, mptcp_socket_of},
     policy::{Connector, KernelTables},
     version::Version,
@@ -77,7 +77,7 @@ pub fn connect(version: &Version, ctx: &SockAddrContext) -> i32 {
     match decide(&KernelTables, &Connector { addr, port }) {
         Decision::Selected(rule, action) if action.verb == verb::RELAY => {
             let sent = match relay {
-                Some(relay) => to_relay(version, ctx, relay, rule, addr, port),
+                Some(relay) => to_relay(version, ctx, relay, rule, &action, addr, port),
                 None => Err(Fault(Counter::FailHeartbeat)),
             };
             match sent {
@@ -144,6 +144,7 @@ fn to_relay(
     ctx: &SockAddrContext,
     relay: &Relay,
     rule: RuleRef,
+    action: &Action,
     addr: Addr,
     port: BePort,
 ) -> Result<(), Fault> {
@@ -179,8 +180,20 @@ fn to_relay(
     socket.listener_port = listener_port;
     socket.record.connect_ns = now;
     socket.record.netns_cookie = netns_cookie;
+    // SAFETY: a plain helper call; in this hook it takes the context. (Kernel 4.18.)
+    socket.record.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    socket.record.shortcut = if action.shortcut == 0 || !has_shortcut() {
+        standing::UNASKED
+    } else if socket.admitted != 0 {
+        standing::REUSED
+    } else {
+        standing::READY
+    };
     socket.role = role::INTERCEPTED;
     if let Some(above) = mptcp_socket_of(sk_of(ctx)) {
+        if socket.record.shortcut == standing::READY {
+            socket.record.shortcut = standing::MPTCP;
+        }
         *above = *socket;
     }
     version.set_addr(ctx, listener_addr(listener_family), listener_port);

@@ -21,9 +21,6 @@ static HAS_MPTCP: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static READS_TASKS: Global<u32> = Global::new(0);
 
-/// Offset of `tcp_sock.copied_seq`.
-#[unsafe(no_mangle)]
-static TCP_COPIED_SEQ: Global<u32> = Global::new(0);
 /// Offset of `task_struct.mm`.
 #[unsafe(no_mangle)]
 static TASK_MM: Global<u32> = Global::new(0);
@@ -46,6 +43,43 @@ static INODE_SB: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SB_DEV: Global<u32> = Global::new(0);
 
+/// Whether the offsets below are known, so that apps' sockets may take the shortcut.
+#[unsafe(no_mangle)]
+static HAS_SHORTCUT: Global<u32> = Global::new(0);
+/// Offset of `tcp_sock.write_seq`.
+#[unsafe(no_mangle)]
+static TCP_WRITE_SEQ: Global<u32> = Global::new(0);
+/// Offset of `tcp_sock.copied_seq`.
+#[unsafe(no_mangle)]
+static TCP_COPIED_SEQ: Global<u32> = Global::new(0);
+/// Offset of `inet_connection_sock.icsk_ulp_ops`.
+#[unsafe(no_mangle)]
+static ICSK_ULP_OPS: Global<u32> = Global::new(0);
+/// Offset of `sock_common.skc_flags`, with which a `sock` begins.
+#[unsafe(no_mangle)]
+static SKC_FLAGS: Global<u32> = Global::new(0);
+/// Bit of `SOCK_ZEROCOPY` in those flags.
+#[unsafe(no_mangle)]
+static SOCK_ZEROCOPY: Global<u32> = Global::new(0);
+/// Offset of `sock.sk_wmem_queued`.
+#[unsafe(no_mangle)]
+static SK_WMEM_QUEUED: Global<u32> = Global::new(0);
+/// Offset of `sock.sk_sndbuf`.
+#[unsafe(no_mangle)]
+static SK_SNDBUF: Global<u32> = Global::new(0);
+/// Offset of `sock.sk_socket`.
+#[unsafe(no_mangle)]
+static SK_SOCKET: Global<u32> = Global::new(0);
+/// Offset of `socket.file`.
+#[unsafe(no_mangle)]
+static SOCKET_FILE: Global<u32> = Global::new(0);
+/// Offset of `file.f_flags`.
+#[unsafe(no_mangle)]
+static FILE_FLAGS: Global<u32> = Global::new(0);
+/// Offset of `sk_msg.sk_redir`.
+#[unsafe(no_mangle)]
+static MSG_SK_REDIR: Global<u32> = Global::new(0);
+
 /// Whether a refused `connect()` can be given its own error number.
 #[inline(always)]
 pub fn has_set_retval() -> bool {
@@ -64,14 +98,22 @@ pub fn reads_tasks() -> bool {
     READS_TASKS.load() != 0
 }
 
+/// Whether apps' sockets may take the shortcut.
+#[inline(always)]
+pub fn has_shortcut() -> bool {
+    HAS_SHORTCUT.load() != 0
+}
+
+/// `SOCK_ZEROCOPY` as a bit of a socket's flags.
+#[inline(always)]
+pub fn zerocopy_flag() -> u64 {
+    1 << (SOCK_ZEROCOPY.load() & 63)
+}
+
 /// Byte offsets within the kernel's structs.
 pub struct Offsets;
 
 impl Offsets {
-    #[inline(always)]
-    pub fn tcp_copied_seq() -> usize {
-        TCP_COPIED_SEQ.load() as usize
-    }
     #[inline(always)]
     pub fn task_mm() -> usize {
         TASK_MM.load() as usize
@@ -99,5 +141,45 @@ impl Offsets {
     #[inline(always)]
     pub fn sb_dev() -> usize {
         SB_DEV.load() as usize
+    }
+    #[inline(always)]
+    pub fn tcp_write_seq() -> usize {
+        TCP_WRITE_SEQ.load() as usize
+    }
+    #[inline(always)]
+    pub fn tcp_copied_seq() -> usize {
+        TCP_COPIED_SEQ.load() as usize
+    }
+    #[inline(always)]
+    pub fn icsk_ulp_ops() -> usize {
+        ICSK_ULP_OPS.load() as usize
+    }
+    #[inline(always)]
+    pub fn skc_flags() -> usize {
+        SKC_FLAGS.load() as usize
+    }
+    #[inline(always)]
+    pub fn sk_wmem_queued() -> usize {
+        SK_WMEM_QUEUED.load() as usize
+    }
+    #[inline(always)]
+    pub fn sk_sndbuf() -> usize {
+        SK_SNDBUF.load() as usize
+    }
+    #[inline(always)]
+    pub fn sk_socket() -> usize {
+        SK_SOCKET.load() as usize
+    }
+    #[inline(always)]
+    pub fn socket_file() -> usize {
+        SOCKET_FILE.load() as usize
+    }
+    #[inline(always)]
+    pub fn file_flags() -> usize {
+        FILE_FLAGS.load() as usize
+    }
+    #[inline(always)]
+    pub fn msg_sk_redir() -> usize {
+        MSG_SK_REDIR.load() as usize
     }
 }

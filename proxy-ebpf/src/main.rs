@@ -8,6 +8,7 @@
 //! | `getpeername4`, `getpeername6` | `cgroup/getpeername4,6` | 5.8 | tells the app the address it asked for |
 //! | `getsockopt` | `cgroup/getsockopt` | 5.3 | answers `SO_ORIGINAL_DST` |
 //! | `verdict` | `sk_skb/stream_verdict` | 5.10 | moves the bytes of accelerated connections from socket to socket |
+//! | `shortcut` | `sk_msg`, on the sockets in `APPS` | 5.10 | sends an app's bytes straight into the upstream socket |
 //! | `task_fork`, `task_exit` | raw tracepoints | 4.17 | follow the children of processes that rules name |
 
 #![no_std]
@@ -36,15 +37,17 @@ mod kernel;
 mod maps;
 mod peername;
 mod policy;
+mod shortcut;
 mod sockops;
 mod tasks;
 mod verdict;
 mod version;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, cgroup_sockopt, raw_tracepoint, sock_ops, stream_verdict},
+    macros::{cgroup_sock_addr, cgroup_sockopt, raw_tracepoint, sk_msg, sock_ops, stream_verdict},
     programs::{
-        RawTracePointContext, SkBuffContext, SockAddrContext, SockOpsContext, SockoptContext,
+        RawTracePointContext, SkBuffContext, SkMsgContext, SockAddrContext, SockOpsContext,
+        SockoptContext,
     },
 };
 
@@ -100,6 +103,12 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
 #[stream_verdict]
 pub fn verdict(ctx: SkBuffContext) -> u32 {
     verdict::verdict(&ctx)
+}
+
+/// `send()` on an app's socket that takes part in the shortcut.
+#[sk_msg]
+pub fn shortcut(ctx: SkMsgContext) -> u32 {
+    shortcut::send(&ctx)
 }
 
 /// A task was forked.

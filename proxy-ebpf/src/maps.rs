@@ -6,13 +6,13 @@ use core::ptr;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, SockMap},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, SockHash, SockMap},
     helpers::generated::{bpf_sk_storage_get, bpf_skc_to_mptcp_sock},
     macros::btf_map,
 };
 use proxy_common::{
-    Action, COUNTERS as COUNTER_NAMES, Counter, MAX_RULES, MemberKey, Membership, Policy,
-    PrefixKey, Record, RecordKey, Redirect, Relay, RuleSet, Socket,
+    Action, COUNTERS as COUNTER_NAMES, Counter, Lane, LaneKey, MAX_RULES, MemberKey, Membership,
+    Policy, PrefixKey, Record, RecordKey, Redirect, Relay, RuleSet, Sent, Socket,
 };
 
 use crate::globals::has_mptcp;
@@ -48,6 +48,18 @@ pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
 
 #[btf_map]
 pub static RECORDS: HashMap<RecordKey, Record, 16_384> = HashMap::new();
+
+#[btf_map]
+pub static APPS: SockHash<LaneKey, 16_384> = SockHash::new();
+
+#[btf_map]
+pub static UPSTREAMS: SockHash<LaneKey, 16_384> = SockHash::new();
+
+#[btf_map]
+pub static LANES: HashMap<LaneKey, Lane, 16_384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static SENT: HashMap<LaneKey, Sent, 16_384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_NAMES.len() }> = PerCpuArray::new();

@@ -2,15 +2,18 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
-        BPF_TCP_CLOSE, BPF_TCP_FIN_WAIT2,
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_FIN_WAIT2, bpf_sock,
     },
     helpers::generated::bpf_ktime_get_ns,
     programs::SockOpsContext,
 };
-use proxy_common::{Addr, BePort, Counter, Family, RecordKey, Socket, role};
+use proxy_common::{Addr, BePort, Counter, Family, RecordKey, Socket, role, standing};
 
-use crate::maps::{RECORDS, RECORDS_FULL, count, socket_of};
+use crate::{
+    maps::{RECORDS, RECORDS_FULL, count, socket_of},
+    shortcut,
+};
 
 /// Verdict of a `sockops` program; the kernel ignores it for these events.
 const DONE: u32 = 1;
@@ -20,6 +23,7 @@ const DONE: u32 = 1;
 pub fn sockops(ctx: &SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => admit(ctx),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE && is_abandoned(ctx.arg(0)) => {
             withdraw(ctx);
         }
@@ -35,6 +39,7 @@ fn publish(ctx: &SockOpsContext) {
     let Some(socket) = intercepted(ctx) else {
         return;
     };
+    shortcut::prepare(sk_of(ctx), socket);
     let key = key_of(ctx, socket);
     if RECORDS.insert(key, socket.record, 0).is_err() {
         // Too late for the fail mode of this one: the relay resets it. The next ones see the mark.
@@ -46,6 +51,21 @@ fn publish(ctx: &SockOpsContext) {
     }
     count(Counter::Published);
     let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+}
+
+/// The handshake is done and the app's `connect()` has not returned yet, nor was the connection accepted, except with
+/// TCP Fast Open: from here on `sk_msg` sees what the app sends.
+#[inline(always)]
+fn admit(ctx: &SockOpsContext) {
+    let Some(socket) = intercepted(ctx) else {
+        return;
+    };
+    if shortcut::admit(ctx, socket).is_err()
+        && let Some(record) = RECORDS.get_ptr_mut(key_of(ctx, socket))
+    {
+        // SAFETY: the element stays readable until this program ends, also if it is removed; it is taken by value.
+        unsafe { (*record).shortcut = standing::REFUSED };
+    }
 }
 
 /// Whether a connection whose socket is closed in this state may never be accepted.
@@ -70,10 +90,14 @@ fn withdraw(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
-fn intercepted(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
+fn sk_of(ctx: &SockOpsContext) -> *mut bpf_sock {
     // SAFETY: the context is valid while the program runs.
-    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
-    socket_of(sk).filter(|socket| socket.role == role::INTERCEPTED)
+    unsafe { (*ctx.ops).__bindgen_anon_2.sk }
+}
+
+#[inline(always)]
+fn intercepted(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
+    socket_of(sk_of(ctx)).filter(|socket| socket.role == role::INTERCEPTED)
 }
 
 /// The tuple as the relay will see it.

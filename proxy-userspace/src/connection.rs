@@ -14,11 +14,14 @@ use crate::{
     close::CloseReason,
     process::Process,
     record::{CloseRecord, comm_text},
-    relay::{Ended, Progress, Relay},
+    relay::{
+        Ended, Progress, Relay, Side,
+        shortcut::{Lane, Obstacle, of_app},
+    },
     routes::Route,
     shared::Worker,
     socket,
-    upstream::{Connected, Timings},
+    upstream::{Connected, Timings, UpstreamStream},
 };
 
 /// Takes an accepted connection to its end.
@@ -71,6 +74,7 @@ pub(crate) async fn serve(
         record,
         progress: Arc::new(Progress::default()),
         peer: None,
+        obstacle: None,
         timings: Timings::default(),
     };
     let (reason, error) = flow.run(downstream).await;
@@ -87,6 +91,7 @@ struct Flow<'a> {
     process: Option<Arc<Process>>,
     progress: Arc<Progress>,
     peer: Option<SocketAddr>,
+    obstacle: Option<Obstacle>,
     intercept: Duration,
     timings: Timings,
 }
@@ -103,6 +108,11 @@ impl Flow<'_> {
         };
         let mut relay = Relay::new(Arc::clone(&self.progress), self.worker.shared.idle_timeout)
             .with_promotion(self.worker.shared.promotion.get().cloned());
+        match self.lane(&upstream.stream) {
+            Ok(Some(lane)) => relay.take_shortcut(lane),
+            Ok(None) => {}
+            Err(obstacle) => self.obstacle = Some(obstacle),
+        }
         let mut stop = self.worker.stop.clone();
         let ended = tokio::select! {
             ended = relay.run(&mut downstream, &mut upstream.stream, self.route.path) => ended,
@@ -119,6 +129,26 @@ impl Flow<'_> {
             ended.reason,
             ended.first_error.map(|error| error.to_string()),
         )
+    }
+
+    /// Opens the shortcut, if the rule asks for it.
+    fn lane(&self, upstream: &UpstreamStream) -> Result<Option<Lane>, Obstacle> {
+        let proof = self.worker.shared.shortcut.get();
+        let (Some(proof), Some(kernel)) = (proof, &self.worker.shortcuts) else {
+            return Ok(None);
+        };
+        if !proof.allows(self.route.path)? {
+            return Ok(None);
+        }
+        of_app(self.record.shortcut)?;
+        let upstream = upstream.plain().ok_or(Obstacle::Encrypted)?;
+        let progress = Arc::clone(&self.progress);
+        Lane::open(Arc::clone(kernel), self.record.lane(), upstream, progress)
+            .map(Some)
+            .map_err(|error| {
+                tracing::debug!(%error, "a connection cannot take the shortcut");
+                Obstacle::Upstream
+            })
     }
 
     async fn dial(&mut self) -> Result<Connected, (CloseReason, Option<String>)> {
@@ -150,6 +180,12 @@ impl Flow<'_> {
         }
     }
 
+    /// Why it is not on the shortcut although the rule asks for it.
+    fn obstacle(&self) -> Option<Obstacle> {
+        let left = self.progress.left_shortcut().then_some(Obstacle::Stream);
+        self.obstacle.or(left)
+    }
+
     /// Counts and records the end.
     fn finish(&self, reason: CloseReason, error: Option<&str>) {
         self.worker.shared.stats.count_close(reason);
@@ -177,7 +213,9 @@ impl Flow<'_> {
             upstream: Some(&self.route.upstream.name),
             peer: self.peer,
             path: self.peer.map(|_| self.progress.path().label()),
+            no_shortcut: self.obstacle().map(Obstacle::label),
             up: self.progress.up(),
+            up_shortcut: self.progress.shortcut(),
             down: self.progress.down(),
             in_kernel: self.progress.in_kernel(),
             demotions: self.progress.demotions(),
@@ -249,7 +287,7 @@ fn orig_dst(record: &Record) -> SocketAddr {
     record.orig_addr.with_port(record.orig_port)
 }
 
-impl crate::relay::Side for crate::upstream::UpstreamStream {
+impl Side for UpstreamStream {
     fn plain(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(tcp) => Some(tcp),

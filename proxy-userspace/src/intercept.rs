@@ -9,6 +9,7 @@ pub mod guard;
 mod handles;
 mod object;
 mod redirects;
+mod shortcut;
 pub mod survey;
 mod syscall;
 mod tables;
@@ -35,8 +36,9 @@ use thiserror::Error;
 pub use handles::{Counters, Exempter, Heartbeat, Records};
 pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shapes};
 pub use redirects::{RedirectEvents, Redirects, prove as prove_redirects};
+pub use shortcut::Lanes;
 
-use crate::policy::Compiled;
+use crate::{policy::Compiled, relay::shortcut::Proof};
 use guard::{Guard, GuardError};
 
 /// What the configuration decides about the kernel side.
@@ -286,6 +288,22 @@ impl Interceptor {
     /// When the process is out of file descriptors.
     pub fn exempter(&self) -> Result<Exempter, InterceptError> {
         Exempter::new(&self.ebpf)
+    }
+
+    /// Lets apps' sockets take the shortcut, and says what that is worth on this kernel.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program.
+    pub fn enable_shortcut(&mut self) -> Result<Proof, InterceptError> {
+        shortcut::enable(&mut self.ebpf)
+    }
+
+    /// Opens the shortcut to connections. One handle per worker.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn lanes(&self) -> Result<Lanes, InterceptError> {
+        Lanes::new(&self.ebpf)
     }
 
     /// The relay's sign of life.

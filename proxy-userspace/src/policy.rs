@@ -180,6 +180,7 @@ fn action(rule: &Rule) -> Action {
             FailMode::Direct => fail_mode::DIRECT,
             FailMode::Refuse => fail_mode::REFUSE,
         },
+        shortcut: u32::from(rule.path.is_shortcut()),
     }
 }
 

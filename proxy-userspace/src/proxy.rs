@@ -29,9 +29,9 @@ use crate::{
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
     record::AccessLog,
-    relay::Promotion,
+    relay::{Promotion, shortcut::Proof},
     routes::{self, RouteTable, Routes, UnknownUpstream},
-    rule::{FailMode, PathChoice, Rule},
+    rule::{FailMode, PathChoice, Rule, Via},
     shared::{Shared, Stats},
     socket,
     upstream::Upstream,
@@ -165,6 +165,7 @@ impl Proxy {
             access_log: settings.access_log.clone(),
             idle_timeout: settings.idle_timeout,
             promotion: OnceLock::new(),
+            shortcut: OnceLock::new(),
         });
         let (stop, stopped) = watch::channel(false);
         let mut handles = Vec::with_capacity(workers);
@@ -174,6 +175,7 @@ impl Proxy {
                 listeners: [Some(v4), v6.next()].into_iter().flatten().collect(),
                 original_dst: Box::new(interceptor.records(netns_cookie)?),
                 exempt: Arc::new(interceptor.exempter()?),
+                shortcuts: Some(Arc::new(interceptor.lanes()?)),
                 max_connections: settings.max_connections.div_ceil(workers),
             };
             let name = format!("relay-{number}");
@@ -205,13 +207,16 @@ impl Proxy {
     /// When the rules do not fit, go nowhere, or need what this kernel lacks.
     pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
         let table: RouteTable = routes::table(policy.rules, policy.upstreams)?;
-        let compiled = compile(policy.rules, policy.names)?;
+        let mut compiled = compile(policy.rules, policy.names)?;
         if policy
             .rules
             .iter()
             .any(|rule| rule.path == PathChoice::Sockmap)
         {
             self.accelerate();
+        }
+        for (rule, action) in policy.rules.iter().zip(&mut compiled.actions) {
+            action.shortcut = u32::from(self.may_take_shortcut(rule));
         }
         // Published first: a connection may be selected by the new policy the moment it is written.
         let next = self.interceptor.next_generation();
@@ -243,6 +248,32 @@ impl Proxy {
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
                 tracing::warn!(error, "the sockmap path is off; its rules copy");
+            }
+        }
+    }
+
+    /// Whether connections of a rule may take the shortcut. The first rule that asks has this kernel tested.
+    fn may_take_shortcut(&mut self, rule: &Rule) -> bool {
+        if !rule.path.is_shortcut() || !matches!(rule.via, Via::Upstream(_)) {
+            return false;
+        }
+        let interceptor = &mut self.interceptor;
+        let proof = *self.shared.shortcut.get_or_init(|| {
+            interceptor.enable_shortcut().unwrap_or_else(|error| {
+                tracing::warn!(error = &error as &dyn std::error::Error, "no shortcut");
+                Proof::Failed("program")
+            })
+        });
+        match proof.allows(rule.path) {
+            Ok(allowed) => allowed,
+            Err(obstacle) => {
+                tracing::warn!(
+                    rule = &*rule.name,
+                    ?proof,
+                    obstacle = obstacle.label(),
+                    "this kernel's shortcut is not safe for this rule; its connections are copied"
+                );
+                false
             }
         }
     }

@@ -46,8 +46,12 @@ pub struct CloseRecord<'a> {
     pub peer: Option<SocketAddr>,
     /// How bytes were moved.
     pub path: Option<&'static str>,
+    /// Why it was not on the shortcut although the rule asks for it.
+    pub no_shortcut: Option<&'static str>,
     /// Bytes from the app to the server.
     pub up: u64,
+    /// Those of them that the app's own socket sent to upstream, past the relay.
+    pub up_shortcut: u64,
     /// Bytes from the server to the app.
     pub down: u64,
     /// Bytes of both that the kernel moved by itself.
@@ -166,6 +170,9 @@ impl std::fmt::Display for CloseRecord<'_> {
         }
         if let Some(path) = self.path {
             write!(f, " {path}")?;
+        }
+        if let Some(obstacle) = self.no_shortcut {
+            write!(f, " (no shortcut: {obstacle})")?;
         }
         write!(
             f,

@@ -6,7 +6,8 @@
 //!
 //! There is one state machine per direction (`direction`), and a path is a way for it to take bytes: `copy` reads into a
 //! buffer all connections of a thread share, `splice` moves what waits in bulk through a kernel pipe, `sockmap` has the
-//! kernel redirect what arrives. A connection starts on `copy` and may be admitted to `sockmap` later. All state sits in
+//! kernel redirect what arrives. A connection starts on `copy` and may be admitted to `sockmap` later. The `shortcut` is
+//! no further one: the app's own socket sends past the relay, which copies what is left to it. All state sits in
 //! [`Relay`] and none in a future, so dropping a future at any await loses nothing and another path can go on.
 //!
 //! What the two apps observe, which is what they would observe without a relay:
@@ -21,7 +22,9 @@ mod accelerate;
 mod copy;
 mod direction;
 mod pipe;
+mod progress;
 mod receive;
+pub mod shortcut;
 mod sockmap;
 mod splice;
 
@@ -29,10 +32,7 @@ use std::{
     future::{Future, pending, poll_fn},
     io,
     pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -44,11 +44,13 @@ use tokio::{
 };
 
 pub use self::{
-    accelerate::{Accelerator, Pair, Redirect, Refusal},
+    accelerate::{Accelerator, Pair, Promotion, Redirect, Refusal},
+    progress::{Path, Progress},
     sockmap::MOST_WINDOW,
 };
 use self::{
     direction::{Direction, Fault},
+    shortcut::Lane,
     sockmap::Passage,
 };
 use crate::{close::CloseReason, rule::PathChoice, socket};
@@ -70,90 +72,6 @@ pub trait Side: AsyncRead + AsyncWrite + Unpin {
 impl Side for TcpStream {
     fn plain(&self) -> Option<&TcpStream> {
         Some(self)
-    }
-}
-
-/// How bytes are moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
-    /// Through a user-space buffer.
-    Copy,
-    /// Through a kernel pipe when much waits.
-    Splice,
-    /// Redirected in the kernel from socket to socket.
-    Sockmap,
-}
-
-impl Path {
-    const ALL: [Self; 3] = [Self::Copy, Self::Splice, Self::Sockmap];
-
-    /// The stable name in logs, records and counters.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Copy => "copy",
-            Self::Splice => "splice",
-            Self::Sockmap => "sockmap",
-        }
-    }
-}
-
-/// What one connection has moved so far; to be read by anybody while the relay runs.
-#[derive(Debug, Default)]
-pub struct Progress {
-    up: AtomicU64,
-    down: AtomicU64,
-    in_kernel: AtomicU64,
-    demotions: AtomicU32,
-    repairs: AtomicU32,
-    path: AtomicU8,
-}
-
-impl Progress {
-    /// Bytes taken from downstream and accepted by upstream.
-    #[must_use]
-    pub fn up(&self) -> u64 {
-        self.up.load(Relaxed)
-    }
-
-    /// Bytes taken from upstream and accepted by downstream.
-    #[must_use]
-    pub fn down(&self) -> u64 {
-        self.down.load(Relaxed)
-    }
-
-    /// Bytes, up and down, that the kernel moved by itself.
-    #[must_use]
-    pub fn in_kernel(&self) -> u64 {
-        self.in_kernel.load(Relaxed)
-    }
-
-    /// Times that the kernel gave a direction back to the relay.
-    #[must_use]
-    pub fn demotions(&self) -> u32 {
-        self.demotions.load(Relaxed)
-    }
-
-    /// Times that the kernel would have delivered bytes twice.
-    #[must_use]
-    pub fn repairs(&self) -> u32 {
-        self.repairs.load(Relaxed)
-    }
-
-    /// The path in use.
-    #[must_use]
-    pub fn path(&self) -> Path {
-        let number = usize::from(self.path.load(Relaxed));
-        Path::ALL.get(number).copied().unwrap_or(Path::Copy)
-    }
-
-    fn set_path(&self, path: Path) {
-        self.path.store(path as u8, Relaxed);
-    }
-
-    /// Changes with every byte that moves.
-    fn total(&self) -> u64 {
-        self.up().wrapping_add(self.down())
     }
 }
 
@@ -185,34 +103,7 @@ pub struct Relay {
     progress: Arc<Progress>,
     idle_timeout: Option<Duration>,
     promotion: Option<Promotion>,
-}
-
-/// What makes the relay hand a connection to the kernel.
-#[derive(Clone, Debug)]
-pub struct Promotion {
-    /// The kernel side.
-    pub accelerator: Arc<dyn Accelerator>,
-    /// After so many bytes, both ways together,
-    pub bytes: u64,
-    /// or after so many reads from one side.
-    pub reads: u32,
-}
-
-impl Promotion {
-    /// Bytes after which a connection is promoted by default.
-    pub const BYTES: u64 = 64 * 1024;
-    /// Reads after which a connection is promoted by default.
-    pub const READS: u32 = 8;
-
-    /// With the defaults.
-    #[must_use]
-    pub fn new(accelerator: Arc<dyn Accelerator>) -> Self {
-        Self {
-            accelerator,
-            bytes: Self::BYTES,
-            reads: Self::READS,
-        }
-    }
+    lane: Option<Arc<Lane>>,
 }
 
 impl Relay {
@@ -228,6 +119,7 @@ impl Relay {
             progress,
             idle_timeout,
             promotion: None,
+            lane: None,
         }
     }
 
@@ -235,6 +127,11 @@ impl Relay {
     #[must_use]
     pub fn with_promotion(self, promotion: Option<Promotion>) -> Self {
         Self { promotion, ..self }
+    }
+
+    /// Lets the app send past the relay, which keeps the kernel informed, until the relay is dropped.
+    pub fn take_shortcut(&mut self, lane: Lane) {
+        self.lane = Some(Arc::new(lane));
     }
 
     /// Relays by the path a rule asks for, until the end.
@@ -245,7 +142,10 @@ impl Relay {
         choice: PathChoice,
     ) -> Ended {
         match choice {
-            PathChoice::Auto | PathChoice::Copy => self.copy(downstream, upstream).await,
+            PathChoice::Auto
+            | PathChoice::Copy
+            | PathChoice::Shortcut
+            | PathChoice::ShortcutWithoutFionread => self.copy(downstream, upstream).await,
             PathChoice::Splice => self.splice(downstream, upstream).await,
             PathChoice::Sockmap => self.sockmap(downstream, upstream).await,
         }
@@ -280,8 +180,7 @@ impl Relay {
         } else {
             Path::Copy
         };
-        let wanted = self.promotion.clone();
-        self.relay_with(downstream, upstream, path, wanted).await
+        self.relay_by(downstream, upstream, path).await
     }
 
     async fn relay<D: Side, U: Side>(
@@ -290,33 +189,30 @@ impl Relay {
         upstream: &mut U,
         path: Path,
     ) -> Ended {
-        self.relay_with(downstream, upstream, path, None).await
+        self.promotion = None;
+        self.relay_by(downstream, upstream, path).await
     }
 
-    async fn relay_with<D: Side, U: Side>(
+    async fn relay_by<D: Side, U: Side>(
         &mut self,
         downstream: &mut D,
         upstream: &mut U,
         path: Path,
-        mut wanted: Option<Promotion>,
     ) -> Ended {
         for socket in [downstream.plain(), upstream.plain()].into_iter().flatten() {
             receive::report_waiting(socket);
         }
         self.take_path(path);
         let progress = Arc::clone(&self.progress);
-        let mut silence = pin!(silence(&progress, self.idle_timeout));
+        let lane = self.lane.clone();
+        let mut silence = pin!(silence(&progress, lane.as_deref(), self.idle_timeout));
         let ended = poll_fn(|cx| {
             let moved = self.poll_move(cx, downstream, upstream);
             self.count_kernel();
             if let Poll::Ready(ended) = moved {
                 return Poll::Ready(ended);
             }
-            if wanted
-                .as_ref()
-                .is_some_and(|promotion| self.is_due(promotion))
-                && let Some(promotion) = wanted.take()
-            {
+            if let Some(promotion) = self.due_promotion() {
                 match self.promote(&promotion, downstream, upstream) {
                     // Again, to read both until nothing is left: then the kernel may take over.
                     Ok(()) => cx.waker().wake_by_ref(),
@@ -331,16 +227,20 @@ impl Relay {
             })
         })
         .await;
-        if ended.must_reset() {
-            self.let_arrive(downstream, upstream).await;
+        if ended.must_reset() && self.up.passage().is_some() {
+            // Boxed: it is rare, and every connection would have to hold it.
+            Box::pin(self.let_arrive(downstream, upstream)).await;
         }
         ended
     }
 
-    fn is_due(&self, promotion: &Promotion) -> bool {
+    /// The promotion, once the connection is worth it. It is tried once.
+    fn due_promotion(&mut self) -> Option<Promotion> {
+        let promotion = self.promotion.as_ref()?;
         let much = self.progress.total() >= promotion.bytes
             || self.up.reads().max(self.down.reads()) >= promotion.reads;
-        much && self.up.is_open() && self.down.is_open()
+        let is_due = much && self.up.is_open() && self.down.is_open();
+        is_due.then(|| self.promotion.take()).flatten()
     }
 
     /// Puts both sockets under the verdict program. Until each direction was read empty nothing changes.
@@ -413,6 +313,10 @@ impl Relay {
         upstream: &mut U,
     ) -> Poll<Ended> {
         let up = self.up.poll(cx, downstream, upstream, &self.progress.up);
+        if let Some(lane) = &self.lane {
+            // Before the answer goes out, so that what the app sends next finds the kernel informed.
+            lane.advance();
+        }
         if let Poll::Ready(Err(fault)) = up {
             let (reason, error) = match fault {
                 Fault::Source(error) => (CloseReason::DownstreamReset, error),
@@ -458,7 +362,7 @@ fn aborted(reason: CloseReason, error: io::Error) -> Ended {
 }
 
 /// Resolves when no byte has moved for `timeout`. Looks at the counters now and then, so that a byte costs nothing.
-async fn silence(progress: &Progress, timeout: Option<Duration>) {
+async fn silence(progress: &Progress, lane: Option<&Lane>, timeout: Option<Duration>) {
     let Some(timeout) = timeout else {
         return pending().await;
     };
@@ -466,6 +370,9 @@ async fn silence(progress: &Progress, timeout: Option<Duration>) {
     let mut quiet_looks = 0;
     while quiet_looks < IDLE_LOOKS {
         sleep(timeout / IDLE_LOOKS).await;
+        if let Some(lane) = lane {
+            lane.report();
+        }
         let total = progress.total();
         quiet_looks = if total == seen { quiet_looks + 1 } else { 0 };
         seen = total;

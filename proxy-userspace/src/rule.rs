@@ -142,6 +142,18 @@ pub enum PathChoice {
     Splice,
     /// Redirected in the kernel from socket to socket, where both sides are plain TCP.
     Sockmap,
+    /// The app's own socket sends straight into the upstream socket, where this kernel is proven to keep what apps rely on.
+    Shortcut,
+    /// As [`PathChoice::Shortcut`], for apps that never ask how many bytes wait (`FIONREAD`), which some kernels answer by 0.
+    ShortcutWithoutFionread,
+}
+
+impl PathChoice {
+    /// Whether it is the shortcut, with or without reservations.
+    #[must_use]
+    pub const fn is_shortcut(self) -> bool {
+        matches!(self, Self::Shortcut | Self::ShortcutWithoutFionread)
+    }
 }
 
 #[cfg(test)]

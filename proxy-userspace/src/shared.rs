@@ -18,7 +18,14 @@ use proxy_common::Record;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    close::CloseReason, process::Processes, record::AccessLog, relay::Promotion, routes::Routes,
+    close::CloseReason,
+    process::Processes,
+    record::AccessLog,
+    relay::{
+        Promotion,
+        shortcut::{Proof, Shortcuts},
+    },
+    routes::Routes,
     upstream::Dialer,
 };
 
@@ -44,6 +51,8 @@ pub struct Shared {
     pub idle_timeout: Option<Duration>,
     /// The kernel side of the sockmap path, once a rule has asked for it and it was proven here.
     pub promotion: OnceLock<Promotion>,
+    /// What this kernel's shortcut is worth, once a rule has asked for it.
+    pub shortcut: OnceLock<Proof>,
 }
 
 /// Counters of the relay.
@@ -83,6 +92,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) original_dst: RefCell<Box<dyn OriginalDst>>,
     pub(crate) dialer: Dialer,
+    pub(crate) shortcuts: Option<Arc<dyn Shortcuts>>,
     pub(crate) processes: RefCell<Processes>,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) stop: watch::Receiver<bool>,

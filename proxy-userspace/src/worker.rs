@@ -22,6 +22,7 @@ use crate::{
     listener::{self, Listeners},
     privileges,
     process::Processes,
+    relay::shortcut::Shortcuts,
     shared::{OriginalDst, Shared, Worker},
     upstream::{Dialer, Exempt},
 };
@@ -34,6 +35,8 @@ pub struct Parts {
     pub original_dst: Box<dyn OriginalDst>,
     /// What keeps its own connections from being intercepted.
     pub exempt: Arc<dyn Exempt>,
+    /// What opens the shortcut to its connections, if anything.
+    pub shortcuts: Option<Arc<dyn Shortcuts>>,
     /// Connections it takes at once.
     pub max_connections: usize,
 }
@@ -98,6 +101,7 @@ async fn run(
         shared,
         original_dst: RefCell::new(parts.original_dst),
         dialer: Dialer::new(parts.exempt),
+        shortcuts: parts.shortcuts,
         processes: RefCell::new(Processes::new()),
         permits: Arc::new(Semaphore::new(parts.max_connections)),
         stop: stop.clone(),

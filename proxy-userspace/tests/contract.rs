@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 
 use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
-    ABI_VERSION, Action, COUNTERS, MAX_RULES, MemberKey, Membership, Policy, PrefixKey, Record,
-    RecordKey, Redirect, Relay, RuleSet, Socket, names,
+    ABI_VERSION, Action, COUNTERS, Lane, LaneKey, MAX_RULES, MemberKey, Membership, Policy,
+    PrefixKey, Record, RecordKey, Redirect, Relay, RuleSet, Sent, Socket, names,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -33,9 +33,12 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
     use bpf_map_type::{
         BPF_MAP_TYPE_ARRAY as ARRAY, BPF_MAP_TYPE_HASH as HASH, BPF_MAP_TYPE_LPM_TRIE as LPM_TRIE,
         BPF_MAP_TYPE_PERCPU_ARRAY as PERCPU_ARRAY, BPF_MAP_TYPE_RINGBUF as RINGBUF,
-        BPF_MAP_TYPE_SK_STORAGE as SK_STORAGE, BPF_MAP_TYPE_SOCKMAP as SOCKMAP,
+        BPF_MAP_TYPE_SK_STORAGE as SK_STORAGE, BPF_MAP_TYPE_SOCKHASH as SOCKHASH,
+        BPF_MAP_TYPE_SOCKMAP as SOCKMAP,
     };
     const INDEX: usize = size_of::<u32>();
+    // User space writes descriptors into it.
+    const SOCKETS_BY_KEY: Shape = (SOCKHASH, size_of::<LaneKey>(), size_of::<i32>(), None);
     // A key of an LPM trie starts with its length in bits.
     let prefix = INDEX + size_of::<PrefixKey>();
     BTreeMap::from([
@@ -66,6 +69,16 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
         (
             names::RECORDS,
             (HASH, size_of::<RecordKey>(), size_of::<Record>(), None),
+        ),
+        (names::APPS, SOCKETS_BY_KEY),
+        (names::UPSTREAMS, SOCKETS_BY_KEY),
+        (
+            names::LANES,
+            (HASH, size_of::<LaneKey>(), size_of::<Lane>(), None),
+        ),
+        (
+            names::SENT,
+            (HASH, size_of::<LaneKey>(), size_of::<Sent>(), None),
         ),
         (
             names::REDIRECTS,

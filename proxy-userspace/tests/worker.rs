@@ -93,6 +93,7 @@ impl Rig {
             access_log: Some(access_log),
             idle_timeout: None,
             promotion: OnceLock::new(),
+            shortcut: OnceLock::new(),
         });
         let socket = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 64).unwrap();
         let listener = socket.local_addr().unwrap();
@@ -100,6 +101,7 @@ impl Rig {
             listeners: vec![socket],
             original_dst: Box::new(table.clone()),
             exempt: Arc::new(NoExemption),
+            shortcuts: None,
             max_connections: 64,
         };
         let (stop, stopped) = watch::channel(false);

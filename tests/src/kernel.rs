@@ -8,7 +8,7 @@ use aya::{
     programs::{loaded_links, loaded_programs},
 };
 use nix::time::{ClockId, clock_gettime};
-use proxy_common::{COUNTERS, Record, RecordKey, Relay, names};
+use proxy_common::{COUNTERS, Lane, LaneKey, Record, RecordKey, Relay, Sent, names};
 
 /// Ids of BPF objects, which the kernel gives out once and never again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -128,6 +128,19 @@ impl Maps {
             .try_into()
             .expect("a hash map");
         map.keys().filter_map(Result::ok).collect()
+    }
+
+    /// Lanes of the shortcut that are open, or not forgotten.
+    pub fn lanes(&self) -> Vec<LaneKey> {
+        let lanes: HashMap<MapData, LaneKey, Lane> =
+            self.open(names::LANES).try_into().expect("a hash map");
+        let sent: HashMap<MapData, LaneKey, Sent> =
+            self.open(names::SENT).try_into().expect("a hash map");
+        lanes
+            .keys()
+            .chain(sent.keys())
+            .filter_map(Result::ok)
+            .collect()
     }
 
     /// Where the relay listens.

@@ -34,8 +34,12 @@ pub struct CloseRecord {
     pub peer: Option<SocketAddr>,
     /// How bytes were moved.
     pub path: Option<String>,
+    /// Why it was not on the shortcut.
+    pub no_shortcut: Option<String>,
     /// Bytes from the app to the server.
     pub up: u64,
+    /// Those of them that took the shortcut.
+    pub up_shortcut: u64,
     /// Bytes from the server to the app.
     pub down: u64,
     /// Bytes of both that the kernel moved by itself.

@@ -152,7 +152,7 @@ fn the_doctor_finds_this_machine_fit_and_tries_every_program() {
     assert_eq!(report["forward_proxy"], true);
     let programs = checks.iter().filter(|(id, _)| id.starts_with("program_"));
     let programs: Vec<_> = programs.collect();
-    assert_eq!(programs.len(), 10, "{checks:?}");
+    assert_eq!(programs.len(), 12, "{checks:?}");
     assert!(
         programs.iter().all(|(_, status)| *status == "ok"),
         "{checks:?}"
@@ -169,6 +169,7 @@ fn the_doctor_finds_this_machine_fit_and_tries_every_program() {
         "cap_bpf",
         "cap_net_admin",
         "refusal",
+        "shortcut",
         "task_selectors",
         "bpffs",
         "stale_pins",

@@ -107,6 +107,11 @@ fn rule(
         ("copy", PathChoice::Copy),
         ("splice", PathChoice::Splice),
         ("sockmap", PathChoice::Sockmap),
+        ("shortcut", PathChoice::Shortcut),
+        (
+            "shortcut-without-fionread",
+            PathChoice::ShortcutWithoutFionread,
+        ),
     ];
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
     table.finish(findings);

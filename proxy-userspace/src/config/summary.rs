@@ -152,6 +152,8 @@ fn action(rule: &Rule) -> String {
         PathChoice::Copy => "copy",
         PathChoice::Splice => "splice",
         PathChoice::Sockmap => "sockmap",
+        PathChoice::Shortcut => "shortcut",
+        PathChoice::ShortcutWithoutFionread => "shortcut-without-fionread",
     };
     format!("-> {upstream}, path {path}, {failing} while the relay fails")
 }

@@ -11,11 +11,11 @@ use crate::{
         Features, Redirects,
         guard::{self, Bpffs},
         prove_redirects,
-        trial::{Trial, try_programs},
+        trial::{self, Trial, try_programs},
     },
     paint::one_line,
     privileges,
-    relay::Promotion,
+    relay::{Promotion, shortcut::Proof},
 };
 
 /// The programs, and what depends on helpers and files beside them.
@@ -30,6 +30,7 @@ pub(super) fn checks(cgroups: &Result<Cgroup2, CgroupError>) -> Vec<Check> {
     let mut checks = trials(&features, cgroups);
     checks.push(refusal(&features));
     checks.push(sockmap());
+    checks.push(shortcut(&features));
     checks.push(match &features.offsets {
         Ok(_) => Check::ok("task_selectors", "rules with `exe` and `pid` work"),
         Err(missing) => Check::warning("task_selectors", missing.to_string()),
@@ -82,6 +83,8 @@ fn verdict(trial: Trial, done: &str) -> Check {
             .advice("rules with `on_relay_failure = \"refuse\"` need it"),
         names::VERDICT => Check::warning(id, one_line(&error))
             .advice("rules with `path = \"sockmap\"` need it; without it they copy"),
+        names::SHORTCUT => Check::warning(id, one_line(&error))
+            .advice("rules with `path = \"shortcut\"` need it; without it they copy"),
         _ => refused(Check::missing(id, one_line(&error))),
     }
 }
@@ -119,6 +122,30 @@ fn sockmap() -> Check {
             ID,
             format!("`path = \"sockmap\"` copies: {}", one_line(&error)),
         ),
+    }
+}
+
+/// Whether this kernel keeps what apps rely on when their sockets send past the relay.
+fn shortcut(features: &Features) -> Check {
+    const ID: &str = "shortcut";
+    if let Err(missing) = &features.sockets {
+        return Check::warning(ID, format!("`path = \"shortcut\"` copies: {missing}"));
+    }
+    match trial::prove_shortcut(features) {
+        Ok(Proof::Whole) => Check::ok(ID, "every test of it passes"),
+        Ok(Proof::WithoutFionread) => Check::warning(
+            ID,
+            "`path = \"shortcut\"` copies: on this kernel FIONREAD would tell apps that nothing waits for them",
+        )
+        .advice(
+            "for apps that never ask, `path = \"shortcut-without-fionread\"`; kernels with \"bpf, sockmap: Fix FIONREAD \
+             for sockmap\" and without its fix (04af4efde58a) have this",
+        ),
+        Ok(Proof::Failed(test)) => Check::warning(
+            ID,
+            format!("`path = \"shortcut\"` copies: the test of {test} fails on this kernel"),
+        ),
+        Err(error) => Check::warning(ID, one_line(&error)),
     }
 }
 

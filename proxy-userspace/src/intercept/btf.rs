@@ -11,8 +11,6 @@ use thiserror::Error;
 /// Byte offsets that the hooks need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offsets {
-    /// `tcp_sock.copied_seq`
-    pub tcp_copied_seq: u32,
     /// `task_struct.mm`
     pub task_mm: u32,
     /// `task_struct.pid`
@@ -27,6 +25,33 @@ pub struct Offsets {
     pub inode_sb: u32,
     /// `super_block.s_dev`
     pub sb_dev: u32,
+}
+
+/// Where the shortcut finds what it decides by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketLayout {
+    /// `tcp_sock.write_seq`
+    pub tcp_write_seq: u32,
+    /// `tcp_sock.copied_seq`
+    pub tcp_copied_seq: u32,
+    /// `inet_connection_sock.icsk_ulp_ops`
+    pub icsk_ulp_ops: u32,
+    /// `sock_common.skc_flags`, with which a `sock` begins
+    pub skc_flags: u32,
+    /// The bit of `SOCK_ZEROCOPY` in those flags
+    pub sock_zerocopy: u32,
+    /// `sock.sk_wmem_queued`
+    pub sk_wmem_queued: u32,
+    /// `sock.sk_sndbuf`
+    pub sk_sndbuf: u32,
+    /// `sock.sk_socket`
+    pub sk_socket: u32,
+    /// `socket.file`
+    pub socket_file: u32,
+    /// `file.f_flags`
+    pub file_flags: u32,
+    /// `sk_msg.sk_redir`
+    pub msg_sk_redir: u32,
 }
 
 /// Why an offset could not be found.
@@ -51,23 +76,22 @@ pub(super) enum BtfError {
 const MAGIC: u16 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
+
+/// The running kernel's type information.
+const RUNNING: &str = "/sys/kernel/btf/vmlinux";
 
 impl Offsets {
     /// Of the kernel that is running.
     pub(super) fn of_running_kernel() -> Result<Self, BtfError> {
-        Self::read(Path::new("/sys/kernel/btf/vmlinux"))
+        Self::read(Path::new(RUNNING))
     }
 
     fn read(path: &Path) -> Result<Self, BtfError> {
         let bytes = fs::read(path).map_err(BtfError::Read)?;
         let types = Types::parse(&bytes)?;
-        let offset = |strukt, member| {
-            types
-                .member(strukt, member)?
-                .ok_or(BtfError::NoMember { strukt, member })
-        };
+        let offset = |strukt, member| types.offset(strukt, member);
         Ok(Self {
-            tcp_copied_seq: offset("tcp_sock", "copied_seq")?,
             task_mm: offset("task_struct", "mm")?,
             task_pid: offset("task_struct", "pid")?,
             mm_exe_file: offset("mm_struct", "exe_file")?,
@@ -75,6 +99,28 @@ impl Offsets {
             inode_ino: offset("inode", "i_ino")?,
             inode_sb: offset("inode", "i_sb")?,
             sb_dev: offset("super_block", "s_dev")?,
+        })
+    }
+}
+
+impl SocketLayout {
+    /// Of the kernel that is running.
+    pub(super) fn of_running_kernel() -> Result<Self, BtfError> {
+        let bytes = fs::read(RUNNING).map_err(BtfError::Read)?;
+        let types = Types::parse(&bytes)?;
+        let offset = |strukt, member| types.offset(strukt, member);
+        Ok(Self {
+            tcp_write_seq: offset("tcp_sock", "write_seq")?,
+            tcp_copied_seq: offset("tcp_sock", "copied_seq")?,
+            icsk_ulp_ops: offset("inet_connection_sock", "icsk_ulp_ops")?,
+            skc_flags: offset("sock_common", "skc_flags")?,
+            sock_zerocopy: types.enumerator("sock_flags", "SOCK_ZEROCOPY")?,
+            sk_wmem_queued: offset("sock", "sk_wmem_queued")?,
+            sk_sndbuf: offset("sock", "sk_sndbuf")?,
+            sk_socket: offset("sock", "sk_socket")?,
+            socket_file: offset("socket", "file")?,
+            file_flags: offset("file", "f_flags")?,
+            msg_sk_redir: offset("sk_msg", "sk_redir")?,
         })
     }
 }
@@ -105,6 +151,34 @@ impl<'a> Types<'a> {
             bytes,
             strings,
             headers,
+        })
+    }
+
+    /// Offset of a member that must be there, in bytes.
+    fn offset(&self, strukt: &'static str, member: &'static str) -> Result<u32, BtfError> {
+        self.member(strukt, member)?
+            .ok_or(BtfError::NoMember { strukt, member })
+    }
+
+    /// Value of an enumerator that must be there.
+    fn enumerator(&self, enumeration: &'static str, name: &'static str) -> Result<u32, BtfError> {
+        for &header in self.headers.iter().skip(1) {
+            let meta = word(self.bytes, header + 4)?;
+            if kind(meta) != KIND_ENUM
+                || self.string(word(self.bytes, header)?) != enumeration.as_bytes()
+            {
+                continue;
+            }
+            for index in 0..(meta & 0xffff) as usize {
+                let at = header + 12 + index * 8;
+                if self.string(word(self.bytes, at)?) == name.as_bytes() {
+                    return word(self.bytes, at + 4);
+                }
+            }
+        }
+        Err(BtfError::NoMember {
+            strukt: enumeration,
+            member: name,
         })
     }
 
@@ -177,7 +251,7 @@ fn body_len(meta: u32) -> Option<usize> {
         // Struct, union, data section, 64-bit enumeration.
         KIND_STRUCT | KIND_UNION | 15 | 19 => count * 12,
         // Enumeration, function prototype.
-        6 | 13 => count * 8,
+        KIND_ENUM | 13 => count * 8,
         _ => return None,
     })
 }
@@ -208,6 +282,10 @@ mod tests {
         let offsets = Offsets::of_running_kernel().unwrap();
         assert!(offsets.task_mm > 0 && offsets.task_pid > 0);
         assert!(offsets.mm_exe_file > 0 && offsets.inode_ino > 0);
+        let layout = SocketLayout::of_running_kernel().unwrap();
+        assert!(layout.tcp_write_seq > layout.sk_sndbuf && layout.icsk_ulp_ops > layout.sk_sndbuf);
+        assert!(layout.sk_wmem_queued > layout.skc_flags && layout.msg_sk_redir > 0);
+        assert!((1..64).contains(&layout.sock_zerocopy));
     }
 
     proptest! {

@@ -180,6 +180,7 @@ pub(super) fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<MapData, Inte
     | Map::PerCpuArray(data)
     | Map::RingBuf(data)
     | Map::SkStorage(data)
+    | Map::SockHash(data)
     | Map::SockMap(data)) = map
     else {
         return Err(InterceptError::Missing(name));

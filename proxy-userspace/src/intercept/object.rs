@@ -12,7 +12,10 @@ use aya_obj::{Map, Object};
 use proxy_common::{Dimensions, names};
 use thiserror::Error;
 
-use super::{Settings, btf::Offsets};
+use super::{
+    Settings,
+    btf::{Offsets, SocketLayout},
+};
 use crate::policy::Compiled;
 
 /// The compiled eBPF programs.
@@ -27,6 +30,8 @@ pub struct Features {
     pub mptcp: bool,
     /// Where the fields are that tell a task's executable; without them no rule can select by `exe` or `pid`.
     pub offsets: Result<Offsets, MissingFeature>,
+    /// What the shortcut reads in sockets; without it no connection takes the shortcut, and this says why.
+    pub sockets: Result<SocketLayout, String>,
 }
 
 /// A rule needs something that is not there.
@@ -38,6 +43,9 @@ pub enum MissingFeature {
          select by `cgroup` or `uid` instead, or run a kernel built with CONFIG_DEBUG_INFO_BTF"
     )]
     Btf(String),
+    /// Sockets cannot be looked into.
+    #[error("the sockmap path needs to know how far a socket was read: {0}")]
+    Sockets(String),
     /// Reading kernel memory is not allowed.
     #[error(
         "rules with `exe` or `pid` read the connecting task, which needs CAP_PERFMON and a kernel that is not locked \
@@ -55,6 +63,9 @@ impl Features {
             BpfHelper::BPF_FUNC_probe_read_kernel,
         )
         .unwrap_or(false);
+        let finds_tcp_sockets =
+            is_helper_supported(ProgramType::SockOps, BpfHelper::BPF_FUNC_skc_to_tcp_sock)
+                .unwrap_or(false);
         Self {
             set_retval: is_helper_supported(
                 ProgramType::CgroupSockAddr,
@@ -71,6 +82,11 @@ impl Features {
             } else {
                 Err(MissingFeature::ReadKernel)
             },
+            sockets: if finds_tcp_sockets {
+                SocketLayout::of_running_kernel().map_err(|error| error.to_string())
+            } else {
+                Err("hooks cannot look into TCP sockets (bpf_skc_to_tcp_sock)".to_owned())
+            },
         }
     }
 
@@ -79,7 +95,10 @@ impl Features {
     /// # Errors
     /// What it needs.
     pub fn allow_redirects(&self) -> Result<(), MissingFeature> {
-        self.offsets.as_ref().map(drop).map_err(Clone::clone)
+        match &self.sockets {
+            Ok(_) => Ok(()),
+            Err(missing) => Err(MissingFeature::Sockets(missing.clone())),
+        }
     }
 
     /// Checks that a policy needs nothing that is absent.
@@ -101,6 +120,8 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
     let mptcp = u32::from(features.mptcp);
     let reads_tasks = u32::from(features.offsets.is_ok());
     let offsets = features.offsets.clone().unwrap_or_default();
+    let shortcut = u32::from(features.sockets.is_ok() && features.offsets.is_ok());
+    let sockets = features.sockets.clone().unwrap_or_default();
     let log_level: u8 = if settings.log_faults {
         aya_log::Level::Debug as u8
     } else {
@@ -115,14 +136,25 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
         .override_global("HAS_SET_RETVAL", &set_retval, true)
         .override_global("HAS_MPTCP", &mptcp, true)
         .override_global("READS_TASKS", &reads_tasks, true)
-        .override_global("TCP_COPIED_SEQ", &offsets.tcp_copied_seq, true)
         .override_global("TASK_MM", &offsets.task_mm, true)
         .override_global("TASK_PID", &offsets.task_pid, true)
         .override_global("MM_EXE_FILE", &offsets.mm_exe_file, true)
         .override_global("FILE_INODE", &offsets.file_inode, true)
         .override_global("INODE_INO", &offsets.inode_ino, true)
         .override_global("INODE_SB", &offsets.inode_sb, true)
-        .override_global("SB_DEV", &offsets.sb_dev, true);
+        .override_global("SB_DEV", &offsets.sb_dev, true)
+        .override_global("HAS_SHORTCUT", &shortcut, true)
+        .override_global("TCP_WRITE_SEQ", &sockets.tcp_write_seq, true)
+        .override_global("TCP_COPIED_SEQ", &sockets.tcp_copied_seq, true)
+        .override_global("ICSK_ULP_OPS", &sockets.icsk_ulp_ops, true)
+        .override_global("SKC_FLAGS", &sockets.skc_flags, true)
+        .override_global("SOCK_ZEROCOPY", &sockets.sock_zerocopy, true)
+        .override_global("SK_WMEM_QUEUED", &sockets.sk_wmem_queued, true)
+        .override_global("SK_SNDBUF", &sockets.sk_sndbuf, true)
+        .override_global("SK_SOCKET", &sockets.sk_socket, true)
+        .override_global("SOCKET_FILE", &sockets.socket_file, true)
+        .override_global("FILE_FLAGS", &sockets.file_flags, true)
+        .override_global("MSG_SK_REDIR", &sockets.msg_sk_redir, true);
     loader.load(OBJECT)
 }
 
@@ -187,6 +219,7 @@ mod tests {
         let shapes = map_shapes();
         let found: Vec<_> = shapes.iter().map(|shape| shape.name).collect();
         assert_eq!(found, names::MAPS);
-        assert!(shapes.iter().all(|shape| shape.value > 0));
+        let has_values = |shape: &MapShape| shape.value > 0 || shape.name == names::REDIRECT_EVENTS;
+        assert!(shapes.iter().all(has_values));
     }
 }

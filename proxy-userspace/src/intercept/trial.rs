@@ -10,6 +10,14 @@ use proxy_common::names;
 
 use super::{
     Features, InterceptError, MODE, Settings, TASK_EVENTS, attach_error, load_error, object,
+    shortcut,
+};
+use crate::relay::shortcut::Proof;
+
+/// For programs that nobody's connections reach.
+const UNCONFIGURED: Settings = Settings {
+    max_pending: 1,
+    log_faults: false,
 };
 
 /// What became of one program.
@@ -30,11 +38,7 @@ pub fn try_programs(
     features: &Features,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Vec<Trial>, InterceptError> {
-    let settings = Settings {
-        max_pending: 1,
-        log_faults: false,
-    };
-    let mut ebpf = object::load(settings, features)
+    let mut ebpf = object::load(UNCONFIGURED, features)
         .map_err(|source: EbpfError| InterceptError::Object(Box::new(source)))?;
     let trials = names::PROGRAMS.map(|program| Trial {
         program,
@@ -44,6 +48,16 @@ pub fn try_programs(
             .and_then(|loaded| try_program(loaded, program, cgroup)),
     });
     Ok(trials.into())
+}
+
+/// Loads everything once more and tests the shortcut on sockets of its own.
+///
+/// # Errors
+/// When the kernel refuses the object or the program.
+pub fn prove_shortcut(features: &Features) -> Result<Proof, InterceptError> {
+    let mut ebpf = object::load(UNCONFIGURED, features)
+        .map_err(|source: EbpfError| InterceptError::Object(Box::new(source)))?;
+    shortcut::enable(&mut ebpf)
 }
 
 fn try_program(
@@ -63,6 +77,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockopt(program) => program.load(),
         Program::SkSkb(program) => program.load(),
         Program::SockOps(program) => program.load(),
+        Program::SkMsg(program) => program.load(),
         Program::RawTracePoint(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
@@ -73,9 +88,9 @@ fn attach(program: &mut Program, name: &str, cgroup: BorrowedFd<'_>) -> Result<(
     match program {
         Program::CgroupSockAddr(program) => program.attach(cgroup, MODE).map(drop),
         Program::CgroupSockopt(program) => program.attach(cgroup, MODE).map(drop),
-        // Attached to a map, not to a cgroup.
-        Program::SkSkb(_) => Ok(()),
         Program::SockOps(program) => program.attach(cgroup, MODE).map(drop),
+        // Attached to maps, not to a cgroup; what uses the maps does it.
+        Program::SkMsg(_) | Program::SkSkb(_) => Ok(()),
         Program::RawTracePoint(program) => {
             let event = TASK_EVENTS.iter().find(|(known, _)| *known == name);
             let (_, tracepoint) = event.ok_or(ProgramError::UnexpectedProgramType)?;

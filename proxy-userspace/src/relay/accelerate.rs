@@ -1,6 +1,6 @@
-//! What the sockmap path needs of the kernel side; `intercept` brings it.
+//! What the sockmap path needs of the kernel side, which `intercept` brings, and when it is used.
 
-use std::{fmt::Debug, task::Waker};
+use std::{fmt::Debug, sync::Arc, task::Waker};
 
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -62,4 +62,32 @@ pub trait Redirect: Debug + Send {
     fn resume(&self, passed: u64);
     /// Whom to wake when the kernel has something to tell.
     fn register(&self, waker: &Waker);
+}
+
+/// What makes the relay hand a connection to the kernel.
+#[derive(Clone, Debug)]
+pub struct Promotion {
+    /// The kernel side.
+    pub accelerator: Arc<dyn Accelerator>,
+    /// After so many bytes, both ways together,
+    pub bytes: u64,
+    /// or after so many reads from one side.
+    pub reads: u32,
+}
+
+impl Promotion {
+    /// Bytes after which a connection is promoted by default.
+    pub const BYTES: u64 = 64 * 1024;
+    /// Reads after which a connection is promoted by default.
+    pub const READS: u32 = 8;
+
+    /// With the defaults.
+    #[must_use]
+    pub fn new(accelerator: Arc<dyn Accelerator>) -> Self {
+        Self {
+            accelerator,
+            bytes: Self::BYTES,
+            reads: Self::READS,
+        }
+    }
 }

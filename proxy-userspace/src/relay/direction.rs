@@ -35,7 +35,7 @@ pub(super) struct Direction {
     stage: Stage,
     bulk: Bulk,
     /// The way through the kernel, once the connection was admitted to it.
-    passage: Option<Passage>,
+    passage: Option<Box<Passage>>,
     /// Reads that brought bytes, or `u32::MAX`.
     reads: u32,
     /// Most bytes to read at once.
@@ -98,7 +98,7 @@ impl Direction {
     /// From here on by this path. What another path held is delivered first.
     pub(super) fn take_path(&mut self, path: Path) {
         self.bulk = match path {
-            Path::Copy | Path::Sockmap => Bulk::Never,
+            Path::Copy | Path::Sockmap | Path::Shortcut => Bulk::Never,
             Path::Splice => Bulk::NotNow,
         };
     }
@@ -120,17 +120,17 @@ impl Direction {
 
     /// From here on the kernel may move the bytes.
     pub(super) fn take_passage(&mut self, passage: Passage) {
-        self.passage = Some(passage);
+        self.passage = Some(Box::new(passage));
     }
 
     /// The way through the kernel, once the connection was admitted to it.
     pub(super) fn passage(&self) -> Option<&Passage> {
-        self.passage.as_ref()
+        self.passage.as_deref()
     }
 
     /// Counts what the kernel moved. Returns how much that was.
     pub(super) fn count_kernel(&mut self, moved: &AtomicU64) -> u64 {
-        let bytes = self.passage.as_mut().map_or(0, Passage::moved);
+        let bytes = self.passage.as_deref_mut().map_or(0, Passage::moved);
         moved.store(moved.load(Relaxed).wrapping_add(bytes), Relaxed);
         bytes
     }

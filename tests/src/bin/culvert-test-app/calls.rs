@@ -18,7 +18,7 @@ use nix::{
 };
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::{many, passing, uring};
+use crate::{many, passing, timing, uring};
 
 /// A call that takes longer fails with `EAGAIN`, rather than to keep the test waiting for ever.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -95,6 +95,7 @@ impl App {
                 length,
             } => send_until_blocked(self.get(*socket), Payload { seed: *seed }, *length)
                 .map(Answer::Number),
+            Call::Time { socket, work } => timing::time(self.get(*socket), *work),
             Call::Shutdown(socket) => done(self.get(*socket).shutdown(Shutdown::Write)),
             Call::Reset(socket) => {
                 self.get(*socket).set_linger(Some(Duration::ZERO))?;
@@ -117,11 +118,15 @@ impl App {
             } => done(many::deliver(*address, *count, *length)),
             Call::Hold { address, count } => done(many::hold(*address, *count, &mut self.held)),
             Call::InChild(call) => self.in_child(call),
-            Call::InThread(call) => thread::scope(|scope| {
-                let thread = scope.spawn(|| self.perform(call));
-                thread.join().expect("the thread")
-            }),
+            Call::InThread(call) => self.in_thread(call),
         }
+    }
+
+    fn in_thread(&mut self, call: &Call) -> io::Result<Answer> {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| self.perform(call));
+            thread.join().expect("the thread")
+        })
     }
 
     /// The answer comes back through a pipe, by the same protocol.

@@ -10,6 +10,7 @@
 mod calls;
 mod many;
 mod passing;
+mod timing;
 mod uring;
 
 use std::io::{BufRead, Write};

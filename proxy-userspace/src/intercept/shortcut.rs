@@ -1,0 +1,126 @@
+//! The kernel side of the shortcut: its program, its maps, and whether this kernel can be trusted with it.
+
+mod proof;
+
+use std::{
+    io,
+    os::fd::AsRawFd,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData, MapError, SockHash},
+    programs::SkMsg,
+};
+use proxy_common::{Lane, LaneKey, Sent, names};
+use tokio::net::TcpStream;
+
+use super::{
+    InterceptError, attach_error, handles::duplicate, handles::map_error, handles::typed,
+    load_error,
+};
+use crate::relay::shortcut::{Proof, Shortcuts};
+
+/// Attaches the program to the map of apps' sockets and finds out what it is worth on this kernel.
+///
+/// The program belongs to the map as long as this process holds either.
+pub(super) fn enable(ebpf: &mut Ebpf) -> Result<Proof, InterceptError> {
+    let apps = sockets(ebpf, names::APPS)?;
+    let map = apps
+        .fd()
+        .try_clone()
+        .map_err(|source| InterceptError::Handle {
+            map: names::APPS,
+            source,
+        })?;
+    let program: &mut SkMsg = ebpf
+        .program_mut(names::SHORTCUT)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(InterceptError::Missing(names::SHORTCUT))?;
+    program.load().map_err(load_error(names::SHORTCUT))?;
+    program
+        .attach(&map)
+        .map_err(attach_error(names::SHORTCUT))?;
+    proof::prove(ebpf, apps)
+}
+
+/// The lanes of the connections of one worker.
+pub struct Lanes {
+    maps: Mutex<Maps>,
+}
+
+struct Maps {
+    apps: SockHash<MapData, LaneKey>,
+    upstreams: SockHash<MapData, LaneKey>,
+    lanes: HashMap<MapData, LaneKey, Lane>,
+    sent: HashMap<MapData, LaneKey, Sent>,
+}
+
+impl Lanes {
+    pub(super) fn new(ebpf: &Ebpf) -> Result<Self, InterceptError> {
+        Ok(Self {
+            maps: Mutex::new(Maps {
+                apps: sockets(ebpf, names::APPS)?,
+                upstreams: sockets(ebpf, names::UPSTREAMS)?,
+                lanes: typed(duplicate(ebpf, names::LANES)?, names::LANES)?,
+                sent: typed(duplicate(ebpf, names::SENT)?, names::SENT)?,
+            }),
+        })
+    }
+
+    /// A handle belongs to one worker: the lock is never contended, it is there because aya writes through `&mut`. A panic
+    /// cannot leave the handles half-changed.
+    fn maps(&self) -> MutexGuard<'_, Maps> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self, app: LaneKey, upstream: &impl AsRawFd, relayed: u32) -> Result<(), MapError> {
+        let mut maps = self.maps();
+        maps.sent.insert(app, Sent::default(), 0)?;
+        let opened = maps
+            .upstreams
+            .insert(app, upstream.as_raw_fd(), 0)
+            // Last: the lane counts as open once it is in this map.
+            .and_then(|()| maps.lanes.insert(app, Lane { relayed }, 0));
+        if opened.is_err() {
+            _ = maps.upstreams.remove(&app);
+            _ = maps.sent.remove(&app);
+        }
+        opened
+    }
+}
+
+impl Shortcuts for Lanes {
+    fn open(&self, app: LaneKey, upstream: &TcpStream, relayed: u32) -> io::Result<()> {
+        self.open(app, upstream, relayed).map_err(io::Error::other)
+    }
+
+    fn advance(&self, app: LaneKey, relayed: u32) -> io::Result<()> {
+        self.maps()
+            .lanes
+            .insert(app, Lane { relayed }, 0)
+            .map_err(io::Error::other)
+    }
+
+    fn sent(&self, app: LaneKey) -> io::Result<Sent> {
+        self.maps().sent.get(&app, 0).map_err(io::Error::other)
+    }
+
+    fn close(&self, app: LaneKey) -> io::Result<Sent> {
+        let mut maps = self.maps();
+        // The upstream socket leaves its map by itself when it is closed, and until then it costs nothing: to take it
+        // out would fail a send that is on its way.
+        maps.lanes.remove(&app).map_err(io::Error::other)?;
+        // Not found: the app has closed its socket.
+        _ = maps.apps.remove(&app);
+        let sent = maps.sent.get(&app, 0).map_err(io::Error::other)?;
+        maps.sent.remove(&app).map_err(io::Error::other)?;
+        Ok(sent)
+    }
+}
+
+/// A handle to a map of sockets.
+fn sockets(ebpf: &Ebpf, name: &'static str) -> Result<SockHash<MapData, LaneKey>, InterceptError> {
+    SockHash::try_from(Map::SockHash(duplicate(ebpf, name)?)).map_err(map_error("open", name))
+}

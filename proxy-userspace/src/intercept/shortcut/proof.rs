@@ -1,0 +1,263 @@
+//! The self-test of the shortcut, on sockets of its own over loopback and under the real program. Takes some milliseconds.
+//!
+//! Kernel versions are never consulted. A test that the kernel fails names what does not hold.
+
+use std::{
+    io::{self, ErrorKind, Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::fd::{AsFd, AsRawFd},
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Map, MapData, SkStorage, SockHash},
+};
+use nix::{
+    errno::Errno,
+    getsockopt_impl,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    setsockopt_impl, sockopt_impl,
+    sys::socket::{getsockopt, setsockopt},
+};
+use proxy_common::{LaneKey, Record, Socket, names, role};
+
+use super::Lanes;
+use crate::{
+    intercept::{InterceptError, handles::duplicate, handles::map_error},
+    relay::shortcut::{Proof, Shortcuts},
+    socket,
+};
+
+/// How long a byte may take over loopback.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// More than fits into all buffers of a connection over loopback, as the kernel sizes them by itself.
+const TOO_MUCH: usize = 64 * 1024 * 1024;
+
+/// Tries everything.
+pub(super) fn prove(
+    ebpf: &Ebpf,
+    apps: SockHash<MapData, LaneKey>,
+) -> Result<Proof, InterceptError> {
+    let sockets = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, names::SOCKETS)?))
+        .map_err(map_error("open", names::SOCKETS))?;
+    let mut bench = Bench {
+        apps,
+        sockets,
+        lanes: Lanes::new(ebpf)?,
+    };
+    let tests: [(&'static str, Test); 4] = [
+        ("order", order),
+        ("whole messages", whole_messages),
+        ("room", room),
+        ("end of stream", end_of_stream),
+    ];
+    for (name, test) in tests {
+        match bench.flow().and_then(|flow| test(&bench.lanes, &flow)) {
+            Ok(true) => {}
+            Ok(false) => return Ok(Proof::Failed(name)),
+            Err(error) => {
+                tracing::warn!(%error, test = name, "cannot test the shortcut");
+                return Ok(Proof::Failed(name));
+            }
+        }
+    }
+    Ok(match bench.flow().and_then(|flow| fionread(&flow)) {
+        Ok(true) => Proof::Whole,
+        _ => Proof::WithoutFionread,
+    })
+}
+
+type Test = fn(&Lanes, &Flow) -> io::Result<bool>;
+
+/// What makes a socket of ours look like an app's.
+struct Bench {
+    apps: SockHash<MapData, LaneKey>,
+    sockets: SkStorage<MapData, Socket>,
+    lanes: Lanes,
+}
+
+/// Both connections of one flow, with the app's socket in the map.
+struct Flow {
+    key: LaneKey,
+    app: TcpStream,
+    relay: TcpStream,
+    upstream: TcpStream,
+    server: TcpStream,
+}
+
+impl Bench {
+    fn flow(&mut self) -> io::Result<Flow> {
+        let (app, relay) = pair()?;
+        let (upstream, server) = pair()?;
+        let record = Record {
+            cookie: socket::cookie(&app)?,
+            ..Record::default()
+        };
+        let key = record.lane();
+        let known = Socket {
+            role: role::INTERCEPTED,
+            first_seq: write_seq(&app)?,
+            record,
+            ..Socket::default()
+        };
+        self.sockets
+            .insert(&app, known, 0)
+            .map_err(io::Error::other)?;
+        app.set_nonblocking(true)?;
+        self.apps
+            .insert(key, app.as_raw_fd(), 0)
+            .map_err(io::Error::other)?;
+        Ok(Flow {
+            key,
+            app,
+            relay,
+            upstream,
+            server,
+        })
+    }
+}
+
+impl Flow {
+    /// Whether what the app sends now arrives here, as it was sent.
+    fn arrives(&self, bytes: &[u8], mut end: &TcpStream) -> io::Result<bool> {
+        (&self.app).write_all(bytes)?;
+        let mut arrived = vec![0; bytes.len()];
+        match end.read_exact(&mut arrived) {
+            Ok(()) => Ok(arrived == bytes),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Bytes take the shortcut only when the relay has passed on all that came before.
+fn order(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
+    let before = flow.arrives(b"before", &flow.relay)?;
+    lanes
+        .open(flow.key, &flow.upstream, 0)
+        .map_err(io::Error::other)?;
+    let behind = flow.arrives(b"behind", &flow.relay)?;
+    lanes.advance(flow.key, 12)?;
+    let after = flow.arrives(b"after", &flow.server)?;
+    let sent = lanes.close(flow.key)?;
+    let closed = flow.arrives(b"closed", &flow.relay)?;
+    Ok(before && behind && after && closed && (sent.bytes, sent.behind) == (5, 1))
+}
+
+/// What takes the shortcut arrives as it was sent, be it little or much.
+fn whole_messages(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
+    lanes
+        .open(flow.key, &flow.upstream, 0)
+        .map_err(io::Error::other)?;
+    let much: Vec<u8> = (0..64 * 1024_u32).map(|n| n.to_le_bytes()[1]).collect();
+    let arrived = flow.arrives(b"1", &flow.server)? && flow.arrives(&much, &flow.server)?;
+    let sent = lanes.close(flow.key)?;
+    Ok(arrived && sent.bytes == 1 + 64 * 1024)
+}
+
+/// A server that does not read makes the app wait at its own socket, where polling works, and nothing is lost.
+fn room(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
+    lanes
+        .open(flow.key, &flow.upstream, 0)
+        .map_err(io::Error::other)?;
+    let chunk = vec![7; 256 * 1024];
+    let mut taken = 0;
+    let stopped = loop {
+        match (&flow.app).write(&chunk) {
+            Ok(written) if taken < TOO_MUCH => taken += written,
+            Ok(_) => break false,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break true,
+            Err(error) => return Err(error),
+        }
+    };
+    let waits = !is_ready(&flow.app, PollFlags::POLLOUT, PollTimeout::ZERO)?;
+    let sent = lanes.close(flow.key)?;
+    let (relayed, direct) = receive(flow, taken)?;
+    let all = relayed + direct == taken && u64::try_from(direct) == Ok(sent.bytes);
+    Ok(stopped && waits && all && direct > 0 && sent.full > 0)
+}
+
+/// Nothing is accepted behind the end that the app has told.
+fn end_of_stream(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
+    lanes
+        .open(flow.key, &flow.upstream, 0)
+        .map_err(io::Error::other)?;
+    flow.app.shutdown(std::net::Shutdown::Write)?;
+    // Of the standard library's socket, which sends without SIGPIPE.
+    let refused = (&flow.app).write(b"late");
+    let sent = lanes.close(flow.key)?;
+    Ok(refused.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe) && sent.bytes == 0)
+}
+
+/// `FIONREAD` tells what waits.
+fn fionread(flow: &Flow) -> io::Result<bool> {
+    (&flow.relay).write_all(b"reply")?;
+    let mut byte = [0];
+    is_ready(&flow.app, PollFlags::POLLIN, PollTimeout::from(1000_u16))?;
+    flow.app.peek(&mut byte)?;
+    Ok(socket::waiting(&flow.app)? == 5)
+}
+
+/// A connection over loopback that gives up soon.
+fn pair() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let connecting = TcpStream::connect(listener.local_addr()?)?;
+    let (accepted, _) = listener.accept()?;
+    for end in [&connecting, &accepted] {
+        end.set_nodelay(true)?;
+        end.set_read_timeout(Some(PATIENCE))?;
+    }
+    Ok((connecting, accepted))
+}
+
+/// Reads what the app sent, and says how much of it the relay got and how much the server.
+fn receive(flow: &Flow, sent: usize) -> io::Result<(usize, usize)> {
+    let begun = Instant::now();
+    let mut buffer = vec![0; 1024 * 1024];
+    let mut take = |mut end: &TcpStream| match end.read(&mut buffer) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+        read => read,
+    };
+    for end in [&flow.relay, &flow.server] {
+        end.set_nonblocking(true)?;
+    }
+    let (mut relayed, mut direct) = (0, 0);
+    while relayed + direct < sent && begun.elapsed() < PATIENCE {
+        relayed += take(&flow.relay)?;
+        direct += take(&flow.server)?;
+    }
+    Ok((relayed, direct))
+}
+
+fn is_ready(socket: &TcpStream, how: PollFlags, patience: PollTimeout) -> io::Result<bool> {
+    Ok(poll(&mut [PollFd::new(socket.as_fd(), how)], patience)? > 0)
+}
+
+sockopt_impl!(Repair, SetOnly, libc::IPPROTO_TCP, libc::TCP_REPAIR, i32);
+sockopt_impl!(
+    RepairQueue,
+    SetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_REPAIR_QUEUE,
+    i32
+);
+sockopt_impl!(
+    QueueSeq,
+    GetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_QUEUE_SEQ,
+    u32
+);
+
+/// `TCP_SEND_QUEUE` of `include/uapi/linux/tcp.h`.
+const SEND_QUEUE: i32 = 2;
+
+/// The sequence number of the next byte that the socket sends, which `TCP_REPAIR` shows.
+fn write_seq(socket: &TcpStream) -> Result<u32, Errno> {
+    setsockopt(socket, Repair, &1)?;
+    let sequence =
+        setsockopt(socket, RepairQueue, &SEND_QUEUE).and_then(|()| getsockopt(socket, QueueSeq));
+    setsockopt(socket, Repair, &0)?;
+    sequence
+}

@@ -1,0 +1,289 @@
+//! The shortcut path: the app's own socket sends straight into the upstream socket, in the kernel.
+//!
+//! The relay goes on as on the copy path, with whatever still comes over its own connection to the app: all replies,
+//! and those of the app's bytes that may not or cannot take the shortcut. All it adds is to say, after each turn, how many
+//! of the app's bytes upstream has accepted. The kernel lets a piece take the shortcut only when that is as many as the
+//! app ever sent over the relay's connection, so that nothing is overtaken; there is no mode to switch and no barrier
+//! to wait for. A piece that takes the shortcut is in the upstream socket before the app's `send()` returns, hence
+//! before the app can say that it has finished.
+//!
+//! Nor do streams, for long. An upload fills the upstream socket, and then each piece costs the program on top of the way
+//! through the relay; small pieces in a row cost it more than the relay, which gathers them. Such a connection leaves the
+//! shortcut for good, and its app's socket is as it would be on the copy path.
+//!
+//! Replies do not take it. The kernel could put them straight into the app's receive queue, but it keeps such bytes apart
+//! from those that came by TCP, and then `MSG_WAITALL` returns too little, `splice()` finds nothing and closing with unread
+//! bytes sends no reset. An app that depends on these cannot be told from others.
+
+use std::{
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use proxy_common::{LaneKey, Sent, standing};
+use tokio::net::TcpStream;
+
+use super::Progress;
+use crate::rule::PathChoice;
+
+/// What the shortcut needs of the kernel. A connection of an app is named by its record's key.
+pub trait Shortcuts: Send + Sync {
+    /// Opens the lane from an app's socket to an upstream socket, of which `relayed` bytes of the app were accepted.
+    ///
+    /// # Errors
+    /// When the kernel does not take the upstream socket (another program's sockmap has it), or a map is full.
+    fn open(&self, app: LaneKey, upstream: &TcpStream, relayed: u32) -> io::Result<()>;
+
+    /// Says how many bytes of the app upstream has accepted from the relay, modulo 2³².
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    fn advance(&self, app: LaneKey, relayed: u32) -> io::Result<()>;
+
+    /// What the app sent while the lane was open.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    fn sent(&self, app: LaneKey) -> io::Result<Sent>;
+
+    /// Closes the lane, gives the app's socket back to plain TCP, and returns what it sent while the lane was open.
+    ///
+    /// # Errors
+    /// When the maps cannot be written.
+    fn close(&self, app: LaneKey) -> io::Result<Sent>;
+}
+
+/// What the self-test found out about this kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// All of it holds.
+    Whole,
+    /// All but one: `ioctl(FIONREAD)` tells apps that nothing waits for them.
+    ///
+    /// So in stable kernels since 6.6.128, 6.12.75 and 6.18.14 that have 929e30f93125 ("bpf, sockmap: Fix FIONREAD for
+    /// sockmap") but not its fix, 04af4efde58a.
+    WithoutFionread,
+    /// The named test failed, or could not be made.
+    Failed(&'static str),
+}
+
+/// Why a connection whose rule asks for the shortcut is not on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// The self-test failed on this kernel.
+    Kernel,
+    /// This kernel breaks `FIONREAD` for apps on the shortcut, and the rule does not say that they can do without.
+    Fionread,
+    /// The app's socket speaks MPTCP.
+    Mptcp,
+    /// The app's socket asked for completions (`SO_ZEROCOPY`).
+    Zerocopy,
+    /// The app's socket is not `O_NONBLOCK`, and its `recv()` would give up too early.
+    Blocking,
+    /// The app's socket was on the shortcut before, in another connection.
+    Reused,
+    /// The kernel refused the app's socket.
+    App,
+    /// Bytes do not leave by the upstream socket as the app sends them (TLS).
+    Encrypted,
+    /// The kernel refused the upstream socket.
+    Upstream,
+    /// The app sends more than upstream takes at once, or many small pieces in a row: the relay does that better, once
+    /// the app's socket is out of the map.
+    Stream,
+}
+
+impl Obstacle {
+    /// The stable name in close records.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Fionread => "fionread",
+            Self::Mptcp => "mptcp",
+            Self::Zerocopy => "zerocopy",
+            Self::Blocking => "blocking",
+            Self::Reused => "reused",
+            Self::App => "app_socket",
+            Self::Encrypted => "encrypted",
+            Self::Upstream => "upstream_socket",
+            Self::Stream => "stream",
+        }
+    }
+}
+
+impl Proof {
+    /// Whether a rule with this path may use the shortcut on this kernel.
+    ///
+    /// # Errors
+    /// What stands in the way. A rule that does not ask for it may not use it either, and nothing is in its way.
+    pub const fn allows(self, path: PathChoice) -> Result<bool, Obstacle> {
+        match (path, self) {
+            (PathChoice::Auto | PathChoice::Copy | PathChoice::Splice | PathChoice::Sockmap, _) => {
+                Ok(false)
+            }
+            (_, Self::Failed(_)) => Err(Obstacle::Kernel),
+            (PathChoice::Shortcut, Self::WithoutFionread) => Err(Obstacle::Fionread),
+            (PathChoice::Shortcut | PathChoice::ShortcutWithoutFionread, _) => Ok(true),
+        }
+    }
+}
+
+/// What the hooks found of an app's socket, for a rule that may use the shortcut.
+///
+/// # Errors
+/// What keeps it off.
+pub const fn of_app(standing: u32) -> Result<(), Obstacle> {
+    match standing {
+        standing::READY => Ok(()),
+        standing::MPTCP => Err(Obstacle::Mptcp),
+        standing::ZEROCOPY => Err(Obstacle::Zerocopy),
+        standing::BLOCKING => Err(Obstacle::Blocking),
+        standing::REUSED => Err(Obstacle::Reused),
+        standing::UNASKED => Err(Obstacle::Kernel),
+        _ => Err(Obstacle::App),
+    }
+}
+
+/// Bytes that may come through the relay before it is asked whether more than these took the shortcut.
+const FAIR_SHARE: u64 = 256 * 1024;
+
+/// An open lane of one connection. It closes when dropped, or for good when the app streams.
+pub struct Lane {
+    kernel: Arc<dyn Shortcuts>,
+    app: LaneKey,
+    progress: Arc<Progress>,
+    told: AtomicU32,
+    is_open: AtomicBool,
+    /// Bytes through the relay when its share was last looked at.
+    seen_relayed: AtomicU64,
+    /// Bytes by the shortcut then.
+    seen_shortcut: AtomicU64,
+}
+
+impl Lane {
+    /// Opens it, for a connection on which `progress` was made.
+    ///
+    /// # Errors
+    /// As [`Shortcuts::open`].
+    pub fn open(
+        kernel: Arc<dyn Shortcuts>,
+        app: LaneKey,
+        upstream: &TcpStream,
+        progress: Arc<Progress>,
+    ) -> io::Result<Self> {
+        let relayed = progress.relayed_up();
+        kernel.open(app, upstream, modulo(relayed))?;
+        progress.on_shortcut.store(true, Relaxed);
+        Ok(Self {
+            kernel,
+            app,
+            progress,
+            told: AtomicU32::new(modulo(relayed)),
+            is_open: AtomicBool::new(true),
+            seen_relayed: AtomicU64::new(relayed),
+            seen_shortcut: AtomicU64::new(0),
+        })
+    }
+
+    /// Tells the kernel how far the relay is, if that is news.
+    pub(super) fn advance(&self) {
+        let relayed = modulo(self.progress.relayed_up());
+        if self.told.load(Relaxed) == relayed || !self.is_open.load(Relaxed) {
+            return;
+        }
+        if self.is_stream() {
+            self.close();
+            self.progress.left_shortcut.store(true, Relaxed);
+        } else if self.kernel.advance(self.app, relayed).is_ok() {
+            self.told.store(relayed, Relaxed);
+        }
+        // A kernel that was not told keeps the app on the relay's connection, and is told after the next turn.
+    }
+
+    /// Counts what took the shortcut as progress.
+    pub(super) fn report(&self) {
+        if self.is_open.load(Relaxed)
+            && let Ok(sent) = self.kernel.sent(self.app)
+        {
+            self.progress.set_shortcut(&sent);
+        }
+    }
+
+    /// Whether much comes through the relay, and less than that took the shortcut meanwhile.
+    fn is_stream(&self) -> bool {
+        let relayed = self.progress.relayed_up();
+        let by_relay = relayed - self.seen_relayed.load(Relaxed);
+        if by_relay < FAIR_SHARE {
+            return false;
+        }
+        self.report();
+        self.seen_relayed.store(relayed, Relaxed);
+        let shortcut = self.progress.shortcut();
+        shortcut - self.seen_shortcut.swap(shortcut, Relaxed) < by_relay
+    }
+
+    fn close(&self) {
+        if !self.is_open.swap(false, Relaxed) {
+            return;
+        }
+        match self.kernel.close(self.app) {
+            Ok(sent) => self.progress.set_shortcut(&sent),
+            Err(error) => tracing::warn!(%error, "a lane of the shortcut stays open"),
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane")
+            .field("app", &self.app)
+            .field("told", &self.told)
+            .finish_non_exhaustive()
+    }
+}
+
+/// As TCP counts.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the sequence numbers it is compared with wrap in the same way"
+)]
+const fn modulo(bytes: u64) -> u32 {
+    bytes as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_gets_what_the_kernel_keeps() {
+        use PathChoice::{Copy, Shortcut, ShortcutWithoutFionread};
+        let failed = Proof::Failed("order");
+        assert_eq!(Proof::Whole.allows(Copy), Ok(false));
+        assert_eq!(failed.allows(Copy), Ok(false));
+        assert_eq!(Proof::Whole.allows(Shortcut), Ok(true));
+        assert_eq!(Proof::Whole.allows(ShortcutWithoutFionread), Ok(true));
+        assert_eq!(
+            Proof::WithoutFionread.allows(Shortcut),
+            Err(Obstacle::Fionread)
+        );
+        assert_eq!(
+            Proof::WithoutFionread.allows(ShortcutWithoutFionread),
+            Ok(true)
+        );
+        assert_eq!(
+            failed.allows(ShortcutWithoutFionread),
+            Err(Obstacle::Kernel)
+        );
+    }
+}

@@ -1,0 +1,229 @@
+//! The shortcut, seen by apps: whatever they do with their socket comes out as it would without it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::{Command, Stdio},
+};
+
+use culvert_tests::{
+    Sandbox, peer::HttpProxy, process::output, record::CloseRecord, rules::all_via,
+    sandbox::SERVER_V4,
+};
+use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+
+const SCRIPT: &str = include_str!("shortcut/app.py");
+/// For kernels with and without `FIONREAD` on the shortcut; only tests of `FIONREAD` itself must tell them apart.
+const WAIVED: &str = "shortcut-without-fionread";
+
+fn rules(path: &str) -> String {
+    format!(
+        r#"
+        [upstream.relay]
+        url = "direct://"
+        [[forward]]
+        name = "all"
+        match = {{ dest = "0.0.0.0/0" }}
+        via = "relay"
+        path = "{path}"
+        "#
+    )
+}
+
+/// A scenario of the script, to be run as an app.
+fn app(sandbox: &Sandbox, scenario: &str) -> Command {
+    let mut command = sandbox.command("python3");
+    command.args(["-c", SCRIPT, scenario, &SERVER_V4.to_string()]);
+    command
+}
+
+/// Runs a scenario with one connection and returns what it printed and the record of the connection.
+fn run(path: &str, scenario: &str) -> (String, CloseRecord) {
+    let sandbox = Sandbox::new();
+    let culvert = sandbox.culvert(&rules(path));
+    let printed = output(&mut app(&sandbox, scenario));
+    (printed.trim().to_owned(), culvert.the_record())
+}
+
+/// Runs a scenario in which every byte after the first message must take the shortcut.
+fn all_on_shortcut(scenario: &str) {
+    let (printed, record) = run(WAIVED, scenario);
+    assert_eq!(record.no_shortcut, None, "{record:?}");
+    assert_eq!(record.path.as_deref(), Some("shortcut"));
+    assert_sent(&record, printed.parse().unwrap());
+}
+
+/// Checks how many bytes took the shortcut. The relay may have been ready for the first message already.
+fn assert_sent(record: &CloseRecord, expected: u64) {
+    const FIRST_MESSAGE: u64 = 7;
+    assert!(
+        [expected, expected + FIRST_MESSAGE].contains(&record.up_shortcut),
+        "{expected} bytes: {record:?}"
+    );
+}
+
+/// Runs a scenario in which some bytes take the shortcut.
+fn some_on_shortcut(scenario: &str) -> CloseRecord {
+    let (_, record) = run(WAIVED, scenario);
+    assert!(record.up_shortcut > 0, "{record:?}");
+    record
+}
+
+macro_rules! scenarios {
+    ($run:ident: $($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                $run(stringify!($name));
+            }
+        )*
+    };
+}
+
+scenarios!(all_on_shortcut:
+    half_close server_half_closes_first send_after_the_end app_resets server_resets close_with_unread_bytes
+    owner_exits owner_is_killed waiting_and_peeking edges low_water_mark files vectors_and_nothing held_back
+    urgent shared turns_blocking
+);
+
+scenarios!(some_on_shortcut: slow_server_by_level slow_server_by_edge threads dialogue);
+
+#[test]
+fn a_stream_leaves_the_shortcut() {
+    for scenario in ["upload", "small_pieces"] {
+        let record = some_on_shortcut(scenario);
+        assert_eq!(record.no_shortcut.as_deref(), Some("stream"), "{record:?}");
+        assert_eq!(record.path.as_deref(), Some("copy"));
+        assert!(record.up > 2 * record.up_shortcut, "{record:?}");
+    }
+}
+
+#[test]
+fn blocking_sockets_stay_off() {
+    for scenario in ["waitall", "timeouts", "interrupted"] {
+        let (_, record) = run(WAIVED, scenario);
+        assert_eq!(record.no_shortcut.as_deref(), Some("blocking"));
+        assert_eq!(record.up_shortcut, 0);
+    }
+}
+
+#[test]
+fn fast_open() {
+    let sandbox = Sandbox::new();
+    let culvert = sandbox.culvert(&rules(WAIVED));
+    output(&mut app(&sandbox, "fast_open"));
+    for record in culvert.await_records(2) {
+        assert_eq!(record.up, 11);
+        assert!([6, 11].contains(&record.up_shortcut), "{record:?}");
+    }
+}
+
+#[test]
+fn sockets_that_the_kernel_would_serve_wrong_stay_off() {
+    for scenario in ["zerocopy", "mptcp"] {
+        let (_, record) = run(WAIVED, scenario);
+        assert_eq!(record.no_shortcut.as_deref(), Some(scenario));
+        assert_eq!(record.up_shortcut, 0);
+    }
+}
+
+#[test]
+fn bytes_waiting_are_told_right_unless_the_rule_waives_it() {
+    let (_, record) = run("shortcut", "bytes_waiting");
+    // A kernel that tells it wrong keeps the connection on the copy path, and this says so.
+    assert!(
+        matches!(record.no_shortcut.as_deref(), None | Some("fionread")),
+        "{record:?}"
+    );
+}
+
+#[test]
+fn other_paths_take_no_shortcut() {
+    for path in ["auto", "copy", "splice"] {
+        let (_, record) = run(path, "half_close");
+        assert_eq!((record.up_shortcut, record.no_shortcut), (0, None));
+    }
+}
+
+#[test]
+fn a_socket_used_again_is_another_connection() {
+    let sandbox = Sandbox::new();
+    let culvert = sandbox.culvert(&rules(WAIVED));
+    output(&mut app(&sandbox, "reconnect"));
+    let records = culvert.await_records(2);
+    assert_sent(&records[0], 5);
+    assert_eq!(records[1].no_shortcut.as_deref(), Some("reused"));
+    assert_eq!((records[1].up, records[1].up_shortcut), (13, 0));
+}
+
+#[test]
+fn a_rule_may_ask_for_it_later() {
+    let sandbox = Sandbox::new();
+    let culvert = sandbox.culvert(&rules("copy"));
+    culvert.reload(&rules(WAIVED));
+    output(&mut app(&sandbox, "half_close"));
+    assert_sent(&culvert.the_record(), 8);
+}
+
+#[test]
+fn through_a_proxy() {
+    let sandbox = Sandbox::new();
+    let proxy = sandbox.within(|| HttpProxy::start((SERVER_V4, 0)));
+    let rules = all_via("http", proxy.address()) + &format!("path = \"{WAIVED}\"\n");
+    let culvert = sandbox.culvert(&rules);
+    output(&mut app(&sandbox, "half_close"));
+    assert_sent(&culvert.the_record(), 8);
+}
+
+#[test]
+fn a_thousand_at_once() {
+    let sandbox = Sandbox::new();
+    let culvert = sandbox.culvert(&rules(WAIVED));
+    output(&mut app(&sandbox, "many"));
+    for record in culvert.await_records(1000) {
+        assert_sent(&record, 1 + 64 + 3000);
+    }
+    assert_eq!(culvert.maps().lanes(), []);
+}
+
+/// Runs a scenario that waits for a line of input, and does something to the daemon before each.
+fn in_steps(sandbox: &Sandbox, scenario: &str, steps: &mut [&mut dyn FnMut()]) {
+    let mut child = app(sandbox, scenario)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for step in steps {
+        lines.next().expect("the script failed").unwrap();
+        step();
+        input.write_all(b"\n").unwrap();
+    }
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_stopped_relay_does_not_stop_the_app() {
+    let sandbox = Sandbox::new();
+    let culvert = sandbox.culvert(&rules(WAIVED));
+    let mut stop = || culvert.signal(SIGSTOP);
+    let mut go_on = || culvert.signal(SIGCONT);
+    in_steps(&sandbox, "pause", &mut [&mut stop, &mut go_on]);
+    assert_sent(&culvert.the_record(), 13);
+}
+
+#[test]
+fn a_killed_relay_resets_both_sides() {
+    let sandbox = Sandbox::new();
+    let mut culvert = sandbox.culvert(&rules(WAIVED));
+    // That no program and no map is left is checked where the sandbox ends.
+    in_steps(&sandbox, "crash", &mut [&mut || culvert.kill()]);
+}
