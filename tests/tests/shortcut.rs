@@ -14,8 +14,8 @@ use std::{
 };
 
 use culvert_tests::{
-    Sandbox, peer::HttpProxy, process::output, record::CloseRecord, rules::all_via,
-    sandbox::SERVER_V4,
+    Sandbox, daemon::Settings, peer::HttpProxy, process::output, record::CloseRecord,
+    rules::all_via, sandbox::SERVER_V4,
 };
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 
@@ -180,6 +180,17 @@ fn through_a_proxy() {
     let culvert = sandbox.culvert(&rules);
     output(&mut app(&sandbox, "half_close"));
     assert_sent(&culvert.the_record(), 8);
+}
+
+#[test]
+fn bytes_past_the_relay_are_no_silence() {
+    let sandbox = Sandbox::new();
+    let settings = Settings::daemon("idle_timeout = \"1s\"");
+    let culvert = sandbox.culvert_with(&settings, &rules(WAIVED));
+    output(&mut app(&sandbox, "one_way"));
+    let record = culvert.the_record();
+    assert_sent(&record, 10);
+    assert_eq!(record.reason, "done");
 }
 
 #[test]

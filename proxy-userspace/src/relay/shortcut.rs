@@ -263,7 +263,93 @@ const fn modulo(bytes: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    const APP: LaneKey = LaneKey {
+        cookie: 1,
+        connect_ns: 2,
+    };
+
+    /// Notes what it is told, and says that so many bytes took the shortcut.
+    #[derive(Default)]
+    struct Kernel {
+        told: Mutex<Vec<u32>>,
+        sent: AtomicU64,
+        closed: AtomicU32,
+    }
+
+    impl Shortcuts for Kernel {
+        fn open(&self, app: LaneKey, _: &TcpStream, relayed: u32) -> io::Result<()> {
+            self.advance(app, relayed)
+        }
+
+        fn advance(&self, app: LaneKey, relayed: u32) -> io::Result<()> {
+            assert_eq!(app, APP);
+            self.told.lock().unwrap().push(relayed);
+            Ok(())
+        }
+
+        fn sent(&self, _: LaneKey) -> io::Result<Sent> {
+            Ok(Sent {
+                bytes: self.sent.load(Relaxed),
+                ..Sent::default()
+            })
+        }
+
+        fn close(&self, app: LaneKey) -> io::Result<Sent> {
+            self.closed.fetch_add(1, Relaxed);
+            self.sent(app)
+        }
+    }
+
+    async fn opened(kernel: &Arc<Kernel>, progress: &Arc<Progress>) -> Lane {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let kernel: Arc<Kernel> = Arc::clone(kernel);
+        Lane::open(kernel, APP, &upstream, Arc::clone(progress)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_kernel_is_told_what_is_news_and_the_end_once() {
+        let (kernel, progress) = (Arc::<Kernel>::default(), Arc::<Progress>::default());
+        progress.up.store((1 << 32) + 7, Relaxed);
+        let lane = opened(&kernel, &progress).await;
+        lane.advance();
+        progress.up.fetch_add(3, Relaxed);
+        lane.advance();
+        lane.advance();
+        assert_eq!(*kernel.told.lock().unwrap(), [7, 10]);
+        kernel.sent.store(500, Relaxed);
+        lane.report();
+        assert_eq!(progress.up(), (1 << 32) + 10 + 500);
+        drop(lane);
+        assert_eq!(kernel.closed.load(Relaxed), 1);
+        assert!(!progress.left_shortcut());
+    }
+
+    #[tokio::test]
+    async fn the_lane_of_a_stream_closes() {
+        let (kernel, progress) = (Arc::<Kernel>::default(), Arc::<Progress>::default());
+        let lane = opened(&kernel, &progress).await;
+        kernel.sent.store(FAIR_SHARE, Relaxed);
+        progress.up.fetch_add(FAIR_SHARE, Relaxed);
+        lane.advance();
+        assert!(!progress.left_shortcut(), "as much took the shortcut");
+        progress.up.fetch_add(FAIR_SHARE, Relaxed);
+        lane.advance();
+        assert!(progress.left_shortcut(), "nothing more took the shortcut");
+        progress.up.fetch_add(1, Relaxed);
+        lane.advance();
+        drop(lane);
+        assert_eq!(kernel.closed.load(Relaxed), 1);
+        assert_eq!(progress.up(), 3 * FAIR_SHARE + 1);
+    }
 
     #[test]
     fn a_rule_gets_what_the_kernel_keeps() {

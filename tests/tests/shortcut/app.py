@@ -604,6 +604,18 @@ def reconnect():
     return None
 
 
+def one_way():
+    """Nothing but messages past the relay, for longer than a silent connection may last."""
+    flow = Flow()
+    for _ in range(10):
+        flow.app.sendall(b"x")
+        assert exactly(flow.server, 1) == b"x"
+        time.sleep(0.2)
+    flow.server.send(b"done")
+    assert exactly(flow.app, 4) == b"done"
+    return 10
+
+
 def many():
     flows = [Flow() for _ in range(1000)]
     for length in (1, 64, 3000):
