@@ -2,8 +2,10 @@
 //! passed to the relay. See [`Redirect`] for who tells whom what.
 //!
 //! There is no stream parser, so the program sees each `skb` that TCP queued, as it is, under the socket's lock:
-//! - An `skb` without bytes is a bare FIN. Redirected it would be a send of nothing, which counts as a hard error of the
-//!   target (`sk_psock_backlog()` in `net/core/skmsg.c`), so it is passed.
+//! - An `skb` without bytes is a bare FIN. Nobody needs it: TCP has noted the end on the socket (`tcp_fin()`), where a read
+//!   finds it. Redirected, it would be a send of nothing, which counts as a hard error of the target; passed, it would be
+//!   the same error of the source when passed bytes already wait for room (`sk_psock_backlog()` in `net/core/skmsg.c`,
+//!   EPIPE, seen on 6.18). So it is dropped.
 //! - `tcp_read_skb()` (`net/ipv4/tcp.c`) takes no notice of what was delivered before. A retransmission that carries old
 //!   bytes in front of new ones would deliver the old ones twice: they are cut off here. The control block still is TCP's:
 //!   its first words are the sequence numbers of the first byte and of the one behind the last.
@@ -38,7 +40,7 @@ const MOST_CUTS: u32 = 130;
 pub fn verdict(ctx: &SkBuffContext) -> u32 {
     let length = length(ctx);
     if length == 0 {
-        return SK_PASS;
+        return SK_DROP;
     }
     // SAFETY: the context is valid while the program runs.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };

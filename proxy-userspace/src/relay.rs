@@ -46,7 +46,7 @@ use tokio::{
 pub use self::{
     accelerate::{Accelerator, Pair, Promotion, Redirect, Refusal},
     progress::{Path, Progress},
-    sockmap::MOST_WINDOW,
+    sockmap::{FIRST_WINDOW, MOST_WINDOW},
 };
 use self::{
     direction::{Direction, Fault},
@@ -266,7 +266,8 @@ impl Relay {
         Ok(())
     }
 
-    fn count_kernel(&mut self) {
+    /// Brings up to date what the kernel moved, which wakes nobody.
+    pub(crate) fn count_kernel(&mut self) {
         let bytes =
             self.up.count_kernel(&self.progress.up) + self.down.count_kernel(&self.progress.down);
         if bytes > 0 {

@@ -66,6 +66,19 @@ impl Netns {
             .unwrap_or_else(|error| panic!("cannot set {name} to {value}: {error}"));
     }
 
+    /// Loses one TCP packet in so many that arrive in it, at random.
+    pub fn lose_one_packet_in(&self, packets: u32) {
+        for command in [
+            "add table inet loss".to_owned(),
+            "add chain inet loss lossy { type filter hook input priority 0 ; }".to_owned(),
+            format!(
+                "add rule inet loss lossy meta l4proto tcp numgen random mod {packets} lt 1 drop"
+            ),
+        ] {
+            self.tool("nft", &command);
+        }
+    }
+
     /// Adds an address to loopback, which is not a loopback address then but an address of this host.
     pub fn add_address(&self, address: IpAddr) {
         let flags = if address.is_ipv6() { " nodad" } else { "" };

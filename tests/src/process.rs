@@ -97,13 +97,16 @@ pub fn culvert_binary() -> PathBuf {
         })
 }
 
-/// The program that connects on behalf of tests; Cargo puts it beside the folder of the test binaries.
+/// The program that connects on behalf of tests; Cargo puts it beside other programs, and beside the folder of the test
+/// binaries.
 pub fn app_binary() -> PathBuf {
-    let test = env::current_exe().expect("cannot tell the path of the test binary");
-    let folder = test.ancestors().nth(2).expect("a test binary in a folder");
-    let path = folder.join("culvert-test-app");
-    assert!(path.is_file(), "no {}", path.display());
-    path
+    let own = env::current_exe().expect("cannot tell the path of this program");
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("culvert-test-app"))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("no culvert-test-app beside {}", own.display()))
 }
 
 fn target_directory() -> PathBuf {

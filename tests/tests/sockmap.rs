@@ -8,8 +8,6 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
-use std::io::Write;
-
 use culvert_tests::{
     Sandbox,
     app::protocol::Storm,
@@ -57,21 +55,8 @@ fn many_at_once_and_the_kernel_moves_them() {
 
 #[test]
 fn lost_packets_cost_no_byte() {
-    const DROP: &str = "table inet loss { chain lossy { type filter hook input priority 0; \
-                        meta l4proto tcp numgen random mod 300 lt 1 drop; }; }";
     let sandbox = Sandbox::new();
-    let mut nft = sandbox
-        .outsider("nft")
-        .args(["-f", "-"])
-        .stdin(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    nft.stdin
-        .take()
-        .unwrap()
-        .write_all(DROP.as_bytes())
-        .unwrap();
-    assert!(nft.wait().unwrap().success());
+    sandbox.netns().lose_one_packet_in(300);
     let records = storm(&sandbox, 8, 16 * 1024 * 1024);
     let sum = |of: fn(&CloseRecord) -> u64| records.iter().map(of).sum::<u64>();
     println!(

@@ -39,17 +39,22 @@ use super::{
     object,
 };
 use crate::{
-    relay::{Accelerator, Pair, Redirect, Refusal},
+    relay::{Accelerator, FIRST_WINDOW, Pair, Redirect, Refusal},
     socket,
 };
 
 pub use proof::prove;
 
+/// Most bytes that all connections together may have between the redirect and the target's send queue: kernel memory that
+/// no socket buffer bounds.
+const BUDGET: u64 = 512 * 1024 * 1024;
+
 /// The redirects of all workers.
-#[derive(Debug)]
 pub struct Redirects {
     maps: Mutex<Maps>,
     free: Mutex<VecDeque<u32>>,
+    /// Bytes of [`BUDGET`] that connections have taken.
+    taken: AtomicU64,
     memory: Memory,
     wakers: Arc<[AtomicWaker]>,
     myself: Weak<Self>,
@@ -63,9 +68,13 @@ struct Maps {
     pairs: SockMap<MapData>,
 }
 
-impl fmt::Debug for Maps {
+/// Without the thousands of slots and wakers.
+impl fmt::Debug for Redirects {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Maps").finish_non_exhaustive()
+        formatter
+            .debug_struct("Redirects")
+            .field("free", &self.free())
+            .finish_non_exhaustive()
     }
 }
 
@@ -102,6 +111,7 @@ impl Redirects {
         let redirects = Arc::new_cyclic(|myself| Self {
             maps: Mutex::new(maps),
             free: Mutex::new((0..memory.redirects / 2).collect()),
+            taken: AtomicU64::new(0),
             memory,
             wakers,
             myself: Weak::clone(myself),
@@ -125,6 +135,12 @@ impl Redirects {
         Self::new(&mut ebpf)
     }
 
+    /// Takes from the budget.
+    fn reserve(&self, bytes: u64) -> bool {
+        let take = |taken: u64| taken.checked_add(bytes).filter(|taken| *taken <= BUDGET);
+        self.taken.try_update(Relaxed, Relaxed, take).is_ok()
+    }
+
     /// Slots that no connection has.
     #[must_use]
     pub fn free(&self) -> usize {
@@ -137,12 +153,19 @@ impl Accelerator for Redirects {
         let redirects = self.myself.upgrade().ok_or(Refusal::Off)?;
         let cookie = |stream| socket::cookie(stream).map_err(|_| Refusal::Socket);
         let cookies = [cookie(downstream)?, cookie(upstream)?];
-        let number = lock(&self.free).pop_front().ok_or(Refusal::Full)?;
+        if !self.reserve(2 * FIRST_WINDOW) {
+            return Err(Refusal::Budget);
+        }
+        let Some(number) = lock(&self.free).pop_front() else {
+            self.taken.fetch_sub(2 * FIRST_WINDOW, Relaxed);
+            return Err(Refusal::Full);
+        };
         // From here on dropping it takes out whatever was entered.
         let slot = Slot {
             redirects,
             even: 2 * number,
             cookies,
+            taken: AtomicU64::new(2 * FIRST_WINDOW),
         };
         slot.enter([downstream, upstream])?;
         let slot = Arc::new(slot);
@@ -165,6 +188,8 @@ struct Slot {
     redirects: Arc<Redirects>,
     even: u32,
     cookies: [u64; 2],
+    /// Bytes of the budget.
+    taken: AtomicU64,
 }
 
 impl Slot {
@@ -194,6 +219,8 @@ impl Drop for Slot {
             _ = maps.redirect_of.remove(&cookie);
         }
         drop(maps);
+        let taken = self.taken.load(Relaxed);
+        self.redirects.taken.fetch_sub(taken, Relaxed);
         lock(&self.redirects.free).push_back(self.even / 2);
     }
 }
@@ -254,6 +281,14 @@ impl Redirect for Handle {
 
     fn resume(&self, passed: u64) {
         self.word(field!(relay.resume_at)).store(passed, Relaxed);
+    }
+
+    fn reserve(&self, bytes: u64) -> bool {
+        let reserved = self.slot.redirects.reserve(bytes);
+        if reserved {
+            self.slot.taken.fetch_add(bytes, Relaxed);
+        }
+        reserved
     }
 
     fn register(&self, waker: &Waker) {

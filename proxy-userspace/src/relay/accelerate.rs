@@ -7,8 +7,8 @@ use tokio::net::TcpStream;
 
 /// Puts connections under the verdict program.
 pub trait Accelerator: Debug + Send + Sync {
-    /// Inserts both sockets of a connection. No byte of them may have been read in part: each receive queue is empty, or
-    /// was never touched. Until [`Redirect::resume`] the kernel passes everything to the relay.
+    /// Inserts both sockets of a connection. Until [`Redirect::resume`] the kernel passes everything to the relay. What was
+    /// read of the bytes that wait on a socket does not come again: the program begins where the last read ended.
     ///
     /// # Errors
     /// Why it is not possible, which leaves both sockets as they were.
@@ -60,6 +60,8 @@ pub trait Redirect: Debug + Send {
     fn grant(&self, limit: u64, notice_at: u64);
     /// Lets the kernel take over once it has passed exactly `passed` bytes.
     fn resume(&self, passed: u64);
+    /// Takes more of the budget for bytes in flight of all connections. What was taken goes back with the connection.
+    fn reserve(&self, bytes: u64) -> bool;
     /// Whom to wake when the kernel has something to tell.
     fn register(&self, waker: &Waker);
 }

@@ -21,7 +21,6 @@ use super::{
     sockmap::Passage,
     splice::{self, Filled},
 };
-use crate::socket;
 
 /// Reads one direction may do before other connections of the thread get their turn.
 const TURN_READS: usize = 16;
@@ -272,10 +271,10 @@ impl Direction {
         };
         let received = received.map_err(Fault::Source)?;
         if received.bytes == 0 {
-            if !self.has_ended(source).map_err(Fault::Source)? {
-                return Poll::Ready(Ok(0));
+            let ended = ready!(self.poll_ended(cx, source)).map_err(Fault::Source)?;
+            if ended {
+                self.stage = Stage::Ended;
             }
-            self.stage = Stage::Ended;
             return Poll::Ready(Ok(0));
         }
         self.reads = self.reads.saturating_add(1);
@@ -286,15 +285,11 @@ impl Direction {
         Poll::Ready(Ok(received.bytes))
     }
 
-    /// Whether nothing comes behind an end that was read. Before kernel 6.4 a socket in a sockmap tells of it although
-    /// bytes that came before it may still wait for the verdict program.
-    fn has_ended<S: Side>(&self, source: &S) -> io::Result<bool> {
-        match (&self.passage, source.plain()) {
-            (Some(_), Some(socket)) if socket::unread(socket)? > 0 => {
-                socket::handle_waiting(socket)?;
-                Ok(false)
-            }
-            _ => Ok(true),
+    /// Resolves to whether nothing comes in front of an end that was read.
+    fn poll_ended<S: Side>(&mut self, cx: &mut Context<'_>, source: &S) -> Poll<io::Result<bool>> {
+        match (&mut self.passage, source.plain()) {
+            (Some(passage), Some(socket)) => passage.poll_ended(cx, socket),
+            _ => Poll::Ready(Ok(true)),
         }
     }
 

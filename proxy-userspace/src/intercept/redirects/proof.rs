@@ -210,6 +210,7 @@ impl Flow {
             passed = test(&mut app, &mut server) => passed?,
             never = relaying => never,
         };
+        relay.count_kernel();
         Ok((passed, progress))
     }
 }
