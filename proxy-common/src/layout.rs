@@ -2,7 +2,7 @@
 
 use crate::{
     Action, KernelSide, Lane, LaneKey, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey,
-    Redirect, Relay, RelaySide, RuleRef, RuleSet, Sent, Socket, WORDS,
+    Redirect, Relay, RelaySide, Replies, RuleRef, RuleSet, Sent, Sequence, Socket, WORDS,
 };
 
 const RULE_SET: usize = WORDS * 8;
@@ -20,19 +20,21 @@ const _: () = {
     assert!(size_of::<Record>() == RECORD);
     assert!(size_of::<RecordKey>() == 8 + 16 + 2 + 2 + 4);
     assert!(size_of::<Socket>() == 4 + 2 + 2 + 4 + 4 + RECORD);
-    assert!(size_of::<KernelSide>() == 4 * 8 + 4 * 4 + 2 * 8);
+    assert!(size_of::<Sequence>() == 8 + 4 * 4);
+    assert!(size_of::<KernelSide>() == 3 * 8 + (8 + 4 * 4) + 4 + 3 * 4);
     assert!(size_of::<RelaySide>() == 3 * 8 + 4 + 9 * 4);
     assert!(size_of::<Redirect>() == 2 * 64);
     assert!(size_of::<LaneKey>() == 8 + 8);
     assert!(size_of::<Lane>() == 4);
     assert!(size_of::<Sent>() == 6 * 8 + 4 + 4);
+    assert!(size_of::<Replies>() == 16 + 3 * 8 + (8 + 4 * 4) + 4 * 4);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
         Action, Lane, LaneKey, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay,
-        RuleSet, Sent, Socket,
+        Replies, RuleSet, Sent, Socket,
     };
 
     macro_rules! pod {
@@ -47,6 +49,6 @@ mod pod {
 
     pod!(
         Action, Lane, LaneKey, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay,
-        RuleSet, Sent, Socket,
+        Replies, RuleSet, Sent, Socket,
     );
 }

@@ -20,6 +20,7 @@ mod layout;
 pub mod names;
 mod record;
 mod redirect;
+mod replies;
 mod ruleset;
 mod shortcut;
 mod tables;
@@ -28,7 +29,8 @@ pub use addr::{Addr, BePort};
 pub use counter::{COUNTERS, Counter};
 pub use decide::{Decision, Subject, Tables, decide};
 pub use record::{Record, RecordKey, RuleRef, Socket, role};
-pub use redirect::{KernelSide, Redirect, RelaySide, mode};
+pub use redirect::{KernelSide, Redirect, RelaySide, Sequence, mode};
+pub use replies::{Delivery, Replies};
 pub use ruleset::{MAX_RULES, RuleSet, WORDS};
 pub use shortcut::{Lane, LaneKey, Sent, standing};
 pub use tables::{
@@ -37,4 +39,4 @@ pub use tables::{
 };
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;

@@ -28,6 +28,11 @@ pub const UPSTREAMS: &str = "UPSTREAMS";
 pub const LANES: &str = "LANES";
 /// Hash of [`LaneKey`](crate::LaneKey) to [`Sent`](crate::Sent).
 pub const SENT: &str = "SENT";
+/// Sockhash of upstream sockets, by the [`LaneKey`](crate::LaneKey) of the app that they answer; [`REPLY`] sees what
+/// arrives on them.
+pub const ANSWERS: &str = "ANSWERS";
+/// Hash of the cookie of an upstream socket to [`Replies`](crate::Replies).
+pub const REPLIES: &str = "REPLIES";
 /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
 pub const COUNTERS: &str = "COUNTERS";
 
@@ -65,9 +70,14 @@ pub const VERDICT: &str = "verdict";
 
 /// `sk_msg`.
 pub const SHORTCUT: &str = "shortcut";
+/// `sk_skb/stream_verdict`.
+pub const REPLY: &str = "reply";
+/// `raw_tracepoint`, never attached: the relay runs it with the cookie of an upstream socket and gets a
+/// [`Delivery`](crate::Delivery).
+pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 19] = [
+pub const MAPS: [&str; 21] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -82,6 +92,8 @@ pub const MAPS: [&str; 19] = [
     UPSTREAMS,
     LANES,
     SENT,
+    ANSWERS,
+    REPLIES,
     COUNTERS,
     REDIRECTS,
     REDIRECT_OF,
@@ -90,7 +102,7 @@ pub const MAPS: [&str; 19] = [
 ];
 
 /// Every program of the object.
-pub const PROGRAMS: [&str; 12] = [
+pub const PROGRAMS: [&str; 14] = [
     CONNECT4,
     CONNECT6,
     GUARD4,
@@ -100,6 +112,8 @@ pub const PROGRAMS: [&str; 12] = [
     GETSOCKOPT,
     TCP_EVENTS,
     SHORTCUT,
+    REPLY,
+    DELIVERED,
     TASK_FORK,
     TASK_EXIT,
     VERDICT,

@@ -27,20 +27,30 @@ pub struct KernelSide {
     pub redirected: u64,
     /// Bytes passed to the relay.
     pub passed: u64,
-    /// Bytes cut off because they had been delivered before.
-    pub repaired: u64,
     /// The [`RelaySide::notice_at`] that an event was sent for.
     pub noticed: u64,
+    /// What comes next.
+    pub sequence: Sequence,
     /// A [`mode`]; 0 before the first bytes.
     pub mode: u32,
+    /// Always 0.
+    pub reserved: [u32; 3],
+}
+
+/// What keeps bytes from being delivered twice: the kernel hands over what TCP queued, delivered before or not.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sequence {
+    /// Bytes cut off because they had been delivered before.
+    pub repaired: u64,
     /// TCP sequence number of the next byte.
-    pub next_seq: u32,
+    pub next: u32,
+    /// Whether that is known: 0 before the first bytes.
+    pub is_known: u32,
     /// Times that bytes were cut off.
     pub repairs: u32,
     /// Bytes that cannot be put into sequence: the connection must be reset.
     pub faults: u32,
-    /// Always 0.
-    pub reserved: [u64; 2],
 }
 
 /// The half of a [`Redirect`] that the relay writes.

@@ -43,9 +43,9 @@ pub struct Sent {
     pub unfit: u64,
     /// Pieces that went to the relay because the app sent many small ones in a row, which the relay gathers.
     pub streamed: u64,
-    /// Pieces that took the shortcut since the app last read something.
+    /// Pieces that took the shortcut since an answer last came.
     pub run: u32,
-    /// What the app had read then, as a TCP sequence number.
+    /// How far the app's socket and the upstream socket were read then: the sum of both TCP sequence numbers.
     pub read_seq: u32,
 }
 

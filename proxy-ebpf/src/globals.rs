@@ -79,6 +79,27 @@ static FILE_FLAGS: Global<u32> = Global::new(0);
 /// Offset of `sk_msg.sk_redir`.
 #[unsafe(no_mangle)]
 static MSG_SK_REDIR: Global<u32> = Global::new(0);
+/// Offset of `sock_common.skc_cookie`.
+#[unsafe(no_mangle)]
+static SKC_COOKIE: Global<u32> = Global::new(0);
+/// Offset of `sock.sk_backlog.rmem_alloc`.
+#[unsafe(no_mangle)]
+static SK_RMEM_ALLOC: Global<u32> = Global::new(0);
+/// Offset of `sock.sk_rcvbuf`.
+#[unsafe(no_mangle)]
+static SK_RCVBUF: Global<u32> = Global::new(0);
+/// Offset of `sock.sk_rcvlowat`.
+#[unsafe(no_mangle)]
+static SK_RCVLOWAT: Global<u32> = Global::new(0);
+/// Offset of `sock.sk_user_data`.
+#[unsafe(no_mangle)]
+static SK_USER_DATA: Global<u32> = Global::new(0);
+/// Offset of `sk_psock.ingress_skb.qlen`.
+#[unsafe(no_mangle)]
+static PSOCK_QUEUE: Global<u32> = Global::new(0);
+/// Offset of `sk_psock.ingress_msg`.
+#[unsafe(no_mangle)]
+static PSOCK_MESSAGES: Global<u32> = Global::new(0);
 
 /// Whether a refused `connect()` can be given its own error number.
 #[inline(always)]
@@ -181,5 +202,33 @@ impl Offsets {
     #[inline(always)]
     pub fn msg_sk_redir() -> usize {
         MSG_SK_REDIR.load() as usize
+    }
+    #[inline(always)]
+    pub fn skc_cookie() -> usize {
+        SKC_COOKIE.load() as usize
+    }
+    #[inline(always)]
+    pub fn sk_rmem_alloc() -> usize {
+        SK_RMEM_ALLOC.load() as usize
+    }
+    #[inline(always)]
+    pub fn sk_rcvbuf() -> usize {
+        SK_RCVBUF.load() as usize
+    }
+    #[inline(always)]
+    pub fn sk_rcvlowat() -> usize {
+        SK_RCVLOWAT.load() as usize
+    }
+    #[inline(always)]
+    pub fn sk_user_data() -> usize {
+        SK_USER_DATA.load() as usize
+    }
+    #[inline(always)]
+    pub fn psock_queue() -> usize {
+        PSOCK_QUEUE.load() as usize
+    }
+    #[inline(always)]
+    pub fn psock_messages() -> usize {
+        PSOCK_MESSAGES.load() as usize
     }
 }

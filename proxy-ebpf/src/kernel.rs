@@ -1,6 +1,14 @@
 //! Reading the kernel's own structs, where the daemon found their offsets in BTF.
 
-use aya_ebpf::helpers::{bpf_probe_read_kernel, generated::bpf_get_current_task};
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::bpf_sock,
+    helpers::{
+        bpf_probe_read_kernel,
+        generated::{bpf_get_current_task, bpf_skc_to_tcp_sock},
+    },
+};
 
 use crate::globals::{Offsets, reads_tasks};
 
@@ -12,6 +20,19 @@ pub fn field<T>(base: *const u8, offset: usize) -> Option<T> {
     }
     // SAFETY: the helper checks the address and fails instead of faulting.
     unsafe { bpf_probe_read_kernel(base.wrapping_add(offset).cast::<T>()) }.ok()
+}
+
+/// The kernel's own struct of a TCP socket, null for any other. (Kernel 5.9.) The verifier allows no arithmetic on the
+/// `bpf_sock` that contexts have.
+#[inline(always)]
+pub fn struct_of(sk: *mut bpf_sock) -> *const u8 {
+    if sk.is_null() {
+        return ptr::null();
+    }
+    // SAFETY: the helper takes any socket and returns null for one that is not TCP.
+    unsafe { bpf_skc_to_tcp_sock(sk.cast()) }
+        .cast_const()
+        .cast()
 }
 
 /// Inode number and device of the executable of the current process: the same for all its threads, since they

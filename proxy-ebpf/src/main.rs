@@ -9,6 +9,8 @@
 //! | `getsockopt` | `cgroup/getsockopt` | 5.3 | answers `SO_ORIGINAL_DST` |
 //! | `verdict` | `sk_skb/stream_verdict` | 5.10 | moves the bytes of accelerated connections from socket to socket |
 //! | `shortcut` | `sk_msg`, on the sockets in `APPS` | 5.10 | sends an app's bytes straight into the upstream socket |
+//! | `reply` | `sk_skb/stream_verdict` | 6.4 | puts small replies of upstream sockets straight into the app's receive queue |
+//! | `delivered` | none: run by the relay | 6.4 | tells whether such replies have arrived there, and whether they were read |
 //! | `task_fork`, `task_exit` | raw tracepoints | 4.17 | follow the children of processes that rules name |
 
 #![no_std]
@@ -37,11 +39,15 @@ mod kernel;
 mod maps;
 mod peername;
 mod policy;
+mod replies;
+mod sequence;
 mod shortcut;
 mod sockops;
 mod tasks;
 mod verdict;
 mod version;
+
+use core::ffi::c_void;
 
 use aya_ebpf::{
     macros::{cgroup_sock_addr, cgroup_sockopt, raw_tracepoint, sk_msg, sock_ops, stream_verdict},
@@ -109,6 +115,19 @@ pub fn verdict(ctx: SkBuffContext) -> u32 {
 #[sk_msg]
 pub fn shortcut(ctx: SkMsgContext) -> u32 {
     shortcut::send(&ctx)
+}
+
+/// Bytes on an upstream socket whose replies may go past the relay.
+#[stream_verdict]
+pub fn reply(ctx: SkBuffContext) -> u32 {
+    replies::reply(&ctx)
+}
+
+/// Run by the relay. Without the attribute macro, which would return 0.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tracepoint")]
+pub extern "C" fn delivered(ctx: *mut c_void) -> u32 {
+    replies::delivered(&RawTracePointContext::new(ctx))
 }
 
 /// A task was forked.

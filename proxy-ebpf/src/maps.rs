@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use proxy_common::{
     Action, COUNTERS as COUNTER_NAMES, Counter, Lane, LaneKey, MAX_RULES, MemberKey, Membership,
-    Policy, PrefixKey, Record, RecordKey, Redirect, Relay, RuleSet, Sent, Socket,
+    Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleSet, Sent, Socket,
 };
 
 use crate::globals::has_mptcp;
@@ -60,6 +60,12 @@ pub static LANES: HashMap<LaneKey, Lane, 16_384, { BPF_F_NO_PREALLOC as usize }>
 
 #[btf_map]
 pub static SENT: HashMap<LaneKey, Sent, 16_384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static ANSWERS: SockHash<LaneKey, 16_384> = SockHash::new();
+
+#[btf_map]
+pub static REPLIES: HashMap<u64, Replies, 16_384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_NAMES.len() }> = PerCpuArray::new();

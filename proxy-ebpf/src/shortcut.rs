@@ -14,14 +14,13 @@ use core::ptr;
 
 use aya_ebpf::{
     bindings::{BPF_TCP_CLOSE_WAIT, BPF_TCP_ESTABLISHED, bpf_sock},
-    helpers::generated::bpf_skc_to_tcp_sock,
     programs::{SkMsgContext, SockOpsContext},
 };
 use proxy_common::{Sent, Socket, role, standing};
 
 use crate::{
     globals::{Offsets, has_shortcut, zerocopy_flag},
-    kernel::field,
+    kernel::{field, struct_of},
     maps::{APPS, LANES, SENT, UPSTREAMS, socket_of},
 };
 
@@ -110,35 +109,30 @@ fn redirect(ctx: &SkMsgContext) -> Option<()> {
         sent.behind += 1;
         return None;
     }
-    if is_stream(sk, sent, ctx.size()) {
-        sent.streamed += 1;
-        return None;
-    }
     if UPSTREAMS.redirect_msg(ctx, key, 0) != FOUND {
         return None;
     }
-    if has_room(ctx) {
+    let target = target_of(ctx);
+    let refused = if is_stream(sk, target, sent, ctx.size()) {
+        &mut sent.streamed
+    } else if has_room(target, ctx.size()) {
         sent.bytes += u64::from(ctx.size());
         sent.pieces += 1;
+        return Some(());
     } else {
-        // No helper takes a redirect back. One to the socket itself comes to the same: the piece goes its usual way.
-        APPS.redirect_msg(ctx, key, 0);
-        sent.full += 1;
-    }
-    Some(())
+        &mut sent.full
+    };
+    *refused += 1;
+    // No helper takes a redirect back. One to the socket itself comes to the same: the piece goes its usual way.
+    APPS.redirect_msg(ctx, key, 0);
+    None
 }
 
-/// The kernel's own struct of a TCP socket, null for any other. (Kernel 5.9.) The verifier allows no arithmetic on the
-/// `bpf_sock` that contexts have.
+/// The socket that a piece was redirected to, null if that cannot be told. The context of the program is the `sk_msg`
+/// itself, and the redirect helper has left its finding there.
 #[inline(always)]
-fn struct_of(sk: *mut bpf_sock) -> *const u8 {
-    if sk.is_null() {
-        return ptr::null();
-    }
-    // SAFETY: the helper takes any socket and returns null for one that is not TCP.
-    unsafe { bpf_skc_to_tcp_sock(sk.cast()) }
-        .cast_const()
-        .cast()
+fn target_of(ctx: &SkMsgContext) -> *const u8 {
+    field(ctx.msg.cast_const().cast(), Offsets::msg_sk_redir()).unwrap_or(ptr::null())
 }
 
 /// Whether the connection to the relay is whole. Otherwise the app gets its error, or EPIPE, from there.
@@ -147,11 +141,14 @@ fn may_send(state: u32) -> bool {
     state == BPF_TCP_ESTABLISHED || state == BPF_TCP_CLOSE_WAIT
 }
 
-/// Whether the app sends one small piece after the other without reading anything. Each would cost the shortcut what a
-/// request costs it, while the relay moves many at once.
+/// Whether the app sends one small piece after the other without an answer. Each would cost the shortcut what a request
+/// costs it, while the relay moves many at once.
+///
+/// An answer has been read from the app's socket, or has left the upstream socket, past the relay perhaps.
 #[inline(always)]
-fn is_stream(sk: *const u8, sent: &mut Sent, size: u32) -> bool {
-    let read_seq = field::<u32>(sk, Offsets::tcp_copied_seq()).unwrap_or(sent.read_seq);
+fn is_stream(sk: *const u8, upstream: *const u8, sent: &mut Sent, size: u32) -> bool {
+    let read = |socket| field::<u32>(socket, Offsets::tcp_copied_seq()).unwrap_or(0);
+    let read_seq = read(sk).wrapping_add(read(upstream));
     if read_seq != sent.read_seq || size >= LARGE_PIECE {
         sent.read_seq = read_seq;
         sent.run = 0;
@@ -163,20 +160,15 @@ fn is_stream(sk: *const u8, sent: &mut Sent, size: u32) -> bool {
     is_stream
 }
 
-/// Whether the socket that the piece was redirected to takes all of it at once.
+/// Whether a socket takes so many bytes at once.
 #[inline(always)]
-fn has_room(ctx: &SkMsgContext) -> bool {
-    // The context of the program is the `sk_msg` itself, and the redirect helper has left its finding there.
-    let target: Option<*const u8> = field(ctx.msg.cast_const().cast(), Offsets::msg_sk_redir());
-    let Some(target) = target else {
-        return false;
-    };
+fn has_room(target: *const u8, size: u32) -> bool {
     let queued: Option<i32> = field(target, Offsets::sk_wmem_queued());
     let limit: Option<i32> = field(target, Offsets::sk_sndbuf());
     let (Some(queued), Some(limit)) = (queued, limit) else {
         return false;
     };
-    i64::from(queued) + 2 * i64::from(ctx.size()) + SLACK <= i64::from(limit)
+    i64::from(queued) + 2 * i64::from(size) + SLACK <= i64::from(limit)
 }
 
 /// Whether the app wants to be told when its buffers are free: the kernel would tell it wrong, or never.
@@ -187,7 +179,7 @@ fn is_zerocopy(sk: *const u8) -> bool {
 
 /// Whether calls on the socket wait, other than by polling.
 #[inline(always)]
-fn is_blocking(sk: *const u8) -> bool {
+pub fn is_blocking(sk: *const u8) -> bool {
     is_nonblocking(sk) != Some(true)
 }
 
@@ -201,6 +193,6 @@ fn is_nonblocking(sk: *const u8) -> Option<bool> {
 
 /// Whether something above TCP works on the bytes, such as kTLS: what the program sees is plain text then.
 #[inline(always)]
-fn is_encrypting(sk: *const u8) -> bool {
+pub fn is_encrypting(sk: *const u8) -> bool {
     field::<u64>(sk, Offsets::icsk_ulp_ops()).is_none_or(|operations| operations != 0)
 }

@@ -6,34 +6,20 @@
 //!   finds it. Redirected, it would be a send of nothing, which counts as a hard error of the target; passed, it would be
 //!   the same error of the source when passed bytes already wait for room (`sk_psock_backlog()` in `net/core/skmsg.c`,
 //!   EPIPE, seen on 6.18). So it is dropped.
-//! - `tcp_read_skb()` (`net/ipv4/tcp.c`) takes no notice of what was delivered before. A retransmission that carries old
-//!   bytes in front of new ones would deliver the old ones twice: they are cut off here. The control block still is TCP's:
-//!   its first words are the sequence numbers of the first byte and of the one behind the last.
+//! - Bytes that were delivered before are cut off: see [`crate::sequence`].
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{
-        __sk_buff,
-        sk_action::{SK_DROP, SK_PASS},
-    },
-    helpers::generated::{
-        bpf_get_socket_cookie, bpf_map_lookup_elem, bpf_sk_release, bpf_skb_adjust_room,
-        bpf_skc_to_tcp_sock,
-    },
+    bindings::sk_action::{SK_DROP, SK_PASS},
+    helpers::generated::{bpf_get_socket_cookie, bpf_map_lookup_elem, bpf_sk_release},
     programs::SkBuffContext,
 };
 use proxy_common::{KernelSide, Redirect, RelaySide, mode};
 
 use crate::{
-    globals::Offsets,
-    kernel::field,
     maps::{PAIRS, REDIRECT_EVENTS, REDIRECT_OF, REDIRECTS},
+    sequence::{Order, in_sequence, length},
 };
-
-/// `bpf_skb_adjust_room()` takes less than a page at a time.
-const CUT: u32 = 4095;
-/// An `skb` of TCP holds at most 64 KiB (`GSO_MAX_SIZE`), or 512 KiB with BIG TCP: more cannot be old.
-const MOST_CUTS: u32 = 130;
 
 /// Decides about one `skb`.
 #[inline(always)]
@@ -54,68 +40,12 @@ pub fn verdict(ctx: &SkBuffContext) -> u32 {
     // SAFETY: an element of an array is never freed, and only this program, under the lock of this redirect's source, writes
     // the kernel's half. The relay's half is only read, through `wishes`.
     let kernel = unsafe { &mut (*redirect).kernel };
-    match in_sequence(ctx, kernel, length) {
+    match in_sequence(ctx, &mut kernel.sequence, length) {
         Order::New(length) => forward(ctx, redirect, kernel, index, length),
         Order::Fault => {
-            kernel.faults += 1;
             notify(index);
             SK_DROP
         }
-    }
-}
-
-/// Where an `skb` stands in the stream.
-enum Order {
-    /// So many bytes are new, and no others are left in it.
-    New(u32),
-    /// It begins behind the next byte, or has no new one: the stream cannot go on.
-    Fault,
-}
-
-/// Makes an `skb` begin at the next byte of the stream.
-#[inline(always)]
-fn in_sequence(ctx: &SkBuffContext, kernel: &mut KernelSide, length: u32) -> Order {
-    let seq = control_word(ctx);
-    if kernel.mode == 0 {
-        // Everything before was read through the socket, so its own mark is right.
-        let Some(copied) = copied_seq(ctx) else {
-            return Order::Fault;
-        };
-        kernel.next_seq = copied;
-        kernel.mode = mode::RELAY;
-    }
-    let old = kernel.next_seq.wrapping_sub(seq);
-    kernel.next_seq = seq.wrapping_add(length);
-    if old == 0 {
-        return Order::New(length);
-    }
-    if old >= length {
-        return Order::Fault;
-    }
-    cut(ctx, old);
-    let new = self::length(ctx);
-    if new != length - old {
-        return Order::Fault;
-    }
-    kernel.repairs += 1;
-    kernel.repaired += u64::from(old);
-    Order::New(new)
-}
-
-/// Removes bytes at the head. What it could not remove shows in the length.
-#[inline(always)]
-fn cut(ctx: &SkBuffContext, bytes: u32) {
-    let mut left = bytes;
-    for _ in 0..MOST_CUTS {
-        if left == 0 {
-            return;
-        }
-        let now = if left > CUT { CUT } else { left };
-        // SAFETY: the context is valid while the program runs.
-        if unsafe { bpf_skb_adjust_room(ctx.skb.skb, -(now as i32), 0, 0) } != 0 {
-            return;
-        }
-        left -= now;
     }
 }
 
@@ -189,31 +119,4 @@ fn is_there(target: u32) -> bool {
 fn notify(index: u32) {
     let event = u64::from(index);
     let _ = REDIRECT_EVENTS.output(event, 0);
-}
-
-#[inline(always)]
-fn length(ctx: &SkBuffContext) -> u32 {
-    // SAFETY: the context is valid while the program runs. Volatile: it changes when the head is cut.
-    unsafe { (&raw const (*ctx.skb.skb).len).read_volatile() }
-}
-
-/// `TCP_SKB_CB(skb)->seq`.
-#[inline(always)]
-fn control_word(ctx: &SkBuffContext) -> u32 {
-    // SAFETY: the context is valid while the program runs.
-    unsafe { (&raw const (*ctx.skb.skb).cb).cast::<u32>().read_volatile() }
-}
-
-/// `tcp_sock.copied_seq` of the socket that received an `skb`: the next byte to be read through it.
-#[inline(always)]
-fn copied_seq(ctx: &SkBuffContext) -> Option<u32> {
-    let skb: *const __sk_buff = ctx.skb.skb;
-    // SAFETY: the context is valid while the program runs.
-    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
-    if socket.is_null() {
-        return None;
-    }
-    // SAFETY: checked for null. The verifier refuses to compute with the socket itself, but not with this (kernel 5.9).
-    let tcp = unsafe { bpf_skc_to_tcp_sock(socket.cast()) };
-    field(tcp.cast_const().cast(), Offsets::tcp_copied_seq())
 }

@@ -19,6 +19,7 @@ use crate::{
         shortcut::{Lane, Obstacle, of_app},
     },
     routes::Route,
+    rule::PathChoice,
     shared::Worker,
     socket,
     upstream::{Connected, Timings, UpstreamStream},
@@ -109,7 +110,12 @@ impl Flow<'_> {
         let mut relay = Relay::new(Arc::clone(&self.progress), self.worker.shared.idle_timeout)
             .with_promotion(self.worker.shared.promotion.get().cloned());
         match self.lane(&upstream.stream) {
-            Ok(Some(lane)) => relay.take_shortcut(lane),
+            Ok(Some(mut lane)) => {
+                if self.route.path == PathChoice::ShortcutBothWays {
+                    self.obstacle = self.open_replies(&mut lane, &upstream.stream).err();
+                }
+                relay.take_shortcut(lane);
+            }
             Ok(None) => {}
             Err(obstacle) => self.obstacle = Some(obstacle),
         }
@@ -118,6 +124,12 @@ impl Flow<'_> {
             ended = relay.run(&mut downstream, &mut upstream.stream, self.route.path) => ended,
             _ = stop.wait_for(|stop| *stop) => Ended { reason: CloseReason::Shutdown, first_error: None },
         };
+        if !ended.must_reset() {
+            tokio::select! {
+                () = relay.until_read() => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+        }
         if ended.must_reset() {
             socket::reset(downstream);
             socket::reset(upstream.stream.into_tcp());
@@ -133,11 +145,11 @@ impl Flow<'_> {
 
     /// Opens the shortcut, if the rule asks for it.
     fn lane(&self, upstream: &UpstreamStream) -> Result<Option<Lane>, Obstacle> {
-        let proof = self.worker.shared.shortcut.get();
-        let (Some(proof), Some(kernel)) = (proof, &self.worker.shortcuts) else {
+        let proofs = self.worker.shared.shortcut.get();
+        let (Some(proofs), Some(kernel)) = (proofs, &self.worker.shortcuts) else {
             return Ok(None);
         };
-        if !proof.allows(self.route.path)? {
+        if !proofs.requests.allows(self.route.path)? {
             return Ok(None);
         }
         of_app(self.record.shortcut)?;
@@ -148,6 +160,22 @@ impl Flow<'_> {
             .map_err(|error| {
                 tracing::debug!(%error, "a connection cannot take the shortcut");
                 Obstacle::Upstream
+            })
+    }
+
+    /// Lets replies take the shortcut, too.
+    fn open_replies(&self, lane: &mut Lane, upstream: &UpstreamStream) -> Result<(), Obstacle> {
+        let proven = self
+            .worker
+            .shared
+            .shortcut
+            .get()
+            .is_some_and(|proofs| proofs.replies.is_ok());
+        let upstream = upstream.plain().filter(|_| proven);
+        lane.open_replies(upstream.ok_or(Obstacle::Replies)?)
+            .map_err(|error| {
+                tracing::debug!(%error, "replies of a connection are copied");
+                Obstacle::Replies
             })
     }
 
@@ -217,6 +245,7 @@ impl Flow<'_> {
             up: self.progress.up(),
             up_shortcut: self.progress.shortcut(),
             down: self.progress.down(),
+            down_shortcut: self.progress.replies(),
             in_kernel: self.progress.in_kernel(),
             demotions: self.progress.demotions(),
             repairs: self.progress.repairs(),

@@ -38,7 +38,7 @@ pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shap
 pub use redirects::{RedirectEvents, Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
 
-use crate::{policy::Compiled, relay::shortcut::Proof};
+use crate::{policy::Compiled, relay::shortcut::Proofs};
 use guard::{Guard, GuardError};
 
 /// What the configuration decides about the kernel side.
@@ -55,6 +55,7 @@ pub struct Interceptor {
     ebpf: Ebpf,
     tables: tables::PolicyTables,
     follows_tasks: bool,
+    teller: shortcut::Teller,
     /// Of the `connect` hooks; dropping them detaches.
     connect: Vec<CgroupSockAddrLink>,
     guard: Option<Guard>,
@@ -158,6 +159,7 @@ impl Interceptor {
             ebpf,
             tables,
             follows_tasks: false,
+            teller: shortcut::Teller::default(),
             connect: Vec::new(),
             guard: None,
         };
@@ -294,8 +296,8 @@ impl Interceptor {
     ///
     /// # Errors
     /// When the kernel refuses the program.
-    pub fn enable_shortcut(&mut self) -> Result<Proof, InterceptError> {
-        shortcut::enable(&mut self.ebpf)
+    pub fn enable_shortcut(&mut self, features: &Features) -> Result<Proofs, InterceptError> {
+        shortcut::enable(&mut self.ebpf, features, &self.teller)
     }
 
     /// Opens the shortcut to connections. One handle per worker.
@@ -303,7 +305,7 @@ impl Interceptor {
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn lanes(&self) -> Result<Lanes, InterceptError> {
-        Lanes::new(&self.ebpf)
+        Lanes::new(&self.ebpf, &self.teller)
     }
 
     /// The relay's sign of life.

@@ -39,9 +39,10 @@
 //! - **A guard of its own for `refuse`.** Pinning the whole set of hooks would leave connections of `direct` rules being sent to
 //!   a dead port until somebody noticed. The guard only refuses, and needs no sign from the other programs: a connection
 //!   that still shows its own destination was not relayed.
-//! - **Replies take no shortcut.** The kernel can put them straight into the app's receive queue, which brings 64-byte exchanges from
-//!   0.51 to 0.65 of direct. But what is there is not in the TCP queue: `splice()` out of the socket never sees it, `MSG_WAITALL`
-//!   returns too little, closing with unread bytes sends FIN for RST, and no hook can tell who depends on that.
+//! - **Replies take the shortcut only where a rule says so** (`shortcut-both-ways`). The kernel can put them straight into the app's
+//!   receive queue. But what is there is not in the TCP queue: `splice()` out of the socket never sees it, closing with unread
+//!   bytes sends FIN for RST, and no hook can tell who depends on that. Order needs no mode and no barrier towards the app:
+//!   a reply goes past the relay only when the app has read all that ever came through it.
 //! - **The heartbeat stands for all workers**: it is written by the main thread, but only while every worker's runtime turns.
 //! - **One runtime per core, no work stealing.** A connection stays on the core that accepted it; buffers are per thread and
 //!   used only while bytes wait, which is what lets ten thousand idle connections cost little.

@@ -29,7 +29,10 @@ use crate::{
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
     record::AccessLog,
-    relay::{Promotion, shortcut::Proof},
+    relay::{
+        Promotion,
+        shortcut::{Proof, Proofs},
+    },
     routes::{self, RouteTable, Routes, UnknownUpstream},
     rule::{FailMode, PathChoice, Rule, Via},
     shared::{Shared, Stats},
@@ -258,12 +261,26 @@ impl Proxy {
             return false;
         }
         let interceptor = &mut self.interceptor;
-        let proof = *self.shared.shortcut.get_or_init(|| {
-            interceptor.enable_shortcut().unwrap_or_else(|error| {
-                tracing::warn!(error = &error as &dyn std::error::Error, "no shortcut");
-                Proof::Failed("program")
-            })
+        let features = &self.features;
+        let proofs = *self.shared.shortcut.get_or_init(|| {
+            interceptor
+                .enable_shortcut(features)
+                .unwrap_or_else(|error| {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "no shortcut");
+                    Proofs {
+                        requests: Proof::Failed("program"),
+                        replies: Err("program"),
+                    }
+                })
         });
+        let proof = proofs.requests;
+        if let (PathChoice::ShortcutBothWays, Err(test)) = (rule.path, proofs.replies) {
+            tracing::warn!(
+                rule = &*rule.name,
+                test,
+                "replies past the relay fail their test on this kernel; this rule's are copied"
+            );
+        }
         match proof.allows(rule.path) {
             Ok(allowed) => allowed,
             Err(obstacle) => {

@@ -7,7 +7,8 @@
 //! There is one state machine per direction (`direction`), and a path is a way for it to take bytes: `copy` reads into a
 //! buffer all connections of a thread share, `splice` moves what waits in bulk through a kernel pipe, `sockmap` has the
 //! kernel redirect what arrives. A connection starts on `copy` and may be admitted to `sockmap` later. The `shortcut` is
-//! no further one: the app's own socket sends past the relay, which copies what is left to it. All state sits in
+//! no further one: the app's own socket sends past the relay, and with `shortcut-both-ways` small replies come past it,
+//! while it copies what is left to it. All state sits in
 //! [`Relay`] and none in a future, so dropping a future at any await loses nothing and another path can go on.
 //!
 //! What the two apps observe, which is what they would observe without a relay:
@@ -21,9 +22,11 @@
 mod accelerate;
 mod copy;
 mod direction;
+mod passage;
 mod pipe;
 mod progress;
 mod receive;
+pub mod replies;
 pub mod shortcut;
 mod sockmap;
 mod splice;
@@ -50,16 +53,21 @@ pub use self::{
 };
 use self::{
     direction::{Direction, Fault},
+    passage::Passage,
+    replies::ReplyPassage,
     shortcut::Lane,
-    sockmap::Passage,
+    sockmap::RedirectPassage,
 };
 use crate::{close::CloseReason, rule::PathChoice, socket};
 
 /// How many times per idle timeout the counters are looked at.
 const IDLE_LOOKS: u32 = 4;
 
-/// How long a reset waits for what the kernel has redirected.
+/// How long a reset waits for what the kernel has redirected, which may find no room.
 const LAST_MOMENT: Duration = Duration::from_millis(50);
+/// How long it waits for replies past the relay: there is room for them, so it is only for a worker of the kernel's to
+/// get its turn.
+const WORKER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// One side of a connection.
 pub trait Side: AsyncRead + AsyncWrite + Unpin {
@@ -131,7 +139,24 @@ impl Relay {
 
     /// Lets the app send past the relay, which keeps the kernel informed, until the relay is dropped.
     pub fn take_shortcut(&mut self, lane: Lane) {
+        if let Some(replies) = lane.replies() {
+            self.down.take_passage(Box::new(ReplyPassage::new(replies)));
+        }
         self.lane = Some(Arc::new(lane));
+    }
+
+    /// Resolves when the app has read what the kernel put into its queue, or has not in an idle timeout. To be awaited
+    /// after an orderly end: what is unread is lost when this process ends.
+    pub async fn until_read(&self) {
+        let read = async {
+            if let Some(lane) = &self.lane {
+                lane.until_read().await;
+            }
+        };
+        match self.idle_timeout {
+            Some(idle_timeout) => _ = timeout(idle_timeout, read).await,
+            None => read.await,
+        }
     }
 
     /// Relays by the path a rule asks for, until the end.
@@ -145,7 +170,8 @@ impl Relay {
             PathChoice::Auto
             | PathChoice::Copy
             | PathChoice::Shortcut
-            | PathChoice::ShortcutWithoutFionread => self.copy(downstream, upstream).await,
+            | PathChoice::ShortcutWithoutFionread
+            | PathChoice::ShortcutBothWays => self.copy(downstream, upstream).await,
             PathChoice::Splice => self.splice(downstream, upstream).await,
             PathChoice::Sockmap => self.sockmap(downstream, upstream).await,
         }
@@ -227,7 +253,7 @@ impl Relay {
             })
         })
         .await;
-        if ended.must_reset() && self.up.passage().is_some() {
+        if ended.must_reset() && self.down.passage().is_some() {
             // Boxed: it is rare, and every connection would have to hold it.
             Box::pin(self.let_arrive(downstream, upstream)).await;
         }
@@ -256,9 +282,10 @@ impl Relay {
         let Pair { up, down } = promotion.accelerator.admit(downstream, upstream)?;
         let gone = |_| Refusal::Socket;
         self.up
-            .take_passage(Passage::new(up, upstream).map_err(gone)?);
-        self.down
-            .take_passage(Passage::new(down, downstream).map_err(gone)?);
+            .take_passage(Box::new(RedirectPassage::new(up, upstream).map_err(gone)?));
+        self.down.take_passage(Box::new(
+            RedirectPassage::new(down, downstream).map_err(gone)?,
+        ));
         for socket in [downstream, upstream] {
             socket::handle_waiting(socket).map_err(gone)?;
         }
@@ -279,11 +306,10 @@ impl Relay {
                 .into_iter()
                 .filter_map(Direction::passage)
         };
-        let sum = |of: fn(&Passage) -> u32| passages().map(of).sum();
-        self.progress
-            .demotions
-            .store(sum(Passage::demotions), Relaxed);
-        self.progress.repairs.store(sum(Passage::repairs), Relaxed);
+        let demotions = passages().map(Passage::demotions).sum();
+        self.progress.demotions.store(demotions, Relaxed);
+        let repairs = passages().map(Passage::repairs).sum();
+        self.progress.repairs.store(repairs, Relaxed);
     }
 
     /// Gives what the kernel redirected before a side failed the moment it takes to reach the other side's socket.
@@ -298,7 +324,12 @@ impl Relay {
                 Poll::Pending
             }
         });
-        _ = timeout(LAST_MOMENT, arrived).await;
+        let patience = if self.lane.is_some() {
+            WORKER_PATIENCE
+        } else {
+            LAST_MOMENT
+        };
+        _ = timeout(patience, arrived).await;
     }
 
     fn take_path(&mut self, path: Path) {

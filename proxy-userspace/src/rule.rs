@@ -146,13 +146,18 @@ pub enum PathChoice {
     Shortcut,
     /// As [`PathChoice::Shortcut`], for apps that never ask how many bytes wait (`FIONREAD`), which some kernels answer by 0.
     ShortcutWithoutFionread,
+    /// As [`PathChoice::ShortcutWithoutFionread`], and small replies go straight into the app's receive queue.
+    ShortcutBothWays,
 }
 
 impl PathChoice {
     /// Whether it is the shortcut, with or without reservations.
     #[must_use]
     pub const fn is_shortcut(self) -> bool {
-        matches!(self, Self::Shortcut | Self::ShortcutWithoutFionread)
+        matches!(
+            self,
+            Self::Shortcut | Self::ShortcutWithoutFionread | Self::ShortcutBothWays
+        )
     }
 }
 

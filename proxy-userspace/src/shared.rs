@@ -23,7 +23,7 @@ use crate::{
     record::AccessLog,
     relay::{
         Promotion,
-        shortcut::{Proof, Shortcuts},
+        shortcut::{Proofs, Shortcuts},
     },
     routes::Routes,
     upstream::Dialer,
@@ -52,7 +52,7 @@ pub struct Shared {
     /// The kernel side of the sockmap path, once a rule has asked for it and it was proven here.
     pub promotion: OnceLock<Promotion>,
     /// What this kernel's shortcut is worth, once a rule has asked for it.
-    pub shortcut: OnceLock<Proof>,
+    pub shortcut: OnceLock<Proofs>,
 }
 
 /// Counters of the relay.

@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    io::Write,
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
@@ -31,6 +31,24 @@ pub fn attempt(command: &mut Command) -> Output {
         .stdin(Stdio::null())
         .output()
         .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"))
+}
+
+/// Runs a command that now and then prints a line and waits for one, and takes the next step in between. Panics when the
+/// command fails.
+pub fn in_steps(command: &mut Command, steps: &mut [&mut dyn FnMut()]) {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    let mut input = child.stdin.take().expect("its input");
+    let mut lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+    for step in steps {
+        lines.next().expect("it failed").expect("a line");
+        step();
+        input.write_all(b"\n").expect("to go on");
+    }
+    assert!(child.wait().expect("its end").success());
 }
 
 /// A program in the background that ends with its owner.

@@ -42,6 +42,8 @@ pub struct CloseRecord {
     pub up_shortcut: u64,
     /// Bytes from the server to the app.
     pub down: u64,
+    /// Those of them that went past the relay.
+    pub down_shortcut: u64,
     /// Bytes of both that the kernel moved by itself.
     pub in_kernel: u64,
     /// Times that the kernel gave a direction back to the relay.

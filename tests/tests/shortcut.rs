@@ -8,18 +8,23 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
-use std::{
-    io::{BufRead, BufReader, Write},
-    process::{Command, Stdio},
-};
+use std::process::Command;
 
 use culvert_tests::{
-    Sandbox, daemon::Settings, peer::HttpProxy, process::output, record::CloseRecord,
-    rules::all_via, sandbox::SERVER_V4,
+    Sandbox,
+    daemon::Settings,
+    peer::HttpProxy,
+    process::{in_steps, output},
+    record::CloseRecord,
+    rules::all_via,
+    sandbox::SERVER_V4,
 };
 use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
 
-const SCRIPT: &str = include_str!("shortcut/app.py");
+const SCRIPT: &str = concat!(
+    include_str!("shortcut/app.py"),
+    include_str!("shortcut/main.py")
+);
 /// For kernels with and without `FIONREAD` on the shortcut; only tests of `FIONREAD` itself must tell them apart.
 const WAIVED: &str = "shortcut-without-fionread";
 
@@ -204,30 +209,13 @@ fn a_thousand_at_once() {
     assert_eq!(culvert.maps().lanes(), []);
 }
 
-/// Runs a scenario that waits for a line of input, and does something to the daemon before each.
-fn in_steps(sandbox: &Sandbox, scenario: &str, steps: &mut [&mut dyn FnMut()]) {
-    let mut child = app(sandbox, scenario)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    for step in steps {
-        lines.next().expect("the script failed").unwrap();
-        step();
-        input.write_all(b"\n").unwrap();
-    }
-    assert!(child.wait().unwrap().success());
-}
-
 #[test]
 fn a_stopped_relay_does_not_stop_the_app() {
     let sandbox = Sandbox::new();
     let culvert = sandbox.culvert(&rules(WAIVED));
     let mut stop = || culvert.signal(SIGSTOP);
     let mut go_on = || culvert.signal(SIGCONT);
-    in_steps(&sandbox, "pause", &mut [&mut stop, &mut go_on]);
+    in_steps(&mut app(&sandbox, "pause"), &mut [&mut stop, &mut go_on]);
     assert_sent(&culvert.the_record(), 13);
 }
 
@@ -236,5 +224,5 @@ fn a_killed_relay_resets_both_sides() {
     let sandbox = Sandbox::new();
     let mut culvert = sandbox.culvert(&rules(WAIVED));
     // That no program and no map is left is checked where the sandbox ends.
-    in_steps(&sandbox, "crash", &mut [&mut || culvert.kill()]);
+    in_steps(&mut app(&sandbox, "crash"), &mut [&mut || culvert.kill()]);
 }

@@ -112,6 +112,7 @@ fn rule(
             "shortcut-without-fionread",
             PathChoice::ShortcutWithoutFionread,
         ),
+        ("shortcut-both-ways", PathChoice::ShortcutBothWays),
     ];
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
     table.finish(findings);

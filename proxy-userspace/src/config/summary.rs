@@ -154,6 +154,7 @@ fn action(rule: &Rule) -> String {
         PathChoice::Sockmap => "sockmap",
         PathChoice::Shortcut => "shortcut",
         PathChoice::ShortcutWithoutFionread => "shortcut-without-fionread",
+        PathChoice::ShortcutBothWays => "shortcut-both-ways",
     };
     format!("-> {upstream}, path {path}, {failing} while the relay fails")
 }

@@ -15,7 +15,10 @@ use crate::{
     },
     paint::one_line,
     privileges,
-    relay::{Promotion, shortcut::Proof},
+    relay::{
+        Promotion,
+        shortcut::{Proof, Proofs},
+    },
 };
 
 /// The programs, and what depends on helpers and files beside them.
@@ -30,7 +33,7 @@ pub(super) fn checks(cgroups: &Result<Cgroup2, CgroupError>) -> Vec<Check> {
     let mut checks = trials(&features, cgroups);
     checks.push(refusal(&features));
     checks.push(sockmap());
-    checks.push(shortcut(&features));
+    checks.extend(shortcut(&features));
     checks.push(match &features.offsets {
         Ok(_) => Check::ok("task_selectors", "rules with `exe` and `pid` work"),
         Err(missing) => Check::warning("task_selectors", missing.to_string()),
@@ -83,6 +86,9 @@ fn verdict(trial: Trial, done: &str) -> Check {
             .advice("rules with `on_relay_failure = \"refuse\"` need it"),
         names::VERDICT => Check::warning(id, one_line(&error))
             .advice("rules with `path = \"sockmap\"` need it; without it they copy"),
+        names::REPLY | names::DELIVERED => Check::warning(id, one_line(&error)).advice(
+            "rules with `path = \"shortcut-both-ways\"` need it; without it they copy replies",
+        ),
         names::SHORTCUT => Check::warning(id, one_line(&error))
             .advice("rules with `path = \"shortcut\"` need it; without it they copy"),
         _ => refused(Check::missing(id, one_line(&error))),
@@ -125,15 +131,23 @@ fn sockmap() -> Check {
     }
 }
 
-/// Whether this kernel keeps what apps rely on when their sockets send past the relay.
-fn shortcut(features: &Features) -> Check {
-    const ID: &str = "shortcut";
+/// Whether this kernel keeps what apps rely on when bytes go past the relay.
+fn shortcut(features: &Features) -> Vec<Check> {
     if let Err(missing) = &features.sockets {
-        return Check::warning(ID, format!("`path = \"shortcut\"` copies: {missing}"));
+        let why = format!("`path = \"shortcut\"` copies: {missing}");
+        return vec![Check::warning("shortcut", why)];
     }
     match trial::prove_shortcut(features) {
-        Ok(Proof::Whole) => Check::ok(ID, "every test of it passes"),
-        Ok(Proof::WithoutFionread) => Check::warning(
+        Ok(proofs) => vec![requests(proofs.requests), replies(proofs, features)],
+        Err(error) => vec![Check::warning("shortcut", one_line(&error))],
+    }
+}
+
+fn requests(proof: Proof) -> Check {
+    const ID: &str = "shortcut";
+    match proof {
+        Proof::Whole => Check::ok(ID, "every test of it passes"),
+        Proof::WithoutFionread => Check::warning(
             ID,
             "`path = \"shortcut\"` copies: on this kernel FIONREAD would tell apps that nothing waits for them",
         )
@@ -141,11 +155,27 @@ fn shortcut(features: &Features) -> Check {
             "for apps that never ask, `path = \"shortcut-without-fionread\"`; kernels with \"bpf, sockmap: Fix FIONREAD \
              for sockmap\" and without its fix (04af4efde58a) have this",
         ),
-        Ok(Proof::Failed(test)) => Check::warning(
+        Proof::Failed(test) => Check::warning(
             ID,
             format!("`path = \"shortcut\"` copies: the test of {test} fails on this kernel"),
         ),
-        Err(error) => Check::warning(ID, one_line(&error)),
+    }
+}
+
+fn replies(proofs: Proofs, features: &Features) -> Check {
+    const ID: &str = "shortcut_both_ways";
+    match (proofs.replies, &features.queues) {
+        (Ok(()), _) => Check::ok(ID, "every test of it passes"),
+        (Err(_), Err(missing)) => Check::warning(
+            ID,
+            format!("`path = \"shortcut-both-ways\"` copies replies: {missing}"),
+        ),
+        (Err(test), Ok(_)) => Check::warning(
+            ID,
+            format!(
+                "`path = \"shortcut-both-ways\"` copies replies: the test of {test} fails on this kernel"
+            ),
+        ),
     }
 }
 

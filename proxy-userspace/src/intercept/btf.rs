@@ -54,6 +54,25 @@ pub struct SocketLayout {
     pub msg_sk_redir: u32,
 }
 
+/// What is read in an app's socket before a reply goes straight into its queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueLayout {
+    /// `sock_common.skc_cookie`
+    pub skc_cookie: u32,
+    /// `sock.sk_backlog.rmem_alloc`, which the kernel calls `sk_rmem_alloc`
+    pub sk_rmem_alloc: u32,
+    /// `sock.sk_rcvbuf`
+    pub sk_rcvbuf: u32,
+    /// `sock.sk_rcvlowat`
+    pub sk_rcvlowat: u32,
+    /// `sock.sk_user_data`
+    pub sk_user_data: u32,
+    /// `sk_psock.ingress_skb.qlen`
+    pub psock_queue: u32,
+    /// `sk_psock.ingress_msg`
+    pub psock_messages: u32,
+}
+
 /// Why an offset could not be found.
 #[derive(Debug, Error)]
 pub(super) enum BtfError {
@@ -71,6 +90,9 @@ pub(super) enum BtfError {
         /// Name of the member.
         member: &'static str,
     },
+    /// A worker moves bytes in a way that shows nowhere.
+    #[error("the kernel does not show whether a reply has arrived; Linux 6.4 does")]
+    Worker,
 }
 
 const MAGIC: u16 = 0xeb9f;
@@ -121,6 +143,31 @@ impl SocketLayout {
             socket_file: offset("socket", "file")?,
             file_flags: offset("file", "f_flags")?,
             msg_sk_redir: offset("sk_msg", "sk_redir")?,
+        })
+    }
+}
+
+impl QueueLayout {
+    /// Of the kernel that is running.
+    ///
+    /// Before Linux 6.4 the worker takes an `skb` out of the one queue before it is in the other, and holds it in its
+    /// `work_state` when it has to try again: where that is so nobody can tell whether a reply has arrived.
+    pub(super) fn of_running_kernel() -> Result<Self, BtfError> {
+        let bytes = fs::read(RUNNING).map_err(BtfError::Read)?;
+        let types = Types::parse(&bytes)?;
+        let offset = |strukt, member| types.offset(strukt, member);
+        if types.member("sk_psock_work_state", "skb")?.is_some() {
+            return Err(BtfError::Worker);
+        }
+        Ok(Self {
+            skc_cookie: offset("sock_common", "skc_cookie")?,
+            sk_rmem_alloc: offset("sock", "sk_backlog")?
+                + types.inner("sock", "sk_backlog", "rmem_alloc")?,
+            sk_rcvbuf: offset("sock", "sk_rcvbuf")?,
+            sk_rcvlowat: offset("sock", "sk_rcvlowat")?,
+            sk_user_data: offset("sock", "sk_user_data")?,
+            psock_queue: offset("sk_psock", "ingress_skb")? + offset("sk_buff_head", "qlen")?,
+            psock_messages: offset("sk_psock", "ingress_msg")?,
         })
     }
 }
@@ -193,6 +240,35 @@ impl<'a> Types<'a> {
             }
         }
         Ok(None)
+    }
+
+    /// Offset of a member that must be there in the unnamed struct that another member is.
+    fn inner(
+        &self,
+        strukt: &'static str,
+        outer: &'static str,
+        member: &'static str,
+    ) -> Result<u32, BtfError> {
+        let missing = BtfError::NoMember { strukt, member };
+        for &header in self.headers.iter().skip(1) {
+            let meta = word(self.bytes, header + 4)?;
+            if kind(meta) != KIND_STRUCT
+                || self.string(word(self.bytes, header)?) != strukt.as_bytes()
+            {
+                continue;
+            }
+            for index in 0..(meta & 0xffff) as usize {
+                let at = header + 12 + index * 12;
+                if self.string(word(self.bytes, at)?) == outer.as_bytes()
+                    && let Some(&inner) = self.headers.get(word(self.bytes, at + 4)? as usize)
+                    && inner != 0
+                    && let Some(bits) = self.member_of(inner, member.as_bytes(), 0)?
+                {
+                    return Ok(bits / 8);
+                }
+            }
+        }
+        Err(missing)
     }
 
     fn member_of(&self, header: usize, name: &[u8], depth: u32) -> Result<Option<u32>, BtfError> {

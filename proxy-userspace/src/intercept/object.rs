@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::{
     Settings,
-    btf::{Offsets, SocketLayout},
+    btf::{Offsets, QueueLayout, SocketLayout},
 };
 use crate::policy::Compiled;
 
@@ -32,6 +32,8 @@ pub struct Features {
     pub offsets: Result<Offsets, MissingFeature>,
     /// What the shortcut reads in sockets; without it no connection takes the shortcut, and this says why.
     pub sockets: Result<SocketLayout, String>,
+    /// What replies past the relay read in sockets; without it they are copied, and this says why.
+    pub queues: Result<QueueLayout, String>,
 }
 
 /// A rule needs something that is not there.
@@ -87,6 +89,7 @@ impl Features {
             } else {
                 Err("hooks cannot look into TCP sockets (bpf_skc_to_tcp_sock)".to_owned())
             },
+            queues: QueueLayout::of_running_kernel().map_err(|error| error.to_string()),
         }
     }
 
@@ -122,6 +125,7 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
     let offsets = features.offsets.clone().unwrap_or_default();
     let shortcut = u32::from(features.sockets.is_ok() && features.offsets.is_ok());
     let sockets = features.sockets.clone().unwrap_or_default();
+    let queues = features.queues.clone().unwrap_or_default();
     let log_level: u8 = if settings.log_faults {
         aya_log::Level::Debug as u8
     } else {
@@ -154,7 +158,14 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
         .override_global("SK_SOCKET", &sockets.sk_socket, true)
         .override_global("SOCKET_FILE", &sockets.socket_file, true)
         .override_global("FILE_FLAGS", &sockets.file_flags, true)
-        .override_global("MSG_SK_REDIR", &sockets.msg_sk_redir, true);
+        .override_global("MSG_SK_REDIR", &sockets.msg_sk_redir, true)
+        .override_global("SKC_COOKIE", &queues.skc_cookie, true)
+        .override_global("SK_RMEM_ALLOC", &queues.sk_rmem_alloc, true)
+        .override_global("SK_RCVBUF", &queues.sk_rcvbuf, true)
+        .override_global("SK_RCVLOWAT", &queues.sk_rcvlowat, true)
+        .override_global("SK_USER_DATA", &queues.sk_user_data, true)
+        .override_global("PSOCK_QUEUE", &queues.psock_queue, true)
+        .override_global("PSOCK_MESSAGES", &queues.psock_messages, true);
     loader.load(OBJECT)
 }
 

@@ -247,9 +247,9 @@ impl Handle {
 
 /// A pointer to a field of a redirect in shared memory.
 macro_rules! field {
-    ($half:ident . $field:ident) => {
+    ($half:ident $(. $field:ident)+) => {
         // SAFETY: the pointer is that of a redirect in the mapping.
-        |redirect: *mut Shared| unsafe { &raw mut (*redirect).$half.$field }
+        |redirect: *mut Shared| unsafe { &raw mut (*redirect).$half$(.$field)+ }
     };
 }
 
@@ -263,11 +263,12 @@ impl Redirect for Handle {
     }
 
     fn repairs(&self) -> u32 {
-        self.half_word(field!(kernel.repairs)).load(Relaxed)
+        self.half_word(field!(kernel.sequence.repairs))
+            .load(Relaxed)
     }
 
     fn is_faulty(&self) -> bool {
-        self.half_word(field!(kernel.faults)).load(Relaxed) > 0
+        self.half_word(field!(kernel.sequence.faults)).load(Relaxed) > 0
     }
 
     fn is_in_kernel(&self) -> bool {

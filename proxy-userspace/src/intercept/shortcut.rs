@@ -1,11 +1,12 @@
 //! The kernel side of the shortcut: its program, its maps, and whether this kernel can be trusted with it.
 
 mod proof;
+mod replies;
 
 use std::{
     io,
     os::fd::AsRawFd,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
@@ -16,16 +17,24 @@ use aya::{
 use proxy_common::{Lane, LaneKey, Sent, names};
 use tokio::net::TcpStream;
 
+pub(super) use self::replies::Teller;
 use super::{
-    InterceptError, attach_error, handles::duplicate, handles::map_error, handles::typed,
+    Features, InterceptError, attach_error, handles::duplicate, handles::map_error, handles::typed,
     load_error,
 };
-use crate::relay::shortcut::{Proof, Shortcuts};
+use crate::relay::{
+    replies::Replies,
+    shortcut::{Proofs, Shortcuts},
+};
 
 /// Attaches the program to the map of apps' sockets and finds out what it is worth on this kernel.
 ///
 /// The program belongs to the map as long as this process holds either.
-pub(super) fn enable(ebpf: &mut Ebpf) -> Result<Proof, InterceptError> {
+pub(super) fn enable(
+    ebpf: &mut Ebpf,
+    features: &Features,
+    teller: &Teller,
+) -> Result<Proofs, InterceptError> {
     let apps = sockets(ebpf, names::APPS)?;
     let map = apps
         .fd()
@@ -42,12 +51,22 @@ pub(super) fn enable(ebpf: &mut Ebpf) -> Result<Proof, InterceptError> {
     program
         .attach(&map)
         .map_err(attach_error(names::SHORTCUT))?;
-    proof::prove(ebpf, apps)
+    match &features.queues {
+        Ok(_) => {
+            if let Err(error) = replies::enable(ebpf, teller) {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "replies are copied");
+            }
+        }
+        Err(missing) => tracing::debug!(missing, "replies are copied"),
+    }
+    proof::prove(ebpf, apps, teller)
 }
 
 /// The lanes of the connections of one worker.
 pub struct Lanes {
     maps: Mutex<Maps>,
+    replies: Arc<replies::Maps>,
 }
 
 struct Maps {
@@ -58,7 +77,7 @@ struct Maps {
 }
 
 impl Lanes {
-    pub(super) fn new(ebpf: &Ebpf) -> Result<Self, InterceptError> {
+    pub(super) fn new(ebpf: &Ebpf, teller: &Teller) -> Result<Self, InterceptError> {
         Ok(Self {
             maps: Mutex::new(Maps {
                 apps: sockets(ebpf, names::APPS)?,
@@ -66,6 +85,7 @@ impl Lanes {
                 lanes: typed(duplicate(ebpf, names::LANES)?, names::LANES)?,
                 sent: typed(duplicate(ebpf, names::SENT)?, names::SENT)?,
             }),
+            replies: Arc::new(replies::Maps::new(ebpf, teller)?),
         })
     }
 
@@ -107,16 +127,22 @@ impl Shortcuts for Lanes {
         self.maps().sent.get(&app, 0).map_err(io::Error::other)
     }
 
-    fn close(&self, app: LaneKey) -> io::Result<Sent> {
+    fn close(&self, app: LaneKey, keeps_app: bool) -> io::Result<Sent> {
         let mut maps = self.maps();
         // The upstream socket leaves its map by itself when it is closed, and until then it costs nothing: to take it
         // out would fail a send that is on its way.
         maps.lanes.remove(&app).map_err(io::Error::other)?;
-        // Not found: the app has closed its socket.
-        _ = maps.apps.remove(&app);
+        if !keeps_app {
+            // Not found: the app has closed its socket.
+            _ = maps.apps.remove(&app);
+        }
         let sent = maps.sent.get(&app, 0).map_err(io::Error::other)?;
         maps.sent.remove(&app).map_err(io::Error::other)?;
         Ok(sent)
+    }
+
+    fn open_replies(&self, app: LaneKey, upstream: &TcpStream) -> io::Result<Arc<dyn Replies>> {
+        Ok(Arc::new(self.replies.open(app, upstream)?))
     }
 }
 

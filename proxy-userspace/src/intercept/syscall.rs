@@ -42,6 +42,21 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }
 }
 
+/// Runs a raw tracepoint program once, on its own, and returns what it returns: `BPF_PROG_TEST_RUN` (kernel 5.10).
+///
+/// # Errors
+/// When the program takes more arguments.
+pub(super) fn run_program(program: BorrowedFd<'_>, arguments: &[u64]) -> io::Result<u32> {
+    let mut attr = zeroed();
+    attr.test.prog_fd = program.as_raw_fd().unsigned_abs();
+    attr.test.ctx_in = arguments.as_ptr().addr() as u64;
+    attr.test.ctx_size_in = u32::try_from(size_of_val(arguments)).unwrap_or(u32::MAX);
+    // SAFETY: the kernel reads `ctx_size_in` bytes of the arguments and does not keep the pointer.
+    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr)? };
+    // SAFETY: written by the kernel; any bits are an integer.
+    Ok(unsafe { attr.test.retval })
+}
+
 /// Takes an element out of a hash map: `BPF_MAP_LOOKUP_AND_DELETE_ELEM` (for hash maps, kernel 5.14). `None`: it is not there.
 ///
 /// # Errors

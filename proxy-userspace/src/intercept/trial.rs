@@ -12,7 +12,7 @@ use super::{
     Features, InterceptError, MODE, Settings, TASK_EVENTS, attach_error, load_error, object,
     shortcut,
 };
-use crate::relay::shortcut::Proof;
+use crate::relay::shortcut::Proofs;
 
 /// For programs that nobody's connections reach.
 const UNCONFIGURED: Settings = Settings {
@@ -54,10 +54,10 @@ pub fn try_programs(
 ///
 /// # Errors
 /// When the kernel refuses the object or the program.
-pub fn prove_shortcut(features: &Features) -> Result<Proof, InterceptError> {
+pub fn prove_shortcut(features: &Features) -> Result<Proofs, InterceptError> {
     let mut ebpf = object::load(UNCONFIGURED, features)
         .map_err(|source: EbpfError| InterceptError::Object(Box::new(source)))?;
-    shortcut::enable(&mut ebpf)
+    shortcut::enable(&mut ebpf, features, &shortcut::Teller::default())
 }
 
 fn try_program(
@@ -92,6 +92,10 @@ fn attach(program: &mut Program, name: &str, cgroup: BorrowedFd<'_>) -> Result<(
         // Attached to maps, not to a cgroup; what uses the maps does it.
         Program::SkMsg(_) | Program::SkSkb(_) => Ok(()),
         Program::RawTracePoint(program) => {
+            if name == names::DELIVERED {
+                // The relay runs it; it has no event.
+                return Ok(());
+            }
             let event = TASK_EVENTS.iter().find(|(known, _)| *known == name);
             let (_, tracepoint) = event.ok_or(ProgramError::UnexpectedProgramType)?;
             program.attach(tracepoint).map(drop)

@@ -16,9 +16,9 @@ use tokio::task::yield_now;
 use super::{
     Path, Side,
     copy::{self, Rest, Scratch},
+    passage::Passage,
     pipe::Pipe,
     receive::{self, Received},
-    sockmap::Passage,
     splice::{self, Filled},
 };
 
@@ -34,7 +34,7 @@ pub(super) struct Direction {
     stage: Stage,
     bulk: Bulk,
     /// The way through the kernel, once the connection was admitted to it.
-    passage: Option<Box<Passage>>,
+    passage: Option<Box<dyn Passage>>,
     /// Reads that brought bytes, or `u32::MAX`.
     reads: u32,
     /// Most bytes to read at once.
@@ -97,7 +97,7 @@ impl Direction {
     /// From here on by this path. What another path held is delivered first.
     pub(super) fn take_path(&mut self, path: Path) {
         self.bulk = match path {
-            Path::Copy | Path::Sockmap | Path::Shortcut => Bulk::Never,
+            Path::Copy | Path::Sockmap | Path::Shortcut | Path::BothWays => Bulk::Never,
             Path::Splice => Bulk::NotNow,
         };
     }
@@ -118,18 +118,18 @@ impl Direction {
     }
 
     /// From here on the kernel may move the bytes.
-    pub(super) fn take_passage(&mut self, passage: Passage) {
-        self.passage = Some(Box::new(passage));
+    pub(super) fn take_passage(&mut self, passage: Box<dyn Passage>) {
+        self.passage = Some(passage);
     }
 
     /// The way through the kernel, once the connection was admitted to it.
-    pub(super) fn passage(&self) -> Option<&Passage> {
+    pub(super) fn passage(&self) -> Option<&dyn Passage> {
         self.passage.as_deref()
     }
 
     /// Counts what the kernel moved. Returns how much that was.
     pub(super) fn count_kernel(&mut self, moved: &AtomicU64) -> u64 {
-        let bytes = self.passage.as_deref_mut().map_or(0, Passage::moved);
+        let bytes = self.passage.as_mut().map_or(0, |passage| passage.moved());
         moved.store(moved.load(Relaxed).wrapping_add(bytes), Relaxed);
         bytes
     }

@@ -15,6 +15,8 @@ pub enum Path {
     Sockmap,
     /// The app's own socket sends into the upstream socket; replies, and what may not take that way, are copied.
     Shortcut,
+    /// And small replies go straight into the app's receive queue.
+    BothWays,
 }
 
 impl Path {
@@ -28,6 +30,7 @@ impl Path {
             Self::Splice => "splice",
             Self::Sockmap => "sockmap",
             Self::Shortcut => "shortcut",
+            Self::BothWays => "shortcut-both-ways",
         }
     }
 }
@@ -42,7 +45,9 @@ pub struct Progress {
     pub(super) repairs: AtomicU32,
     pub(super) path: AtomicU8,
     pub(super) shortcut: AtomicU64,
+    pub(super) replies: AtomicU64,
     pub(super) on_shortcut: AtomicBool,
+    pub(super) both_ways: AtomicBool,
     pub(super) left_shortcut: AtomicBool,
 }
 
@@ -63,7 +68,14 @@ impl Progress {
     /// Bytes taken from upstream and accepted by downstream.
     #[must_use]
     pub fn down(&self) -> u64 {
-        self.down.load(Relaxed)
+        self.down.load(Relaxed).wrapping_add(self.replies())
+    }
+
+    /// Those of [`Progress::down`] that the kernel put into the app's receive queue past the relay. Brought up to date as
+    /// [`Progress::shortcut`].
+    #[must_use]
+    pub fn replies(&self) -> u64 {
+        self.replies.load(Relaxed)
     }
 
     /// Bytes, up and down, that the kernel moved by itself.
@@ -94,7 +106,12 @@ impl Progress {
     #[must_use]
     pub fn path(&self) -> Path {
         if self.on_shortcut.load(Relaxed) && !self.left_shortcut() {
-            return Path::Shortcut;
+            let both_ways = self.both_ways.load(Relaxed);
+            return if both_ways {
+                Path::BothWays
+            } else {
+                Path::Shortcut
+            };
         }
         let number = usize::from(self.path.load(Relaxed));
         Path::ALL.get(number).copied().unwrap_or(Path::Copy)
@@ -107,6 +124,10 @@ impl Progress {
 
     pub(super) fn set_shortcut(&self, sent: &Sent) {
         self.shortcut.store(sent.bytes, Relaxed);
+    }
+
+    pub(super) fn set_replies(&self, bytes: u64) {
+        self.replies.store(bytes, Relaxed);
     }
 
     pub(super) fn set_path(&self, path: Path) {

@@ -11,9 +11,9 @@
 //! through the relay; small pieces in a row cost it more than the relay, which gathers them. Such a connection leaves the
 //! shortcut for good, and its app's socket is as it would be on the copy path.
 //!
-//! Replies do not take it. The kernel could put them straight into the app's receive queue, but it keeps such bytes apart
-//! from those that came by TCP, and then `MSG_WAITALL` returns too little, `splice()` finds nothing and closing with unread
-//! bytes sends no reset. An app that depends on these cannot be told from others.
+//! Replies take it only where the rule says `shortcut-both-ways`: see [`replies`]. The kernel keeps such bytes apart from
+//! those that came by TCP, and then `splice()` finds nothing and closing with unread bytes sends no reset. An app that
+//! depends on these cannot be told from others.
 
 use std::{
     fmt, io,
@@ -26,7 +26,10 @@ use std::{
 use proxy_common::{LaneKey, Sent, standing};
 use tokio::net::TcpStream;
 
-use super::Progress;
+use super::{
+    Progress,
+    replies::{self, Replies},
+};
 use crate::rule::PathChoice;
 
 /// What the shortcut needs of the kernel. A connection of an app is named by its record's key.
@@ -49,11 +52,19 @@ pub trait Shortcuts: Send + Sync {
     /// When the map cannot be read.
     fn sent(&self, app: LaneKey) -> io::Result<Sent>;
 
-    /// Closes the lane, gives the app's socket back to plain TCP, and returns what it sent while the lane was open.
+    /// Closes the lane and returns what the app's socket sent while it was open. Gives the socket back to plain TCP, with
+    /// which what waits in its queue goes, unless it is to be kept.
     ///
     /// # Errors
     /// When the maps cannot be written.
-    fn close(&self, app: LaneKey) -> io::Result<Sent>;
+    fn close(&self, app: LaneKey, keeps_app: bool) -> io::Result<Sent>;
+
+    /// Lets replies that arrive on the upstream socket go straight into the app's receive queue. What waits on the socket
+    /// is handled as if it arrived now. To be called when the relay has written nothing to the app.
+    ///
+    /// # Errors
+    /// When the kernel does not take the upstream socket, or a map is full.
+    fn open_replies(&self, app: LaneKey, upstream: &TcpStream) -> io::Result<Arc<dyn Replies>>;
 }
 
 /// What the self-test found out about this kernel.
@@ -68,6 +79,15 @@ pub enum Proof {
     WithoutFionread,
     /// The named test failed, or could not be made.
     Failed(&'static str),
+}
+
+/// What the self-test found out about this kernel, both ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proofs {
+    /// Apps' sockets sending past the relay.
+    pub requests: Proof,
+    /// Replies past the relay: the test that failed, or could not be made.
+    pub replies: Result<(), &'static str>,
 }
 
 /// Why a connection whose rule asks for the shortcut is not on it.
@@ -94,6 +114,8 @@ pub enum Obstacle {
     /// The app sends more than upstream takes at once, or many small pieces in a row: the relay does that better, once
     /// the app's socket is out of the map.
     Stream,
+    /// Requests take it and replies do not: their self-test failed on this kernel, or it refused the upstream socket.
+    Replies,
 }
 
 impl Obstacle {
@@ -111,6 +133,7 @@ impl Obstacle {
             Self::Encrypted => "encrypted",
             Self::Upstream => "upstream_socket",
             Self::Stream => "stream",
+            Self::Replies => "replies",
         }
     }
 }
@@ -127,7 +150,12 @@ impl Proof {
             }
             (_, Self::Failed(_)) => Err(Obstacle::Kernel),
             (PathChoice::Shortcut, Self::WithoutFionread) => Err(Obstacle::Fionread),
-            (PathChoice::Shortcut | PathChoice::ShortcutWithoutFionread, _) => Ok(true),
+            (
+                PathChoice::Shortcut
+                | PathChoice::ShortcutWithoutFionread
+                | PathChoice::ShortcutBothWays,
+                _,
+            ) => Ok(true),
         }
     }
 }
@@ -158,6 +186,7 @@ pub struct Lane {
     progress: Arc<Progress>,
     told: AtomicU32,
     is_open: AtomicBool,
+    replies: Option<Arc<dyn Replies>>,
     /// Bytes through the relay when its share was last looked at.
     seen_relayed: AtomicU64,
     /// Bytes by the shortcut then.
@@ -184,9 +213,32 @@ impl Lane {
             progress,
             told: AtomicU32::new(modulo(relayed)),
             is_open: AtomicBool::new(true),
+            replies: None,
             seen_relayed: AtomicU64::new(relayed),
             seen_shortcut: AtomicU64::new(0),
         })
+    }
+
+    /// Lets replies go past the relay as well.
+    ///
+    /// # Errors
+    /// As [`Shortcuts::open_replies`].
+    pub fn open_replies(&mut self, upstream: &TcpStream) -> io::Result<()> {
+        self.replies = Some(self.kernel.open_replies(self.app, upstream)?);
+        self.progress.both_ways.store(true, Relaxed);
+        Ok(())
+    }
+
+    /// The replies that go past the relay.
+    pub(super) fn replies(&self) -> Option<Arc<dyn Replies>> {
+        self.replies.clone()
+    }
+
+    /// Resolves when the app has read what went past the relay.
+    pub async fn until_read(&self) {
+        if let Some(replies) = &self.replies {
+            replies::until_read(&**replies).await;
+        }
     }
 
     /// Tells the kernel how far the relay is, if that is news.
@@ -211,6 +263,9 @@ impl Lane {
         {
             self.progress.set_shortcut(&sent);
         }
+        if let Some(replies) = &self.replies {
+            replies::report(&**replies, &self.progress);
+        }
     }
 
     /// Whether much comes through the relay, and less than that took the shortcut meanwhile.
@@ -230,7 +285,10 @@ impl Lane {
         if !self.is_open.swap(false, Relaxed) {
             return;
         }
-        match self.kernel.close(self.app) {
+        if let Some(replies) = &self.replies {
+            replies::report(&**replies, &self.progress);
+        }
+        match self.kernel.close(self.app, self.replies.is_some()) {
             Ok(sent) => self.progress.set_shortcut(&sent),
             Err(error) => tracing::warn!(%error, "a lane of the shortcut stays open"),
         }
@@ -300,9 +358,13 @@ mod tests {
             })
         }
 
-        fn close(&self, app: LaneKey) -> io::Result<Sent> {
+        fn close(&self, app: LaneKey, _: bool) -> io::Result<Sent> {
             self.closed.fetch_add(1, Relaxed);
             self.sent(app)
+        }
+
+        fn open_replies(&self, _: LaneKey, _: &TcpStream) -> io::Result<Arc<dyn Replies>> {
+            Err(io::ErrorKind::Unsupported.into())
         }
     }
 

@@ -146,7 +146,8 @@ async fn bulk(path: PathChoice) {
         | PathChoice::Copy
         | PathChoice::Sockmap
         | PathChoice::Shortcut
-        | PathChoice::ShortcutWithoutFionread => Path::Copy,
+        | PathChoice::ShortcutWithoutFionread
+        | PathChoice::ShortcutBothWays => Path::Copy,
     };
     assert_eq!(progress.path(), expected, "nothing made it fall back");
 }

@@ -2,6 +2,8 @@
 //!
 //! Kernel versions are never consulted. A test that the kernel fails names what does not hold.
 
+mod replies;
+
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
@@ -22,10 +24,10 @@ use nix::{
 };
 use proxy_common::{LaneKey, Record, Socket, names, role};
 
-use super::Lanes;
+use super::{Lanes, Teller};
 use crate::{
     intercept::{InterceptError, handles::duplicate, handles::map_error},
-    relay::shortcut::{Proof, Shortcuts},
+    relay::shortcut::{Proof, Proofs, Shortcuts},
     socket,
 };
 
@@ -38,14 +40,28 @@ const TOO_MUCH: usize = 64 * 1024 * 1024;
 pub(super) fn prove(
     ebpf: &Ebpf,
     apps: SockHash<MapData, LaneKey>,
-) -> Result<Proof, InterceptError> {
+    teller: &Teller,
+) -> Result<Proofs, InterceptError> {
     let sockets = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, names::SOCKETS)?))
         .map_err(map_error("open", names::SOCKETS))?;
     let mut bench = Bench {
         apps,
         sockets,
-        lanes: Lanes::new(ebpf)?,
+        lanes: Lanes::new(ebpf, teller)?,
     };
+    let requests = requests(&mut bench);
+    let replies = if matches!(requests, Proof::Failed(_)) {
+        Err("requests")
+    } else if teller.get().is_none() {
+        Err("program")
+    } else {
+        replies::prove(&mut bench)
+    };
+    Ok(Proofs { requests, replies })
+}
+
+/// Tries everything about what apps send.
+fn requests(bench: &mut Bench) -> Proof {
     let tests: [(&'static str, Test); 4] = [
         ("order", order),
         ("whole messages", whole_messages),
@@ -55,17 +71,17 @@ pub(super) fn prove(
     for (name, test) in tests {
         match bench.flow().and_then(|flow| test(&bench.lanes, &flow)) {
             Ok(true) => {}
-            Ok(false) => return Ok(Proof::Failed(name)),
+            Ok(false) => return Proof::Failed(name),
             Err(error) => {
                 tracing::warn!(%error, test = name, "cannot test the shortcut");
-                return Ok(Proof::Failed(name));
+                return Proof::Failed(name);
             }
         }
     }
-    Ok(match bench.flow().and_then(|flow| fionread(&flow)) {
+    match bench.flow().and_then(|flow| fionread(&flow)) {
         Ok(true) => Proof::Whole,
         _ => Proof::WithoutFionread,
-    })
+    }
 }
 
 type Test = fn(&Lanes, &Flow) -> io::Result<bool>;
@@ -140,7 +156,7 @@ fn order(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
     let behind = flow.arrives(b"behind", &flow.relay)?;
     lanes.advance(flow.key, 12)?;
     let after = flow.arrives(b"after", &flow.server)?;
-    let sent = lanes.close(flow.key)?;
+    let sent = lanes.close(flow.key, false)?;
     let closed = flow.arrives(b"closed", &flow.relay)?;
     Ok(before && behind && after && closed && (sent.bytes, sent.behind) == (5, 1))
 }
@@ -152,7 +168,7 @@ fn whole_messages(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
         .map_err(io::Error::other)?;
     let much: Vec<u8> = (0..64 * 1024_u32).map(|n| n.to_le_bytes()[1]).collect();
     let arrived = flow.arrives(b"1", &flow.server)? && flow.arrives(&much, &flow.server)?;
-    let sent = lanes.close(flow.key)?;
+    let sent = lanes.close(flow.key, false)?;
     Ok(arrived && sent.bytes == 1 + 64 * 1024)
 }
 
@@ -172,7 +188,7 @@ fn room(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
         }
     };
     let waits = !is_ready(&flow.app, PollFlags::POLLOUT, PollTimeout::ZERO)?;
-    let sent = lanes.close(flow.key)?;
+    let sent = lanes.close(flow.key, false)?;
     let (relayed, direct) = receive(flow, taken)?;
     let all = relayed + direct == taken && u64::try_from(direct) == Ok(sent.bytes);
     Ok(stopped && waits && all && direct > 0 && sent.full > 0)
@@ -186,7 +202,7 @@ fn end_of_stream(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
     flow.app.shutdown(std::net::Shutdown::Write)?;
     // Of the standard library's socket, which sends without SIGPIPE.
     let refused = (&flow.app).write(b"late");
-    let sent = lanes.close(flow.key)?;
+    let sent = lanes.close(flow.key, false)?;
     Ok(refused.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe) && sent.bytes == 0)
 }
 
