@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    intercept::{Features, InterceptError, Interceptor, Records, guard, prove_redirects},
+    intercept::{Features, InterceptError, Interceptor, Overlap, Records, guard, prove_redirects},
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
     record::AccessLog,
@@ -148,6 +148,7 @@ impl Proxy {
         let kernel = crate::intercept::Settings {
             max_pending: settings.max_pending,
             log_faults: settings.log_faults,
+            overlap: Overlap::Cut,
         };
         let mut interceptor = Interceptor::load(kernel, &features)?;
         interceptor.set_relay(&Relay {
@@ -233,8 +234,7 @@ impl Proxy {
         }
         match self.interceptor.redirects(&self.features) {
             Ok((redirects, mut events)) => {
-                let promotion = Promotion::new(redirects);
-                if let Err(test) = prove_redirects(&promotion, &mut events) {
+                if let Err(test) = prove_redirects(&redirects, &mut events) {
                     tracing::warn!(
                         test,
                         "the sockmap path fails its test on this kernel; its rules copy"
@@ -243,7 +243,7 @@ impl Proxy {
                 }
                 self.supervisor.hear(events);
                 // Only this thread sets it.
-                _ = self.shared.promotion.set(promotion);
+                _ = self.shared.promotion.set(Promotion::new(redirects));
             }
             Err(error) => {
                 let error: &dyn std::error::Error = &error;

@@ -3,6 +3,8 @@
 //! Listeners and upstream sockets are created here and nowhere else, so that one place decides what all of them have
 //! in common. It knows neither rules nor proxies: callers bring addresses and get sockets.
 
+pub mod repair;
+
 use std::{
     io,
     mem::offset_of,
@@ -122,7 +124,16 @@ pub fn sent(socket: &impl AsFd) -> io::Result<u64> {
         return Err(take_error(socket)?.unwrap_or_else(|| Errno::ECONNRESET.into()));
     }
     // In this order: what is acknowledged in between is missing, never counted twice.
-    Ok(info.bytes_acked + queued(socket, outq)?)
+    Ok(info.bytes_acked + unacknowledged(socket)?)
+}
+
+/// Bytes of the stream that were given to the kernel to send and that the peer has not acknowledged.
+///
+/// # Errors
+///
+/// None in practice.
+pub fn unacknowledged(socket: &impl AsFd) -> io::Result<u64> {
+    queued(socket, outq)
 }
 
 /// Bytes that arrived and were not read. Waits until nobody else handles what arrives on the socket (the ioctl takes its

@@ -22,6 +22,8 @@ pub struct Pair {
     pub up: Box<dyn Redirect>,
     /// From upstream to downstream.
     pub down: Box<dyn Redirect>,
+    /// Whether the kernel took both sockets. Otherwise downstream is in alone, for good, and everything is passed.
+    pub whole: bool,
 }
 
 /// Why a connection stays on another path.

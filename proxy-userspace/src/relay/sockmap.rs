@@ -36,6 +36,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Passage {
     redirect: Box<dyn Redirect>,
+    /// Whether the kernel has both sockets; otherwise it only passes.
+    whole: bool,
     /// Most bytes between the redirect and the target's send queue.
     window: u64,
     /// The kernel may redirect up to this.
@@ -58,9 +60,14 @@ pub(super) struct Passage {
 
 impl Passage {
     /// Of a redirect that was just admitted: the kernel passes everything.
-    pub(super) fn new(redirect: Box<dyn Redirect>, target: &TcpStream) -> io::Result<Self> {
+    pub(super) fn new(
+        redirect: Box<dyn Redirect>,
+        target: &TcpStream,
+        whole: bool,
+    ) -> io::Result<Self> {
         Ok(Self {
             redirect,
+            whole,
             window: FIRST_WINDOW,
             limit: 0,
             base: socket::sent(target)?,
@@ -131,7 +138,7 @@ impl Passage {
         cx: &mut Context<'_>,
         target: &TcpStream,
     ) -> io::Result<()> {
-        while !self.resumed {
+        while self.whole && !self.resumed {
             let waiting = self.waiting(target)?;
             if waiting < self.window / 2 {
                 self.grow(waiting);
