@@ -32,25 +32,25 @@ pub fn write_seq(socket: &impl AsFd) -> io::Result<u32> {
 /// The peer must be silent meanwhile: what it sends while no socket is there would be answered by a reset.
 ///
 /// # Errors
-/// `ResourceBusy` while bytes are unacknowledged, `EPERM` without `CAP_NET_ADMIN`; the connection is lost if a later step fails.
+/// `ResourceBusy` while bytes are unacknowledged, `EPERM` without `CAP_NET_ADMIN`.
 pub fn resend(stream: TcpStream, old: &[u8], new: &[u8]) -> io::Result<TcpStream> {
     if unacknowledged(&stream)? > 0 {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
     let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
-    setsockopt(&stream, Repair, &ON)?;
-    let image = Image::of(&stream)?;
-    // Under repair it closes without a word.
-    drop(stream);
-
     let socket = Socket::new(
         Domain::for_address(local),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
     setsockopt(&socket, Repair, &ON)?;
-    socket.set_reuse_address(true)?;
+    // Under repair it may have the address of another socket.
     socket.bind(&local.into())?;
+
+    setsockopt(&stream, Repair, &ON)?;
+    let image = Image::of(&stream)?;
+    // Under repair it closes without a word.
+    drop(stream);
     // Both numbers wrap, and no segment is as long as they are wide.
     #[expect(
         clippy::cast_possible_truncation,
@@ -59,6 +59,8 @@ pub fn resend(stream: TcpStream, old: &[u8], new: &[u8]) -> io::Result<TcpStream
     let first = image.write_seq.wrapping_sub(old.len() as u32);
     set_queue_seq(&socket, SEND_QUEUE, first)?;
     set_queue_seq(&socket, RECEIVE_QUEUE, image.read_seq)?;
+    // The option further down comes too late for the size of segments.
+    socket.set_tcp_mss(image.info.tcpi_snd_mss.min(LARGEST_MAXSEG))?;
     // Under repair it is connected at once, and the peer hears nothing.
     socket.connect(&peer.into())?;
     for option in image.options() {
@@ -138,6 +140,9 @@ const MAXSEG: u32 = 2;
 const WINDOW: u32 = 3;
 const SACK_PERMITTED: u32 = 4;
 const TIMESTAMP: u32 = 8;
+
+/// The largest `TCP_MAXSEG` (`MAX_TCP_WINDOW` of `include/net/tcp.h`).
+const LARGEST_MAXSEG: u32 = 32_767;
 
 /// `TCP_RECV_QUEUE` and `TCP_SEND_QUEUE`.
 const RECEIVE_QUEUE: i32 = 1;

@@ -21,13 +21,13 @@ const BPF_PROG_TYPE_SK_SKB: u32 = 14;
 const BPF_SK_SKB_STREAM_VERDICT: u32 = 5;
 
 /// A sockmap whose verdict program passes everything on to the socket.
-struct Sockmap {
+pub(crate) struct Sockmap {
     map: OwnedFd,
     _program: OwnedFd,
 }
 
 impl Sockmap {
-    fn new(sockets: u32) -> io::Result<Self> {
+    pub(crate) fn new(sockets: u32) -> io::Result<Self> {
         // map_type, key_size, value_size, max_entries
         let map = bpf(BPF_MAP_CREATE, &mut [BPF_MAP_TYPE_SOCKMAP, 4, 4, sockets])?;
         // r0 = SK_PASS; exit
@@ -60,7 +60,7 @@ impl Sockmap {
         })
     }
 
-    fn insert(&self, index: u32, socket: &TcpStream) -> io::Result<()> {
+    pub(crate) fn insert(&self, index: u32, socket: &TcpStream) -> io::Result<()> {
         let target = u32::try_from(self.map.as_raw_fd()).unwrap();
         let descriptor = socket.as_raw_fd();
         let [key, key_high] = halves(&raw const index as u64);
