@@ -29,7 +29,7 @@ use crate::{
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
     record::AccessLog,
-    relay::{Promotion, shortcut::Proof},
+    relay::{Promotion, Worth, shortcut::Proof},
     routes::{self, RouteTable, Routes, UnknownUpstream},
     rule::{FailMode, PathChoice, Rule, Via},
     shared::{Shared, Stats},
@@ -51,6 +51,8 @@ pub struct Settings {
     pub heartbeat_timeout: Duration,
     /// Silence after which a connection is closed.
     pub idle_timeout: Option<Duration>,
+    /// When the kernel is to move the bytes of a connection whose rule asks for it.
+    pub promote: Worth,
     /// Where close records go.
     pub access_log: Option<AccessLog>,
     /// Whether faults in the hooks are logged one by one.
@@ -123,6 +125,7 @@ pub struct Proxy {
     shared: Arc<Shared>,
     supervisor: Supervisor,
     pending: Records,
+    promote: Worth,
     stop: watch::Sender<bool>,
     generation: u32,
 }
@@ -196,6 +199,7 @@ impl Proxy {
             interceptor,
             features,
             shared,
+            promote: settings.promote,
             stop,
             generation: 0,
         })
@@ -243,7 +247,8 @@ impl Proxy {
                 }
                 self.supervisor.hear(events);
                 // Only this thread sets it.
-                _ = self.shared.promotion.set(Promotion::new(redirects));
+                let promotion = Promotion::when(redirects, self.promote);
+                _ = self.shared.promotion.set(promotion);
             }
             Err(error) => {
                 let error: &dyn std::error::Error = &error;

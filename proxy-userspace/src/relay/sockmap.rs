@@ -174,11 +174,19 @@ impl Passage {
     /// Bytes that are passed while the source's receive buffer is full wait in a queue of the kernel's, which a read does
     /// not see (`sk_psock_verdict_apply()` and `tcp_bpf_recvmsg_parser()`, seen on 6.18): they were counted as passed, and
     /// come. Before kernel 6.4 bytes may also wait for the verdict program.
+    ///
+    /// Fails when it was no end but a reset, whose error the kernel has taken off the socket: its worker does so, for a moment,
+    /// when it writes redirected bytes to it (`sk_psock_backlog()`, seen on 6.18). The connection has ended then although we
+    /// have not `told` our end.
     pub(super) fn poll_ended(
         &mut self,
         cx: &mut Context<'_>,
         source: &TcpStream,
+        told: bool,
     ) -> Poll<io::Result<bool>> {
+        if !told && socket::has_ended(source)? {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         if socket::unread(source)? > 0 {
             socket::handle_waiting(source)?;
             return Poll::Ready(Ok(false));

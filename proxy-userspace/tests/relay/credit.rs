@@ -139,3 +139,32 @@ async fn a_reset_overtakes_no_redirected_byte() {
     })
     .await;
 }
+
+/// Whatever the relay and the kernel are doing when a reset comes, the other end never takes what arrived for the whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_reset_is_never_told_as_an_end() {
+    let Some(promotion) = promotion() else {
+        return;
+    };
+    in_time(async {
+        for round in 0..2000 {
+            let mut rig = Rig::promoted(promotion.clone()).await;
+            let up = Payload::new(round, 1 + round % 3000);
+            // As a target of the kernel's, the app's socket may be found broken by the kernel first. And nothing is written
+            // later: a write would take the error that the read has to find.
+            let down = Payload::new(!round, 60_000);
+            down.send(&mut rig.server, 60_000).await.unwrap();
+            up.send(&mut rig.app, 5000).await.unwrap();
+            reset(rig.app);
+            let mut arrived = Vec::new();
+            let outcome = rig.server.read_to_end(&mut arrived).await;
+            assert!(
+                outcome.is_err(),
+                "round {round}: the end after {} bytes",
+                arrived.len()
+            );
+            assert!(arrived == up.bytes(0, arrived.len()), "round {round}");
+        }
+    })
+    .await;
+}
