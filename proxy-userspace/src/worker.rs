@@ -8,14 +8,15 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
     },
     thread::{self, JoinHandle},
     time::Duration,
 };
 
 use tokio::{
+    runtime::{Builder, LocalOptions},
     sync::{Semaphore, watch},
-    task::LocalSet,
 };
 
 use crate::{
@@ -76,18 +77,29 @@ pub fn start(
     shared: Arc<Shared>,
     stop: watch::Receiver<bool>,
 ) -> io::Result<Handle> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
     let pulse = Arc::new(AtomicU64::new(0));
     let beat = Arc::clone(&pulse);
+    let (report, made) = mpsc::channel();
     let thread = thread::Builder::new().name(name).spawn(move || {
+        // Made here: it cannot leave its thread, and so its tasks need no locks between them.
+        let runtime = Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build_local(LocalOptions::default());
+        let (runtime, outcome) = match runtime {
+            Ok(runtime) => (Some(runtime), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        // Who started this waits for it.
+        _ = report.send(outcome);
+        let Some(runtime) = runtime else { return };
         if let Err(error) = privileges::keep_what_a_worker_needs() {
             tracing::warn!("{error:#}");
         }
-        let local = LocalSet::new();
-        local.block_on(&runtime, run(parts, shared, stop, beat));
+        runtime.block_on(run(parts, shared, stop, beat));
     })?;
+    made.recv()
+        .map_err(|_| io::Error::other("the thread ended at once"))??;
     Ok(Handle { thread, pulse })
 }
 

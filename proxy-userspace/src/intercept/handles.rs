@@ -1,26 +1,35 @@
 //! Typed handles to single maps, each with a descriptor of its own so that workers share nothing.
 
-use std::{io, net::SocketAddr};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use aya::{
     Ebpf, Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
+    sys::SyscallError,
 };
 use proxy_common::{Addr, BePort, COUNTERS, Record, RecordKey, Socket, names, role};
 
-use super::InterceptError;
+use super::{InterceptError, syscall};
 use crate::{clock, shared::OriginalDst, upstream::Exempt};
 
 /// Takes the records of accepted connections.
 pub struct Records {
     map: HashMap<MapData, RecordKey, Record>,
+    /// The same map, for what aya does not do.
+    descriptor: OwnedFd,
     netns_cookie: u64,
 }
 
 impl Records {
     pub(super) fn new(ebpf: &Ebpf, netns_cookie: u64) -> Result<Self, InterceptError> {
+        let data = duplicate(ebpf, names::RECORDS)?;
         Ok(Self {
-            map: typed(duplicate(ebpf, names::RECORDS)?, names::RECORDS)?,
+            descriptor: descriptor(&data, names::RECORDS)?,
+            map: typed(data, names::RECORDS)?,
             netns_cookie,
         })
     }
@@ -31,7 +40,7 @@ impl Records {
     /// # Errors
     /// When the map cannot be read.
     pub fn take(
-        &mut self,
+        &self,
         client: SocketAddr,
         listener: SocketAddr,
     ) -> Result<Option<Record>, InterceptError> {
@@ -42,16 +51,14 @@ impl Records {
             listener_port: BePort::new(listener.port()),
             reserved: 0,
         };
-        let record = match self.map.get(&key, 0) {
-            Ok(record) => record,
-            Err(MapError::KeyNotFound) => return Ok(None),
-            Err(source) => return Err(map_error("read", names::RECORDS)(source)),
-        };
-        match self.map.remove(&key) {
-            // Not found: the app's socket was closed meanwhile and withdrew it.
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(Some(record)),
-            Err(source) => Err(map_error("remove from", names::RECORDS)(source)),
-        }
+        // SAFETY: `typed` has compared the map's sizes with those of the types. Aya would take two calls.
+        let taken = unsafe { syscall::take_element(self.descriptor.as_fd(), &key) };
+        taken
+            .map_err(|io_error| SyscallError {
+                call: "bpf_map_lookup_and_delete_elem",
+                io_error,
+            })
+            .map_err(|error| map_error("take from", names::RECORDS)(error.into()))
     }
 
     /// Records that nobody has taken.
@@ -185,10 +192,15 @@ pub(super) fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<MapData, Inte
     else {
         return Err(InterceptError::Missing(name));
     };
-    let fd = std::os::fd::AsFd::as_fd(data.fd())
+    MapData::from_fd(descriptor(data, name)?).map_err(map_error("open", name))
+}
+
+/// A descriptor of a map that outlives the map's handle.
+fn descriptor(data: &MapData, name: &'static str) -> Result<OwnedFd, InterceptError> {
+    data.fd()
+        .as_fd()
         .try_clone_to_owned()
-        .map_err(|source| InterceptError::Handle { map: name, source })?;
-    MapData::from_fd(fd).map_err(map_error("open", name))
+        .map_err(|source| InterceptError::Handle { map: name, source })
 }
 
 pub(super) fn typed<K: Pod, V: Pod>(

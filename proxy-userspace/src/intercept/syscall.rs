@@ -1,10 +1,13 @@
 //! The calls of `bpf(2)` that aya does not make.
 
 use std::{
-    io, mem,
+    io,
+    mem::{self, MaybeUninit},
     os::fd::{AsRawFd, BorrowedFd},
+    ptr,
 };
 
+use aya::Pod;
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 
 /// The ids of the programs attached to a cgroup itself, in the order they run in: `BPF_PROG_QUERY` (kernel 4.15).
@@ -39,6 +42,32 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }
 }
 
+/// Takes an element out of a hash map: `BPF_MAP_LOOKUP_AND_DELETE_ELEM` (for hash maps, kernel 5.14). `None`: it is not there.
+///
+/// # Errors
+/// On older kernels.
+///
+/// # Safety
+/// Keys and values of the map must be as long as `K` and `V`.
+pub(super) unsafe fn take_element<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    key: &K,
+) -> io::Result<Option<V>> {
+    let mut value = MaybeUninit::<V>::uninit();
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = map.as_raw_fd().unsigned_abs();
+    attr.__bindgen_anon_2.key = ptr::from_ref(key).addr() as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr().addr() as u64;
+    // SAFETY: the kernel reads one key and writes one value, for which there is room by the caller's word; it keeps neither
+    // pointer.
+    match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_ELEM, &mut attr) } {
+        // SAFETY: the kernel has written all of it.
+        Ok(()) => Ok(Some(unsafe { value.assume_init() })),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn zeroed() -> bpf_attr {
     // SAFETY: a union of plain integers, for which zeros are what the kernel wants in unused parts.
     unsafe { mem::zeroed() }
@@ -52,7 +81,7 @@ unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<()> {
         libc::syscall(
             libc::SYS_bpf,
             command as libc::c_int,
-            std::ptr::from_mut(attr),
+            ptr::from_mut(attr),
             size_of::<bpf_attr>(),
         )
     };

@@ -3,7 +3,6 @@
 //! Owns the order of the steps and their time limits. What is said to a hop is up to `socks5`, `http` and `tls`.
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -36,8 +35,6 @@ pub struct Dialer {
 pub struct Connected {
     /// The connection.
     pub stream: UpstreamStream,
-    /// Our address on it.
-    pub local: SocketAddr,
     /// The address that was connected to: the destination's, or the first hop's.
     pub peer: SocketAddr,
     /// What took how long.
@@ -114,7 +111,7 @@ impl Dialer {
         let target = Next::Destination(address);
         let attempt = connect(self.exempt.as_ref(), address);
         match timeout(limit, attempt).await {
-            Ok(Ok(tcp)) => established(target, tcp, begun),
+            Ok(Ok(tcp)) => Ok(established(tcp, address, begun)),
             Ok(Err(error)) => Err(DialError::connecting(target.into(), error)),
             Err(_) => Err(DialError::ConnectTimeout {
                 target: target.into(),
@@ -177,7 +174,7 @@ impl Dialer {
             let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
             let share = deadline.saturating_duration_since(Instant::now()) / left;
             match timeout(share, attempt).await {
-                Ok(Ok(tcp)) => return established(target, tcp, begun),
+                Ok(Ok(tcp)) => return Ok(established(tcp, address, begun)),
                 Ok(Err(error)) => failure = DialError::connecting(target.into(), error),
                 Err(_) => failure = too_late(),
             }
@@ -219,23 +216,16 @@ impl Dialer {
     }
 }
 
-fn established(target: Next<'_>, tcp: TcpStream, begun: Instant) -> Result<Connected, DialError> {
-    let ends = |tcp: &TcpStream| -> io::Result<_> { Ok((tcp.local_addr()?, tcp.peer_addr()?)) };
-    let (local, peer) = ends(&tcp).map_err(|source| DialError::Socket {
-        target: target.into(),
-        step: "read the addresses of a socket",
-        source,
-    })?;
+fn established(tcp: TcpStream, peer: SocketAddr, begun: Instant) -> Connected {
     let timings = Timings {
         connect: begun.elapsed(),
         handshake: Duration::ZERO,
     };
-    Ok(Connected {
+    Connected {
         stream: UpstreamStream::Tcp(tcp),
-        local,
         peer,
         timings,
-    })
+    }
 }
 
 /// The zone of a link-local address stays, the IPv6 wrapping of an IPv4 address goes.

@@ -138,8 +138,8 @@ async fn a_connection_in_tls_can_be_reset() {
         .dial(&upstream, elsewhere())
         .await
         .expect("a connection");
-    let local = connected.stream.tcp().local_addr().expect("its address");
-    assert_eq!(local, connected.local);
+    let peer = connected.stream.tcp().peer_addr().expect("its address");
+    assert_eq!(peer, connected.peer);
     crate::socket::reset(connected.stream.into_tcp());
     proxy.finish().await;
 }
