@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::{
     payload::{Payload, expect_end},
     rig::{Rig, connected, in_time, promotion, promotion_with},
-    sockmap::Sockmap,
+    sockmap::{Sockmap, asks_and_is_answered},
 };
 
 /// The kernel takes open connections only. That of a server which has ended its stream is not, and by then the app's socket is
@@ -64,20 +64,7 @@ async fn a_connection_of_which_one_socket_is_taken_is_copied() {
         somebody_else.insert(0, &upstream).unwrap();
         somebody_else.insert(1, &stranger).unwrap();
         let mut rig = Rig::over(PathChoice::Sockmap, (app, downstream), (upstream, server));
-        let (request, response) = (Payload::new(1, 3 << 20), Payload::new(2, 3 << 20));
-        let asking = async {
-            request.send(&mut rig.app, 1 << 20).await.unwrap();
-            rig.app.shutdown().await.unwrap();
-            response.receive(&mut rig.app, 1 << 20).await;
-            expect_end(&mut rig.app).await;
-        };
-        let answering = async {
-            request.receive(&mut rig.server, 1 << 20).await;
-            expect_end(&mut rig.server).await;
-            response.send(&mut rig.server, 1 << 20).await.unwrap();
-            rig.server.shutdown().await.unwrap();
-        };
-        tokio::join!(asking, answering);
+        asks_and_is_answered(&mut rig).await;
         assert_eq!(rig.ended.await.unwrap().reason, CloseReason::Done);
         assert_eq!(rig.progress.path(), Path::Copy);
         assert_eq!((rig.progress.in_kernel(), rig.progress.demotions()), (0, 0));
@@ -151,14 +138,14 @@ async fn it_is_promoted_after_so_many_reads_and_not_before() {
     let Some(promotion) = promotion() else {
         return;
     };
-    for reads in [2, 3, 8] {
+    for reads in [2_u32, 3, 8] {
         let mut rig = Rig::promoted(Promotion {
             bytes: u64::MAX,
-            reads: reads as u32,
+            reads,
             ..promotion.clone()
         })
         .await;
-        one_by_one(&mut rig, reads - 1, 1).await;
+        one_by_one(&mut rig, reads as usize - 1, 1).await;
         assert_eq!(rig.progress.path(), Path::Copy, "after {reads} - 1");
         one_by_one(&mut rig, 1, 1).await;
         assert_eq!(rig.progress.path(), Path::Sockmap, "after {reads}");

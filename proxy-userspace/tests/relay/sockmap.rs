@@ -116,6 +116,12 @@ async fn foreign_sockmap(path: PathChoice) {
     sockmap.insert(1, &upstream).unwrap();
     let mut rig = Rig::over(path, (app, downstream), (upstream, server));
 
+    asks_and_is_answered(&mut rig).await;
+    assert_eq!(rig.ended.await.unwrap().reason, CloseReason::Done);
+}
+
+/// The app sends much and half-closes, and gets much back.
+pub(crate) async fn asks_and_is_answered(rig: &mut Rig) {
     let (request, response) = (Payload::new(1, 4 << 20), Payload::new(2, 4 << 20));
     let asking = async {
         request.send(&mut rig.app, 1 << 20).await.unwrap();
@@ -130,5 +136,4 @@ async fn foreign_sockmap(path: PathChoice) {
         rig.server.shutdown().await.unwrap();
     };
     tokio::join!(asking, answering);
-    assert_eq!(rig.ended.await.unwrap().reason, CloseReason::Done);
 }

@@ -2,6 +2,7 @@
 //! real relay. Takes some tenths of a second.
 //!
 //! Kernel versions are never consulted. Each test is of something that the path relies on, and that some kernel has not kept.
+//! What cannot be tried, such as the overlap without `CAP_NET_ADMIN`, counts as failed: an unproven path is not used.
 
 mod bound;
 mod ends;
