@@ -2,7 +2,8 @@
 //!
 //! `tcp_read_skb()` (`net/ipv4/tcp.c`) takes no notice of what was delivered before. A retransmission that carries old
 //! bytes in front of new ones would deliver the old ones twice: they are cut off here. The control block still is TCP's:
-//! its first words are the sequence numbers of the first byte and of the one behind the last.
+//! its first words are the sequence numbers of the first byte and of the one behind the last. Where they do not fit the
+//! length it is not, and the connection is reset.
 
 use aya_ebpf::{
     bindings::__sk_buff, helpers::generated::bpf_skb_adjust_room, programs::SkBuffContext,
@@ -10,7 +11,7 @@ use aya_ebpf::{
 use proxy_common::Sequence;
 
 use crate::{
-    globals::Offsets,
+    globals::{Offsets, repeats_bytes},
     kernel::{field, struct_of},
 };
 
@@ -39,15 +40,20 @@ pub fn in_sequence(ctx: &SkBuffContext, sequence: &mut Sequence, length: u32) ->
 
 #[inline(always)]
 fn repaired(ctx: &SkBuffContext, sequence: &mut Sequence, length: u32) -> Option<u32> {
-    let seq = control_word(ctx);
-    if sequence.is_known == 0 {
+    let [seq, end] = control_words(ctx);
+    // A FIN has a number, too. And what comes behind a fault must not be taken for what comes next.
+    if end.wrapping_sub(seq).wrapping_sub(length) > 1 || sequence.faults > 0 {
+        return None;
+    }
+    let is_first = sequence.is_known == 0;
+    if is_first {
         // Everything before was read through the socket, so its own mark is right.
         sequence.next = field(tcp_of(ctx), Offsets::tcp_copied_seq())?;
         sequence.is_known = 1;
     }
     let old = sequence.next.wrapping_sub(seq);
     sequence.next = seq.wrapping_add(length);
-    if old == 0 {
+    if old == 0 || (repeats_bytes() && !is_first) {
         return Some(length);
     }
     if old >= length {
@@ -58,8 +64,11 @@ fn repaired(ctx: &SkBuffContext, sequence: &mut Sequence, length: u32) -> Option
     if new != length - old {
         return None;
     }
-    sequence.repairs += 1;
-    sequence.repaired += u64::from(old);
+    // What the relay has read of the first one did not come twice.
+    if !is_first {
+        sequence.repairs += 1;
+        sequence.repaired += u64::from(old);
+    }
     Some(new)
 }
 
@@ -86,11 +95,14 @@ pub fn length(ctx: &SkBuffContext) -> u32 {
     unsafe { (&raw const (*ctx.skb.skb).len).read_volatile() }
 }
 
-/// `TCP_SKB_CB(skb)->seq`.
+/// `TCP_SKB_CB(skb)->seq` and `end_seq`.
 #[inline(always)]
-fn control_word(ctx: &SkBuffContext) -> u32 {
-    // SAFETY: the context is valid while the program runs.
-    unsafe { (&raw const (*ctx.skb.skb).cb).cast::<u32>().read_volatile() }
+fn control_words(ctx: &SkBuffContext) -> [u32; 2] {
+    // SAFETY: the context is valid while the program runs, and the control block has five words.
+    unsafe {
+        let words = (&raw const (*ctx.skb.skb).cb).cast::<u32>();
+        [words.read_volatile(), words.add(1).read_volatile()]
+    }
 }
 
 /// The kernel's own struct of the socket that received an `skb`.

@@ -39,6 +39,8 @@
 //! - **A guard of its own for `refuse`.** Pinning the whole set of hooks would leave connections of `direct` rules being sent to
 //!   a dead port until somebody noticed. The guard only refuses, and needs no sign from the other programs: a connection
 //!   that still shows its own destination was not relayed.
+//! - **What is in the sockmap stays in it** as long as the connection lives, also when the kernel refuses the other socket.
+//!   Taking a socket out again throws away what the program has passed meanwhile.
 //! - **Replies take the shortcut only where a rule says so** (`shortcut-both-ways`). The kernel can put them straight into the app's
 //!   receive queue. But what is there is not in the TCP queue: `splice()` out of the socket never sees it, closing with unread
 //!   bytes sends FIN for RST, and no hook can tell who depends on that. Order needs no mode and no barrier towards the app:

@@ -15,10 +15,7 @@ use crate::{
     },
     paint::one_line,
     privileges,
-    relay::{
-        Promotion,
-        shortcut::{Proof, Proofs},
-    },
+    relay::shortcut::{Proof, Proofs},
 };
 
 /// The programs, and what depends on helpers and files beside them.
@@ -116,8 +113,8 @@ fn refusal(features: &Features) -> Check {
 /// Whether this kernel moves bytes from socket to socket as the relay would.
 fn sockmap() -> Check {
     const ID: &str = "sockmap";
-    let tried = Redirects::alone()
-        .map(|(redirects, mut events)| prove_redirects(&Promotion::new(redirects), &mut events));
+    let tried =
+        Redirects::alone().map(|(redirects, mut events)| prove_redirects(&redirects, &mut events));
     match tried {
         Ok(Ok(())) => Check::ok(ID, "every test of it passes"),
         Ok(Err(test)) => Check::warning(

@@ -13,7 +13,7 @@ use proxy_common::{Dimensions, names};
 use thiserror::Error;
 
 use super::{
-    Settings,
+    Overlap, Settings,
     btf::{Offsets, QueueLayout, SocketLayout},
 };
 use crate::policy::Compiled;
@@ -131,6 +131,7 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
     } else {
         0
     };
+    let repeats_bytes = u32::from(settings.overlap == Overlap::Deliver);
     let btf = Btf::from_sys_fs().ok();
     let mut loader = EbpfLoader::new();
     loader
@@ -165,7 +166,8 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
         .override_global("SK_RCVLOWAT", &queues.sk_rcvlowat, true)
         .override_global("SK_USER_DATA", &queues.sk_user_data, true)
         .override_global("PSOCK_QUEUE", &queues.psock_queue, true)
-        .override_global("PSOCK_MESSAGES", &queues.psock_messages, true);
+        .override_global("PSOCK_MESSAGES", &queues.psock_messages, true)
+        .override_global("REPEATS_BYTES", &repeats_bytes, true);
     loader.load(OBJECT)
 }
 

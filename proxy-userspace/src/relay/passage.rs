@@ -50,7 +50,12 @@ pub(super) trait Passage: Debug + Send {
     fn pause(&mut self) -> &mut Pause;
 
     /// Resolves, after a read that found the end of the source, to whether nothing comes in front of that end.
-    fn poll_ended(&mut self, cx: &mut Context<'_>, source: &TcpStream) -> Poll<io::Result<bool>>;
+    fn poll_ended(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &TcpStream,
+        told: bool,
+    ) -> Poll<io::Result<bool>>;
 
     /// Bytes that the kernel moved since the last call.
     fn moved(&mut self) -> u64 {
@@ -72,13 +77,21 @@ pub(super) trait Passage: Debug + Send {
 /// Bytes that are passed while the source's receive buffer is full wait in a queue of the kernel's, which a read does
 /// not see (`sk_psock_verdict_apply()` and `tcp_bpf_recvmsg_parser()`, seen on 6.18): they were counted as passed, and
 /// come. Before kernel 6.4 bytes may also wait for the verdict program.
+///
+/// Fails when it was no end but a reset, whose error the kernel has taken off the socket: its worker does so, for a moment,
+/// when it writes redirected bytes to it (`sk_psock_backlog()`, seen on 6.18). The connection has ended then although we
+/// have not `told` our end.
 pub(super) fn poll_ended(
     cx: &mut Context<'_>,
     source: &TcpStream,
+    told: bool,
     passed: impl FnOnce() -> io::Result<u64>,
     taken: u64,
     pause: &mut Pause,
 ) -> Poll<io::Result<bool>> {
+    if !told && socket::has_ended(source)? {
+        return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+    }
     if socket::unread(source)? > 0 {
         socket::handle_waiting(source)?;
         return Poll::Ready(Ok(false));

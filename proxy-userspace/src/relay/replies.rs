@@ -102,14 +102,19 @@ impl Passage for ReplyPassage {
         &mut self.pause
     }
 
-    fn poll_ended(&mut self, cx: &mut Context<'_>, source: &TcpStream) -> Poll<io::Result<bool>> {
+    fn poll_ended(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &TcpStream,
+        told: bool,
+    ) -> Poll<io::Result<bool>> {
         self.settled = false;
         let passed = || {
             let state = self.kernel.state()?;
             self.repairs = state.sequence.repairs;
             Ok(state.passed)
         };
-        passage::poll_ended(cx, source, passed, self.taken, &mut self.pause)
+        passage::poll_ended(cx, source, told, passed, self.taken, &mut self.pause)
     }
 
     fn repairs(&self) -> u32 {
@@ -242,10 +247,14 @@ mod tests {
         let (socket, _peer) = connected().await;
         let mut passage = ReplyPassage::new(Kernel::new(0, Delivery::Arrived));
         passage.took(2);
-        let ended = poll_fn(|cx| passage.poll_ended(cx, &socket)).await.unwrap();
+        let ended = poll_fn(|cx| passage.poll_ended(cx, &socket, false))
+            .await
+            .unwrap();
         assert!(!ended, "a byte is missing");
         passage.took(1);
-        let ended = poll_fn(|cx| passage.poll_ended(cx, &socket)).await.unwrap();
+        let ended = poll_fn(|cx| passage.poll_ended(cx, &socket, false))
+            .await
+            .unwrap();
         assert!(ended);
     }
 

@@ -31,6 +31,8 @@ pub const MOST_WINDOW: u64 = 2 * 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct RedirectPassage {
     redirect: Box<dyn Redirect>,
+    /// Whether the kernel has both sockets; otherwise it only passes.
+    whole: bool,
     /// Most bytes between the redirect and the target's send queue.
     window: u64,
     /// The kernel may redirect up to this.
@@ -53,9 +55,14 @@ pub(super) struct RedirectPassage {
 
 impl RedirectPassage {
     /// Of a redirect that was just admitted: the kernel passes everything.
-    pub(super) fn new(redirect: Box<dyn Redirect>, target: &TcpStream) -> io::Result<Self> {
+    pub(super) fn new(
+        redirect: Box<dyn Redirect>,
+        target: &TcpStream,
+        whole: bool,
+    ) -> io::Result<Self> {
         Ok(Self {
             redirect,
+            whole,
             window: FIRST_WINDOW,
             limit: 0,
             base: socket::sent(target)?,
@@ -141,7 +148,7 @@ impl Passage for RedirectPassage {
     }
 
     fn poll_resume(&mut self, cx: &mut Context<'_>, target: &TcpStream) -> io::Result<()> {
-        while !self.resumed {
+        while self.whole && !self.resumed {
             let waiting = self.waiting(target)?;
             if waiting < self.window / 2 {
                 self.grow(waiting);
@@ -162,9 +169,14 @@ impl Passage for RedirectPassage {
         &mut self.pause
     }
 
-    fn poll_ended(&mut self, cx: &mut Context<'_>, source: &TcpStream) -> Poll<io::Result<bool>> {
+    fn poll_ended(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &TcpStream,
+        told: bool,
+    ) -> Poll<io::Result<bool>> {
         let passed = || Ok(self.redirect.passed());
-        passage::poll_ended(cx, source, passed, self.taken, &mut self.pause)
+        passage::poll_ended(cx, source, told, passed, self.taken, &mut self.pause)
     }
 
     fn is_settled(&mut self, target: &TcpStream) -> io::Result<bool> {
