@@ -67,6 +67,7 @@ async fn run_until_told(file: &Path, log_faults: bool) -> Result<()> {
         cgroup = place,
         "running"
     );
+    service.calibrate();
 
     loop {
         tokio::select! {
@@ -74,6 +75,7 @@ async fn run_until_told(file: &Path, log_faults: bool) -> Result<()> {
             told = signals.next() => match told {
                 Told::End => break,
                 Told::Reload => reload(&mut service, file),
+                Told::Report => service.report(),
             },
         }
     }
@@ -109,7 +111,10 @@ fn refuse_a_second(attach_point: &Path) -> Result<()> {
 fn reload(service: &mut Service, file: &Path) {
     notify(&[NotifyState::Reloading]);
     match load(file).and_then(|config| service.reload(config)) {
-        Ok(()) => tracing::info!(rules = service.config().forward.len(), "reloaded"),
+        Ok(()) => {
+            tracing::info!(rules = service.config().forward.len(), "reloaded");
+            service.calibrate();
+        }
         Err(error) => {
             tracing::error!("not reloaded; the running configuration stays in force\n{error:#}");
         }
@@ -129,6 +134,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    user_defined: Signal,
 }
 
 impl Signals {
@@ -137,6 +143,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            user_defined: signal(SignalKind::user_defined1())?,
         })
     }
 
@@ -145,6 +152,7 @@ impl Signals {
             _ = self.terminate.recv() => Told::End,
             _ = self.interrupt.recv() => Told::End,
             _ = self.hang_up.recv() => Told::Reload,
+            _ = self.user_defined.recv() => Told::Report,
         }
     }
 
@@ -161,4 +169,6 @@ enum Told {
     End,
     /// SIGHUP.
     Reload,
+    /// SIGUSR1.
+    Report,
 }

@@ -4,6 +4,8 @@
 //! Stop: the hooks are detached first, what is open may finish until a deadline, the rest is reset. `daemon`, `exec`
 //! and `demo` are three ways to use it.
 
+mod calibrator;
+
 use std::{
     collections::BTreeMap,
     convert::Infallible,
@@ -24,12 +26,13 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use self::calibrator::Calibrator;
 use crate::{
-    intercept::{Features, InterceptError, Interceptor, Records, guard, prove_redirects},
+    intercept::{Features, InterceptError, Interceptor, Records, guard},
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
     record::AccessLog,
-    relay::{Promotion, shortcut::Proof},
+    relay::{Paths, shortcut::Proof},
     routes::{self, RouteTable, Routes, UnknownUpstream},
     rule::{FailMode, PathChoice, Rule, Via},
     shared::{Shared, Stats},
@@ -121,6 +124,7 @@ pub struct Proxy {
     interceptor: Interceptor,
     features: Features,
     shared: Arc<Shared>,
+    calibrator: Calibrator,
     supervisor: Supervisor,
     pending: Records,
     stop: watch::Sender<bool>,
@@ -164,7 +168,7 @@ impl Proxy {
             stats: Stats::default(),
             access_log: settings.access_log.clone(),
             idle_timeout: settings.idle_timeout,
-            promotion: OnceLock::new(),
+            paths: Arc::new(Paths::default()),
             shortcut: OnceLock::new(),
         });
         let (stop, stopped) = watch::channel(false);
@@ -194,6 +198,7 @@ impl Proxy {
             pending: interceptor.records(netns_cookie)?,
             interceptor,
             features,
+            calibrator: Calibrator::new(Arc::clone(&shared.paths)),
             shared,
             stop,
             generation: 0,
@@ -213,7 +218,10 @@ impl Proxy {
             .iter()
             .any(|rule| rule.path == PathChoice::Sockmap)
         {
-            self.accelerate();
+            let events = self
+                .calibrator
+                .provide_sockmap(&mut self.interceptor, &self.features)?;
+            self.supervisor.hear(events);
         }
         for (rule, action) in policy.rules.iter().zip(&mut compiled.actions) {
             action.shortcut = u32::from(self.may_take_shortcut(rule));
@@ -226,29 +234,20 @@ impl Proxy {
         Ok(())
     }
 
-    /// Makes the sockmap path ready, if it is not and this kernel proves fit for it. Otherwise its rules copy.
-    fn accelerate(&mut self) {
-        if self.shared.promotion.get().is_some() {
-            return;
+    /// Measures what the paths cost here, in the background, for rules that leave the choice to us. Until that is known their
+    /// connections are copied. Without this call the first connection that moves much has it done.
+    pub fn calibrate(&mut self) {
+        let started = self.calibrator.start(&mut self.interceptor, &self.features);
+        if let Err(error) = started {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "cannot measure the paths; `auto` copies");
         }
-        match self.interceptor.redirects(&self.features) {
-            Ok((redirects, mut events)) => {
-                let promotion = Promotion::new(redirects);
-                if let Err(test) = prove_redirects(&promotion, &mut events) {
-                    tracing::warn!(
-                        test,
-                        "the sockmap path fails its test on this kernel; its rules copy"
-                    );
-                    return;
-                }
-                self.supervisor.hear(events);
-                // Only this thread sets it.
-                _ = self.shared.promotion.set(promotion);
-            }
-            Err(error) => {
-                let error: &dyn std::error::Error = &error;
-                tracing::warn!(error, "the sockmap path is off; its rules copy");
-            }
+    }
+
+    /// For a connection that asked, unless it asked while that was being done.
+    fn calibrate_once(&mut self) {
+        if self.shared.paths.measured().is_none() {
+            self.calibrate();
         }
     }
 
@@ -310,10 +309,16 @@ impl Proxy {
         Ok(self.interceptor.lend_guard(cgroup.as_fd())?)
     }
 
-    /// Keeps the heartbeat, and tells of faults in the hooks. Never returns, and may be dropped and called again;
-    /// without it the hooks soon hold the relay for hung.
+    /// Keeps the heartbeat, tells of faults in the hooks, and has the paths measured for whom it is worth it. Never returns,
+    /// and may be dropped and called again; without it the hooks soon hold the relay for hung.
     pub async fn supervise(&mut self) -> Infallible {
-        self.supervisor.run().await
+        loop {
+            tokio::select! {
+                never = self.supervisor.run() => match never {},
+                () = self.shared.paths.wanted() => self.calibrate_once(),
+                events = self.calibrator.finished() => self.supervisor.hear(events),
+            }
+        }
     }
 
     /// What the relay counted.

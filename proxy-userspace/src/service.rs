@@ -16,6 +16,8 @@ use crate::{
     proxy::{self, Proxy, Rules, Settings},
     record::AccessLogGuard,
     resolve,
+    rule::{Rule, Via},
+    shared::listed,
     watch::{Watched, Watcher},
 };
 
@@ -139,6 +141,24 @@ impl Service {
             ..config
         };
         Ok(())
+    }
+
+    /// Measures, in the background, what the paths cost here, if a rule leaves the choice to us.
+    pub(crate) fn calibrate(&mut self) {
+        let relayed_by_choice =
+            |rule: &Rule| rule.path.is_auto() && matches!(rule.via, Via::Upstream(_));
+        if self.config.forward.iter().any(relayed_by_choice) {
+            self.proxy.calibrate();
+        }
+    }
+
+    /// Logs what was counted since the start.
+    pub(crate) fn report(&self) {
+        self.proxy.stats().log();
+        match self.proxy.counters() {
+            Ok(counters) => tracing::info!(counted = %listed(counters.into_iter()), "hooks"),
+            Err(error) => tracing::error!(%error, "cannot read the counters of the hooks"),
+        }
     }
 
     /// Detaches, waits for open connections until the deadline, and ends.

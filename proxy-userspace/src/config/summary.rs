@@ -149,6 +149,7 @@ fn action(rule: &Rule) -> String {
     };
     let path = match rule.path {
         PathChoice::Auto => "auto",
+        PathChoice::AutoOrShortcut => "auto or shortcut",
         PathChoice::Copy => "copy",
         PathChoice::Splice => "splice",
         PathChoice::Sockmap => "sockmap",

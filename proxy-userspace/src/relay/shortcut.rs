@@ -126,8 +126,15 @@ impl Proof {
                 Ok(false)
             }
             (_, Self::Failed(_)) => Err(Obstacle::Kernel),
-            (PathChoice::Shortcut, Self::WithoutFionread) => Err(Obstacle::Fionread),
-            (PathChoice::Shortcut | PathChoice::ShortcutWithoutFionread, _) => Ok(true),
+            (PathChoice::AutoOrShortcut | PathChoice::Shortcut, Self::WithoutFionread) => {
+                Err(Obstacle::Fionread)
+            }
+            (
+                PathChoice::AutoOrShortcut
+                | PathChoice::Shortcut
+                | PathChoice::ShortcutWithoutFionread,
+                _,
+            ) => Ok(true),
         }
     }
 }

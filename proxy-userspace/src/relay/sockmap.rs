@@ -86,6 +86,16 @@ impl Passage {
         self.demotions
     }
 
+    /// Times that the kernel was told to take over.
+    pub(super) fn promotions(&self) -> u32 {
+        self.demotions + u32::from(self.resumed)
+    }
+
+    /// Whether the receiver has been too slow for the kernel to have the flow now.
+    pub(super) fn is_held_up(&self) -> bool {
+        self.demotions > 0 && !self.resumed
+    }
+
     pub(super) fn repairs(&self) -> u32 {
         self.redirect.repairs()
     }

@@ -226,7 +226,14 @@ fn document() -> impl Strategy<Value = String> {
         "ca_file",
         "connect_timeout",
     ]);
-    let forward = keys(&["name", "match", "via", "on_relay_failure", "path"]);
+    let forward = keys(&[
+        "name",
+        "match",
+        "via",
+        "on_relay_failure",
+        "path",
+        "allow_shortcut",
+    ]);
     (daemon, vec(upstream, 0..3), vec(forward, 0..3)).prop_map(|(daemon, upstreams, forwards)| {
         let mut text = format!("[daemon]\n{daemon}");
         for (at, upstream) in upstreams.iter().enumerate() {

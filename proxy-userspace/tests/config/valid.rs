@@ -57,7 +57,7 @@ rules (the first that matches decides; no match is direct)
                     gid !998
                     dest 0.0.0.0/0 ::/0 !192.0.2.0/24
                     port 80 443 8000-8999
-                    -> corp, path auto, refused while the relay fails
+                    -> corp, path auto or shortcut, refused while the relay fails
   4 one-process     pid 4242
                     -> abroad, path auto, direct while the relay fails
   5 local-database  dest 127.0.0.1
@@ -139,6 +139,22 @@ fn a_rule_is_read() {
         (FailMode::Direct, PathChoice::Auto)
     );
     assert_eq!(rule.matches, Match::default());
+}
+
+#[test]
+fn the_shortcut_may_be_part_of_the_choice() {
+    let path = |lines: &str| {
+        let text = format!(
+            "[upstream.a]\nurl = \"direct://\"\n[[forward]]\nname = \"a\"\nvia = \"a\"\n{lines}\n"
+        );
+        valid(&text).config.forward.remove(0).path
+    };
+    assert_eq!(path("allow_shortcut = true"), PathChoice::AutoOrShortcut);
+    assert_eq!(path("allow_shortcut = false"), PathChoice::Auto);
+    assert_eq!(
+        path("path = \"auto\"\nallow_shortcut = true"),
+        PathChoice::AutoOrShortcut
+    );
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         println!(
             "{done} connections, {} MiB, of which the kernel moved {}; {} repairs, {} demotions",
             sum(|record| record.up + record.down) >> 20,
-            sum(|record| record.in_kernel) >> 20,
+            sum(|record| record.bytes.sockmap) >> 20,
             sum(|record| record.repairs.into()),
             sum(|record| record.demotions.into()),
         );

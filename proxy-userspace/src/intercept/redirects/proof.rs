@@ -9,7 +9,7 @@ use std::{future::pending, io, net::Ipv4Addr, sync::Arc, thread, time::Duration}
 use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     runtime::Builder,
     time::timeout,
 };
@@ -18,6 +18,7 @@ use super::RedirectEvents;
 use crate::{
     relay::{MOST_WINDOW, Progress, Promotion, Relay},
     socket,
+    upstream::Exempt,
 };
 
 /// How long one test may take, on a machine that is busy with other things.
@@ -27,11 +28,15 @@ const STOPPED: Duration = Duration::from_millis(30);
 /// Asked for each socket of the test of the bound; the kernel doubles it.
 const BUFFER: usize = 64 * 1024;
 
-/// Tries everything.
+/// Tries everything. `exempt` keeps its connections from being intercepted by ourselves.
 ///
 /// # Errors
 /// The name of the test that fails here.
-pub fn prove(promotion: &Promotion, events: &mut RedirectEvents) -> Result<(), &'static str> {
+pub fn prove(
+    promotion: &Promotion,
+    events: &mut RedirectEvents,
+    exempt: &dyn Exempt,
+) -> Result<(), &'static str> {
     let at_once = Promotion {
         bytes: 0,
         reads: 0,
@@ -44,7 +49,7 @@ pub fn prove(promotion: &Promotion, events: &mut RedirectEvents) -> Result<(), &
             let outcome = runtime.map_err(|_| "runtime")?.block_on(async {
                 tokio::select! {
                     _ = events.serve() => Err("events"),
-                    outcome = all(&at_once) => outcome,
+                    outcome = all(&at_once, exempt) => outcome,
                 }
             });
             events.leave_runtime();
@@ -54,11 +59,11 @@ pub fn prove(promotion: &Promotion, events: &mut RedirectEvents) -> Result<(), &
     })
 }
 
-async fn all(promotion: &Promotion) -> Result<(), &'static str> {
-    passes("waiting bytes", waiting_bytes(promotion)).await?;
-    passes("messages", messages(promotion)).await?;
-    passes("ends", ends(promotion)).await?;
-    passes("bound", bound(promotion)).await
+async fn all(promotion: &Promotion, exempt: &dyn Exempt) -> Result<(), &'static str> {
+    passes("waiting bytes", waiting_bytes(promotion, exempt)).await?;
+    passes("messages", messages(promotion, exempt)).await?;
+    passes("ends", ends(promotion, exempt)).await?;
+    passes("bound", bound(promotion, exempt)).await
 }
 
 async fn passes(
@@ -76,8 +81,8 @@ async fn passes(
 }
 
 /// What waited on a socket when it was entered is handled like what comes after it.
-async fn waiting_bytes(promotion: &Promotion) -> io::Result<bool> {
-    let mut flow = Flow::new().await?;
+async fn waiting_bytes(promotion: &Promotion, exempt: &dyn Exempt) -> io::Result<bool> {
+    let mut flow = Flow::new(exempt).await?;
     flow.app.write_all(b"before").await?;
     flow.downstream.readable().await?;
     let entered = promotion
@@ -94,8 +99,8 @@ async fn waiting_bytes(promotion: &Promotion) -> io::Result<bool> {
 }
 
 /// Messages small and large arrive as they were sent, and it is the kernel that moves them.
-async fn messages(promotion: &Promotion) -> io::Result<bool> {
-    let (same, progress) = Flow::new()
+async fn messages(promotion: &Promotion, exempt: &dyn Exempt) -> io::Result<bool> {
+    let (same, progress) = Flow::new(exempt)
         .await?
         .relayed(promotion, async |app, server| {
             let mut same = true;
@@ -118,8 +123,8 @@ async fn crosses(message: &[u8], from: &mut TcpStream, to: &mut TcpStream) -> io
 }
 
 /// The end of a stream comes behind its last byte, and the other direction goes on.
-async fn ends(promotion: &Promotion) -> io::Result<bool> {
-    let (orderly, _) = Flow::new()
+async fn ends(promotion: &Promotion, exempt: &dyn Exempt) -> io::Result<bool> {
+    let (orderly, _) = Flow::new(exempt)
         .await?
         .relayed(promotion, async |app, server| {
             app.write_all(b"one").await?;
@@ -139,8 +144,8 @@ async fn ends(promotion: &Promotion) -> io::Result<bool> {
 }
 
 /// A server that does not read stops the app, and everything arrives when it does.
-async fn bound(promotion: &Promotion) -> io::Result<bool> {
-    let flow = Flow::new().await?;
+async fn bound(promotion: &Promotion, exempt: &dyn Exempt) -> io::Result<bool> {
+    let flow = Flow::new(exempt).await?;
     for end in [&flow.app, &flow.downstream, &flow.upstream, &flow.server] {
         SockRef::from(end).set_send_buffer_size(BUFFER)?;
         SockRef::from(end).set_recv_buffer_size(BUFFER)?;
@@ -175,9 +180,9 @@ struct Flow {
 }
 
 impl Flow {
-    async fn new() -> io::Result<Self> {
-        let (app, downstream) = pair().await?;
-        let (upstream, server) = pair().await?;
+    async fn new(exempt: &dyn Exempt) -> io::Result<Self> {
+        let (app, downstream) = pair(exempt).await?;
+        let (upstream, server) = pair(exempt).await?;
         Ok(Self {
             app,
             downstream,
@@ -210,15 +215,18 @@ impl Flow {
             passed = test(&mut app, &mut server) => passed?,
             never = relaying => never,
         };
-        relay.count_kernel();
+        relay.count();
         Ok((passed, progress))
     }
 }
 
 /// A connection over loopback.
-async fn pair() -> io::Result<(TcpStream, TcpStream)> {
+async fn pair(exempt: &dyn Exempt) -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let connecting = TcpStream::connect(listener.local_addr()?);
+    let address = listener.local_addr()?;
+    let socket = socket::for_upstream(address)?;
+    exempt.exempt(&socket)?;
+    let connecting = TcpSocket::from_std_stream(socket.into()).connect(address);
     let (connecting, accepted) = tokio::try_join!(connecting, listener.accept())?;
     for end in [&connecting, &accepted.0] {
         end.set_nodelay(true)?;
