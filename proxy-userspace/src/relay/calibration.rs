@@ -79,10 +79,10 @@ impl Calibration {
         let candidates = [(Path::Splice, costs.splice), (Path::Sockmap, costs.sockmap)];
         let mut best = (Path::Copy, 1.0);
         for (path, gain) in candidates {
-            // A path that can be left, or costs nothing to enter, comes first; the next has to be better than it.
+            // The path that can be left comes first, and the next has to be as much better than it as than copying.
             if let Some(gain) = gain
                 && gain.clear
-                && gain.median >= best.1 * CLEAR
+                && gain.median >= best.1 * WORTH
                 && may_take(path)
             {
                 best = (path, gain.median);
@@ -168,6 +168,8 @@ mod tests {
         assert_eq!(chosen(&COPY, &faster, &fastest), Path::Sockmap);
         assert_eq!(chosen(&COPY, &fastest, &faster), Path::Splice);
         assert_eq!(chosen(&COPY, &faster, &faster), Path::Splice, "a tie");
+        let hardly_faster = COPY.map(|micros| micros * 87 / 100);
+        assert_eq!(chosen(&COPY, &faster, &hardly_faster), Path::Splice);
     }
 
     #[test]
