@@ -28,11 +28,11 @@ use tokio::{
 
 use self::calibrator::Calibrator;
 use crate::{
-    intercept::{Features, InterceptError, Interceptor, Records, guard},
+    intercept::{Features, InterceptError, Interceptor, Overlap, Records, guard},
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
     record::AccessLog,
-    relay::{Paths, shortcut::Proof},
+    relay::{Paths, Worth, shortcut::Proof},
     routes::{self, RouteTable, Routes, UnknownUpstream},
     rule::{FailMode, PathChoice, Rule, Via},
     shared::{Shared, Stats},
@@ -54,6 +54,8 @@ pub struct Settings {
     pub heartbeat_timeout: Duration,
     /// Silence after which a connection is closed.
     pub idle_timeout: Option<Duration>,
+    /// When the kernel is to move the bytes of a connection whose rule asks for it.
+    pub promote: Worth,
     /// Where close records go.
     pub access_log: Option<AccessLog>,
     /// Whether faults in the hooks are logged one by one.
@@ -152,6 +154,7 @@ impl Proxy {
         let kernel = crate::intercept::Settings {
             max_pending: settings.max_pending,
             log_faults: settings.log_faults,
+            overlap: Overlap::Cut,
         };
         let mut interceptor = Interceptor::load(kernel, &features)?;
         interceptor.set_relay(&Relay {
@@ -198,7 +201,7 @@ impl Proxy {
             pending: interceptor.records(netns_cookie)?,
             interceptor,
             features,
-            calibrator: Calibrator::new(Arc::clone(&shared.paths)),
+            calibrator: Calibrator::new(Arc::clone(&shared.paths), settings.promote),
             shared,
             stop,
             generation: 0,

@@ -53,7 +53,7 @@ use tokio::{
 };
 
 pub use self::{
-    accelerate::{Accelerator, Pair, Promotion, Redirect, Refusal},
+    accelerate::{Accelerator, Pair, Promotion, Redirect, Refusal, Worth},
     calibration::{COMPARED, Calibration, Times},
     kind::Kind,
     measure::measure,
@@ -284,7 +284,9 @@ impl Relay {
         downstream: &mut D,
         upstream: &mut U,
     ) -> Poll<Ended> {
-        let up = self.up.poll(cx, downstream, upstream, &self.progress.up);
+        let told = self.down.has_told_end();
+        let counted = &self.progress.up;
+        let up = self.up.poll(cx, downstream, upstream, told, counted);
         if let Some(lane) = &self.lane {
             // Before the answer goes out, so that what the app sends next finds the kernel informed.
             lane.advance();
@@ -300,9 +302,9 @@ impl Relay {
             };
             return Poll::Ready(aborted(reason, error));
         }
-        let down = self
-            .down
-            .poll(cx, upstream, downstream, &self.progress.down);
+        let told = self.up.has_told_end();
+        let counted = &self.progress.down;
+        let down = self.down.poll(cx, upstream, downstream, told, counted);
         if let Poll::Ready(Err(fault)) = down {
             let (reason, error) = match fault {
                 Fault::Source(error) => (CloseReason::UpstreamReset, error),

@@ -66,9 +66,8 @@ fn provable() -> Result<(Promotion, RedirectEvents), Check> {
     }
     let copies = |why| Check::warning(SOCKMAP, format!("`path = \"sockmap\"` copies: {why}"));
     let (redirects, mut events) = Redirects::alone().map_err(|error| copies(one_line(&error)))?;
-    let promotion = Promotion::new(redirects);
-    match prove_redirects(&promotion, &mut events, &NoExemption) {
-        Ok(()) => Ok((promotion, events)),
+    match prove_redirects(&redirects, &mut events, &NoExemption) {
+        Ok(()) => Ok((Promotion::new(redirects), events)),
         Err(test) => Err(copies(format!("the test of {test} fails on this kernel"))),
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     intercept::{
         Exempter, Features, InterceptError, Interceptor, RedirectEvents, Redirects, prove_redirects,
     },
-    relay::{Calibration, Kind, Paths, Promotion, Times, measure},
+    relay::{Calibration, Kind, Paths, Promotion, Times, Worth, measure},
     upstream::Exempt as _,
 };
 
@@ -18,6 +18,7 @@ const NOT_LOADED: &str = "program";
 /// Tests and measures for [`Paths`], one thing at a time.
 pub(super) struct Calibrator {
     paths: Arc<Paths>,
+    promote: Worth,
     running: Option<oneshot::Receiver<Outcome>>,
 }
 
@@ -32,9 +33,10 @@ struct Outcome {
 type Tested = Result<(Promotion, RedirectEvents), &'static str>;
 
 impl Calibrator {
-    pub(super) fn new(paths: Arc<Paths>) -> Self {
+    pub(super) fn new(paths: Arc<Paths>, promote: Worth) -> Self {
         Self {
             paths,
+            promote,
             running: None,
         }
     }
@@ -53,7 +55,7 @@ impl Calibrator {
             return Ok(None);
         }
         let exempter = interceptor.exempter()?;
-        Ok(self.know(tested(load(interceptor, features), &exempter)))
+        Ok(self.know(tested(load(interceptor, features), self.promote, &exempter)))
     }
 
     /// Measures what the paths cost, in the background; the sockmap path is tested first, if it was not. While a measurement
@@ -72,11 +74,12 @@ impl Calibrator {
         let exempter = interceptor.exempter()?;
         let loaded = (!self.paths.is_sockmap_tested()).then(|| load(interceptor, features));
         let known = self.paths.sockmap().ok().cloned();
+        let promote = self.promote;
         let (send, receive) = oneshot::channel();
         let measuring = thread::Builder::new().name("calibration".into());
         let started = measuring.spawn(move || {
             // Nobody to tell: the proxy has ended.
-            _ = send.send(find_out(loaded, known.as_ref(), &exempter));
+            _ = send.send(find_out(loaded, promote, known.as_ref(), &exempter));
         });
         match started {
             Ok(_) => self.running = Some(receive),
@@ -124,21 +127,25 @@ fn load(interceptor: &mut Interceptor, features: &Features) -> Loaded {
     })
 }
 
-fn tested(loaded: Loaded, exempter: &Exempter) -> Tested {
+fn tested(loaded: Loaded, promote: Worth, exempter: &Exempter) -> Tested {
     let (redirects, mut events) = loaded?;
-    let promotion = Promotion::new(redirects);
-    prove_redirects(&promotion, &mut events, exempter).inspect_err(|test| {
+    prove_redirects(&redirects, &mut events, exempter).inspect_err(|test| {
         tracing::warn!(
             test,
             "the sockmap path fails its test on this kernel; its rules copy"
         );
     })?;
-    Ok((promotion, events))
+    Ok((Promotion::when(redirects, promote), events))
 }
 
-fn find_out(loaded: Option<Loaded>, known: Option<&Promotion>, exempter: &Exempter) -> Outcome {
+fn find_out(
+    loaded: Option<Loaded>,
+    promote: Worth,
+    known: Option<&Promotion>,
+    exempter: &Exempter,
+) -> Outcome {
     let started = Instant::now();
-    let mut sockmap = loaded.map(|loaded| tested(loaded, exempter));
+    let mut sockmap = loaded.map(|loaded| tested(loaded, promote, exempter));
     let exempt = |socket: &_| exempter.exempt(socket);
     let measured = match &mut sockmap {
         Some(Ok((promotion, events))) => {

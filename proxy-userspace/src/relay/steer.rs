@@ -221,14 +221,17 @@ impl Relay {
         let (Some(downstream), Some(upstream)) = (downstream.plain(), upstream.plain()) else {
             return Err(Refusal::NotPlain);
         };
-        let Pair { up, down } = promotion.accelerator.admit(downstream, upstream)?;
+        let Pair { up, down, whole } = promotion.accelerator.admit(downstream, upstream)?;
         let gone = |_| Refusal::Socket;
         self.up
-            .take_passage(Passage::new(up, upstream).map_err(gone)?);
+            .take_passage(Passage::new(up, upstream, whole).map_err(gone)?);
         self.down
-            .take_passage(Passage::new(down, downstream).map_err(gone)?);
+            .take_passage(Passage::new(down, downstream, whole).map_err(gone)?);
         for socket in [downstream, upstream] {
             socket::handle_waiting(socket).map_err(gone)?;
+        }
+        if !whole {
+            return Err(Refusal::Socket);
         }
         Ok(())
     }
