@@ -53,6 +53,7 @@
 //!   used only while bytes wait, which is what lets ten thousand idle connections cost little.
 
 mod access_log;
+pub mod admin;
 mod arguments;
 pub mod cgroup;
 pub mod cli;
@@ -84,6 +85,7 @@ mod run_command;
 mod service;
 pub mod shared;
 pub mod socket;
+pub mod status;
 pub mod upstream;
 pub mod watch;
 pub mod worker;

@@ -5,6 +5,7 @@
 //! and `demo` are three ways to use it.
 
 mod calibrator;
+mod status;
 
 use std::{
     collections::BTreeMap,

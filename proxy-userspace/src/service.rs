@@ -2,7 +2,12 @@
 //!
 //! What `daemon` (a file, signals, systemd) and `exec` (one command) have in common.
 
-use std::{convert::Infallible, os::fd::OwnedFd, path::PathBuf, time::Duration};
+use std::{
+    convert::Infallible,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 
@@ -17,7 +22,7 @@ use crate::{
     record::AccessLogGuard,
     resolve,
     rule::{Rule, Via},
-    shared::listed,
+    status::{Status, counted},
     watch::{Watched, Watcher},
 };
 
@@ -29,6 +34,7 @@ pub(crate) struct Service {
     attach_point: PathBuf,
     names: Names,
     config: Config,
+    started: Instant,
     _access_log: Option<AccessLogGuard>,
 }
 
@@ -74,6 +80,7 @@ impl Service {
             attach_point,
             names,
             config,
+            started: Instant::now(),
             _access_log: guard,
         })
     }
@@ -153,12 +160,20 @@ impl Service {
         }
     }
 
-    /// Logs what was counted since the start.
-    pub(crate) fn report(&self) {
-        self.proxy.stats().log();
-        match self.proxy.counters() {
-            Ok(counters) => tracing::info!(counted = %listed(counters.into_iter()), "hooks"),
-            Err(error) => tracing::error!(%error, "cannot read the counters of the hooks"),
+    /// How it is.
+    pub(crate) fn status(&self) -> Status {
+        let counters = self.proxy.counters().unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot read the counters of the hooks");
+            Vec::new()
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            cgroup: self.attach_point.display().to_string(),
+            rules: self.config.forward.len(),
+            hooks: counted(counters.into_iter()),
+            ..self.proxy.status()
         }
     }
 

@@ -107,24 +107,6 @@ impl Stats {
         }
     }
 
-    /// Logs all of them. Bytes and changes of path are those of connections that are closed.
-    pub(crate) fn log(&self) {
-        let of = |counter: &AtomicU64| counter.load(Relaxed);
-        tracing::info!(
-            accepted = of(&self.accepted),
-            live = self.live.load(Relaxed),
-            accept_failures = of(&self.accept_failures),
-            at_limit = of(&self.at_limit),
-            own_proxy = of(&self.own_proxy),
-            promotions = of(&self.promotions),
-            demotions = of(&self.demotions),
-            repairs = of(&self.repairs),
-            bytes = %listed(self.bytes().map(|(path, bytes)| (path.label(), bytes))),
-            closed = %listed(self.closed().map(|(reason, count)| (reason.label(), count))),
-            "relay"
-        );
-    }
-
     /// Connections closed, by reason.
     pub fn closed(&self) -> impl Iterator<Item = (CloseReason, u64)> {
         CloseReason::ALL
@@ -132,15 +114,6 @@ impl Stats {
             .zip(&self.closed)
             .map(|(reason, count)| (reason, count.load(Relaxed)))
     }
-}
-
-/// `a 1, b 2`, without what is 0.
-pub(crate) fn listed<'a>(counts: impl Iterator<Item = (&'a str, u64)>) -> String {
-    let counts: Vec<_> = counts
-        .filter(|(_, count)| *count > 0)
-        .map(|(name, count)| format!("{name} {count}"))
-        .collect();
-    counts.join(", ")
 }
 
 /// What the connections of one worker share.

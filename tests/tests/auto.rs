@@ -95,14 +95,3 @@ fn a_reload_measures_again() {
         culvert.reload(ALL);
     }
 }
-
-#[test]
-fn the_counters_are_logged_on_request() {
-    let sandbox = Sandbox::new();
-    let culvert = sandbox.culvert(ALL);
-    echo(&sandbox, &culvert, 1000);
-    culvert.signal(Signal::SIGUSR1);
-    for part in ["accepted=1", "bytes=copy 2000", "closed=done 1", "hooks"] {
-        eventually(part, || culvert.log().contains(part).then_some(()));
-    }
-}

@@ -50,6 +50,12 @@ impl Paths {
         }
     }
 
+    /// The self-test of the sockmap path that failed.
+    #[must_use]
+    pub fn failed_test(&self) -> Option<&'static str> {
+        self.sockmap.get()?.as_ref().err().copied()
+    }
+
     /// Whether the sockmap path was tested, with whatever outcome.
     #[must_use]
     pub fn is_sockmap_tested(&self) -> bool {

@@ -78,6 +78,7 @@ const WORDS: [&str; 30] = [
     "ca_file = ",
     "workers = ",
     "access_log = ",
+    "admin = ",
     "cgroup = ",
     "exe = ",
     "uid = ",
@@ -217,6 +218,7 @@ fn document() -> impl Strategy<Value = String> {
         "idle_timeout",
         "drain_timeout",
         "access_log",
+        "admin",
     ]);
     let upstream = keys(&[
         "url",
