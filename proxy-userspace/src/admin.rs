@@ -55,7 +55,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug, Error)]
 pub enum BindError {
     /// Another daemon answers there.
-    #[error("another culvert answers at {0}; name a place of its own for this one: `admin` in [daemon]")]
+    #[error(
+        "another culvert answers at {0}; name a place of its own for this one: `admin` in [daemon]"
+    )]
     Taken(PathBuf),
     /// There is something else.
     #[error("{0} is there already and is no socket")]
@@ -177,7 +179,9 @@ async fn accept_all(listener: UnixListener, ask: mpsc::Sender<Asked>) {
             Ok((stream, _)) if may_ask(&stream) => {
                 tokio::spawn(serve(stream, ask.clone(), permit));
             }
-            Ok(_) => tracing::warn!("a process of another user has opened the admin socket; it gets no answer"),
+            Ok(_) => tracing::warn!(
+                "a process of another user has opened the admin socket; it gets no answer"
+            ),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept on the admin socket");
                 sleep(PAUSE).await;
@@ -214,11 +218,16 @@ async fn respond(
     Ok(match (request.uri().path(), request.method()) {
         (STATUS, &Method::GET) => match answer(Question::Status, ask).await {
             Some(json) => reply(StatusCode::OK, json),
-            None => failure(StatusCode::SERVICE_UNAVAILABLE, "the daemon is busy, or about to end"),
+            None => failure(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the daemon is busy, or about to end",
+            ),
         },
         (STATUS, _) => {
             let mut refusal = failure(StatusCode::METHOD_NOT_ALLOWED, "only GET");
-            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+            refusal
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET"));
             refusal
         }
         _ => failure(StatusCode::NOT_FOUND, "no such path"),
@@ -282,10 +291,18 @@ mod tests {
     async fn what_is_not_there_is_refused() {
         let (_directory, place) = place();
         let mut admin = Admin::bind(&place).unwrap();
-        let error = ask_while(&mut admin, &place, "/v1/nothing").await.unwrap_err();
-        assert!(matches!(error, AskError::Refused { status: 404, .. }), "{error}");
+        let error = ask_while(&mut admin, &place, "/v1/nothing")
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, AskError::Refused { status: 404, .. }),
+            "{error}"
+        );
         let mut stream = UnixStream::connect(&place).await.unwrap();
-        stream.write_all(b"POST /v1/status HTTP/1.1\r\nhost: culvert\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"POST /v1/status HTTP/1.1\r\nhost: culvert\r\n\r\n")
+            .await
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");

@@ -71,7 +71,10 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
 }
 
 fn status(args: &StatusArgs) -> Result<()> {
-    let place = args.admin.as_deref().unwrap_or(Path::new(admin::DEFAULT_PLACE));
+    let place = args
+        .admin
+        .as_deref()
+        .unwrap_or(Path::new(admin::DEFAULT_PLACE));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()

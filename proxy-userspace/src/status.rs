@@ -111,9 +111,18 @@ impl Status {
         let closed = listed(&connections.closed);
         writeln!(text, "  closed: {}", wrapped(10, &closed))?;
         for (count, what) in [
-            (connections.accept_failures, "times there were no files or memory to accept one"),
-            (connections.at_limit, "times a worker was at its limit of connections"),
-            (connections.own_proxy, "of an upstream's own proxy went direct"),
+            (
+                connections.accept_failures,
+                "times there were no files or memory to accept one",
+            ),
+            (
+                connections.at_limit,
+                "times a worker was at its limit of connections",
+            ),
+            (
+                connections.own_proxy,
+                "of an upstream's own proxy went direct",
+            ),
         ] {
             if count > 0 {
                 let count = paint.text(Tone::Doubtful, count);
@@ -235,7 +244,10 @@ mod tests {
             "  auto for bulk: splice (splice 1.25)",
             "  relayed 3",
         ] {
-            assert!(text.lines().any(|found| found == line), "{line:?} in\n{text}");
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line:?} in\n{text}"
+            );
         }
     }
 

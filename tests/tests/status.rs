@@ -23,7 +23,11 @@ use serde_json::Value;
 /// `culvert status`, asked of a socket.
 fn status(sandbox: &Sandbox, admin: &Path, arguments: &[&str]) -> Output {
     let mut command = sandbox.culvert_command();
-    command.arg("status").args(arguments).arg("--admin").arg(admin);
+    command
+        .arg("status")
+        .args(arguments)
+        .arg("--admin")
+        .arg(admin);
     command.output().unwrap()
 }
 
@@ -59,11 +63,19 @@ fn a_daemon_tells_how_it_is() {
     assert_eq!(told["hooks"]["relayed"], 1);
     let path = |name: &str| {
         let paths = told["paths"].as_array().unwrap();
-        paths.iter().find(|path| path["path"] == name).cloned().unwrap()
+        paths
+            .iter()
+            .find(|path| path["path"] == name)
+            .cloned()
+            .unwrap()
     };
     assert_eq!(path("copy")["bytes"], 2000);
     assert_eq!(path("sockmap")["usable"], true, "{told:#}");
-    assert_eq!(path("shortcut")["usable"], Value::Null, "no rule asks for it");
+    assert_eq!(
+        path("shortcut")["usable"],
+        Value::Null,
+        "no rule asks for it"
+    );
 
     let text = status(&sandbox, culvert.admin(), &[]);
     let text = String::from_utf8(text.stdout).unwrap();
@@ -81,7 +93,10 @@ fn a_reload_and_a_measurement_show() {
         let auto = told["auto"].as_array().unwrap().clone();
         (!auto.is_empty()).then_some(auto)
     });
-    assert!(auto.iter().all(|kind| kind["relative"]["copy"] == 1.0), "{auto:?}");
+    assert!(
+        auto.iter().all(|kind| kind["relative"]["copy"] == 1.0),
+        "{auto:?}"
+    );
     let more = relayed("more", "port = 80");
     culvert.reload(&format!("{ALL}{more}"));
     assert_eq!(status_json(&sandbox, &culvert)["rules"], 2);

@@ -89,7 +89,9 @@ async fn exchange(
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), MOST_BYTES).collect().await?;
+        let body = Limited::new(response.into_body(), MOST_BYTES)
+            .collect()
+            .await?;
         Ok((status, body.to_bytes()))
     };
     tokio::pin!(connection, answer);

@@ -63,7 +63,7 @@ const PIECES: [&str; 34] = [
 ];
 
 /// Pieces of the language itself.
-const WORDS: [&str; 30] = [
+const WORDS: [&str; 31] = [
     "[daemon]\n",
     "[upstream.a]\n",
     "[[forward]]\n",

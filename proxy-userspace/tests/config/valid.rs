@@ -107,7 +107,10 @@ fn the_daemon_section_is_read() {
     let (bytes, reads) = (4 << 20, 0);
     assert_eq!(daemon.promote, Worth { bytes, reads });
     assert_eq!(daemon.admin, Some(PathBuf::from("/run/a.sock")));
-    assert_eq!(valid("[daemon]\nadmin = \"off\"\n").config.daemon.admin, None);
+    assert_eq!(
+        valid("[daemon]\nadmin = \"off\"\n").config.daemon.admin,
+        None
+    );
     let target = LogTarget::File(PathBuf::from("/var/log/a.log"));
     let format = LogFormat::Text;
     assert_eq!(daemon.access_log, Some(AccessLog { target, format }));
