@@ -11,12 +11,16 @@ pub(super) const PROGRAMS: [(&str, &str); 1] = [("haproxy", "-v")];
 /// pipes, of which every direction of a connection that splices has one.
 pub(super) fn configuration(splice: bool, form: Form, workers: usize) -> String {
     let upstream = form.upstream();
-    let splice = if splice { "option splice-auto" } else { "" };
+    let (pipes, splice) = if splice {
+        ("maxpipes 256", "option splice-auto")
+    } else {
+        ("", "")
+    };
     format!(
         "\
 global
     nbthread {workers}
-    maxpipes 256
+    {pipes}
     tune.bufsize 65536
     tune.maxaccept 100
 defaults
