@@ -80,6 +80,10 @@ static FILE_FLAGS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static MSG_SK_REDIR: Global<u32> = Global::new(0);
 
+/// Whether bytes that TCP brings again are delivered again. Only tests of the self-test set it; no configuration does.
+#[unsafe(no_mangle)]
+static REPEATS_BYTES: Global<u32> = Global::new(0);
+
 /// Whether a refused `connect()` can be given its own error number.
 #[inline(always)]
 pub fn has_set_retval() -> bool {
@@ -102,6 +106,12 @@ pub fn reads_tasks() -> bool {
 #[inline(always)]
 pub fn has_shortcut() -> bool {
     HAS_SHORTCUT.load() != 0
+}
+
+/// Whether bytes that TCP brings again are delivered again.
+#[inline(always)]
+pub fn repeats_bytes() -> bool {
+    REPEATS_BYTES.load() != 0
 }
 
 /// `SOCK_ZEROCOPY` as a bit of a socket's flags.

@@ -8,7 +8,8 @@
 //!   EPIPE, seen on 6.18). So it is dropped.
 //! - `tcp_read_skb()` (`net/ipv4/tcp.c`) takes no notice of what was delivered before. A retransmission that carries old
 //!   bytes in front of new ones would deliver the old ones twice: they are cut off here. The control block still is TCP's:
-//!   its first words are the sequence numbers of the first byte and of the one behind the last.
+//!   its first words are the sequence numbers of the first byte and of the one behind the last. Where they do not fit the
+//!   length it is not, and the connection is reset.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -25,7 +26,7 @@ use aya_ebpf::{
 use proxy_common::{KernelSide, Redirect, RelaySide, mode};
 
 use crate::{
-    globals::Offsets,
+    globals::{Offsets, repeats_bytes},
     kernel::field,
     maps::{PAIRS, REDIRECT_EVENTS, REDIRECT_OF, REDIRECTS},
 };
@@ -75,8 +76,13 @@ enum Order {
 /// Makes an `skb` begin at the next byte of the stream.
 #[inline(always)]
 fn in_sequence(ctx: &SkBuffContext, kernel: &mut KernelSide, length: u32) -> Order {
-    let seq = control_word(ctx);
-    if kernel.mode == 0 {
+    let [seq, end] = control_words(ctx);
+    // A FIN has a number, too. And what comes behind a fault must not be taken for what comes next.
+    if end.wrapping_sub(seq).wrapping_sub(length) > 1 || kernel.faults > 0 {
+        return Order::Fault;
+    }
+    let is_first = kernel.mode == 0;
+    if is_first {
         // Everything before was read through the socket, so its own mark is right.
         let Some(copied) = copied_seq(ctx) else {
             return Order::Fault;
@@ -86,7 +92,7 @@ fn in_sequence(ctx: &SkBuffContext, kernel: &mut KernelSide, length: u32) -> Ord
     }
     let old = kernel.next_seq.wrapping_sub(seq);
     kernel.next_seq = seq.wrapping_add(length);
-    if old == 0 {
+    if old == 0 || (repeats_bytes() && !is_first) {
         return Order::New(length);
     }
     if old >= length {
@@ -97,8 +103,11 @@ fn in_sequence(ctx: &SkBuffContext, kernel: &mut KernelSide, length: u32) -> Ord
     if new != length - old {
         return Order::Fault;
     }
-    kernel.repairs += 1;
-    kernel.repaired += u64::from(old);
+    // What the relay has read of the first one did not come twice.
+    if !is_first {
+        kernel.repairs += 1;
+        kernel.repaired += u64::from(old);
+    }
     Order::New(new)
 }
 
@@ -197,11 +206,14 @@ fn length(ctx: &SkBuffContext) -> u32 {
     unsafe { (&raw const (*ctx.skb.skb).len).read_volatile() }
 }
 
-/// `TCP_SKB_CB(skb)->seq`.
+/// `TCP_SKB_CB(skb)->seq` and `end_seq`.
 #[inline(always)]
-fn control_word(ctx: &SkBuffContext) -> u32 {
-    // SAFETY: the context is valid while the program runs.
-    unsafe { (&raw const (*ctx.skb.skb).cb).cast::<u32>().read_volatile() }
+fn control_words(ctx: &SkBuffContext) -> [u32; 2] {
+    // SAFETY: the context is valid while the program runs, and the control block has five words.
+    unsafe {
+        let words = (&raw const (*ctx.skb.skb).cb).cast::<u32>();
+        [words.read_volatile(), words.add(1).read_volatile()]
+    }
 }
 
 /// `tcp_sock.copied_seq` of the socket that received an `skb`: the next byte to be read through it.

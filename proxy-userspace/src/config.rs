@@ -20,6 +20,7 @@ mod raw;
 mod reach;
 mod report;
 mod selector;
+mod size;
 mod summary;
 mod upstream;
 

@@ -48,6 +48,28 @@ pub struct Settings {
     pub max_pending: u32,
     /// Whether faults in the hooks are logged one by one (`debug` level).
     pub log_faults: bool,
+    /// What the verdict program does about bytes that TCP brings again.
+    pub overlap: Overlap,
+}
+
+impl Settings {
+    /// For programs that nobody's connections reach.
+    const UNCONFIGURED: Self = Self {
+        max_pending: 1,
+        log_faults: false,
+        overlap: Overlap::Cut,
+    };
+}
+
+/// What the verdict program does about bytes that a retransmission brings again in front of new ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overlap {
+    /// It cuts them off.
+    #[default]
+    Cut,
+    /// It delivers them again, as the kernel does without it. For tests that show what the cutting is good for; neither
+    /// configuration nor command line can ask for it.
+    Deliver,
 }
 
 /// The loaded programs and maps.

@@ -39,6 +39,8 @@
 //! - **A guard of its own for `refuse`.** Pinning the whole set of hooks would leave connections of `direct` rules being sent to
 //!   a dead port until somebody noticed. The guard only refuses, and needs no sign from the other programs: a connection
 //!   that still shows its own destination was not relayed.
+//! - **What is in the sockmap stays in it** as long as the connection lives, also when the kernel refuses the other socket.
+//!   Taking a socket out again throws away what the program has passed meanwhile.
 //! - **Replies take no shortcut.** The kernel can put them straight into the app's receive queue, which brings 64-byte exchanges from
 //!   0.51 to 0.65 of direct. But what is there is not in the TCP queue: `splice()` out of the socket never sees it, `MSG_WAITALL`
 //!   returns too little, closing with unread bytes sends FIN for RST, and no hook can tell who depends on that.

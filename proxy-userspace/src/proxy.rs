@@ -25,11 +25,11 @@ use tokio::{
 };
 
 use crate::{
-    intercept::{Features, InterceptError, Interceptor, Records, guard, prove_redirects},
+    intercept::{Features, InterceptError, Interceptor, Overlap, Records, guard, prove_redirects},
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
     record::AccessLog,
-    relay::{Promotion, shortcut::Proof},
+    relay::{Promotion, Worth, shortcut::Proof},
     routes::{self, RouteTable, Routes, UnknownUpstream},
     rule::{FailMode, PathChoice, Rule, Via},
     shared::{Shared, Stats},
@@ -51,6 +51,8 @@ pub struct Settings {
     pub heartbeat_timeout: Duration,
     /// Silence after which a connection is closed.
     pub idle_timeout: Option<Duration>,
+    /// When the kernel is to move the bytes of a connection whose rule asks for it.
+    pub promote: Worth,
     /// Where close records go.
     pub access_log: Option<AccessLog>,
     /// Whether faults in the hooks are logged one by one.
@@ -123,6 +125,7 @@ pub struct Proxy {
     shared: Arc<Shared>,
     supervisor: Supervisor,
     pending: Records,
+    promote: Worth,
     stop: watch::Sender<bool>,
     generation: u32,
 }
@@ -148,6 +151,7 @@ impl Proxy {
         let kernel = crate::intercept::Settings {
             max_pending: settings.max_pending,
             log_faults: settings.log_faults,
+            overlap: Overlap::Cut,
         };
         let mut interceptor = Interceptor::load(kernel, &features)?;
         interceptor.set_relay(&Relay {
@@ -195,6 +199,7 @@ impl Proxy {
             interceptor,
             features,
             shared,
+            promote: settings.promote,
             stop,
             generation: 0,
         })
@@ -233,8 +238,7 @@ impl Proxy {
         }
         match self.interceptor.redirects(&self.features) {
             Ok((redirects, mut events)) => {
-                let promotion = Promotion::new(redirects);
-                if let Err(test) = prove_redirects(&promotion, &mut events) {
+                if let Err(test) = prove_redirects(&redirects, &mut events) {
                     tracing::warn!(
                         test,
                         "the sockmap path fails its test on this kernel; its rules copy"
@@ -243,6 +247,7 @@ impl Proxy {
                 }
                 self.supervisor.hear(events);
                 // Only this thread sets it.
+                let promotion = Promotion::when(redirects, self.promote);
                 _ = self.shared.promotion.set(promotion);
             }
             Err(error) => {

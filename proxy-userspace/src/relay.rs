@@ -44,7 +44,7 @@ use tokio::{
 };
 
 pub use self::{
-    accelerate::{Accelerator, Pair, Promotion, Redirect, Refusal},
+    accelerate::{Accelerator, Pair, Promotion, Redirect, Refusal, Worth},
     progress::{Path, Progress},
     sockmap::{FIRST_WINDOW, MOST_WINDOW},
 };
@@ -253,14 +253,17 @@ impl Relay {
         let (Some(downstream), Some(upstream)) = (downstream.plain(), upstream.plain()) else {
             return Err(Refusal::NotPlain);
         };
-        let Pair { up, down } = promotion.accelerator.admit(downstream, upstream)?;
+        let Pair { up, down, whole } = promotion.accelerator.admit(downstream, upstream)?;
         let gone = |_| Refusal::Socket;
         self.up
-            .take_passage(Passage::new(up, upstream).map_err(gone)?);
+            .take_passage(Passage::new(up, upstream, whole).map_err(gone)?);
         self.down
-            .take_passage(Passage::new(down, downstream).map_err(gone)?);
+            .take_passage(Passage::new(down, downstream, whole).map_err(gone)?);
         for socket in [downstream, upstream] {
             socket::handle_waiting(socket).map_err(gone)?;
+        }
+        if !whole {
+            return Err(Refusal::Socket);
         }
         self.take_path(Path::Sockmap);
         Ok(())
@@ -313,7 +316,9 @@ impl Relay {
         downstream: &mut D,
         upstream: &mut U,
     ) -> Poll<Ended> {
-        let up = self.up.poll(cx, downstream, upstream, &self.progress.up);
+        let told = self.down.has_told_end();
+        let counted = &self.progress.up;
+        let up = self.up.poll(cx, downstream, upstream, told, counted);
         if let Some(lane) = &self.lane {
             // Before the answer goes out, so that what the app sends next finds the kernel informed.
             lane.advance();
@@ -329,9 +334,9 @@ impl Relay {
             };
             return Poll::Ready(aborted(reason, error));
         }
-        let down = self
-            .down
-            .poll(cx, upstream, downstream, &self.progress.down);
+        let told = self.up.has_told_end();
+        let counted = &self.progress.down;
+        let down = self.down.poll(cx, upstream, downstream, told, counted);
         if let Poll::Ready(Err(fault)) = down {
             let (reason, error) = match fault {
                 Fault::Source(error) => (CloseReason::UpstreamReset, error),

@@ -55,6 +55,7 @@ impl Service {
             max_pending: daemon.max_pending,
             heartbeat_timeout: daemon.heartbeat_timeout,
             idle_timeout: daemon.idle_timeout,
+            promote: daemon.promote,
             access_log,
             log_faults,
         };

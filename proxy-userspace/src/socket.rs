@@ -3,6 +3,8 @@
 //! Listeners and upstream sockets are created here and nowhere else, so that one place decides what all of them have
 //! in common. It knows neither rules nor proxies: callers bring addresses and get sockets.
 
+pub mod repair;
+
 use std::{
     io,
     mem::offset_of,
@@ -115,14 +117,33 @@ pub fn take_error(socket: &impl AsFd) -> io::Result<Option<io::Error>> {
 ///
 /// # Errors
 ///
-/// The error that ended the connection, or `ECONNRESET`, when it has ended.
+/// `ECONNRESET` when the connection has ended, however it did. The error that ended it stays on the socket: whoever reads next
+/// must find it, and not an end of the stream.
 pub fn sent(socket: &impl AsFd) -> io::Result<u64> {
     let info = getsockopt(socket, TcpInfo)?;
     if info.state == TCP_CLOSE {
-        return Err(take_error(socket)?.unwrap_or_else(|| Errno::ECONNRESET.into()));
+        return Err(Errno::ECONNRESET.into());
     }
     // In this order: what is acknowledged in between is missing, never counted twice.
-    Ok(info.bytes_acked + queued(socket, outq)?)
+    Ok(info.bytes_acked + unacknowledged(socket)?)
+}
+
+/// Whether a connection has ended both ways, or was reset.
+///
+/// # Errors
+///
+/// None in practice.
+pub fn has_ended(socket: &impl AsFd) -> io::Result<bool> {
+    Ok(getsockopt(socket, TcpInfo)?.state == TCP_CLOSE)
+}
+
+/// Bytes of the stream that were given to the kernel to send and that the peer has not acknowledged.
+///
+/// # Errors
+///
+/// None in practice.
+pub fn unacknowledged(socket: &impl AsFd) -> io::Result<u64> {
+    queued(socket, outq)
 }
 
 /// Bytes that arrived and were not read. Waits until nobody else handles what arrives on the socket (the ioctl takes its

@@ -8,12 +8,18 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "relay/admission.rs"]
+mod admission;
+#[path = "relay/credit.rs"]
+mod credit;
 #[path = "relay/endings.rs"]
 mod endings;
 #[path = "relay/idle.rs"]
 mod idle;
 #[path = "relay/model.rs"]
 mod model;
+#[path = "relay/overlap.rs"]
+mod overlap;
 #[path = "relay/payload.rs"]
 mod payload;
 #[path = "relay/resumption.rs"]
@@ -28,5 +34,7 @@ mod sharing;
 mod sockmap;
 #[path = "relay/transfers.rs"]
 mod transfers;
+#[path = "relay/turns.rs"]
+mod turns;
 #[path = "relay/urgent.rs"]
 mod urgent;

@@ -17,7 +17,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use crate::eventually;
+use crate::{eventually, stress::Flows};
 use protocol::{Answer, Call, Family, Kind, Opening, Reply, Storm};
 
 pub use protocol::Route;
@@ -138,6 +138,14 @@ impl App {
         match self.call(&Call::Storm(storm.clone())) {
             Ok(Answer::Outcomes(outcomes)) => outcomes.into_iter().collect(),
             other => panic!("{storm:?}: {other:?}"),
+        }
+    }
+
+    /// Does the apps' side of flows: what went wrong.
+    pub fn stress(&self, flows: &Flows) -> Vec<String> {
+        match self.call(&Call::Stress(flows.clone())) {
+            Ok(Answer::Failures(failures)) => failures,
+            other => panic!("{flows:?}: {other:?}"),
         }
     }
 

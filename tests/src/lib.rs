@@ -32,6 +32,7 @@ pub mod process;
 pub mod record;
 pub mod rules;
 pub mod sandbox;
+pub mod stress;
 pub mod terminal;
 
 pub use app::{App, Socket};

@@ -66,13 +66,14 @@ impl Netns {
             .unwrap_or_else(|error| panic!("cannot set {name} to {value}: {error}"));
     }
 
-    /// Loses one TCP packet in so many that arrive in it, at random.
+    /// Loses one TCP packet in so many that arrive in it, at random. Resets are spared: a lost one does not come again, and
+    /// whoever it was for would wait for ever.
     pub fn lose_one_packet_in(&self, packets: u32) {
         for command in [
             "add table inet loss".to_owned(),
             "add chain inet loss lossy { type filter hook input priority 0 ; }".to_owned(),
             format!(
-                "add rule inet loss lossy meta l4proto tcp numgen random mod {packets} lt 1 drop"
+                "add rule inet loss lossy tcp flags & rst == 0 numgen random mod {packets} lt 1 drop"
             ),
         ] {
             self.tool("nft", &command);

@@ -15,10 +15,12 @@ pub struct Payload {
 impl Payload {
     /// The bytes from `offset` on.
     pub fn fill(self, offset: u64, buffer: &mut [u8]) {
-        let bytes = (offset / 8..).flat_map(|index| self.word(index).to_le_bytes());
         let skipped = usize::try_from(offset % 8).expect("a small number");
-        for (place, byte) in buffer.iter_mut().zip(bytes.skip(skipped)) {
-            *place = byte;
+        let first = self.word(offset / 8).to_le_bytes();
+        let (head, whole) = buffer.split_at_mut(buffer.len().min(8 - skipped));
+        head.copy_from_slice(&first[skipped..skipped + head.len()]);
+        for (index, place) in (offset / 8 + 1..).zip(whole.chunks_mut(8)) {
+            place.copy_from_slice(&self.word(index).to_le_bytes()[..place.len()]);
         }
     }
 

@@ -7,8 +7,9 @@ use super::{
     environment::{Environment, System},
     raw::{Table, Value},
     report::Findings,
-    selector,
+    selector, size,
 };
+use crate::relay::Worth;
 
 /// What concerns the daemon as a whole. Without a `[daemon]` section everything has its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct Daemon {
     pub max_pending: u32,
     /// The kernel holds the relay for hung when it has not heard from it for so long.
     pub heartbeat_timeout: Duration,
+    /// When the kernel is to move the bytes of a connection whose rule asks for it.
+    pub promote: Worth,
     /// Where close records go.
     pub access_log: Option<AccessLog>,
 }
@@ -72,6 +75,9 @@ const WORKERS: u32 = 1024;
 /// Connections: each takes two files and the kernel allows a process 2^20 by default.
 const CONNECTIONS: u32 = 1 << 20;
 
+/// Bytes before a promotion: beyond any connection.
+const MOST_BYTES: u64 = 1 << 40;
+
 /// Room for twice what the accept queues of a worker hold: an IPv4 and an IPv6 one of up to 4096 connections each.
 fn pending(workers: NonZeroUsize) -> u32 {
     const PER_WORKER: u32 = 2 * 2 * 4096;
@@ -100,6 +106,7 @@ impl Daemon {
             max_connections: 65536,
             max_pending: pending(environment.cores()),
             heartbeat_timeout: Duration::from_secs(3),
+            promote: Worth::default(),
             access_log: None,
         }
     }
@@ -132,6 +139,9 @@ impl Daemon {
         if let Some(value) = table.get("max_pending") {
             let most = value.number(1..=CONNECTIONS, findings);
             set(&mut daemon.max_pending, most);
+        }
+        if let Some(value) = table.get("promote") {
+            daemon.promote = promote(value, findings);
         }
         if let Some(value) = table.get("access_log") {
             daemon.access_log = access_log(value, findings);
@@ -176,6 +186,25 @@ fn set<T>(field: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *field = value;
     }
+}
+
+fn promote(value: Value<'_>, findings: &mut Findings) -> Worth {
+    let mut worth = Worth::default();
+    let wanted = "a table such as `{ bytes = \"64KiB\", reads = 8 }`";
+    let Some(mut table) = value.table("`promote`", wanted, findings) else {
+        return worth;
+    };
+    if let Some(value) = table.get("bytes") {
+        set(
+            &mut worth.bytes,
+            size::read(value, 0..=MOST_BYTES, findings),
+        );
+    }
+    if let Some(value) = table.get("reads") {
+        set(&mut worth.reads, value.number(0..=u32::MAX, findings));
+    }
+    table.finish(findings);
+    worth
 }
 
 fn access_log(value: Value<'_>, findings: &mut Findings) -> Option<AccessLog> {

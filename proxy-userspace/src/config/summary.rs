@@ -13,7 +13,7 @@ use crate::{
     upstream::{Hop, Host, Scheme, Upstream},
 };
 
-use super::{Config, Daemon, LogFormat, LogTarget};
+use super::{Config, Daemon, LogFormat, LogTarget, size};
 
 /// So many values of a selector are shown, the rest is counted.
 const SHOWN: usize = 8;
@@ -86,6 +86,7 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
             }
         }
     };
+    let (bytes, reads) = (size::write(daemon.promote.bytes), daemon.promote.reads);
     let idle = daemon.idle_timeout.map_or_else(|| "off".to_owned(), time);
     [
         ("cgroup", format!("/{}", daemon.cgroup)),
@@ -95,6 +96,7 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         ("idle timeout", idle),
         ("drain timeout", time(daemon.drain_timeout)),
         ("heartbeat timeout", time(daemon.heartbeat_timeout)),
+        ("promote", format!("after {bytes} or {reads} reads")),
         ("access log", log),
     ]
     .map(|(key, value)| (key.to_owned(), value))

@@ -122,6 +122,7 @@ fn start(config: &Config, access_log: AccessLog) -> Result<Proxy> {
         max_pending: 64,
         heartbeat_timeout: config.daemon.heartbeat_timeout,
         idle_timeout: None,
+        promote: config.daemon.promote,
         access_log: Some(access_log),
         log_faults: false,
     };

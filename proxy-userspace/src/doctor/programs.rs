@@ -15,7 +15,7 @@ use crate::{
     },
     paint::one_line,
     privileges,
-    relay::{Promotion, shortcut::Proof},
+    relay::shortcut::Proof,
 };
 
 /// The programs, and what depends on helpers and files beside them.
@@ -110,8 +110,8 @@ fn refusal(features: &Features) -> Check {
 /// Whether this kernel moves bytes from socket to socket as the relay would.
 fn sockmap() -> Check {
     const ID: &str = "sockmap";
-    let tried = Redirects::alone()
-        .map(|(redirects, mut events)| prove_redirects(&Promotion::new(redirects), &mut events));
+    let tried =
+        Redirects::alone().map(|(redirects, mut events)| prove_redirects(&redirects, &mut events));
     match tried {
         Ok(Ok(())) => Check::ok(ID, "every test of it passes"),
         Ok(Err(test)) => Check::warning(

@@ -13,7 +13,7 @@ use proxy_common::{Dimensions, names};
 use thiserror::Error;
 
 use super::{
-    Settings,
+    Overlap, Settings,
     btf::{Offsets, SocketLayout},
 };
 use crate::policy::Compiled;
@@ -127,6 +127,7 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
     } else {
         0
     };
+    let repeats_bytes = u32::from(settings.overlap == Overlap::Deliver);
     let btf = Btf::from_sys_fs().ok();
     let mut loader = EbpfLoader::new();
     loader
@@ -154,7 +155,8 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
         .override_global("SK_SOCKET", &sockets.sk_socket, true)
         .override_global("SOCKET_FILE", &sockets.socket_file, true)
         .override_global("FILE_FLAGS", &sockets.file_flags, true)
-        .override_global("MSG_SK_REDIR", &sockets.msg_sk_redir, true);
+        .override_global("MSG_SK_REDIR", &sockets.msg_sk_redir, true)
+        .override_global("REPEATS_BYTES", &repeats_bytes, true);
     loader.load(OBJECT)
 }
 

@@ -34,7 +34,7 @@ use tokio::{
 };
 
 use super::{
-    Features, InterceptError, Settings,
+    Features, InterceptError, Overlap, Settings,
     handles::{duplicate, map_error, typed},
     object,
 };
@@ -124,11 +124,19 @@ impl Redirects {
     /// # Errors
     /// When the kernel refuses the object or the program, or a feature it needs is missing.
     pub fn alone() -> Result<(Arc<Self>, RedirectEvents), InterceptError> {
+        Self::alone_with(Overlap::Cut)
+    }
+
+    /// As [`Redirects::alone`], for tests of what the verdict program does about an overlap.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn alone_with(overlap: Overlap) -> Result<(Arc<Self>, RedirectEvents), InterceptError> {
         let features = Features::probe();
         features.allow_redirects()?;
         let settings = Settings {
-            max_pending: 1,
-            log_faults: false,
+            overlap,
+            ..Settings::UNCONFIGURED
         };
         let mut ebpf = object::load(settings, &features)
             .map_err(|source| InterceptError::Object(Box::new(source)))?;
@@ -167,7 +175,7 @@ impl Accelerator for Redirects {
             cookies,
             taken: AtomicU64::new(2 * FIRST_WINDOW),
         };
-        slot.enter([downstream, upstream])?;
+        let whole = slot.enter(downstream, upstream)?;
         let slot = Arc::new(slot);
         let redirect = |index| -> Box<dyn Redirect> {
             Box::new(Handle {
@@ -178,6 +186,7 @@ impl Accelerator for Redirects {
         Ok(Pair {
             up: redirect(slot.even),
             down: redirect(slot.even + 1),
+            whole,
         })
     }
 }
@@ -193,7 +202,9 @@ struct Slot {
 }
 
 impl Slot {
-    fn enter(&self, sockets: [&TcpStream; 2]) -> Result<(), Refusal> {
+    /// Enters both sockets. Returns whether the kernel took the second one as well: once the first one is in, it stays,
+    /// because bytes may have been passed that taking it out would lose (`sk_psock_drop()` in `net/core/skmsg.c`).
+    fn enter(&self, downstream: &TcpStream, upstream: &TcpStream) -> Result<bool, Refusal> {
         let mut maps = lock(&self.redirects.maps);
         for (index, cookie) in (self.even..).zip(self.cookies) {
             self.redirects.memory.reset(index);
@@ -201,12 +212,10 @@ impl Slot {
                 .insert(cookie, index, 0)
                 .map_err(|_| Refusal::Full)?;
         }
-        for (index, socket) in (self.even..).zip(sockets) {
-            maps.pairs
-                .set(index, socket, 0)
-                .map_err(|_| Refusal::Socket)?;
-        }
-        Ok(())
+        maps.pairs
+            .set(self.even, downstream, 0)
+            .map_err(|_| Refusal::Socket)?;
+        Ok(maps.pairs.set(self.even + 1, upstream, 0).is_ok())
     }
 }
 

@@ -14,12 +14,6 @@ use super::{
 };
 use crate::relay::shortcut::Proof;
 
-/// For programs that nobody's connections reach.
-const UNCONFIGURED: Settings = Settings {
-    max_pending: 1,
-    log_faults: false,
-};
-
 /// What became of one program.
 #[derive(Debug)]
 pub struct Trial {
@@ -38,7 +32,7 @@ pub fn try_programs(
     features: &Features,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Vec<Trial>, InterceptError> {
-    let mut ebpf = object::load(UNCONFIGURED, features)
+    let mut ebpf = object::load(Settings::UNCONFIGURED, features)
         .map_err(|source: EbpfError| InterceptError::Object(Box::new(source)))?;
     let trials = names::PROGRAMS.map(|program| Trial {
         program,
@@ -55,7 +49,7 @@ pub fn try_programs(
 /// # Errors
 /// When the kernel refuses the object or the program.
 pub fn prove_shortcut(features: &Features) -> Result<Proof, InterceptError> {
-    let mut ebpf = object::load(UNCONFIGURED, features)
+    let mut ebpf = object::load(Settings::UNCONFIGURED, features)
         .map_err(|source: EbpfError| InterceptError::Object(Box::new(source)))?;
     shortcut::enable(&mut ebpf)
 }

@@ -22,6 +22,8 @@ pub struct Pair {
     pub up: Box<dyn Redirect>,
     /// From upstream to downstream.
     pub down: Box<dyn Redirect>,
+    /// Whether the kernel took both sockets. Otherwise downstream is in alone, for good, and everything is passed.
+    pub whole: bool,
 }
 
 /// Why a connection stays on another path.
@@ -77,19 +79,39 @@ pub struct Promotion {
     pub reads: u32,
 }
 
-impl Promotion {
-    /// Bytes after which a connection is promoted by default.
-    pub const BYTES: u64 = 64 * 1024;
-    /// Reads after which a connection is promoted by default.
-    pub const READS: u32 = 8;
+/// How much a connection has to move before it is worth a promotion: whichever it reaches first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Worth {
+    /// Bytes, both ways together.
+    pub bytes: u64,
+    /// Reads from one side.
+    pub reads: u32,
+}
 
+impl Default for Worth {
+    fn default() -> Self {
+        Self {
+            bytes: 64 * 1024,
+            reads: 8,
+        }
+    }
+}
+
+impl Promotion {
     /// With the defaults.
     #[must_use]
     pub fn new(accelerator: Arc<dyn Accelerator>) -> Self {
+        Self::when(accelerator, Worth::default())
+    }
+
+    /// Of connections that are worth it.
+    #[must_use]
+    pub fn when(accelerator: Arc<dyn Accelerator>, worth: Worth) -> Self {
+        let Worth { bytes, reads } = worth;
         Self {
             accelerator,
-            bytes: Self::BYTES,
-            reads: Self::READS,
+            bytes,
+            reads,
         }
     }
 }

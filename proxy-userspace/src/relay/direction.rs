@@ -107,6 +107,11 @@ impl Direction {
         self.bulk == Bulk::Never
     }
 
+    /// Whether the sink was told the end.
+    pub(super) fn has_told_end(&self) -> bool {
+        matches!(self.stage, Stage::Finished)
+    }
+
     /// Whether more may come, and nothing is in a pipe.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Open) && !matches!(self.held, Held::Pipe(_))
@@ -146,12 +151,14 @@ impl Direction {
         }
     }
 
-    /// Works until an end blocks or the turn is over (`Pending`), the sink was told the end (`Ok`), or an end fails.
+    /// Works until an end blocks or the turn is over (`Pending`), the sink was told the end (`Ok`), or an end fails. `told` is
+    /// whether the source was told the end of the other direction.
     pub(super) fn poll<S: Side, T: Side>(
         &mut self,
         cx: &mut Context<'_>,
         source: &mut S,
         sink: &mut T,
+        told: bool,
         moved: &AtomicU64,
     ) -> Poll<Result<(), Fault>> {
         if let (Some(passage), Some(target)) = (&mut self.passage, sink.plain()) {
@@ -161,7 +168,7 @@ impl Direction {
         for _ in 0..TURN_READS {
             ready!(self.poll_deliver(cx, sink, moved)).map_err(Fault::Sink)?;
             match self.stage {
-                Stage::Open => taken += ready!(self.poll_take(cx, source, sink, moved))?,
+                Stage::Open => taken += ready!(self.poll_take(cx, source, sink, told, moved))?,
                 Stage::Ended => {
                     ready!(self.poll_settled(cx, sink)).map_err(Fault::Sink)?;
                     ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Fault::Sink)?;
@@ -240,6 +247,7 @@ impl Direction {
         cx: &mut Context<'_>,
         source: &mut S,
         sink: &mut T,
+        told: bool,
         moved: &AtomicU64,
     ) -> Poll<Result<usize, Fault>> {
         if self.bulk == Bulk::Now
@@ -271,7 +279,7 @@ impl Direction {
         };
         let received = received.map_err(Fault::Source)?;
         if received.bytes == 0 {
-            let ended = ready!(self.poll_ended(cx, source)).map_err(Fault::Source)?;
+            let ended = ready!(self.poll_ended(cx, source, told)).map_err(Fault::Source)?;
             if ended {
                 self.stage = Stage::Ended;
             }
@@ -286,9 +294,14 @@ impl Direction {
     }
 
     /// Resolves to whether nothing comes in front of an end that was read.
-    fn poll_ended<S: Side>(&mut self, cx: &mut Context<'_>, source: &S) -> Poll<io::Result<bool>> {
+    fn poll_ended<S: Side>(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &S,
+        told: bool,
+    ) -> Poll<io::Result<bool>> {
         match (&mut self.passage, source.plain()) {
-            (Some(passage), Some(socket)) => passage.poll_ended(cx, socket),
+            (Some(passage), Some(socket)) => passage.poll_ended(cx, socket, told),
             _ => Poll::Ready(Ok(true)),
         }
     }

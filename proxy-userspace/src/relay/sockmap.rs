@@ -36,6 +36,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Passage {
     redirect: Box<dyn Redirect>,
+    /// Whether the kernel has both sockets; otherwise it only passes.
+    whole: bool,
     /// Most bytes between the redirect and the target's send queue.
     window: u64,
     /// The kernel may redirect up to this.
@@ -58,9 +60,14 @@ pub(super) struct Passage {
 
 impl Passage {
     /// Of a redirect that was just admitted: the kernel passes everything.
-    pub(super) fn new(redirect: Box<dyn Redirect>, target: &TcpStream) -> io::Result<Self> {
+    pub(super) fn new(
+        redirect: Box<dyn Redirect>,
+        target: &TcpStream,
+        whole: bool,
+    ) -> io::Result<Self> {
         Ok(Self {
             redirect,
+            whole,
             window: FIRST_WINDOW,
             limit: 0,
             base: socket::sent(target)?,
@@ -131,7 +138,7 @@ impl Passage {
         cx: &mut Context<'_>,
         target: &TcpStream,
     ) -> io::Result<()> {
-        while !self.resumed {
+        while self.whole && !self.resumed {
             let waiting = self.waiting(target)?;
             if waiting < self.window / 2 {
                 self.grow(waiting);
@@ -167,11 +174,19 @@ impl Passage {
     /// Bytes that are passed while the source's receive buffer is full wait in a queue of the kernel's, which a read does
     /// not see (`sk_psock_verdict_apply()` and `tcp_bpf_recvmsg_parser()`, seen on 6.18): they were counted as passed, and
     /// come. Before kernel 6.4 bytes may also wait for the verdict program.
+    ///
+    /// Fails when it was no end but a reset, whose error the kernel has taken off the socket: its worker does so, for a moment,
+    /// when it writes redirected bytes to it (`sk_psock_backlog()`, seen on 6.18). The connection has ended then although we
+    /// have not `told` our end.
     pub(super) fn poll_ended(
         &mut self,
         cx: &mut Context<'_>,
         source: &TcpStream,
+        told: bool,
     ) -> Poll<io::Result<bool>> {
+        if !told && socket::has_ended(source)? {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         if socket::unread(source)? > 0 {
             socket::handle_waiting(source)?;
             return Poll::Ready(Ok(false));

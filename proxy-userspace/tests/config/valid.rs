@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use proxy_userspace::{
     config::{AccessLog, LogFormat, LogTarget, summary, upstream_from_urls},
+    relay::Worth,
     rule::{FailMode, Match, PathChoice, Selector, Via},
     upstream::{Host, Scheme, Upstream},
 };
@@ -38,6 +39,7 @@ daemon
   idle timeout       off
   drain timeout      30s
   heartbeat timeout  3s
+  promote            after 64KiB or 8 reads
   access log         standard output, json
 
 upstreams
@@ -85,7 +87,7 @@ fn an_empty_file_has_the_defaults_of_the_example() {
 fn the_daemon_section_is_read() {
     let text = "[daemon]\ncgroup = \"/user.slice/\"\nworkers = 2\nmax_connections = 1\nmax_pending = 0x10\n\
                 idle_timeout = \"2m\"\ndrain_timeout = \"0s\"\nconnect_timeout = \"500ms\"\n\
-                heartbeat_timeout = \"1s\"\naccess_log = { path = \"/var/log/a.log\", format = \"text\" }\n";
+                heartbeat_timeout = \"1s\"\npromote = { bytes = \"4 MiB\", reads = 0 }\naccess_log = { path = \"/var/log/a.log\", format = \"text\" }\n";
     let daemon = valid(text).config.daemon;
     assert_eq!(daemon.cgroup, "user.slice");
     assert_eq!(
@@ -101,6 +103,8 @@ fn the_daemon_section_is_read() {
     assert_eq!(daemon.connect_timeout, Duration::from_millis(500));
     assert_eq!(daemon.handshake_timeout, Duration::from_secs(10));
     assert_eq!(daemon.heartbeat_timeout, Duration::from_secs(1));
+    let (bytes, reads) = (4 << 20, 0);
+    assert_eq!(daemon.promote, Worth { bytes, reads });
     let target = LogTarget::File(PathBuf::from("/var/log/a.log"));
     let format = LogFormat::Text;
     assert_eq!(daemon.access_log, Some(AccessLog { target, format }));

@@ -10,18 +10,21 @@ use std::{
 };
 
 use proxy_userspace::{
-    intercept::Redirects,
+    intercept::{Overlap, Redirects},
     relay::{Ended, Progress, Promotion, Relay, Side},
     rule::PathChoice,
+    socket::{self, repair},
 };
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream},
     runtime::Builder,
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
+
+use crate::payload::expect_text;
 
 /// Longer than anything here may take; a test that gets here hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
@@ -63,11 +66,12 @@ pub(crate) async fn in_time<T>(test: impl Future<Output = T>) -> T {
 /// privileges to load programs.
 pub(crate) fn promotion() -> Option<Promotion> {
     static ALL: OnceLock<Option<Promotion>> = OnceLock::new();
-    ALL.get_or_init(load).clone()
+    ALL.get_or_init(|| promotion_with(Overlap::Cut)).clone()
 }
 
-fn load() -> Option<Promotion> {
-    let (accelerator, mut events) = match Redirects::alone() {
+/// As [`promotion`], with a program that does something else about bytes that come again.
+pub(crate) fn promotion_with(overlap: Overlap) -> Option<Promotion> {
+    let (accelerator, mut events) = match Redirects::alone_with(overlap) {
         Ok(redirects) => redirects,
         Err(error) => {
             let strict = std::env::var_os("PROXY_TEST_STRICT").is_some();
@@ -107,17 +111,42 @@ impl Rig {
         Self::over(path, downstream, upstream)
     }
 
+    /// On the sockmap path, entered as this says.
+    pub(crate) async fn promoted(promotion: Promotion) -> Self {
+        let (downstream, upstream) = (connected(None).await, connected(None).await);
+        Self::start(PathChoice::Sockmap, Some(promotion), downstream, upstream)
+    }
+
+    /// As [`Rig::promoted`], after a byte each way, so that the kernel has both directions.
+    pub(crate) async fn in_kernel(promotion: Promotion) -> Self {
+        let mut rig = Self::promoted(promotion).await;
+        rig.app.write_all(b"?").await.unwrap();
+        expect_text(&mut rig.server, b"?").await;
+        rig.server.write_all(b"!").await.unwrap();
+        expect_text(&mut rig.app, b"!").await;
+        rig
+    }
+
     /// Over two connections: app to relay and relay to server.
     pub(crate) fn over(
         path: PathChoice,
-        (app, downstream): (TcpStream, TcpStream),
-        (upstream, server): (TcpStream, TcpStream),
+        downstream: (TcpStream, TcpStream),
+        upstream: (TcpStream, TcpStream),
     ) -> Self {
-        let progress = Arc::default();
         let promotion = match path {
             PathChoice::Sockmap => promotion(),
             _ => None,
         };
+        Self::start(path, promotion, downstream, upstream)
+    }
+
+    fn start(
+        path: PathChoice,
+        promotion: Option<Promotion>,
+        (app, downstream): (TcpStream, TcpStream),
+        (upstream, server): (TcpStream, TcpStream),
+    ) -> Self {
+        let progress = Arc::default();
         let relay = Relay::new(Arc::clone(&progress), None).with_promotion(promotion);
         let ended = tokio::spawn(relay_and_close(relay, downstream, upstream, path));
         Self {
@@ -203,6 +232,21 @@ pub(crate) async fn connected(buffers: Option<u32>) -> (TcpStream, TcpStream) {
         SockRef::from(stream).set_out_of_band_inline(true).unwrap();
     }
     (connecting, accepted)
+}
+
+/// Resolves when the peer has acknowledged everything.
+pub(crate) async fn acknowledged(stream: &TcpStream) {
+    while socket::unacknowledged(stream).unwrap() > 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Has a connection send `old` again, with `new` behind it: see [`repair::resend`].
+pub(crate) async fn resend(stream: TcpStream, old: &[u8], new: &[u8]) -> TcpStream {
+    acknowledged(&stream).await;
+    let stream = repair::resend(stream.into_std().unwrap(), old, new).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    TcpStream::from_std(stream).unwrap()
 }
 
 /// Closes with RST.

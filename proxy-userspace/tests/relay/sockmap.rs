@@ -21,13 +21,13 @@ const BPF_PROG_TYPE_SK_SKB: u32 = 14;
 const BPF_SK_SKB_STREAM_VERDICT: u32 = 5;
 
 /// A sockmap whose verdict program passes everything on to the socket.
-struct Sockmap {
+pub(crate) struct Sockmap {
     map: OwnedFd,
     _program: OwnedFd,
 }
 
 impl Sockmap {
-    fn new(sockets: u32) -> io::Result<Self> {
+    pub(crate) fn new(sockets: u32) -> io::Result<Self> {
         // map_type, key_size, value_size, max_entries
         let map = bpf(BPF_MAP_CREATE, &mut [BPF_MAP_TYPE_SOCKMAP, 4, 4, sockets])?;
         // r0 = SK_PASS; exit
@@ -60,7 +60,7 @@ impl Sockmap {
         })
     }
 
-    fn insert(&self, index: u32, socket: &TcpStream) -> io::Result<()> {
+    pub(crate) fn insert(&self, index: u32, socket: &TcpStream) -> io::Result<()> {
         let target = u32::try_from(self.map.as_raw_fd()).unwrap();
         let descriptor = socket.as_raw_fd();
         let [key, key_high] = halves(&raw const index as u64);
@@ -116,6 +116,12 @@ async fn foreign_sockmap(path: PathChoice) {
     sockmap.insert(1, &upstream).unwrap();
     let mut rig = Rig::over(path, (app, downstream), (upstream, server));
 
+    asks_and_is_answered(&mut rig).await;
+    assert_eq!(rig.ended.await.unwrap().reason, CloseReason::Done);
+}
+
+/// The app sends much and half-closes, and gets much back.
+pub(crate) async fn asks_and_is_answered(rig: &mut Rig) {
     let (request, response) = (Payload::new(1, 4 << 20), Payload::new(2, 4 << 20));
     let asking = async {
         request.send(&mut rig.app, 1 << 20).await.unwrap();
@@ -130,5 +136,4 @@ async fn foreign_sockmap(path: PathChoice) {
         rig.server.shutdown().await.unwrap();
     };
     tokio::join!(asking, answering);
-    assert_eq!(rig.ended.await.unwrap().reason, CloseReason::Done);
 }

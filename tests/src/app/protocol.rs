@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::stress::Flows;
+
 /// The answer to a call, or the error number it ended with.
 pub type Reply = Result<Answer, i32>;
 
@@ -75,6 +77,8 @@ pub enum Call {
     Probe(SocketAddr),
     /// Makes many connections; answers the outcomes.
     Storm(Storm),
+    /// Does the apps' side of flows; answers what went wrong.
+    Stress(Flows),
     /// Makes connections one after the other, each of which sends a payload and is closed at once.
     Deliver {
         address: SocketAddr,
@@ -118,6 +122,8 @@ pub enum Answer {
     Number(u64),
     /// Which way a connection went.
     Route(Route),
+    /// What went wrong, a line each.
+    Failures(Vec<String>),
     /// How many connections ended how: error number (0 for none) and count.
     Outcomes(Vec<(i32, u64)>),
 }

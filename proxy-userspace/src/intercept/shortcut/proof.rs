@@ -13,20 +13,14 @@ use aya::{
     Ebpf,
     maps::{Map, MapData, SkStorage, SockHash},
 };
-use nix::{
-    errno::Errno,
-    getsockopt_impl,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    setsockopt_impl, sockopt_impl,
-    sys::socket::{getsockopt, setsockopt},
-};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use proxy_common::{LaneKey, Record, Socket, names, role};
 
 use super::Lanes;
 use crate::{
     intercept::{InterceptError, handles::duplicate, handles::map_error},
     relay::shortcut::{Proof, Shortcuts},
-    socket,
+    socket::{self, repair},
 };
 
 /// How long a byte may take over loopback.
@@ -97,7 +91,7 @@ impl Bench {
         let key = record.lane();
         let known = Socket {
             role: role::INTERCEPTED,
-            first_seq: write_seq(&app)?,
+            first_seq: repair::write_seq(&app)?,
             record,
             ..Socket::default()
         };
@@ -232,32 +226,4 @@ fn receive(flow: &Flow, sent: usize) -> io::Result<(usize, usize)> {
 
 fn is_ready(socket: &TcpStream, how: PollFlags, patience: PollTimeout) -> io::Result<bool> {
     Ok(poll(&mut [PollFd::new(socket.as_fd(), how)], patience)? > 0)
-}
-
-sockopt_impl!(Repair, SetOnly, libc::IPPROTO_TCP, libc::TCP_REPAIR, i32);
-sockopt_impl!(
-    RepairQueue,
-    SetOnly,
-    libc::IPPROTO_TCP,
-    libc::TCP_REPAIR_QUEUE,
-    i32
-);
-sockopt_impl!(
-    QueueSeq,
-    GetOnly,
-    libc::IPPROTO_TCP,
-    libc::TCP_QUEUE_SEQ,
-    u32
-);
-
-/// `TCP_SEND_QUEUE` of `include/uapi/linux/tcp.h`.
-const SEND_QUEUE: i32 = 2;
-
-/// The sequence number of the next byte that the socket sends, which `TCP_REPAIR` shows.
-fn write_seq(socket: &TcpStream) -> Result<u32, Errno> {
-    setsockopt(socket, Repair, &1)?;
-    let sequence =
-        setsockopt(socket, RepairQueue, &SEND_QUEUE).and_then(|()| getsockopt(socket, QueueSeq));
-    setsockopt(socket, Repair, &0)?;
-    sequence
 }

@@ -110,6 +110,7 @@ impl App {
             Call::BecomeUser { uid, gid } => done(become_user(*uid, *gid)),
             Call::Probe(address) => probe(*address).map(Answer::Route),
             Call::Storm(storm) => Ok(Answer::Outcomes(many::storm(storm))),
+            Call::Stress(flows) => Ok(Answer::Failures(flows.play())),
             Call::Deliver {
                 address,
                 count,

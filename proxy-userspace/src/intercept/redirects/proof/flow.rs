@@ -1,0 +1,152 @@
+//! What the tests work on.
+
+use std::{
+    future::pending,
+    io,
+    net::Ipv4Addr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use super::super::Redirects;
+use crate::{
+    relay::{Accelerator, Pair, Progress, Promotion, Relay},
+    socket,
+};
+
+/// The path under test.
+pub(super) struct Bench {
+    redirects: Arc<Redirects>,
+    /// Hands a connection over before it has moved a byte.
+    promotion: Promotion,
+}
+
+impl Bench {
+    pub(super) fn new(redirects: &Arc<Redirects>) -> Self {
+        let accelerator: Arc<dyn Accelerator> = Arc::<Redirects>::clone(redirects);
+        Self {
+            redirects: Arc::clone(redirects),
+            promotion: Promotion {
+                bytes: 0,
+                reads: 0,
+                ..Promotion::new(accelerator)
+            },
+        }
+    }
+
+    /// Enters both sockets of the relay, and has what waits on them handled.
+    pub(super) fn enter(&self, flow: &Flow) -> io::Result<Pair> {
+        let Flow {
+            downstream,
+            upstream,
+            ..
+        } = flow;
+        let pair = self
+            .redirects
+            .admit(downstream, upstream)
+            .map_err(io::Error::other)?;
+        socket::handle_waiting(downstream)?;
+        socket::handle_waiting(upstream)?;
+        Ok(pair)
+    }
+
+    /// Whether sockets are refused, and nothing is kept of them.
+    pub(super) fn refuses(&self, downstream: &TcpStream, upstream: &TcpStream) -> bool {
+        let held = || (self.redirects.free(), self.redirects.taken.load(Relaxed));
+        let before = held();
+        self.redirects.admit(downstream, upstream).is_err() && held() == before
+    }
+}
+
+/// Both connections of one flow.
+pub(super) struct Flow {
+    pub(super) app: TcpStream,
+    pub(super) downstream: TcpStream,
+    pub(super) upstream: TcpStream,
+    pub(super) server: TcpStream,
+}
+
+impl Flow {
+    pub(super) async fn new() -> io::Result<Self> {
+        let (app, downstream) = pair().await?;
+        let (upstream, server) = pair().await?;
+        Ok(Self {
+            app,
+            downstream,
+            upstream,
+            server,
+        })
+    }
+
+    /// Does something at both ends while the relay works between them.
+    pub(super) async fn relayed(
+        self,
+        bench: &Bench,
+        test: impl AsyncFnOnce(TcpStream, TcpStream) -> io::Result<bool>,
+    ) -> io::Result<(bool, Arc<Progress>)> {
+        let Self {
+            app,
+            mut downstream,
+            mut upstream,
+            server,
+        } = self;
+        let progress = Arc::<Progress>::default();
+        let promotion = Some(bench.promotion.clone());
+        let mut relay = Relay::new(Arc::clone(&progress), None).with_promotion(promotion);
+        let relaying = async {
+            let ended = relay.sockmap(&mut downstream, &mut upstream).await;
+            if ended.must_reset() {
+                reset(downstream)?;
+                reset(upstream)?;
+            }
+            // Both ends know by now; what they have not read waits for them.
+            pending::<io::Result<bool>>().await
+        };
+        let passed = tokio::select! {
+            passed = test(app, server) => passed?,
+            failed = relaying => failed?,
+        };
+        relay.count_kernel();
+        Ok((passed, progress))
+    }
+}
+
+/// A connection over loopback.
+async fn pair() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let connecting = TcpStream::connect(listener.local_addr()?);
+    let (connecting, accepted) = tokio::try_join!(connecting, listener.accept())?;
+    for end in [&connecting, &accepted.0] {
+        end.set_nodelay(true)?;
+    }
+    Ok((connecting, accepted.0))
+}
+
+/// Closes with RST.
+pub(super) fn reset(stream: TcpStream) -> io::Result<()> {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    drop(stream);
+    Ok(())
+}
+
+/// Bytes of which neighbours differ.
+pub(super) fn message(length: u16) -> Vec<u8> {
+    (0..length).flat_map(u16::to_le_bytes).collect()
+}
+
+/// Whether a message arrives as it is.
+pub(super) async fn crosses(
+    message: &[u8],
+    from: &mut TcpStream,
+    to: &mut TcpStream,
+) -> io::Result<bool> {
+    let mut arrived = vec![0; message.len()];
+    tokio::try_join!(from.write_all(message), to.read_exact(&mut arrived))?;
+    Ok(arrived == message)
+}
