@@ -85,7 +85,8 @@ pub(crate) struct Way {
     pub(crate) contender: String,
     /// Of the close records.
     pub(crate) path: String,
-    pub(crate) no_shortcut: Option<String>,
+    /// Why it was not a better path.
+    pub(crate) reason: Option<String>,
     pub(crate) connections: u64,
     /// Bytes of both directions, and those of them that the kernel moved by itself or that took the shortcut.
     pub(crate) bytes: u64,
@@ -95,15 +96,10 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    /// Whether it is another path than the one that was asked for, or was one for a part of the time only.
-    pub(crate) fn is_detour(&self) -> bool {
-        self.is_other || self.no_shortcut.is_some()
-    }
-
     /// The path and its reason, as the close record names them.
     pub(crate) fn kind(&self) -> String {
-        match &self.no_shortcut {
-            Some(reason) => format!("path = {}, no_shortcut = {reason}", self.path),
+        match &self.reason {
+            Some(reason) => format!("path = {}, path_reason = {reason}", self.path),
             None => format!("path = {}", self.path),
         }
     }

@@ -203,24 +203,24 @@ impl Findings {
         let mut ways = BTreeMap::<_, Vec<CloseRecord>>::new();
         for record in records.into_iter().skip(seen) {
             let path = record.path.clone().unwrap_or_else(|| "none".to_owned());
-            ways.entry((path, record.no_shortcut.clone()))
+            ways.entry((path, record.path_reason.clone()))
                 .or_default()
                 .push(record);
         }
         if ways.is_empty() {
             self.fail(work, contender, "no close record: nothing was relayed");
         }
-        for ((taken, no_shortcut), records) in ways {
+        for ((taken, reason), records) in ways {
             let sum = |of: fn(&CloseRecord) -> u64| records.iter().map(of).sum::<u64>();
             let is_other = !is_as_asked(path, &taken);
             self.ways.push(Way {
                 work: work.to_string(),
                 contender: contender.name.to_owned(),
                 path: taken,
-                no_shortcut,
+                reason,
                 connections: records.len() as u64,
                 bytes: sum(|record| record.up + record.down),
-                past_relay: sum(|record| record.in_kernel + record.up_shortcut),
+                past_relay: sum(|record| record.bytes.sockmap + record.bytes.shortcut),
                 is_other,
             });
         }

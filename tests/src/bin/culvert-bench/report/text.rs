@@ -237,7 +237,7 @@ fn remarks(text: &mut String, results: &Results) {
 /// Where culvert did not take the path that its name says, or left the shortcut.
 fn detours(results: &Results) -> Vec<String> {
     let mut works = BTreeMap::<_, Vec<&str>>::new();
-    for way in results.ways.iter().filter(|way| way.is_detour()) {
+    for way in results.ways.iter().filter(|way| way.is_other) {
         works
             .entry((&way.contender, way.kind()))
             .or_default()

@@ -123,7 +123,7 @@ pub(super) fn ways(results: &Results) -> Markup {
                             thead { tr { th { } th { "work" } th { "what the records say" } } }
                             tbody {
                                 @for way in &results.ways {
-                                    tr class=[way.is_detour().then_some("worse")] {
+                                    tr class=[way.is_other.then_some("worse")] {
                                         th scope="row" { (way.contender) }
                                         td { (way.work) }
                                         td { (way.describe()) }
