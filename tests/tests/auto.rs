@@ -12,7 +12,6 @@ use culvert_tests::{
     Sandbox, app::protocol::Storm, daemon::Culvert, eventually, peer::Server, record::CloseRecord,
     rules::ALL, sandbox::SERVER_V4,
 };
-use nix::sys::signal::Signal;
 
 /// One connection that echoes so many bytes, and its record.
 fn echo(sandbox: &Sandbox, culvert: &Culvert<'_>, length: u64) -> CloseRecord {
