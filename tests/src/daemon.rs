@@ -41,6 +41,8 @@ pub struct Settings {
     pub arguments: Vec<String>,
     /// Its limit of open files, if not the test's.
     pub open_files: Option<u64>,
+    /// It writes no close records.
+    pub without_access_log: bool,
 }
 
 impl Settings {
@@ -322,16 +324,23 @@ fn config(sandbox: &Sandbox, settings: &Settings, files: &Files, rules: &str) ->
     } else {
         "drain_timeout = \"500ms\""
     };
+    let access_log = if settings.without_access_log {
+        String::new()
+    } else {
+        format!(
+            "access_log = {{ path = \"{}\", format = \"json\" }}",
+            files.access_log.display()
+        )
+    };
     format!(
         r#"
         [daemon]
         cgroup = "{cgroup}"
-        access_log = {{ path = "{}", format = "json" }}
+        {access_log}
         {drain_timeout}
         {}
         {rules}
         "#,
-        files.access_log.display(),
         settings.daemon,
     )
 }
