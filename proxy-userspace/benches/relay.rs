@@ -21,7 +21,7 @@ use nix::{
 };
 use proxy_userspace::{
     intercept::Redirects,
-    relay::{Promotion, Relay},
+    relay::{self, COMPARED, Kind, Paths, Promotion, Relay},
     rule::PathChoice,
 };
 use tokio::{io::copy_bidirectional, net, runtime};
@@ -37,12 +37,13 @@ enum Relayed {
     By(PathChoice),
 }
 
-const RELAYED: [(&str, Relayed); 5] = [
+const RELAYED: [(&str, Relayed); 6] = [
     ("direct", Relayed::Directly),
     ("tokio", Relayed::ByTokio),
     ("copy", Relayed::By(PathChoice::Copy)),
     ("splice", Relayed::By(PathChoice::Splice)),
     ("sockmap", Relayed::By(PathChoice::Sockmap)),
+    ("auto", Relayed::By(PathChoice::Auto)),
 ];
 
 #[derive(Clone, Copy)]
@@ -268,10 +269,10 @@ fn serve_relay(
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let promotion = match relayed {
-            Relayed::By(PathChoice::Sockmap) => Some(promotion()?),
-            _ => None,
-        };
+        let paths = Arc::new(match relayed {
+            Relayed::By(PathChoice::Sockmap | PathChoice::Auto) => paths(relayed)?,
+            _ => Paths::default(),
+        });
         let listener = net::TcpListener::bind("127.0.0.1:0").await?;
         send_address.send(listener.local_addr()?)?;
         loop {
@@ -279,11 +280,11 @@ fn serve_relay(
             let mut upstream = net::TcpStream::connect(server).await?;
             downstream.set_nodelay(true)?;
             upstream.set_nodelay(true)?;
-            let promotion = promotion.clone();
+            let paths = Arc::clone(&paths);
             tokio::spawn(async move {
                 match relayed {
                     Relayed::By(path) => {
-                        let mut relay = Relay::new(Arc::default(), None).with_promotion(promotion);
+                        let mut relay = Relay::new(Arc::default(), None).with_paths(paths);
                         relay.run(&mut downstream, &mut upstream, path).await;
                     }
                     Relayed::ByTokio | Relayed::Directly => {
@@ -295,9 +296,26 @@ fn serve_relay(
     })
 }
 
-/// The kernel side of the sockmap path, with its events served by this runtime.
-fn promotion() -> Result<Promotion> {
+/// The kernel side of the sockmap path, with its events served by this runtime, and, if the path is to be chosen, what the
+/// paths cost.
+fn paths(relayed: Relayed) -> Result<Paths> {
     let (redirects, mut events) = Redirects::alone()?;
+    let promotion = Promotion::new(redirects);
+    let paths = Paths::default();
+    if let Relayed::By(PathChoice::Auto) = relayed {
+        let serving = async {
+            let _never = events.serve().await;
+        };
+        let measured = relay::measure(Some(&promotion), serving, &|_| Ok(()))?;
+        events.leave_runtime();
+        for kind in Kind::ALL {
+            let relative = COMPARED.map(|path| measured.relative(kind, path));
+            let best = measured.best(kind, |_| true);
+            println!("{kind:?}: {COMPARED:?} measure {relative:?}, the best is {best:?}");
+        }
+        paths.set_measured(measured);
+    }
+    paths.set_sockmap(Ok(promotion));
     tokio::spawn(async move { events.serve().await });
-    Ok(Promotion::new(redirects))
+    Ok(paths)
 }

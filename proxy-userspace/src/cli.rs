@@ -57,6 +57,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Ask a running daemon how it is: rules, connections, paths, counters.
+    Status(StatusArgs),
     /// Intercept real connections between an embedded client and an embedded server, and show what happened.
     Demo,
     /// Remove what a killed daemon left in force (rules with `on_relay_failure = "refuse"`).
@@ -78,6 +80,18 @@ pub struct ConfigArg {
     /// The configuration file.
     #[arg(short, long, value_name = "FILE", default_value = "/etc/culvert.toml")]
     pub config: PathBuf,
+}
+
+/// Which daemon to ask, and how to print the answer.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// The daemon's admin socket, `admin` in its [daemon] section [default: /run/culvert/admin.sock].
+    #[arg(long, value_name = "SOCKET")]
+    pub admin: Option<PathBuf>,
 }
 
 /// What to run, and how.

@@ -1,18 +1,21 @@
 //! From a parsed command line to the module that does it.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::{
-    cli::{Cli, Command, LogFormat},
+    admin,
+    cli::{Cli, Command, LogFormat, StatusArgs},
     config, daemon, demo, doctor, exec,
     failure::{Class, Failure},
     intercept::guard,
-    paint, plan, privileges,
+    paint::{self, Paint},
+    plan, privileges,
     proxy::ProxyError,
     run_command,
+    status::Status,
 };
 
 /// Starts logging to standard error. `RUST_LOG` wins over `-v`.
@@ -55,6 +58,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
             let config = daemon::load(file)?;
             paint::print(config::summary(&config));
         }
+        Command::Status(args) => status(args)?,
         Command::Detach => detach()?,
         Command::Exec(args) => return run_command::run(args, cli.verbose > 0),
         Command::Reap { cgroup } => exec::reaper::main(cgroup)?,
@@ -64,6 +68,28 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::DemoApp => demo::app()?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn status(args: &StatusArgs) -> Result<()> {
+    let place = args
+        .admin
+        .as_deref()
+        .unwrap_or(Path::new(admin::DEFAULT_PLACE));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("cannot start the runtime")?;
+    let json = runtime.block_on(admin::ask(place, admin::STATUS))?;
+    if args.json {
+        // As the daemon says it, also what this program is too old to know.
+        paint::print(format_args!("{}\n", String::from_utf8_lossy(&json)));
+        return Ok(());
+    }
+    let status: Status =
+        serde_json::from_slice(&json).context("the daemon is of another version; try --json")?;
+    paint::print(status.text(Paint::for_stdout()));
+    Ok(())
 }
 
 fn detach() -> Result<()> {

@@ -13,9 +13,9 @@ use crate::{
     clock,
     close::CloseReason,
     process::Process,
-    record::{CloseRecord, comm_text},
+    record::{ByPath, CloseRecord, comm_text},
     relay::{
-        Ended, Progress, Relay, Side,
+        Ended, Path, Progress, Reason, Relay, Side,
         shortcut::{Lane, Obstacle, of_app},
     },
     routes::Route,
@@ -75,7 +75,7 @@ pub(crate) async fn serve(
         record,
         progress: Arc::new(Progress::default()),
         peer: None,
-        obstacle: None,
+        reason: None,
         timings: Timings::default(),
     };
     let (reason, error) = flow.run(downstream).await;
@@ -92,7 +92,8 @@ struct Flow<'a> {
     process: Option<Arc<Process>>,
     progress: Arc<Progress>,
     peer: Option<SocketAddr>,
-    obstacle: Option<Obstacle>,
+    /// Why it is not on a better path.
+    reason: Option<Reason>,
     intercept: Duration,
     timings: Timings,
 }
@@ -108,21 +109,26 @@ impl Flow<'_> {
             }
         };
         let mut relay = Relay::new(Arc::clone(&self.progress), self.worker.shared.idle_timeout)
-            .with_promotion(self.worker.shared.promotion.get().cloned());
+            .with_paths(Arc::clone(&self.worker.shared.paths));
+        let mut obstacle = None;
         match self.lane(&upstream.stream) {
             Ok(Some(mut lane)) => {
                 if self.route.path == PathChoice::ShortcutBothWays {
-                    self.obstacle = self.open_replies(&mut lane, &upstream.stream).err();
+                    obstacle = self.open_replies(&mut lane, &upstream.stream).err();
                 }
                 relay.take_shortcut(lane);
             }
             Ok(None) => {}
-            Err(obstacle) => self.obstacle = Some(obstacle),
+            Err(why) => obstacle = Some(why),
         }
         let mut stop = self.worker.stop.clone();
         let ended = tokio::select! {
             ended = relay.run(&mut downstream, &mut upstream.stream, self.route.path) => ended,
             _ = stop.wait_for(|stop| *stop) => Ended { reason: CloseReason::Shutdown, first_error: None },
+        };
+        self.reason = match obstacle {
+            Some(obstacle) => Some(Reason::Shortcut(obstacle)),
+            None => relay.reason(),
         };
         if !ended.must_reset() {
             tokio::select! {
@@ -208,15 +214,11 @@ impl Flow<'_> {
         }
     }
 
-    /// Why it is not on the shortcut although the rule asks for it.
-    fn obstacle(&self) -> Option<Obstacle> {
-        let left = self.progress.left_shortcut().then_some(Obstacle::Stream);
-        self.obstacle.or(left)
-    }
-
     /// Counts and records the end.
     fn finish(&self, reason: CloseReason, error: Option<&str>) {
+        let progress = &self.progress;
         self.worker.shared.stats.count_close(reason);
+        self.worker.shared.stats.count_moved(progress);
         let Some(log) = &self.worker.shared.access_log else {
             return;
         };
@@ -240,15 +242,20 @@ impl Flow<'_> {
             orig_dst: Some(orig_dst(&self.record)),
             upstream: Some(&self.route.upstream.name),
             peer: self.peer,
-            path: self.peer.map(|_| self.progress.path().label()),
-            no_shortcut: self.obstacle().map(Obstacle::label),
-            up: self.progress.up(),
-            up_shortcut: self.progress.shortcut(),
-            down: self.progress.down(),
-            down_shortcut: self.progress.replies(),
-            in_kernel: self.progress.in_kernel(),
-            demotions: self.progress.demotions(),
-            repairs: self.progress.repairs(),
+            path: self.peer.map(|_| progress.path().label()),
+            path_reason: self.reason.map(Reason::label),
+            up: progress.up(),
+            down: progress.down(),
+            bytes: ByPath {
+                copy: progress.by(Path::Copy),
+                splice: progress.by(Path::Splice),
+                sockmap: progress.by(Path::Sockmap),
+                shortcut: progress.by(Path::Shortcut),
+                replies: progress.by(Path::BothWays),
+            },
+            promotions: progress.promotions(),
+            demotions: progress.demotions(),
+            repairs: progress.repairs(),
             intercept: self.intercept,
             connect: self.timings.connect,
             handshake: self.timings.handshake,

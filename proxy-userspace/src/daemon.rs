@@ -1,16 +1,18 @@
 //! `culvert run`: the proxy of a configuration file, in the foreground, until it is told to end.
 
-use std::{fs::File, os::fd::AsFd as _, path::Path};
+use std::{fs::File, future::pending, os::fd::AsFd as _, path::Path};
 
 use anyhow::{Context as _, Result};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
+    admin::{Admin, Asked, Question},
     cgroup::Cgroup2,
     config::{self, Config, ConfigError},
     failure::Failure,
     intercept::{guard, survey},
+    paint::one_line,
     privileges,
     service::Service,
 };
@@ -61,12 +63,14 @@ async fn run_until_told(file: &Path, log_faults: bool) -> Result<()> {
         Ok(count) => tracing::info!(count, "removed what a killed daemon had left in force"),
         Err(error) => tracing::error!(%error, "cannot remove what a killed daemon left in force"),
     }
+    let mut admin = open_admin(service.config().daemon.admin.as_deref());
     notify(&[NotifyState::Ready]);
     tracing::info!(
         rules = service.config().forward.len(),
         cgroup = place,
         "running"
     );
+    service.calibrate();
 
     loop {
         tokio::select! {
@@ -75,9 +79,11 @@ async fn run_until_told(file: &Path, log_faults: bool) -> Result<()> {
                 Told::End => break,
                 Told::Reload => reload(&mut service, file),
             },
+            asked = next_question(admin.as_mut()) => answer(asked, &service),
         }
     }
 
+    drop(admin);
     notify(&[NotifyState::Stopping]);
     tracing::info!("detaching; open connections may finish");
     let drain_timeout = service.config().daemon.drain_timeout;
@@ -105,11 +111,43 @@ fn refuse_a_second(attach_point: &Path) -> Result<()> {
     }
 }
 
+/// A daemon that cannot be asked still does its work.
+fn open_admin(place: Option<&Path>) -> Option<Admin> {
+    match Admin::bind(place?) {
+        Ok(admin) => Some(admin),
+        Err(error) => {
+            tracing::warn!("no `culvert status`: {}", one_line(&error));
+            None
+        }
+    }
+}
+
+async fn next_question(admin: Option<&mut Admin>) -> Asked {
+    match admin {
+        Some(admin) => admin.next().await,
+        None => pending().await,
+    }
+}
+
+fn answer(asked: Asked, service: &Service) {
+    let json = match asked.question {
+        Question::Status => serde_json::to_string(&service.status()),
+    };
+    match json {
+        Ok(json) => asked.answer(json),
+        // The client hears that there is no answer.
+        Err(error) => tracing::error!(%error, "cannot answer on the admin socket"),
+    }
+}
+
 /// Puts the file's rules and upstreams in force. A wrong file changes nothing.
 fn reload(service: &mut Service, file: &Path) {
     notify(&[NotifyState::Reloading]);
     match load(file).and_then(|config| service.reload(config)) {
-        Ok(()) => tracing::info!(rules = service.config().forward.len(), "reloaded"),
+        Ok(()) => {
+            tracing::info!(rules = service.config().forward.len(), "reloaded");
+            service.calibrate();
+        }
         Err(error) => {
             tracing::error!("not reloaded; the running configuration stays in force\n{error:#}");
         }

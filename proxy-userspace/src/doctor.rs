@@ -1,11 +1,13 @@
 //! `culvert doctor`: whether forward proxying works on this machine, and what to do where it does not.
 //!
 //! Everything is found out by trying, nothing by version numbers. What takes privileges that this process lacks is
-//! said to be unchecked. The programs are tried for a moment in a cgroup of their own; nothing else is touched.
+//! said to be unchecked. The programs are tried for a moment in a cgroup of their own, and the paths on connections of our
+//! own over loopback; nothing else is touched.
 
 mod check;
 mod machine;
 mod neighbours;
+mod paths;
 mod privileges;
 mod programs;
 mod report;
@@ -42,15 +44,18 @@ fn examine() -> Report {
     let neighbours = cgroups.as_ref().ok().map(neighbours::find);
     let mut around = vec![programs::bpffs(&bpffs), programs::stale_pins(&bpffs)];
     around.extend(neighbours.as_ref().map(neighbours::check));
+    let (paths, path_costs) = paths::examine();
     let section = |title, checks| Section { title, checks };
     Report {
         sections: vec![
             section("Kernel", machine::kernel(&cgroups)),
             section("Privileges", privileges::checks()),
             section("Programs", programs::checks(&cgroups)),
+            section("Paths", paths),
             section("Around us", around),
             section("Limits", machine::limits()),
         ],
+        path_costs,
         neighbours: neighbours.and_then(Result::ok).unwrap_or_default(),
     }
 }

@@ -45,11 +45,16 @@
 //!   receive queue. But what is there is not in the TCP queue: `splice()` out of the socket never sees it, closing with unread
 //!   bytes sends FIN for RST, and no hook can tell who depends on that. Order needs no mode and no barrier towards the app:
 //!   a reply goes past the relay only when the app has read all that ever came through it.
+//! - **Paths are chosen by measuring, per kind of connection.** Which path is cheapest differs from kernel to kernel and from
+//!   processor to processor, and between messages and bulk; no version number tells. Measured is the time on one core, with app,
+//!   relay and server on it: that is processor time including the kernel's own threads, which nothing else accounts for. A
+//!   file with the result would save later starts half a second in the background, and be something that is left behind.
 //! - **The heartbeat stands for all workers**: it is written by the main thread, but only while every worker's runtime turns.
 //! - **One runtime per core, no work stealing.** A connection stays on the core that accepted it; buffers are per thread and
 //!   used only while bytes wait, which is what lets ten thousand idle connections cost little.
 
 mod access_log;
+pub mod admin;
 mod arguments;
 pub mod cgroup;
 pub mod cli;
@@ -81,6 +86,7 @@ mod run_command;
 mod service;
 pub mod shared;
 pub mod socket;
+pub mod status;
 pub mod upstream;
 pub mod watch;
 pub mod worker;

@@ -4,6 +4,9 @@
 //! Stop: the hooks are detached first, what is open may finish until a deadline, the rest is reset. `daemon`, `exec`
 //! and `demo` are three ways to use it.
 
+mod calibrator;
+mod status;
+
 use std::{
     collections::BTreeMap,
     convert::Infallible,
@@ -24,13 +27,14 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use self::calibrator::Calibrator;
 use crate::{
-    intercept::{Features, InterceptError, Interceptor, Overlap, Records, guard, prove_redirects},
+    intercept::{Features, InterceptError, Interceptor, Overlap, Records, guard},
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
     record::AccessLog,
     relay::{
-        Promotion, Worth,
+        Paths, Worth,
         shortcut::{Proof, Proofs},
     },
     routes::{self, RouteTable, Routes, UnknownUpstream},
@@ -126,9 +130,9 @@ pub struct Proxy {
     interceptor: Interceptor,
     features: Features,
     shared: Arc<Shared>,
+    calibrator: Calibrator,
     supervisor: Supervisor,
     pending: Records,
-    promote: Worth,
     stop: watch::Sender<bool>,
     generation: u32,
 }
@@ -171,7 +175,7 @@ impl Proxy {
             stats: Stats::default(),
             access_log: settings.access_log.clone(),
             idle_timeout: settings.idle_timeout,
-            promotion: OnceLock::new(),
+            paths: Arc::new(Paths::default()),
             shortcut: OnceLock::new(),
         });
         let (stop, stopped) = watch::channel(false);
@@ -201,8 +205,8 @@ impl Proxy {
             pending: interceptor.records(netns_cookie)?,
             interceptor,
             features,
+            calibrator: Calibrator::new(Arc::clone(&shared.paths), settings.promote),
             shared,
-            promote: settings.promote,
             stop,
             generation: 0,
         })
@@ -221,7 +225,10 @@ impl Proxy {
             .iter()
             .any(|rule| rule.path == PathChoice::Sockmap)
         {
-            self.accelerate();
+            let events = self
+                .calibrator
+                .provide_sockmap(&mut self.interceptor, &self.features)?;
+            self.supervisor.hear(events);
         }
         for (rule, action) in policy.rules.iter().zip(&mut compiled.actions) {
             action.shortcut = u32::from(self.may_take_shortcut(rule));
@@ -234,29 +241,20 @@ impl Proxy {
         Ok(())
     }
 
-    /// Makes the sockmap path ready, if it is not and this kernel proves fit for it. Otherwise its rules copy.
-    fn accelerate(&mut self) {
-        if self.shared.promotion.get().is_some() {
-            return;
+    /// Measures what the paths cost here, in the background, for rules that leave the choice to us. Until that is known their
+    /// connections are copied. Without this call the first connection that moves much has it done.
+    pub fn calibrate(&mut self) {
+        let started = self.calibrator.start(&mut self.interceptor, &self.features);
+        if let Err(error) = started {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "cannot measure the paths; `auto` copies");
         }
-        match self.interceptor.redirects(&self.features) {
-            Ok((redirects, mut events)) => {
-                if let Err(test) = prove_redirects(&redirects, &mut events) {
-                    tracing::warn!(
-                        test,
-                        "the sockmap path fails its test on this kernel; its rules copy"
-                    );
-                    return;
-                }
-                self.supervisor.hear(events);
-                // Only this thread sets it.
-                let promotion = Promotion::when(redirects, self.promote);
-                _ = self.shared.promotion.set(promotion);
-            }
-            Err(error) => {
-                let error: &dyn std::error::Error = &error;
-                tracing::warn!(error, "the sockmap path is off; its rules copy");
-            }
+    }
+
+    /// For a connection that asked, unless it asked while that was being done.
+    fn calibrate_once(&mut self) {
+        if self.shared.paths.measured().is_none() {
+            self.calibrate();
         }
     }
 
@@ -332,10 +330,16 @@ impl Proxy {
         Ok(self.interceptor.lend_guard(cgroup.as_fd())?)
     }
 
-    /// Keeps the heartbeat, and tells of faults in the hooks. Never returns, and may be dropped and called again;
-    /// without it the hooks soon hold the relay for hung.
+    /// Keeps the heartbeat, tells of faults in the hooks, and has the paths measured for whom it is worth it. Never returns,
+    /// and may be dropped and called again; without it the hooks soon hold the relay for hung.
     pub async fn supervise(&mut self) -> Infallible {
-        self.supervisor.run().await
+        loop {
+            tokio::select! {
+                never = self.supervisor.run() => match never {},
+                () = self.shared.paths.wanted() => self.calibrate_once(),
+                events = self.calibrator.finished() => self.supervisor.hear(events),
+            }
+        }
     }
 
     /// What the relay counted.

@@ -95,9 +95,9 @@ impl Supervisor {
         self.pulse.beat()
     }
 
-    /// From now on the relay hears what the kernel has to tell of redirected connections.
-    pub(crate) fn hear(&mut self, redirects: RedirectEvents) {
-        self.redirects = Some(redirects);
+    /// From now on the relay hears what the kernel has to tell of redirected connections, if that is new.
+    pub(crate) fn hear(&mut self, redirects: Option<RedirectEvents>) {
+        self.redirects = redirects.or(self.redirects.take());
     }
 
     /// Never returns, and may be dropped and called again.

@@ -44,21 +44,19 @@ pub struct CloseRecord<'a> {
     pub upstream: Option<&'a str>,
     /// What was connected to: the destination itself, or the first proxy.
     pub peer: Option<SocketAddr>,
-    /// How bytes were moved.
+    /// How bytes were moved last.
     pub path: Option<&'static str>,
-    /// Why it was not on the shortcut although the rule asks for it.
-    pub no_shortcut: Option<&'static str>,
+    /// Why it was not on a better path; absent when it was on the best that is known.
+    pub path_reason: Option<&'static str>,
     /// Bytes from the app to the server.
     pub up: u64,
-    /// Those of them that the app's own socket sent to upstream, past the relay.
-    pub up_shortcut: u64,
     /// Bytes from the server to the app.
     pub down: u64,
-    /// Those of them that the kernel put into the app's receive queue, past the relay.
-    pub down_shortcut: u64,
-    /// Bytes of both that the kernel moved by itself.
-    pub in_kernel: u64,
-    /// Times that the kernel gave a direction back to the relay.
+    /// All of them by the path they went.
+    pub bytes: ByPath,
+    /// Times that a direction was given to a better path than copying.
+    pub promotions: u32,
+    /// Times that one came back from there.
     pub demotions: u32,
     /// Times that the kernel would have delivered bytes twice.
     pub repairs: u32,
@@ -79,6 +77,21 @@ pub struct CloseRecord<'a> {
     pub reason: CloseReason,
     /// The error behind the reason.
     pub error: Option<&'a str>,
+}
+
+/// Bytes, up and down, by the path they went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ByPath {
+    /// Through a user-space buffer.
+    pub copy: u64,
+    /// Through a kernel pipe.
+    pub splice: u64,
+    /// Redirected in the kernel from socket to socket.
+    pub sockmap: u64,
+    /// From the app's own socket to upstream, past the relay.
+    pub shortcut: u64,
+    /// From upstream into the app's receive queue, past the relay.
+    pub replies: u64,
 }
 
 fn unix_millis<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
@@ -173,8 +186,8 @@ impl std::fmt::Display for CloseRecord<'_> {
         if let Some(path) = self.path {
             write!(f, " {path}")?;
         }
-        if let Some(obstacle) = self.no_shortcut {
-            write!(f, " (no shortcut: {obstacle})")?;
+        if let Some(reason) = self.path_reason {
+            write!(f, " ({reason})")?;
         }
         write!(
             f,

@@ -11,6 +11,9 @@
 //! while it copies what is left to it. All state sits in
 //! [`Relay`] and none in a future, so dropping a future at any await loses nothing and another path can go on.
 //!
+//! `auto` is a choice among these (`steer`): a connection that lasts is told by what moves ([`Kind`]) and put on the path that
+//! is cheapest for its kind on this machine ([`Calibration`], which [`measure()`] makes). Until both are known it is copied.
+//!
 //! What the two apps observe, which is what they would observe without a relay:
 //! - The end of a stream is passed on behind its last byte, and the other direction goes on.
 //! - A reset overtakes no byte that was sent before it and that the other side takes at once: who refuses an upload
@@ -20,22 +23,28 @@
 //! - Urgent data stays in its place in the stream, as ordinary bytes.
 
 mod accelerate;
+mod calibration;
 mod copy;
 mod direction;
+mod kind;
+mod measure;
 mod passage;
+mod paths;
 mod pipe;
 mod progress;
+mod reason;
 mod receive;
 pub mod replies;
 pub mod shortcut;
 mod sockmap;
 mod splice;
+mod steer;
 
 use std::{
     future::{Future, pending, poll_fn},
     io,
     pin::pin,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -48,17 +57,21 @@ use tokio::{
 
 pub use self::{
     accelerate::{Accelerator, Pair, Promotion, Redirect, Refusal, Worth},
+    calibration::{COMPARED, Calibration, Times},
+    kind::Kind,
+    measure::measure,
+    paths::Paths,
     progress::{Path, Progress},
+    reason::Reason,
     sockmap::{FIRST_WINDOW, MOST_WINDOW},
 };
 use self::{
     direction::{Direction, Fault},
-    passage::Passage,
     replies::ReplyPassage,
     shortcut::Lane,
-    sockmap::RedirectPassage,
+    steer::Steering,
 };
-use crate::{close::CloseReason, rule::PathChoice, socket};
+use crate::{close::CloseReason, rule::PathChoice};
 
 /// How many times per idle timeout the counters are looked at.
 const IDLE_LOOKS: u32 = 4;
@@ -110,7 +123,7 @@ pub struct Relay {
     down: Direction,
     progress: Arc<Progress>,
     idle_timeout: Option<Duration>,
-    promotion: Option<Promotion>,
+    steering: Steering,
     lane: Option<Arc<Lane>>,
 }
 
@@ -126,15 +139,28 @@ impl Relay {
             down: Direction::default(),
             progress,
             idle_timeout,
-            promotion: None,
+            steering: Steering::default(),
             lane: None,
         }
     }
 
-    /// Lets [`PathChoice::Sockmap`] hand the connection to the kernel; otherwise it means `copy`.
+    /// Lets [`PathChoice::Sockmap`] hand the connection to the kernel, and [`PathChoice::Auto`] choose; otherwise they mean
+    /// `copy`.
+    #[must_use]
+    pub fn with_paths(mut self, paths: Arc<Paths>) -> Self {
+        self.steering.allow(paths);
+        self
+    }
+
+    /// As [`Relay::with_paths`] with nothing known but the kernel side of the sockmap path.
     #[must_use]
     pub fn with_promotion(self, promotion: Option<Promotion>) -> Self {
-        Self { promotion, ..self }
+        let Some(promotion) = promotion else {
+            return self;
+        };
+        let paths = Paths::default();
+        paths.set_sockmap(Ok(promotion));
+        self.with_paths(Arc::new(paths))
     }
 
     /// Lets the app send past the relay, which keeps the kernel informed, until the relay is dropped.
@@ -167,8 +193,8 @@ impl Relay {
         choice: PathChoice,
     ) -> Ended {
         match choice {
-            PathChoice::Auto
-            | PathChoice::Copy
+            PathChoice::Auto | PathChoice::AutoOrShortcut => self.auto(downstream, upstream).await,
+            PathChoice::Copy
             | PathChoice::Shortcut
             | PathChoice::ShortcutWithoutFionread
             | PathChoice::ShortcutBothWays => self.copy(downstream, upstream).await,
@@ -177,8 +203,17 @@ impl Relay {
         }
     }
 
+    /// Relays by whatever path is the cheapest here for what the connection turns out to be. May be dropped at any await and
+    /// be followed by any path, but sockets that are in the sockmap stay there.
+    pub async fn auto<D: Side, U: Side>(&mut self, downstream: &mut D, upstream: &mut U) -> Ended {
+        let reads = self.reads();
+        self.steering.follow(&self.progress, reads);
+        self.relay(downstream, upstream, self.first_path()).await
+    }
+
     /// Relays through a user-space buffer, until the end. May be dropped at any await and be followed by any path.
     pub async fn copy<D: Side, U: Side>(&mut self, downstream: &mut D, upstream: &mut U) -> Ended {
+        self.steering.stay(Reason::Rule);
         self.relay(downstream, upstream, Path::Copy).await
     }
 
@@ -190,7 +225,12 @@ impl Relay {
         upstream: &mut U,
     ) -> Ended {
         let both_plain = downstream.plain().is_some() && upstream.plain().is_some();
-        let path = if both_plain { Path::Splice } else { Path::Copy };
+        let (path, reason) = if both_plain {
+            (Path::Splice, Reason::Rule)
+        } else {
+            (Path::Copy, Reason::Refused(Refusal::NotPlain))
+        };
+        self.steering.stay(reason);
         self.relay(downstream, upstream, path).await
     }
 
@@ -201,25 +241,12 @@ impl Relay {
         downstream: &mut D,
         upstream: &mut U,
     ) -> Ended {
-        let path = if self.up.passage().is_some() {
-            Path::Sockmap
-        } else {
-            Path::Copy
-        };
-        self.relay_by(downstream, upstream, path).await
+        let path = self.first_path();
+        self.steering.await_promotion(path);
+        self.relay(downstream, upstream, path).await
     }
 
     async fn relay<D: Side, U: Side>(
-        &mut self,
-        downstream: &mut D,
-        upstream: &mut U,
-        path: Path,
-    ) -> Ended {
-        self.promotion = None;
-        self.relay_by(downstream, upstream, path).await
-    }
-
-    async fn relay_by<D: Side, U: Side>(
         &mut self,
         downstream: &mut D,
         upstream: &mut U,
@@ -234,18 +261,13 @@ impl Relay {
         let mut silence = pin!(silence(&progress, lane.as_deref(), self.idle_timeout));
         let ended = poll_fn(|cx| {
             let moved = self.poll_move(cx, downstream, upstream);
-            self.count_kernel();
+            self.count();
             if let Poll::Ready(ended) = moved {
                 return Poll::Ready(ended);
             }
-            if let Some(promotion) = self.due_promotion() {
-                match self.promote(&promotion, downstream, upstream) {
-                    // Again, to read both until nothing is left: then the kernel may take over.
-                    Ok(()) => cx.waker().wake_by_ref(),
-                    Err(refusal) => {
-                        tracing::debug!(%refusal, "a connection stays on the copy path");
-                    }
-                }
+            if self.steer(downstream, upstream) {
+                // Again, to read both until nothing is left: then the kernel may take over.
+                cx.waker().wake_by_ref();
             }
             silence.as_mut().poll(cx).map(|()| Ended {
                 reason: CloseReason::IdleTimeout,
@@ -258,62 +280,6 @@ impl Relay {
             Box::pin(self.let_arrive(downstream, upstream)).await;
         }
         ended
-    }
-
-    /// The promotion, once the connection is worth it. It is tried once.
-    fn due_promotion(&mut self) -> Option<Promotion> {
-        let promotion = self.promotion.as_ref()?;
-        let much = self.progress.total() >= promotion.bytes
-            || self.up.reads().max(self.down.reads()) >= promotion.reads;
-        let is_due = much && self.up.is_open() && self.down.is_open();
-        is_due.then(|| self.promotion.take()).flatten()
-    }
-
-    /// Puts both sockets under the verdict program. Until each direction was read empty nothing changes.
-    fn promote<D: Side, U: Side>(
-        &mut self,
-        promotion: &Promotion,
-        downstream: &D,
-        upstream: &U,
-    ) -> Result<(), Refusal> {
-        let (Some(downstream), Some(upstream)) = (downstream.plain(), upstream.plain()) else {
-            return Err(Refusal::NotPlain);
-        };
-        let Pair { up, down, whole } = promotion.accelerator.admit(downstream, upstream)?;
-        let gone = |_| Refusal::Socket;
-        self.up.take_passage(Box::new(
-            RedirectPassage::new(up, upstream, whole).map_err(gone)?,
-        ));
-        self.down.take_passage(Box::new(
-            RedirectPassage::new(down, downstream, whole).map_err(gone)?,
-        ));
-        for socket in [downstream, upstream] {
-            socket::handle_waiting(socket).map_err(gone)?;
-        }
-        if !whole {
-            return Err(Refusal::Socket);
-        }
-        self.take_path(Path::Sockmap);
-        Ok(())
-    }
-
-    /// Brings up to date what the kernel moved, which wakes nobody.
-    pub(crate) fn count_kernel(&mut self) {
-        let bytes =
-            self.up.count_kernel(&self.progress.up) + self.down.count_kernel(&self.progress.down);
-        if bytes > 0 {
-            let total = self.progress.in_kernel.load(Relaxed);
-            self.progress.in_kernel.store(total + bytes, Relaxed);
-        }
-        let passages = || {
-            [&self.up, &self.down]
-                .into_iter()
-                .filter_map(Direction::passage)
-        };
-        let demotions = passages().map(Passage::demotions).sum();
-        self.progress.demotions.store(demotions, Relaxed);
-        let repairs = passages().map(Passage::repairs).sum();
-        self.progress.repairs.store(repairs, Relaxed);
     }
 
     /// Gives what the kernel redirected before a side failed the moment it takes to reach the other side's socket.
@@ -380,8 +346,11 @@ impl Relay {
             };
             return Poll::Ready(aborted(reason, error));
         }
-        if self.progress.path() == Path::Splice && (self.up.fell_back() || self.down.fell_back()) {
+        if self.progress.relay_path() == Path::Splice
+            && (self.up.fell_back() || self.down.fell_back())
+        {
             self.take_path(Path::Copy);
+            self.steering.no_splice();
         }
         ready!(up).ok();
         ready!(down).ok();

@@ -133,9 +133,11 @@ pub enum FailMode {
 /// How relayed bytes are moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PathChoice {
-    /// The cheapest path that is proven safe here.
+    /// The cheapest path that is proven safe here, of those below but the shortcut.
     #[default]
     Auto,
+    /// As [`PathChoice::Auto`], and the shortcut as long as the app exchanges messages.
+    AutoOrShortcut,
     /// Through a user-space buffer.
     Copy,
     /// Through a kernel pipe, where both sides are plain TCP.
@@ -151,13 +153,22 @@ pub enum PathChoice {
 }
 
 impl PathChoice {
-    /// Whether it is the shortcut, with or without reservations.
+    /// Whether connections may take the shortcut.
     #[must_use]
     pub const fn is_shortcut(self) -> bool {
         matches!(
             self,
-            Self::Shortcut | Self::ShortcutWithoutFionread | Self::ShortcutBothWays
+            Self::AutoOrShortcut
+                | Self::Shortcut
+                | Self::ShortcutWithoutFionread
+                | Self::ShortcutBothWays
         )
+    }
+
+    /// Whether we choose the path.
+    #[must_use]
+    pub const fn is_auto(self) -> bool {
+        matches!(self, Self::Auto | Self::AutoOrShortcut)
     }
 }
 

@@ -2,7 +2,12 @@
 //!
 //! What `daemon` (a file, signals, systemd) and `exec` (one command) have in common.
 
-use std::{convert::Infallible, os::fd::OwnedFd, path::PathBuf, time::Duration};
+use std::{
+    convert::Infallible,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 
@@ -16,6 +21,8 @@ use crate::{
     proxy::{self, Proxy, Rules, Settings},
     record::AccessLogGuard,
     resolve,
+    rule::{Rule, Via},
+    status::{Status, counted},
     watch::{Watched, Watcher},
 };
 
@@ -27,6 +34,7 @@ pub(crate) struct Service {
     attach_point: PathBuf,
     names: Names,
     config: Config,
+    started: Instant,
     _access_log: Option<AccessLogGuard>,
 }
 
@@ -72,6 +80,7 @@ impl Service {
             attach_point,
             names,
             config,
+            started: Instant::now(),
             _access_log: guard,
         })
     }
@@ -140,6 +149,32 @@ impl Service {
             ..config
         };
         Ok(())
+    }
+
+    /// Measures, in the background, what the paths cost here, if a rule leaves the choice to us.
+    pub(crate) fn calibrate(&mut self) {
+        let relayed_by_choice =
+            |rule: &Rule| rule.path.is_auto() && matches!(rule.via, Via::Upstream(_));
+        if self.config.forward.iter().any(relayed_by_choice) {
+            self.proxy.calibrate();
+        }
+    }
+
+    /// How it is.
+    pub(crate) fn status(&self) -> Status {
+        let counters = self.proxy.counters().unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot read the counters of the hooks");
+            Vec::new()
+        });
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            cgroup: self.attach_point.display().to_string(),
+            rules: self.config.forward.len(),
+            hooks: counted(counters.into_iter()),
+            ..self.proxy.status()
+        }
     }
 
     /// Detaches, waits for open connections until the deadline, and ends.

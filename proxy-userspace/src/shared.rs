@@ -22,7 +22,7 @@ use crate::{
     process::Processes,
     record::AccessLog,
     relay::{
-        Promotion,
+        Path, Paths, Progress,
         shortcut::{Proofs, Shortcuts},
     },
     routes::Routes,
@@ -49,8 +49,8 @@ pub struct Shared {
     pub access_log: Option<AccessLog>,
     /// Connections that were silent for so long are closed.
     pub idle_timeout: Option<Duration>,
-    /// The kernel side of the sockmap path, once a rule has asked for it and it was proven here.
-    pub promotion: OnceLock<Promotion>,
+    /// The ways in which bytes can be moved here, and what they cost.
+    pub paths: Arc<Paths>,
     /// What this kernel's shortcut is worth, once a rule has asked for it.
     pub shortcut: OnceLock<Proofs>,
 }
@@ -68,10 +68,39 @@ pub struct Stats {
     pub at_limit: AtomicU64,
     /// Connections of an upstream's own proxy, which a rule selected and which went direct.
     pub own_proxy: AtomicU64,
+    /// Times that a direction of a connection, now closed, was given to a better path than copying.
+    pub promotions: AtomicU64,
+    /// Times that one came back from there.
+    pub demotions: AtomicU64,
+    /// Times that the kernel would have delivered bytes twice.
+    pub repairs: AtomicU64,
+    bytes: [AtomicU64; Path::ALL.len()],
     closed: [AtomicU64; CloseReason::ALL.len()],
 }
 
 impl Stats {
+    /// Adds what a connection that is over has moved.
+    pub(crate) fn count_moved(&self, progress: &Progress) {
+        for (path, bytes) in Path::ALL.into_iter().zip(&self.bytes) {
+            bytes.fetch_add(progress.by(path), Relaxed);
+        }
+        for (total, count) in [
+            (&self.promotions, progress.promotions()),
+            (&self.demotions, progress.demotions()),
+            (&self.repairs, progress.repairs()),
+        ] {
+            total.fetch_add(count.into(), Relaxed);
+        }
+    }
+
+    /// Bytes of closed connections, up and down, by the path they went.
+    pub fn bytes(&self) -> impl Iterator<Item = (Path, u64)> {
+        Path::ALL
+            .into_iter()
+            .zip(&self.bytes)
+            .map(|(path, bytes)| (path, bytes.load(Relaxed)))
+    }
+
     pub(crate) fn count_close(&self, reason: CloseReason) {
         if let Some(counter) = self.closed.get(reason as usize) {
             counter.fetch_add(1, Relaxed);

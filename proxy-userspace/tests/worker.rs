@@ -21,6 +21,7 @@ use proxy_common::{BePort, Family, Record, RuleRef};
 use proxy_userspace::{
     close::CloseReason,
     record::{AccessLog, Format},
+    relay::{COMPARED, Calibration, Path, Paths},
     routes::{Route, Routes},
     rule::PathChoice,
     shared::{OriginalDst, Shared, Stats},
@@ -69,6 +70,11 @@ const GENERATION: u32 = 1;
 
 impl Rig {
     fn start() -> Self {
+        Self::with(PathChoice::Auto, Arc::default())
+    }
+
+    /// With one rule, which asks for a path, and what is known of the paths.
+    fn with(path: PathChoice, paths: Arc<Paths>) -> Self {
         let table = Table::default();
         let lines = Lines::default();
         let (access_log, log_guard) = AccessLog::new(lines.clone(), Format::Json);
@@ -83,7 +89,7 @@ impl Rig {
                     connect_timeout: Duration::from_secs(10),
                     handshake_timeout: Duration::from_secs(10),
                 }),
-                path: PathChoice::Auto,
+                path,
             })]
             .into(),
         );
@@ -92,7 +98,7 @@ impl Rig {
             stats: Stats::default(),
             access_log: Some(access_log),
             idle_timeout: None,
-            promotion: OnceLock::new(),
+            paths,
             shortcut: OnceLock::new(),
         });
         let socket = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 64).unwrap();
@@ -201,6 +207,119 @@ fn relays_to_the_original_destination_and_records_it() {
         (&record["rule"], &record["upstream"]),
         (&"rule".into(), &"direct".into())
     );
+}
+
+/// A measurement by which copying costs twice as much as `best`, whatever a connection is used for.
+fn measured(best: Path) -> Calibration {
+    let times = COMPARED.map(|path| {
+        let micros = if path == best { 500 } else { 1000 };
+        vec![Duration::from_micros(micros); 5]
+    });
+    Calibration::of(&[times.clone(), times.clone(), times])
+}
+
+/// Exchanges messages of such a length, `count` times, and returns the close record.
+fn exchange(rig: Rig, length: usize, count: usize) -> serde_json::Value {
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut app = rig.connect(server.local_addr().unwrap(), GENERATION);
+    let (mut server, _) = server.accept().unwrap();
+    let echo = thread::spawn(move || {
+        let mut message = vec![0; length];
+        while server.read_exact(&mut message).is_ok() {
+            server.write_all(&message).unwrap();
+        }
+    });
+    let mut message = vec![7; length];
+    for _ in 0..count {
+        app.write_all(&message).unwrap();
+        app.read_exact(&mut message).unwrap();
+    }
+    app.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(app.read(&mut message).unwrap(), 0);
+    echo.join().unwrap();
+    let shared = Arc::clone(&rig.shared);
+    let mut records = rig.finish();
+    let record = records.remove(0);
+    let moved = 2 * (length * count) as u64;
+    for (path, bytes) in shared.stats.bytes() {
+        assert_eq!(record["bytes"][path.label()], bytes, "{path:?}: {record}");
+    }
+    assert_eq!(
+        shared.stats.bytes().map(|(_, bytes)| bytes).sum::<u64>(),
+        moved
+    );
+    record
+}
+
+#[test]
+fn a_connection_that_is_copied_says_why() {
+    let reason = |path, paths: Paths, count| {
+        let record = exchange(Rig::with(path, Arc::new(paths)), 100, count);
+        assert_eq!(record["path"], "copy", "{record}");
+        assert_eq!(record["bytes"]["copy"], 200 * count, "{record}");
+        assert_eq!(record["promotions"], 0);
+        record["path_reason"].as_str().unwrap().to_owned()
+    };
+    let failed = || {
+        let paths = Paths::default();
+        paths.set_sockmap(Err("bound"));
+        paths
+    };
+    assert_eq!(reason(PathChoice::Copy, Paths::default(), 20), "rule");
+    assert_eq!(reason(PathChoice::Sockmap, failed(), 20), "self_test");
+    assert_eq!(reason(PathChoice::Auto, failed(), 3), "short");
+    assert_eq!(reason(PathChoice::Auto, failed(), 20), "unmeasured");
+    let with = |paths: Paths, best| {
+        paths.set_measured(measured(best));
+        paths
+    };
+    for best in [Path::Copy, Path::Sockmap] {
+        // It might be better, but it may not be used here.
+        let paths = with(failed(), best);
+        assert_eq!(reason(PathChoice::Auto, paths, 20), "self_test");
+    }
+}
+
+#[test]
+fn a_connection_takes_the_path_that_measured_best() {
+    let paths = Paths::default();
+    paths.set_sockmap(Err("bound"));
+    paths.set_measured(measured(Path::Splice));
+    let record = exchange(Rig::with(PathChoice::Auto, Arc::new(paths)), 200_000, 20);
+    assert_eq!(record["path"], "splice", "{record}");
+    assert_eq!(record["path_reason"], serde_json::Value::Null, "{record}");
+    assert_eq!(record["promotions"], 2, "{record}");
+    assert!(record["bytes"]["splice"].as_u64() > Some(0), "{record}");
+}
+
+#[test]
+fn a_measurement_counts_for_connections_that_are_open() {
+    let paths = Arc::new(Paths::default());
+    paths.set_sockmap(Err("bound"));
+    let rig = Rig::with(PathChoice::Auto, Arc::clone(&paths));
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut app = rig.connect(server.local_addr().unwrap(), GENERATION);
+    let (mut server, _) = server.accept().unwrap();
+    let mut upload = |mebibytes: usize| {
+        let sending = thread::scope(|scope| {
+            let sending = scope.spawn(|| app.write_all(&vec![7; mebibytes << 20]));
+            server.read_exact(&mut vec![0; mebibytes << 20]).unwrap();
+            sending.join()
+        });
+        sending.unwrap().unwrap();
+    };
+    upload(8);
+    paths.set_measured(measured(Path::Splice));
+    upload(8);
+    let [record] = &*rig.finish() else {
+        panic!("one record")
+    };
+    assert_eq!(record["path"], "splice", "{record}");
+    assert!(
+        record["bytes"]["copy"].as_u64() >= Some(8 << 20),
+        "{record}"
+    );
+    assert!(record["bytes"]["splice"].as_u64() > Some(0), "{record}");
 }
 
 #[test]

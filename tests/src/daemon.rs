@@ -8,7 +8,7 @@ use std::{
         net::UnixDatagram,
         process::{CommandExt, ExitStatusExt},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering::Relaxed},
     thread,
@@ -41,6 +41,8 @@ pub struct Settings {
     pub arguments: Vec<String>,
     /// Its limit of open files, if not the test's.
     pub open_files: Option<u64>,
+    /// It writes no close records.
+    pub without_access_log: bool,
 }
 
 impl Settings {
@@ -68,6 +70,7 @@ pub struct Culvert<'a> {
 struct Files {
     config: PathBuf,
     access_log: PathBuf,
+    admin: PathBuf,
     log: PathBuf,
     notices: PathBuf,
 }
@@ -80,6 +83,7 @@ impl Files {
         Self {
             config: file("toml"),
             access_log: file("access"),
+            admin: file("admin"),
             log: file("log"),
             notices: file("notify"),
         }
@@ -153,6 +157,11 @@ impl<'a> Culvert<'a> {
     /// Its IPv6 listeners.
     pub fn listener_v6(&self) -> SocketAddr {
         (Ipv6Addr::LOCALHOST, self.maps().relay().port_v6.get()).into()
+    }
+
+    /// Its admin socket.
+    pub fn admin(&self) -> &Path {
+        &self.files.admin
     }
 
     /// What it has written to standard output and standard error.
@@ -322,16 +331,29 @@ fn config(sandbox: &Sandbox, settings: &Settings, files: &Files, rules: &str) ->
     } else {
         "drain_timeout = \"500ms\""
     };
+    let admin = if settings.daemon.contains("admin") {
+        String::new()
+    } else {
+        format!("admin = \"{}\"", files.admin.display())
+    };
+    let access_log = if settings.without_access_log {
+        String::new()
+    } else {
+        format!(
+            "access_log = {{ path = \"{}\", format = \"json\" }}",
+            files.access_log.display()
+        )
+    };
     format!(
         r#"
         [daemon]
         cgroup = "{cgroup}"
-        access_log = {{ path = "{}", format = "json" }}
+        {access_log}
+        {admin}
         {drain_timeout}
         {}
         {rules}
         "#,
-        files.access_log.display(),
         settings.daemon,
     )
 }

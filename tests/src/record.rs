@@ -4,6 +4,21 @@ use std::net::SocketAddr;
 
 use serde::Deserialize;
 
+/// Bytes, up and down, by the path they went.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct ByPath {
+    /// Through a user-space buffer.
+    pub copy: u64,
+    /// Through a kernel pipe.
+    pub splice: u64,
+    /// Redirected in the kernel from socket to socket.
+    pub sockmap: u64,
+    /// From the app's own socket to upstream, past the relay.
+    pub shortcut: u64,
+    /// From upstream into the app's receive queue, past the relay.
+    pub replies: u64,
+}
+
 /// One line of the access log. A line that lacks a field that is always there, or has one of another type, does not
 /// parse and fails the test.
 #[derive(Clone, Debug, Deserialize)]
@@ -32,21 +47,19 @@ pub struct CloseRecord {
     pub upstream: Option<String>,
     /// What the relay connected to.
     pub peer: Option<SocketAddr>,
-    /// How bytes were moved.
+    /// How bytes were moved last.
     pub path: Option<String>,
-    /// Why it was not on the shortcut.
-    pub no_shortcut: Option<String>,
+    /// Why it was not on a better path.
+    pub path_reason: Option<String>,
     /// Bytes from the app to the server.
     pub up: u64,
-    /// Those of them that took the shortcut.
-    pub up_shortcut: u64,
     /// Bytes from the server to the app.
     pub down: u64,
-    /// Those of them that went past the relay.
-    pub down_shortcut: u64,
-    /// Bytes of both that the kernel moved by itself.
-    pub in_kernel: u64,
-    /// Times that the kernel gave a direction back to the relay.
+    /// All of them by the path they went.
+    pub bytes: ByPath,
+    /// Times that a direction was given to a better path than copying.
+    pub promotions: u32,
+    /// Times that one came back from there.
     pub demotions: u32,
     /// Times that the kernel would have delivered bytes twice.
     pub repairs: u32,

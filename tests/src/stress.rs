@@ -199,7 +199,7 @@ impl Report {
         Self {
             flows: records.len(),
             bytes: sum(|record| record.up + record.down),
-            in_kernel: sum(|record| record.in_kernel),
+            in_kernel: sum(|record| record.bytes.sockmap),
             repairs: sum(|record| record.repairs.into()),
             demotions: sum(|record| record.demotions.into()),
             resets: records

@@ -54,16 +54,16 @@ fn run(scenario: &str) -> CloseRecord {
 /// Runs a scenario in which every reply goes past the relay.
 fn all_past_the_relay(scenario: &str) {
     let record = run(scenario);
-    assert_eq!(record.no_shortcut, None, "{record:?}");
+    assert_eq!(record.path_reason, None, "{record:?}");
     assert_eq!(record.path.as_deref(), Some("shortcut-both-ways"));
-    assert_eq!(record.down_shortcut, record.down, "{record:?}");
+    assert_eq!(record.bytes.replies, record.down, "{record:?}");
     assert!(record.down > 0, "{record:?}");
 }
 
 /// Runs a scenario in which some replies go past the relay, and returns its record.
 fn some_past_the_relay(scenario: &str) -> CloseRecord {
     let record = run(scenario);
-    assert!(record.down_shortcut > 0, "{record:?}");
+    assert!(record.bytes.replies > 0, "{record:?}");
     record
 }
 
@@ -93,7 +93,7 @@ scenarios!(some_past_the_relay:
 fn streams_are_the_relay_s() {
     for scenario in ["download", "slow_app"] {
         let record = some_past_the_relay(scenario);
-        assert!(record.down_shortcut < 200_000, "{record:?}");
+        assert!(record.bytes.replies < 200_000, "{record:?}");
     }
 }
 
@@ -104,7 +104,7 @@ fn many(scenario: &str, connections: usize) {
     let culvert = sandbox.culvert(RULES);
     output(&mut app(&sandbox, scenario));
     let records = culvert.await_records(connections);
-    let past = records.iter().filter(|record| record.down_shortcut > 0);
+    let past = records.iter().filter(|record| record.bytes.replies > 0);
     assert!(past.count() > connections * 9 / 10, "{records:?}");
     assert_eq!(culvert.maps().lanes(), []);
 }
@@ -139,7 +139,7 @@ fn lost_packets_cost_no_byte() {
     }
     for record in culvert.await_records(3) {
         println!("{} repairs: {record:?}", record.repairs);
-        assert!(record.down_shortcut > 0, "{record:?}");
+        assert!(record.bytes.replies > 0, "{record:?}");
     }
 }
 
@@ -151,7 +151,7 @@ fn replies_past_the_relay_are_no_silence() {
     output(&mut app(&sandbox, "told_slowly"));
     let record = culvert.the_record();
     assert_eq!(record.reason, "done", "{record:?}");
-    assert_eq!(record.down_shortcut, record.down);
+    assert_eq!(record.bytes.replies, record.down);
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn a_stopped_relay_stops_no_exchange() {
     let mut command = app(&sandbox, "without_the_relay");
     in_steps(&mut command, &mut [&mut stop, &mut go_on]);
     let record = culvert.the_record();
-    assert_eq!(record.down_shortcut, record.down);
+    assert_eq!(record.bytes.replies, record.down);
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn a_socket_used_again_is_another_connection() {
     let culvert = sandbox.culvert(RULES);
     output(&mut app(&sandbox, "reconnect"));
     let records = culvert.await_records(2);
-    assert!(records[0].down_shortcut > 0, "{records:?}");
-    assert_eq!(records[1].no_shortcut.as_deref(), Some("reused"));
-    assert_eq!(records[1].down_shortcut, 0);
+    assert!(records[0].bytes.replies > 0, "{records:?}");
+    assert_eq!(records[1].path_reason.as_deref(), Some("reused"));
+    assert_eq!(records[1].bytes.replies, 0);
 }

@@ -60,7 +60,7 @@ fn run(path: &str, scenario: &str) -> (String, CloseRecord) {
 /// Runs a scenario in which every byte after the first message must take the shortcut.
 fn all_on_shortcut(scenario: &str) {
     let (printed, record) = run(WAIVED, scenario);
-    assert_eq!(record.no_shortcut, None, "{record:?}");
+    assert_eq!(record.path_reason, None, "{record:?}");
     assert_eq!(record.path.as_deref(), Some("shortcut"));
     assert_sent(&record, printed.parse().unwrap());
 }
@@ -69,7 +69,7 @@ fn all_on_shortcut(scenario: &str) {
 fn assert_sent(record: &CloseRecord, expected: u64) {
     const FIRST_MESSAGE: u64 = 7;
     assert!(
-        [expected, expected + FIRST_MESSAGE].contains(&record.up_shortcut),
+        [expected, expected + FIRST_MESSAGE].contains(&record.bytes.shortcut),
         "{expected} bytes: {record:?}"
     );
 }
@@ -77,7 +77,7 @@ fn assert_sent(record: &CloseRecord, expected: u64) {
 /// Runs a scenario in which some bytes take the shortcut.
 fn some_on_shortcut(scenario: &str) -> CloseRecord {
     let (_, record) = run(WAIVED, scenario);
-    assert!(record.up_shortcut > 0, "{record:?}");
+    assert!(record.bytes.shortcut > 0, "{record:?}");
     record
 }
 
@@ -104,9 +104,9 @@ scenarios!(some_on_shortcut: slow_server_by_level slow_server_by_edge threads di
 fn a_stream_leaves_the_shortcut() {
     for scenario in ["upload", "small_pieces"] {
         let record = some_on_shortcut(scenario);
-        assert_eq!(record.no_shortcut.as_deref(), Some("stream"), "{record:?}");
+        assert_eq!(record.path_reason.as_deref(), Some("stream"), "{record:?}");
         assert_eq!(record.path.as_deref(), Some("copy"));
-        assert!(record.up > 2 * record.up_shortcut, "{record:?}");
+        assert!(record.up > 2 * record.bytes.shortcut, "{record:?}");
     }
 }
 
@@ -114,8 +114,8 @@ fn a_stream_leaves_the_shortcut() {
 fn blocking_sockets_stay_off() {
     for scenario in ["waitall", "timeouts", "interrupted"] {
         let (_, record) = run(WAIVED, scenario);
-        assert_eq!(record.no_shortcut.as_deref(), Some("blocking"));
-        assert_eq!(record.up_shortcut, 0);
+        assert_eq!(record.path_reason.as_deref(), Some("blocking"));
+        assert_eq!(record.bytes.shortcut, 0);
     }
 }
 
@@ -126,7 +126,7 @@ fn fast_open() {
     output(&mut app(&sandbox, "fast_open"));
     for record in culvert.await_records(2) {
         assert_eq!(record.up, 11);
-        assert!([6, 11].contains(&record.up_shortcut), "{record:?}");
+        assert!([6, 11].contains(&record.bytes.shortcut), "{record:?}");
     }
 }
 
@@ -134,8 +134,8 @@ fn fast_open() {
 fn sockets_that_the_kernel_would_serve_wrong_stay_off() {
     for scenario in ["zerocopy", "mptcp"] {
         let (_, record) = run(WAIVED, scenario);
-        assert_eq!(record.no_shortcut.as_deref(), Some(scenario));
-        assert_eq!(record.up_shortcut, 0);
+        assert_eq!(record.path_reason.as_deref(), Some(scenario));
+        assert_eq!(record.bytes.shortcut, 0);
     }
 }
 
@@ -144,17 +144,40 @@ fn bytes_waiting_are_told_right_unless_the_rule_waives_it() {
     let (_, record) = run("shortcut", "bytes_waiting");
     // A kernel that tells it wrong keeps the connection on the copy path, and this says so.
     assert!(
-        matches!(record.no_shortcut.as_deref(), None | Some("fionread")),
+        matches!(record.path_reason.as_deref(), None | Some("fionread")),
         "{record:?}"
     );
 }
 
 #[test]
 fn other_paths_take_no_shortcut() {
-    for path in ["auto", "copy", "splice"] {
+    for (path, reason) in [("auto", "short"), ("copy", "rule"), ("splice", "rule")] {
         let (_, record) = run(path, "half_close");
-        assert_eq!((record.up_shortcut, record.no_shortcut), (0, None));
+        assert_eq!(record.bytes.shortcut, 0);
+        assert_eq!(record.path_reason.as_deref(), Some(reason));
     }
+}
+
+#[test]
+fn a_choice_may_include_it() {
+    let sandbox = Sandbox::new();
+    let culvert = sandbox.culvert(&(rules("auto") + "allow_shortcut = true\n"));
+    output(&mut app(&sandbox, "half_close"));
+    output(&mut app(&sandbox, "upload"));
+    let [messages, stream] = &culvert.await_records(2)[..] else {
+        panic!("two records");
+    };
+    let reason = |record: &CloseRecord| record.path_reason.clone();
+    if reason(messages).as_deref() == Some("fionread") {
+        // This kernel tells apps wrong how much waits, which the rule does not waive.
+        assert_eq!(messages.bytes.shortcut, 0);
+        return;
+    }
+    assert_eq!(messages.path.as_deref(), Some("shortcut"));
+    assert_eq!(reason(messages), None);
+    assert_ne!(stream.path.as_deref(), Some("shortcut"), "{stream:?}");
+    assert_eq!(reason(stream).as_deref(), Some("stream"));
+    assert!(stream.bytes.shortcut > 0, "{stream:?}");
 }
 
 #[test]
@@ -164,8 +187,8 @@ fn a_socket_used_again_is_another_connection() {
     output(&mut app(&sandbox, "reconnect"));
     let records = culvert.await_records(2);
     assert_sent(&records[0], 5);
-    assert_eq!(records[1].no_shortcut.as_deref(), Some("reused"));
-    assert_eq!((records[1].up, records[1].up_shortcut), (13, 0));
+    assert_eq!(records[1].path_reason.as_deref(), Some("reused"));
+    assert_eq!((records[1].up, records[1].bytes.shortcut), (13, 0));
 }
 
 #[test]

@@ -32,16 +32,19 @@ fn flows(loss: u32, promote: &str, count: u64) -> Report {
     let report = stress.run(0..count, 32);
     println!("{promote}, one packet in {loss} lost: {report}");
     assert_eq!(report.failures, [""; 0], "seed {SEED}");
-    assert!(report.resets > 0 && report.in_kernel > 0, "{report}");
+    assert!(report.resets > 0, "{report}");
     report
 }
 
 #[test]
 fn promoted_after_any_number_of_bytes() {
+    let mut in_kernel = 0;
     for bytes in [0, 1, 2, 4095, 4096, 65_535, 65_536, 65_537, 1 << 20] {
         let promote = format!("{{ bytes = \"{bytes}B\", reads = 4294967295 }}");
-        flows(300, &promote, 100);
+        in_kernel += flows(300, &promote, 100).in_kernel;
     }
+    // On a busy machine the kernel may have no part in those of one threshold.
+    assert!(in_kernel > 0);
 }
 
 #[test]

@@ -23,16 +23,26 @@ pub(crate) enum Profile {
 /// Builds `culvert` and returns its path; sets the tool chain up first if that is missing.
 pub(crate) fn build(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
     toolchain::set_up(workspace)?;
+    progress::step("building culvert (from scratch usually three to five minutes)");
+    program(workspace, profile, "proxy-userspace", "culvert")
+}
+
+/// Builds one program of a package and returns its path.
+pub(crate) fn program(
+    workspace: &Workspace,
+    profile: Profile,
+    package: &str,
+    name: &str,
+) -> Result<PathBuf> {
     let mut cargo = command::cargo(&workspace.root);
     cargo
-        .args(["build", "--package", "proxy-userspace", "--bin", "culvert"])
+        .args(["build", "--package", package, "--bin", name])
         // Compiler messages stay on the terminal; only what Cargo made comes as JSON.
         .arg("--message-format=json-render-diagnostics")
         .stdout(Stdio::piped());
     if profile == Profile::Release {
         cargo.arg("--release");
     }
-    progress::step("building culvert (from scratch usually three to five minutes)");
     let mut child = cargo.spawn().with_context(|| command::line(&cargo))?;
     let messages = child
         .stdout
@@ -40,7 +50,7 @@ pub(crate) fn build(workspace: &Workspace, profile: Profile) -> Result<PathBuf> 
         .context("cargo has no standard output")?;
     let mut binary = None;
     for message in BufReader::new(messages).lines() {
-        binary = executable(&message.context("output of cargo build")?).or(binary);
+        binary = executable(&message.context("output of cargo build")?, name).or(binary);
     }
     let status = child.wait().with_context(|| command::line(&cargo))?;
     if !status.success() {
@@ -49,9 +59,9 @@ pub(crate) fn build(workspace: &Workspace, profile: Profile) -> Result<PathBuf> 
     binary.context("cargo build reports no program")
 }
 
-/// The program that one of Cargo's JSON messages reports, if it is culvert.
-fn executable(message: &str) -> Option<PathBuf> {
+/// The program that one of Cargo's JSON messages reports, if it is the one that is wanted.
+fn executable(message: &str, name: &str) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(message).ok()?;
     let path = Path::new(message.get("executable")?.as_str()?);
-    path.ends_with("culvert").then(|| path.to_owned())
+    path.ends_with(name).then(|| path.to_owned())
 }

@@ -1,5 +1,6 @@
 //! Builds, runs, tests and lints culvert; started as `cargo xtask`.
 
+mod bench;
 mod build;
 mod command;
 mod lint;
@@ -46,6 +47,12 @@ enum Task {
         /// Run only tests whose name contains this
         filter: Option<String>,
     },
+    /// Measure culvert beside its peers
+    Bench {
+        /// Arguments for the benchmark: --quick, --pin, --only, --json, --html, --compare; --help tells all
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Check formatting, lints, documentation, layers, sizes and dependencies
     Lint,
 }
@@ -66,6 +73,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Build { debug: false } => print_path(&workspace, Profile::Release)?,
         Task::Run { arguments } => run::run(&workspace, &arguments)?,
         Task::Test { filter } => return test::test(&workspace, filter.as_deref()),
+        Task::Bench { arguments } => bench::bench(&workspace, &arguments)?,
         Task::Lint => return lint::lint(&workspace),
     }
     Ok(ExitCode::SUCCESS)

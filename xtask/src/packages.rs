@@ -1,4 +1,4 @@
-//! Debian packages: installed when this runs as root, named when not.
+//! What takes root: Debian packages, installed when this runs as root and named when not, and programs.
 
 use std::{
     fs::{self, Permissions},
@@ -76,6 +76,29 @@ impl Drop for NoServices {
             progress::step(&format!("remove {} by hand: {error}", policy.display()));
         }
     }
+}
+
+/// A program that will run as root, with these variables: by itself if this one does, else through sudo.
+pub(crate) fn as_root(program: &Path, variables: &[(&str, &Path)]) -> Result<Command> {
+    if is_root() {
+        let mut command = Command::new(program);
+        command.envs(variables.iter().copied());
+        return Ok(command);
+    }
+    if !command::exists("sudo") {
+        bail!(
+            "culvert attaches to the kernel and needs root, and there is no sudo: as root, run {}",
+            program.display()
+        );
+    }
+    let mut sudo = Command::new("sudo");
+    // sudo drops the environment.
+    sudo.arg("env");
+    for (name, value) in variables {
+        sudo.arg(format!("{name}={}", value.display()));
+    }
+    sudo.arg(program);
+    Ok(sudo)
 }
 
 /// Whether this program runs as root.

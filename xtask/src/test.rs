@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Where the tests find the release binary.
-const BINARY: &str = "CULVERT_BIN";
+pub(crate) const BINARY: &str = "CULVERT_BIN";
 /// What the kernel tests talk to and look with: program, Debian package.
 const PROGRAMS: [(&str, &str); 8] = [
     ("bpftool", "bpftool"),

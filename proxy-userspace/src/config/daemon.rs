@@ -9,7 +9,7 @@ use super::{
     report::Findings,
     selector, size,
 };
-use crate::relay::Worth;
+use crate::{admin, relay::Worth};
 
 /// What concerns the daemon as a whole. Without a `[daemon]` section everything has its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Daemon {
     pub promote: Worth,
     /// Where close records go.
     pub access_log: Option<AccessLog>,
+    /// The socket at which it answers questions.
+    pub admin: Option<PathBuf>,
 }
 
 /// Where close records go, and how they are written.
@@ -108,6 +110,7 @@ impl Daemon {
             heartbeat_timeout: Duration::from_secs(3),
             promote: Worth::default(),
             access_log: None,
+            admin: Some(admin::DEFAULT_PLACE.into()),
         }
     }
 
@@ -145,6 +148,9 @@ impl Daemon {
         }
         if let Some(value) = table.get("access_log") {
             daemon.access_log = access_log(value, findings);
+        }
+        if let Some(value) = table.get("admin") {
+            daemon.admin = admin_socket(value, findings);
         }
         daemon.read_timeouts(&mut table, findings);
         table.finish(findings);
@@ -226,6 +232,15 @@ fn access_log(value: Value<'_>, findings: &mut Findings) -> Option<AccessLog> {
         target: target?,
         format: format?,
     })
+}
+
+fn admin_socket(value: Value<'_>, findings: &mut Findings) -> Option<PathBuf> {
+    let text = value.text(admin::DEFAULT_PLACE, findings)?;
+    if text == "off" {
+        return None;
+    }
+    let path = selector::absolute_path(text).map_err(|finding| finding.help("`off` for none"));
+    findings.keep(path, &value.span())
 }
 
 fn log_target(value: Value<'_>, findings: &mut Findings) -> Option<LogTarget> {

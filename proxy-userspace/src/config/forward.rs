@@ -115,6 +115,7 @@ fn rule(
         ("shortcut-both-ways", PathChoice::ShortcutBothWays),
     ];
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
+    let path = allow_shortcut(&mut table, path, relayed, findings);
     table.finish(findings);
     Some(PlacedRule {
         rule: Rule {
@@ -140,14 +141,44 @@ fn of_relay<T: Copy + Default>(
     let Some(value) = table.get(key) else {
         return Some(T::default());
     };
+    warn_unless_relayed(value, relayed, findings);
+    value.choice(choices, findings)
+}
+
+fn warn_unless_relayed(value: Value<'_>, relayed: bool, findings: &mut Findings) {
     if !relayed {
         findings.push(
-            Finding::warning(format!("`{key}` has no effect here"))
+            Finding::warning(format!("`{}` has no effect here", value.key()))
                 .at(&value.span())
                 .label("the kernel decides this rule alone: no relay is needed"),
         );
     }
-    value.choice(choices, findings)
+}
+
+/// Reads `allow_shortcut`, which makes another path of `auto`.
+fn allow_shortcut(
+    table: &mut Table<'_>,
+    path: Option<PathChoice>,
+    relayed: bool,
+    findings: &mut Findings,
+) -> Option<PathChoice> {
+    let Some(value) = table.get("allow_shortcut") else {
+        return path;
+    };
+    warn_unless_relayed(value, relayed, findings);
+    match (path?, value.boolean(findings)?) {
+        (PathChoice::Auto, true) => Some(PathChoice::AutoOrShortcut),
+        (PathChoice::Auto, false) => Some(PathChoice::Auto),
+        _ => {
+            findings.push(
+                Finding::error("`allow_shortcut` is for `path = \"auto\"`")
+                    .at(&value.span())
+                    .label("this rule has chosen its path")
+                    .help("leave out one of the two; `path = \"shortcut\"` is the shortcut alone"),
+            );
+            None
+        }
+    }
 }
 
 fn via(value: Value<'_>, upstreams: &[&str], findings: &mut Findings) -> Option<Via> {

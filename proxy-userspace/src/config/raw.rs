@@ -148,6 +148,15 @@ impl<'a> Value<'a> {
         number
     }
 
+    /// `true` or `false`.
+    pub(super) fn boolean(&self, findings: &mut Findings) -> Option<bool> {
+        let boolean = self.inner.get_ref().as_bool();
+        if boolean.is_none() {
+            findings.push(self.wrong_type("`true` or `false`"));
+        }
+        boolean
+    }
+
     /// One of some words.
     pub(super) fn choice<T: Copy>(
         &self,

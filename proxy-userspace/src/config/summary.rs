@@ -87,6 +87,10 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         }
     };
     let (bytes, reads) = (size::write(daemon.promote.bytes), daemon.promote.reads);
+    let admin = daemon
+        .admin
+        .as_ref()
+        .map_or_else(|| "none".to_owned(), |path| path.display().to_string());
     let idle = daemon.idle_timeout.map_or_else(|| "off".to_owned(), time);
     [
         ("cgroup", format!("/{}", daemon.cgroup)),
@@ -98,6 +102,7 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         ("heartbeat timeout", time(daemon.heartbeat_timeout)),
         ("promote", format!("after {bytes} or {reads} reads")),
         ("access log", log),
+        ("admin socket", admin),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .to_vec()
@@ -151,6 +156,7 @@ fn action(rule: &Rule) -> String {
     };
     let path = match rule.path {
         PathChoice::Auto => "auto",
+        PathChoice::AutoOrShortcut => "auto or shortcut",
         PathChoice::Copy => "copy",
         PathChoice::Splice => "splice",
         PathChoice::Sockmap => "sockmap",

@@ -8,9 +8,8 @@ use super::check::Check;
 use crate::{
     cgroup::{Cgroup2, CgroupError, OwnCgroup},
     intercept::{
-        Features, Redirects,
+        Features,
         guard::{self, Bpffs},
-        prove_redirects,
         trial::{self, Trial, try_programs},
     },
     paint::one_line,
@@ -29,7 +28,6 @@ pub(super) fn checks(cgroups: &Result<Cgroup2, CgroupError>) -> Vec<Check> {
     let features = Features::probe();
     let mut checks = trials(&features, cgroups);
     checks.push(refusal(&features));
-    checks.push(sockmap());
     checks.extend(shortcut(&features));
     checks.push(match &features.offsets {
         Ok(_) => Check::ok("task_selectors", "rules with `exe` and `pid` work"),
@@ -108,24 +106,6 @@ fn refusal(features: &Features) -> Check {
         "EPERM (this kernel lets hooks choose no other)"
     };
     Check::ok("refusal", format!("a refused connect() fails with {error}"))
-}
-
-/// Whether this kernel moves bytes from socket to socket as the relay would.
-fn sockmap() -> Check {
-    const ID: &str = "sockmap";
-    let tried =
-        Redirects::alone().map(|(redirects, mut events)| prove_redirects(&redirects, &mut events));
-    match tried {
-        Ok(Ok(())) => Check::ok(ID, "every test of it passes"),
-        Ok(Err(test)) => Check::warning(
-            ID,
-            format!("`path = \"sockmap\"` copies: the test of {test} fails on this kernel"),
-        ),
-        Err(error) => Check::warning(
-            ID,
-            format!("`path = \"sockmap\"` copies: {}", one_line(&error)),
-        ),
-    }
 }
 
 /// Whether this kernel keeps what apps rely on when bytes go past the relay.

@@ -7,14 +7,17 @@ use serde::Serialize;
 use super::{
     check::{Check, Section, Status},
     neighbours::Neighbour,
+    paths::PathCost,
 };
 use crate::paint::{Paint, Tone, wrapped};
 
 /// All that was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Report {
     /// By subject.
     pub(super) sections: Vec<Section>,
+    /// What the paths cost, as measured.
+    pub(super) path_costs: Vec<PathCost>,
     /// Programs of others on our hooks.
     pub(super) neighbours: Vec<Neighbour>,
 }
@@ -25,6 +28,7 @@ struct Json<'a> {
     /// Whether forward proxying works.
     forward_proxy: bool,
     checks: Vec<&'a Check>,
+    paths: &'a [PathCost],
     other_programs: &'a [Neighbour],
 }
 
@@ -47,6 +51,7 @@ impl Report {
         let json = Json {
             forward_proxy: self.is_ready(),
             checks: self.checks().collect(),
+            paths: &self.path_costs,
             other_programs: &self.neighbours,
         };
         // Plain strings and numbers: there is nothing that could not be written.
@@ -150,6 +155,12 @@ mod tests {
                 title: "Kernel",
                 checks: vec![Check::ok("kernel", "Linux"), check],
             }],
+            path_costs: vec![PathCost {
+                kind: "bulk",
+                path: "splice",
+                relative: 0.5,
+                is_best: false,
+            }],
             neighbours: vec![Neighbour {
                 hook: "connect4",
                 cgroup: "/a".into(),
@@ -190,6 +201,8 @@ mod tests {
         let check =
             serde_json::json!({"id": "x", "status": "warning", "found": "y", "advice": "z"});
         assert_eq!(value["checks"][1], check);
+        let cost = serde_json::json!({"kind": "bulk", "path": "splice", "relative": 0.5, "is_best": false});
+        assert_eq!(value["paths"][0], cost);
         let other = serde_json::json!({
             "hook": "connect4", "cgroup": "/a", "position": 2, "id": 9, "name": "sock4",
             "held_by": [{"pid": 5, "comm": "agent"}],

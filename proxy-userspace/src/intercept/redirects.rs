@@ -337,8 +337,8 @@ impl RedirectEvents {
         }
     }
 
-    /// Lets go of the runtime that serves it, which ends.
-    fn leave_runtime(&mut self) {
+    /// Lets go of the runtime that served it, before that ends; another may serve it then.
+    pub fn leave_runtime(&mut self) {
         self.readable = None;
     }
 

@@ -37,6 +37,8 @@ pub(super) struct Direction {
     passage: Option<Box<dyn Passage>>,
     /// Reads that brought bytes, or `u32::MAX`.
     reads: u32,
+    /// Bytes that left a pipe.
+    spliced: u64,
     /// Most bytes to read at once.
     read_size: usize,
     /// The sink took bytes it may still keep to itself (TLS records).
@@ -87,6 +89,7 @@ impl Default for Direction {
             bulk: Bulk::Never,
             passage: None,
             reads: 0,
+            spliced: 0,
             read_size: copy::LEAST_READ,
             unflushed: false,
         }
@@ -120,6 +123,11 @@ impl Direction {
     /// Reads that brought bytes.
     pub(super) fn reads(&self) -> u32 {
         self.reads
+    }
+
+    /// Bytes that the sink took from a pipe.
+    pub(super) fn spliced(&self) -> u64 {
+        self.spliced
     }
 
     /// From here on the kernel may move the bytes.
@@ -227,14 +235,19 @@ impl Direction {
                     }
                     self.held = Held::Nothing;
                 }
-                Held::Pipe(pipe) => match splice::poll_empty(pipe, cx, sink.plain(), moved) {
-                    Poll::Ready(Ok(())) => self.release_pipe(),
-                    Poll::Ready(Err(error)) if splice::is_unusable(&error) => {
-                        self.held = Held::Buffer(Rest::from(pipe.read_all()?));
-                        self.bulk = Bulk::Never;
+                Held::Pipe(pipe) => {
+                    let held = pipe.held();
+                    let outcome = splice::poll_empty(pipe, cx, sink.plain(), moved);
+                    self.spliced += (held - pipe.held()) as u64;
+                    match outcome {
+                        Poll::Ready(Ok(())) => self.release_pipe(),
+                        Poll::Ready(Err(error)) if splice::is_unusable(&error) => {
+                            self.held = Held::Buffer(Rest::from(pipe.read_all()?));
+                            self.bulk = Bulk::Never;
+                        }
+                        outcome => return outcome,
                     }
-                    outcome => return outcome,
-                },
+                }
             }
         }
     }

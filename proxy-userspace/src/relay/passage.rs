@@ -62,6 +62,16 @@ pub(super) trait Passage: Debug + Send {
         0
     }
 
+    /// Times that the kernel was told to take over.
+    fn promotions(&self) -> u32 {
+        0
+    }
+
+    /// Whether the receiver has been too slow for the kernel to have the direction now.
+    fn is_held_up(&self) -> bool {
+        false
+    }
+
     /// Times that the kernel gave the direction back to the relay.
     fn demotions(&self) -> u32 {
         0

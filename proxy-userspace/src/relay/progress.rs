@@ -20,7 +20,14 @@ pub enum Path {
 }
 
 impl Path {
-    const ALL: [Self; 3] = [Self::Copy, Self::Splice, Self::Sockmap];
+    /// Every path, in the order of their discriminants.
+    pub const ALL: [Self; 5] = [
+        Self::Copy,
+        Self::Splice,
+        Self::Sockmap,
+        Self::Shortcut,
+        Self::BothWays,
+    ];
 
     /// The stable name in logs, records and counters.
     #[must_use]
@@ -40,7 +47,9 @@ impl Path {
 pub struct Progress {
     pub(super) up: AtomicU64,
     pub(super) down: AtomicU64,
+    pub(super) spliced: AtomicU64,
     pub(super) in_kernel: AtomicU64,
+    pub(super) promotions: AtomicU32,
     pub(super) demotions: AtomicU32,
     pub(super) repairs: AtomicU32,
     pub(super) path: AtomicU8,
@@ -78,13 +87,37 @@ impl Progress {
         self.replies.load(Relaxed)
     }
 
-    /// Bytes, up and down, that the kernel moved by itself.
+    /// Bytes, up and down, that the kernel redirected from socket to socket.
     #[must_use]
     pub fn in_kernel(&self) -> u64 {
         self.in_kernel.load(Relaxed)
     }
 
-    /// Times that the kernel gave a direction back to the relay.
+    /// Bytes, up and down, that went by a path; those of [`Path::BothWays`] are the replies, as the requests went by the shortcut.
+    /// Together they are [`Progress::up`] and [`Progress::down`].
+    #[must_use]
+    pub fn by(&self, path: Path) -> u64 {
+        match path {
+            Path::Copy => Path::ALL
+                .into_iter()
+                .filter(|path| *path != Path::Copy)
+                .fold(self.total(), |left, path| {
+                    left.saturating_sub(self.by(path))
+                }),
+            Path::Splice => self.spliced.load(Relaxed),
+            Path::Sockmap => self.in_kernel(),
+            Path::Shortcut => self.shortcut(),
+            Path::BothWays => self.replies(),
+        }
+    }
+
+    /// Times that a direction was given to a better path than copying.
+    #[must_use]
+    pub fn promotions(&self) -> u32 {
+        self.promotions.load(Relaxed)
+    }
+
+    /// Times that a direction came back from there.
     #[must_use]
     pub fn demotions(&self) -> u32 {
         self.demotions.load(Relaxed)
@@ -113,6 +146,11 @@ impl Progress {
                 Path::Shortcut
             };
         }
+        self.relay_path()
+    }
+
+    /// The path of what goes through the relay.
+    pub(super) fn relay_path(&self) -> Path {
         let number = usize::from(self.path.load(Relaxed));
         Path::ALL.get(number).copied().unwrap_or(Path::Copy)
     }

@@ -149,9 +149,12 @@ impl Proof {
                 Ok(false)
             }
             (_, Self::Failed(_)) => Err(Obstacle::Kernel),
-            (PathChoice::Shortcut, Self::WithoutFionread) => Err(Obstacle::Fionread),
+            (PathChoice::AutoOrShortcut | PathChoice::Shortcut, Self::WithoutFionread) => {
+                Err(Obstacle::Fionread)
+            }
             (
-                PathChoice::Shortcut
+                PathChoice::AutoOrShortcut
+                | PathChoice::Shortcut
                 | PathChoice::ShortcutWithoutFionread
                 | PathChoice::ShortcutBothWays,
                 _,

@@ -111,6 +111,14 @@ impl Passage for RedirectPassage {
         new
     }
 
+    fn promotions(&self) -> u32 {
+        self.demotions + u32::from(self.resumed)
+    }
+
+    fn is_held_up(&self) -> bool {
+        self.demotions > 0 && !self.resumed
+    }
+
     fn demotions(&self) -> u32 {
         self.demotions
     }

@@ -63,7 +63,7 @@ const PIECES: [&str; 34] = [
 ];
 
 /// Pieces of the language itself.
-const WORDS: [&str; 30] = [
+const WORDS: [&str; 31] = [
     "[daemon]\n",
     "[upstream.a]\n",
     "[[forward]]\n",
@@ -78,6 +78,7 @@ const WORDS: [&str; 30] = [
     "ca_file = ",
     "workers = ",
     "access_log = ",
+    "admin = ",
     "cgroup = ",
     "exe = ",
     "uid = ",
@@ -217,6 +218,7 @@ fn document() -> impl Strategy<Value = String> {
         "idle_timeout",
         "drain_timeout",
         "access_log",
+        "admin",
     ]);
     let upstream = keys(&[
         "url",
@@ -226,7 +228,14 @@ fn document() -> impl Strategy<Value = String> {
         "ca_file",
         "connect_timeout",
     ]);
-    let forward = keys(&["name", "match", "via", "on_relay_failure", "path"]);
+    let forward = keys(&[
+        "name",
+        "match",
+        "via",
+        "on_relay_failure",
+        "path",
+        "allow_shortcut",
+    ]);
     (daemon, vec(upstream, 0..3), vec(forward, 0..3)).prop_map(|(daemon, upstreams, forwards)| {
         let mut text = format!("[daemon]\n{daemon}");
         for (at, upstream) in upstreams.iter().enumerate() {

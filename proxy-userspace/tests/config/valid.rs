@@ -59,7 +59,7 @@ rules (the first that matches decides; no match is direct)
                     gid !998
                     dest 0.0.0.0/0 ::/0 !192.0.2.0/24
                     port 80 443 8000-8999
-                    -> corp, path auto, refused while the relay fails
+                    -> corp, path auto or shortcut, refused while the relay fails
   4 one-process     pid 4242
                     -> abroad, path auto, direct while the relay fails
   5 local-database  dest 127.0.0.1
@@ -78,7 +78,7 @@ fn an_empty_file_has_the_defaults_of_the_example() {
     assert!(loaded.config.forward.is_empty() && loaded.config.upstreams.is_empty());
     let text = summary(&loaded.config);
     assert!(
-        text.contains("access log         none\n\nupstreams\n  none\n"),
+        text.contains("access log         none\n  admin socket       /run/culvert/admin.sock\n\nupstreams\n  none\n"),
         "{text}"
     );
 }
@@ -87,7 +87,8 @@ fn an_empty_file_has_the_defaults_of_the_example() {
 fn the_daemon_section_is_read() {
     let text = "[daemon]\ncgroup = \"/user.slice/\"\nworkers = 2\nmax_connections = 1\nmax_pending = 0x10\n\
                 idle_timeout = \"2m\"\ndrain_timeout = \"0s\"\nconnect_timeout = \"500ms\"\n\
-                heartbeat_timeout = \"1s\"\npromote = { bytes = \"4 MiB\", reads = 0 }\naccess_log = { path = \"/var/log/a.log\", format = \"text\" }\n";
+                heartbeat_timeout = \"1s\"\npromote = { bytes = \"4 MiB\", reads = 0 }\nadmin = \"/run/a.sock\"\n\
+                access_log = { path = \"/var/log/a.log\", format = \"text\" }\n";
     let daemon = valid(text).config.daemon;
     assert_eq!(daemon.cgroup, "user.slice");
     assert_eq!(
@@ -105,6 +106,11 @@ fn the_daemon_section_is_read() {
     assert_eq!(daemon.heartbeat_timeout, Duration::from_secs(1));
     let (bytes, reads) = (4 << 20, 0);
     assert_eq!(daemon.promote, Worth { bytes, reads });
+    assert_eq!(daemon.admin, Some(PathBuf::from("/run/a.sock")));
+    assert_eq!(
+        valid("[daemon]\nadmin = \"off\"\n").config.daemon.admin,
+        None
+    );
     let target = LogTarget::File(PathBuf::from("/var/log/a.log"));
     let format = LogFormat::Text;
     assert_eq!(daemon.access_log, Some(AccessLog { target, format }));
@@ -143,6 +149,22 @@ fn a_rule_is_read() {
         (FailMode::Direct, PathChoice::Auto)
     );
     assert_eq!(rule.matches, Match::default());
+}
+
+#[test]
+fn the_shortcut_may_be_part_of_the_choice() {
+    let path = |lines: &str| {
+        let text = format!(
+            "[upstream.a]\nurl = \"direct://\"\n[[forward]]\nname = \"a\"\nvia = \"a\"\n{lines}\n"
+        );
+        valid(&text).config.forward.remove(0).path
+    };
+    assert_eq!(path("allow_shortcut = true"), PathChoice::AutoOrShortcut);
+    assert_eq!(path("allow_shortcut = false"), PathChoice::Auto);
+    assert_eq!(
+        path("path = \"auto\"\nallow_shortcut = true"),
+        PathChoice::AutoOrShortcut
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     payload::{Payload, expect_end},
-    rig::{Rig, connected, in_time, promotion, promotion_with},
+    rig::{Rig, Way, connected, in_time, promotion, promotion_with},
     sockmap::{Sockmap, asks_and_is_answered},
 };
 
@@ -63,7 +63,11 @@ async fn a_connection_of_which_one_socket_is_taken_is_copied() {
         let somebody_else = Sockmap::new(2).unwrap();
         somebody_else.insert(0, &upstream).unwrap();
         somebody_else.insert(1, &stranger).unwrap();
-        let mut rig = Rig::over(PathChoice::Sockmap, (app, downstream), (upstream, server));
+        let mut rig = Rig::over(
+            Way::By(PathChoice::Sockmap),
+            (app, downstream),
+            (upstream, server),
+        );
         asks_and_is_answered(&mut rig).await;
         assert_eq!(rig.ended.await.unwrap().reason, CloseReason::Done);
         assert_eq!(rig.progress.path(), Path::Copy);
@@ -85,7 +89,11 @@ async fn what_waits_arrives_first() {
             let (up, down) = (Payload::new(1, 2_000_000), Payload::new(2, 2_000_000));
             app.write_all(&up.bytes(0, waiting)).await.unwrap();
             server.write_all(&down.bytes(0, waiting)).await.unwrap();
-            let mut rig = Rig::over(PathChoice::Sockmap, (app, downstream), (upstream, server));
+            let mut rig = Rig::over(
+                Way::By(PathChoice::Sockmap),
+                (app, downstream),
+                (upstream, server),
+            );
             let later = 2_000_000 - waiting;
             let (later_up, later_down) = (
                 up.bytes(waiting as u64, later),

@@ -2,12 +2,12 @@
 
 use std::io::ErrorKind;
 
-use proxy_userspace::{close::CloseReason, rule::PathChoice};
+use proxy_userspace::close::CloseReason;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     payload::{Payload, expect_end, expect_text},
-    rig::{Rig, expect_reset, on_each_path, reset},
+    rig::{Rig, Way, expect_reset, on_each_path, reset},
 };
 
 on_each_path!(
@@ -47,24 +47,24 @@ async fn half_close(first: &mut TcpStream, second: &mut TcpStream) {
     tokio::join!(asking, answering);
 }
 
-async fn app_half_closes_first(path: PathChoice) {
-    let mut rig = Rig::new(path).await;
+async fn app_half_closes_first(way: Way) {
+    let mut rig = Rig::new(way).await;
     half_close(&mut rig.app, &mut rig.server).await;
     let counts = (rig.progress.up(), rig.progress.down());
     assert_eq!(counts, (1_000_000, 5_000_000));
     assert_eq!(rig.ended.await.unwrap().reason, CloseReason::Done);
 }
 
-async fn server_half_closes_first(path: PathChoice) {
-    let mut rig = Rig::new(path).await;
+async fn server_half_closes_first(way: Way) {
+    let mut rig = Rig::new(way).await;
     half_close(&mut rig.server, &mut rig.app).await;
     let counts = (rig.progress.up(), rig.progress.down());
     assert_eq!(counts, (5_000_000, 1_000_000));
     assert_eq!(rig.ended.await.unwrap().reason, CloseReason::Done);
 }
 
-async fn half_close_behind_waiting_bytes(path: PathChoice) {
-    let mut rig = Rig::with_buffers(path, Some(4096)).await;
+async fn half_close_behind_waiting_bytes(way: Way) {
+    let mut rig = Rig::with_buffers(way, Some(4096)).await;
     // Everything fits into the socket buffers and the relay only together, so the server reads when the app has closed.
     let request = Payload::new(4, 12_000);
     request.send(&mut rig.app, 12_000).await.unwrap();
@@ -84,8 +84,8 @@ async fn begin_to_send(from: &mut TcpStream, to: &mut TcpStream) {
     }
 }
 
-async fn app_resets_while_sending(path: PathChoice) {
-    let mut rig = Rig::new(path).await;
+async fn app_resets_while_sending(way: Way) {
+    let mut rig = Rig::new(way).await;
     begin_to_send(&mut rig.app, &mut rig.server).await;
     reset(rig.app);
     expect_reset(&mut rig.server).await;
@@ -94,8 +94,8 @@ async fn app_resets_while_sending(path: PathChoice) {
     assert!(ended.first_error.is_some());
 }
 
-async fn server_resets_while_sending(path: PathChoice) {
-    let mut rig = Rig::new(path).await;
+async fn server_resets_while_sending(way: Way) {
+    let mut rig = Rig::new(way).await;
     begin_to_send(&mut rig.server, &mut rig.app).await;
     reset(rig.server);
     expect_reset(&mut rig.app).await;
@@ -104,8 +104,8 @@ async fn server_resets_while_sending(path: PathChoice) {
     assert!(ended.first_error.is_some());
 }
 
-async fn app_resets_while_receiving(path: PathChoice) {
-    let mut rig = Rig::new(path).await;
+async fn app_resets_while_receiving(way: Way) {
+    let mut rig = Rig::new(way).await;
     begin_to_send(&mut rig.server, &mut rig.app).await;
     reset(rig.app);
     expect_reset(&mut rig.server).await;
@@ -113,8 +113,8 @@ async fn app_resets_while_receiving(path: PathChoice) {
     assert_eq!(ended.reason, CloseReason::DownstreamReset, "{ended:?}");
 }
 
-async fn server_resets_while_receiving(path: PathChoice) {
-    let mut rig = Rig::new(path).await;
+async fn server_resets_while_receiving(way: Way) {
+    let mut rig = Rig::new(way).await;
     begin_to_send(&mut rig.app, &mut rig.server).await;
     reset(rig.server);
     expect_reset(&mut rig.app).await;
@@ -135,8 +135,8 @@ async fn expect_nobody_listens(stream: &mut TcpStream) {
     );
 }
 
-async fn app_leaves_before_the_answer(path: PathChoice) {
-    let mut rig = Rig::new(path).await;
+async fn app_leaves_before_the_answer(way: Way) {
+    let mut rig = Rig::new(way).await;
     rig.app.write_all(b"quit").await.unwrap();
     drop(rig.app);
     expect_text(&mut rig.server, b"quit").await;
@@ -145,8 +145,8 @@ async fn app_leaves_before_the_answer(path: PathChoice) {
     assert_eq!(ended.reason, CloseReason::DownstreamReset, "{ended:?}");
 }
 
-async fn server_leaves_before_the_question(path: PathChoice) {
-    let mut rig = Rig::new(path).await;
+async fn server_leaves_before_the_question(way: Way) {
+    let mut rig = Rig::new(way).await;
     rig.server.write_all(b"421 busy").await.unwrap();
     drop(rig.server);
     expect_text(&mut rig.app, b"421 busy").await;
@@ -155,8 +155,8 @@ async fn server_leaves_before_the_question(path: PathChoice) {
     assert_eq!(ended.reason, CloseReason::UpstreamReset, "{ended:?}");
 }
 
-async fn refusal_of_an_upload(path: PathChoice) {
-    let mut rig = Rig::new(path).await;
+async fn refusal_of_an_upload(way: Way) {
+    let mut rig = Rig::new(way).await;
     // Refuses an upload it has not read: the answer is there first, the reset comes behind it.
     begin_to_send(&mut rig.app, &mut rig.server).await;
     rig.server.write_all(b"413 too large").await.unwrap();
@@ -167,8 +167,8 @@ async fn refusal_of_an_upload(path: PathChoice) {
     assert_eq!(ended.reason, CloseReason::UpstreamReset, "{ended:?}");
 }
 
-async fn interruption_of_a_download(path: PathChoice) {
-    let mut rig = Rig::new(path).await;
+async fn interruption_of_a_download(way: Way) {
+    let mut rig = Rig::new(way).await;
     begin_to_send(&mut rig.server, &mut rig.app).await;
     rig.app.write_all(b"enough").await.unwrap();
     drop(rig.app);
@@ -178,8 +178,8 @@ async fn interruption_of_a_download(path: PathChoice) {
     assert_eq!(ended.reason, CloseReason::DownstreamReset, "{ended:?}");
 }
 
-async fn reset_after_half_close(path: PathChoice) {
-    let mut rig = Rig::new(path).await;
+async fn reset_after_half_close(way: Way) {
+    let mut rig = Rig::new(way).await;
     rig.app.shutdown().await.unwrap();
     expect_end(&mut rig.server).await;
     reset(rig.server);

@@ -4,23 +4,25 @@ use std::sync::Arc;
 
 use proxy_userspace::{
     close::CloseReason,
-    relay::{Ended, Progress, Relay},
+    relay::{Ended, Path, Paths, Progress, Relay},
     rule::PathChoice,
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream, task::yield_now};
 
 use crate::{
     payload::{Payload, expect_end},
-    rig::{Veiled, connected, in_time},
+    rig::{Veiled, connected, in_time, measured},
 };
 
-/// Relays by one path and the other in turns, each for a few polls.
+/// Relays by one path and the others in turns, each for a few polls.
 async fn alternate(mut downstream: TcpStream, mut upstream: TcpStream) -> (Ended, usize) {
-    let mut relay = Relay::new(Arc::new(Progress::default()), None);
+    let paths = Paths::judging_after(1, 1);
+    paths.set_measured(measured([Path::Copy, Path::Splice, Path::Splice]));
+    let mut relay = Relay::new(Arc::new(Progress::default()), None).with_paths(Arc::new(paths));
     for switches in 0.. {
-        let path = [PathChoice::Copy, PathChoice::Splice][switches % 2];
+        let path = [PathChoice::Copy, PathChoice::Splice, PathChoice::Auto][switches % 3];
         let stay = async {
-            for _ in 0..switches % 3 {
+            for _ in 0..switches % 4 {
                 yield_now().await;
             }
         };
@@ -60,7 +62,7 @@ async fn exchange(buffers: Option<u32>, length: u64) {
     );
     let (ended, switches) = relaying.await.unwrap();
     assert_eq!(ended.reason, CloseReason::Done);
-    // At most a mebibyte per poll and three polls per path.
+    // At most a mebibyte per poll and four polls per path.
     assert!(switches >= 8, "only {switches} switches");
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use proxy_userspace::{
     intercept::{Overlap, Redirects},
-    relay::{Ended, Progress, Promotion, Relay, Side},
+    relay::{COMPARED, Calibration, Ended, Path, Paths, Progress, Promotion, Relay, Side},
     rule::PathChoice,
     socket::{self, repair},
 };
@@ -29,30 +29,39 @@ use crate::payload::expect_text;
 /// Longer than anything here may take; a test that gets here hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 
-/// Runs each test function named on each path.
+/// How the relay of a test moves bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// As a rule asks for.
+    By(PathChoice),
+    /// By choice, where these paths were measured to be the best for messages, blocks and bulk, and connections are judged
+    /// all the time, so that every change of what goes through them is a change of path.
+    Best([Path; 3]),
+}
+
+/// Runs each test function named on each path, and with the paths changing.
 macro_rules! on_each_path {
-    ($($test:ident),* $(,)?) => {
-        mod copy {
+    (@by $module:ident $way:expr; $($test:ident)*) => {
+        mod $module {
+            #[allow(unused_imports, reason = "not every way names a path")]
+            use proxy_userspace::{relay::Path::{Copy, Sockmap, Splice}, rule::PathChoice};
             $(#[tokio::test]
             async fn $test() {
-                crate::rig::in_time(super::$test(proxy_userspace::rule::PathChoice::Copy)).await;
-            })*
-        }
-        mod splice {
-            $(#[tokio::test]
-            async fn $test() {
-                crate::rig::in_time(super::$test(proxy_userspace::rule::PathChoice::Splice)).await;
-            })*
-        }
-        mod sockmap {
-            $(#[tokio::test]
-            async fn $test() {
-                if crate::rig::promotion().is_none() {
-                    return;
+                let way: crate::rig::Way = $way;
+                if way.can_be_gone() {
+                    crate::rig::in_time(super::$test(way)).await;
                 }
-                crate::rig::in_time(super::$test(proxy_userspace::rule::PathChoice::Sockmap)).await;
             })*
         }
+    };
+    ($($test:ident),* $(,)?) => {
+        on_each_path!(@by copy crate::rig::Way::By(PathChoice::Copy); $($test)*);
+        on_each_path!(@by splice crate::rig::Way::By(PathChoice::Splice); $($test)*);
+        on_each_path!(@by sockmap crate::rig::Way::By(PathChoice::Sockmap); $($test)*);
+        on_each_path!(@by auto_splice crate::rig::Way::Best([Splice; 3]); $($test)*);
+        on_each_path!(@by auto_sockmap crate::rig::Way::Best([Sockmap; 3]); $($test)*);
+        on_each_path!(@by auto_in_and_out crate::rig::Way::Best([Copy, Splice, Copy]); $($test)*);
+        on_each_path!(@by auto_all crate::rig::Way::Best([Splice, Copy, Sockmap]); $($test)*);
     };
 }
 pub(crate) use on_each_path;
@@ -60,6 +69,49 @@ pub(crate) use on_each_path;
 /// Fails a test that hangs.
 pub(crate) async fn in_time<T>(test: impl Future<Output = T>) -> T {
     timeout(PATIENCE, test).await.expect("the test hangs")
+}
+
+impl Way {
+    /// Whether this process may load the program that it takes.
+    pub(crate) fn can_be_gone(self) -> bool {
+        let takes_program = match self {
+            Self::By(choice) => choice == PathChoice::Sockmap,
+            Self::Best(paths) => paths.contains(&Path::Sockmap),
+        };
+        !takes_program || promotion().is_some()
+    }
+
+    /// What a rule asks for.
+    fn choice(self) -> PathChoice {
+        match self {
+            Self::By(choice) => choice,
+            Self::Best(_) => PathChoice::Auto,
+        }
+    }
+
+    /// A relay that goes this way.
+    fn relay(self, progress: Arc<Progress>) -> Relay {
+        let relay = Relay::new(progress, None);
+        match self {
+            Self::By(PathChoice::Sockmap) => relay.with_promotion(promotion()),
+            Self::By(_) => relay,
+            Self::Best(best) => {
+                let paths = Paths::judging_after(1, 1);
+                paths.set_sockmap(promotion().ok_or("privileges"));
+                paths.set_measured(measured(best));
+                relay.with_paths(Arc::new(paths))
+            }
+        }
+    }
+}
+
+/// A measurement by which these paths are twice as good as the others, for messages, blocks and bulk.
+pub(crate) fn measured(best: [Path; 3]) -> Calibration {
+    let times = |path, best| {
+        let micros = if path == best { 500 } else { 1000 };
+        vec![Duration::from_micros(micros); 5]
+    };
+    Calibration::of(&best.map(|best| COMPARED.map(|path| times(path, best))))
 }
 
 /// Hands connections to the kernel before they have moved a byte. `None`, which a strict run does not accept, without the
@@ -101,20 +153,22 @@ pub(crate) struct Rig {
 
 impl Rig {
     /// With the kernel's own socket buffers.
-    pub(crate) async fn new(path: PathChoice) -> Self {
-        Self::with_buffers(path, None).await
+    pub(crate) async fn new(way: Way) -> Self {
+        Self::with_buffers(way, None).await
     }
 
     /// With all eight socket buffers of about `buffers` bytes.
-    pub(crate) async fn with_buffers(path: PathChoice, buffers: Option<u32>) -> Self {
+    pub(crate) async fn with_buffers(way: Way, buffers: Option<u32>) -> Self {
         let (downstream, upstream) = (connected(buffers).await, connected(buffers).await);
-        Self::over(path, downstream, upstream)
+        Self::over(way, downstream, upstream)
     }
 
     /// On the sockmap path, entered as this says.
     pub(crate) async fn promoted(promotion: Promotion) -> Self {
         let (downstream, upstream) = (connected(None).await, connected(None).await);
-        Self::start(PathChoice::Sockmap, Some(promotion), downstream, upstream)
+        let progress = Arc::default();
+        let relay = Relay::new(Arc::clone(&progress), None).with_promotion(Some(promotion));
+        Self::start(relay, progress, PathChoice::Sockmap, downstream, upstream)
     }
 
     /// As [`Rig::promoted`], after a byte each way, so that the kernel has both directions.
@@ -129,25 +183,22 @@ impl Rig {
 
     /// Over two connections: app to relay and relay to server.
     pub(crate) fn over(
-        path: PathChoice,
+        way: Way,
         downstream: (TcpStream, TcpStream),
         upstream: (TcpStream, TcpStream),
     ) -> Self {
-        let promotion = match path {
-            PathChoice::Sockmap => promotion(),
-            _ => None,
-        };
-        Self::start(path, promotion, downstream, upstream)
+        let progress = Arc::default();
+        let relay = way.relay(Arc::clone(&progress));
+        Self::start(relay, progress, way.choice(), downstream, upstream)
     }
 
     fn start(
+        relay: Relay,
+        progress: Arc<Progress>,
         path: PathChoice,
-        promotion: Option<Promotion>,
         (app, downstream): (TcpStream, TcpStream),
         (upstream, server): (TcpStream, TcpStream),
     ) -> Self {
-        let progress = Arc::default();
-        let relay = Relay::new(Arc::clone(&progress), None).with_promotion(promotion);
         let ended = tokio::spawn(relay_and_close(relay, downstream, upstream, path));
         Self {
             app,

@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     payload::expect_text,
-    rig::{Rig, connected, in_time},
+    rig::{Rig, Way, connected, in_time},
 };
 
 /// Gives and takes without end and without ever waiting.
@@ -65,7 +65,7 @@ async fn a_torrent_lets_others_through() {
     let progress = Arc::<Progress>::default();
     let mut relay = Relay::new(Arc::clone(&progress), None);
     let torrent = tokio::spawn(async move { relay.copy(&mut Torrent, &mut Torrent).await });
-    let mut rig = Rig::new(PathChoice::Auto).await;
+    let mut rig = Rig::new(Way::By(PathChoice::Auto)).await;
     let before = progress.up();
     in_time(async {
         for _ in 0..EXCHANGES {

@@ -2,12 +2,12 @@
 
 use std::{io, os::fd::AsRawFd, os::fd::FromRawFd, os::fd::OwnedFd};
 
-use proxy_userspace::{close::CloseReason, rule::PathChoice};
+use proxy_userspace::close::CloseReason;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     payload::{Payload, expect_end},
-    rig::{Rig, connected, on_each_path},
+    rig::{Rig, Way, connected, on_each_path},
 };
 
 on_each_path!(foreign_sockmap);
@@ -99,7 +99,7 @@ fn bpf(command: u32, attributes: &mut [u32]) -> io::Result<i32> {
         .ok_or_else(io::Error::last_os_error)
 }
 
-async fn foreign_sockmap(path: PathChoice) {
+async fn foreign_sockmap(way: Way) {
     let sockmap = match Sockmap::new(2) {
         Ok(sockmap) => sockmap,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -114,7 +114,7 @@ async fn foreign_sockmap(path: PathChoice) {
     let (upstream, server) = connected(None).await;
     sockmap.insert(0, &downstream).unwrap();
     sockmap.insert(1, &upstream).unwrap();
-    let mut rig = Rig::over(path, (app, downstream), (upstream, server));
+    let mut rig = Rig::over(way, (app, downstream), (upstream, server));
 
     asks_and_is_answered(&mut rig).await;
     assert_eq!(rig.ended.await.unwrap().reason, CloseReason::Done);

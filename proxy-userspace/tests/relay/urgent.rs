@@ -3,13 +3,13 @@
 //! A read stops in front of the urgent byte although more waits, and `splice(2)` sees nothing there at all, so each case
 //! sends without letting the relay run in between: no later packet may be what wakes it.
 
-use proxy_userspace::{close::CloseReason, rule::PathChoice};
+use proxy_userspace::close::CloseReason;
 use socket2::SockRef;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     payload::{Payload, expect_end, expect_text},
-    rig::{Rig, on_each_path},
+    rig::{Rig, Way, on_each_path},
 };
 
 on_each_path!(
@@ -30,8 +30,8 @@ fn send_urgent_now(stream: &TcpStream, text: &[u8]) {
 }
 
 /// Lets the relay come to rest with something already moved both ways.
-async fn warmed_up(path: PathChoice) -> Rig {
-    let mut rig = Rig::new(path).await;
+async fn warmed_up(way: Way) -> Rig {
+    let mut rig = Rig::new(way).await;
     rig.app.write_all(b"ping").await.unwrap();
     expect_text(&mut rig.server, b"ping").await;
     rig.server.write_all(b"pong").await.unwrap();
@@ -39,23 +39,23 @@ async fn warmed_up(path: PathChoice) -> Rig {
     rig
 }
 
-async fn in_the_middle(path: PathChoice) {
-    let mut rig = warmed_up(path).await;
+async fn in_the_middle(way: Way) {
+    let mut rig = warmed_up(way).await;
     send_now(&rig.app, b"ab");
     send_urgent_now(&rig.app, b"c");
     send_now(&rig.app, b"def");
     expect_text(&mut rig.server, b"abcdef").await;
 }
 
-async fn at_the_start(path: PathChoice) {
-    let mut rig = Rig::new(path).await;
+async fn at_the_start(way: Way) {
+    let mut rig = Rig::new(way).await;
     send_urgent_now(&rig.app, b"a");
     send_now(&rig.app, b"bc");
     expect_text(&mut rig.server, b"abc").await;
 }
 
-async fn right_before_the_end(path: PathChoice) {
-    let mut rig = warmed_up(path).await;
+async fn right_before_the_end(way: Way) {
+    let mut rig = warmed_up(way).await;
     send_now(&rig.app, b"ab");
     send_urgent_now(&rig.app, b"c");
     rig.app.shutdown().await.unwrap();
@@ -65,21 +65,21 @@ async fn right_before_the_end(path: PathChoice) {
     assert_eq!(rig.ended.await.unwrap().reason, CloseReason::Done);
 }
 
-async fn from_the_server(path: PathChoice) {
-    let mut rig = warmed_up(path).await;
+async fn from_the_server(way: Way) {
+    let mut rig = warmed_up(way).await;
     send_now(&rig.server, b"ab");
     send_urgent_now(&rig.server, b"c");
     send_now(&rig.server, b"def");
     expect_text(&mut rig.app, b"abcdef").await;
 }
 
-async fn behind_and_before_bulk(path: PathChoice) {
+async fn behind_and_before_bulk(way: Way) {
     let Rig {
         mut app,
         mut server,
         ended,
         ..
-    } = warmed_up(path).await;
+    } = warmed_up(way).await;
     let (before, behind) = (Payload::new(1, 9_000_000), Payload::new(2, 9_000_000));
     let sending = async {
         before.send(&mut app, 1 << 20).await.unwrap();

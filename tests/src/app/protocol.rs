@@ -59,8 +59,6 @@ pub enum Call {
     Exchange { socket: u32, seed: u64, length: u64 },
     /// Sends a payload until nothing more is taken for a while, or all is; answers the number of bytes.
     SendUntilBlocked { socket: u32, seed: u64, length: u64 },
-    /// Does work on a socket; answers the nanoseconds that it took.
-    Time { socket: u32, work: Work },
     /// `shutdown(SHUT_WR)`.
     Shutdown(u32),
     /// Closes by a reset.
@@ -128,25 +126,6 @@ pub enum Answer {
     Failures(Vec<String>),
     /// How many connections ended how: error number (0 for none) and count.
     Outcomes(Vec<(i32, u64)>),
-}
-
-/// Work that is timed.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub enum Work {
-    /// Sends so many messages of so many bytes, each after the server has answered the one before by as many.
-    Exchange {
-        /// Bytes of a message.
-        length: usize,
-        /// Messages.
-        count: u32,
-    },
-    /// Sends so many pieces of so many bytes, ends the stream and waits until the server has ended, too.
-    Upload {
-        /// Bytes of a piece.
-        length: usize,
-        /// Pieces.
-        count: u32,
-    },
 }
 
 /// Arguments of `socket()`.

@@ -1,10 +1,10 @@
 //! A socket of an app, one method for each system call on it.
 
-use std::{net::SocketAddr, path::Path, thread, time::Duration};
+use std::{net::SocketAddr, path::Path, thread};
 
 use super::{
     App, Result,
-    protocol::{Answer, Call, How, Work},
+    protocol::{Answer, Call, How},
 };
 
 /// Who makes the calls on a socket.
@@ -186,15 +186,6 @@ impl Socket<'_> {
             length,
         })? {
             Answer::Number(number) => Ok(number),
-            other => panic!("unexpected {other:?}"),
-        }
-    }
-
-    /// Does work that takes time: how long.
-    pub fn time(&self, work: Work) -> Result<Duration> {
-        let socket = self.id;
-        match self.call(Call::Time { socket, work })? {
-            Answer::Number(nanoseconds) => Ok(Duration::from_nanos(nanoseconds)),
             other => panic!("unexpected {other:?}"),
         }
     }

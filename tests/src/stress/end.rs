@@ -111,7 +111,7 @@ fn send(
             end
         };
         let left = usize::try_from(stop.min(end) - at).unwrap_or(usize::MAX);
-        if own.sends_last && stop == end {
+        if own.sends_last && at >= header.len() as u64 {
             // It ends when the other half is dropped.
             _ = has_received.recv();
         }

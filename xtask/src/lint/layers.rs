@@ -24,11 +24,13 @@ const LAYERS: [&[&str]; 10] = [
     ],
     // One thing each, which knows neither the other things nor the kernel's programs.
     &[
+        "admin",
         "exec",
         "policy",
         "privileges",
         "record",
         "relay",
+        "status",
         "upstream",
         "watch",
     ],
@@ -80,7 +82,7 @@ const OWNERS: [(&str, &[&str]); 6] = [
     ("aya", &["intercept"]),
     ("aya_log", &["intercept"]),
     ("clap", &["cli", "main"]),
-    ("serde", &["config", "demo", "doctor", "record"]),
+    ("serde", &["config", "demo", "doctor", "record", "status"]),
     ("toml", &["config"]),
 ];
 

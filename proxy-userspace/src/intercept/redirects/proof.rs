@@ -16,16 +16,21 @@ use tokio::{runtime::Builder, time::timeout};
 
 use self::flow::Bench;
 use super::{RedirectEvents, Redirects};
+use crate::upstream::Exempt;
 
 /// How long one test may take, on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Tries everything.
+/// Tries everything. `exempt` keeps its connections from being intercepted by ourselves.
 ///
 /// # Errors
 /// The name of the test that fails here.
-pub fn prove(redirects: &Arc<Redirects>, events: &mut RedirectEvents) -> Result<(), &'static str> {
-    let bench = Bench::new(redirects);
+pub fn prove(
+    redirects: &Arc<Redirects>,
+    events: &mut RedirectEvents,
+    exempt: &dyn Exempt,
+) -> Result<(), &'static str> {
+    let bench = Bench::new(redirects, exempt);
     // A runtime of its own: the caller may be within one.
     thread::scope(|scope| {
         let tests = scope.spawn(|| {
@@ -43,7 +48,7 @@ pub fn prove(redirects: &Arc<Redirects>, events: &mut RedirectEvents) -> Result<
     })
 }
 
-async fn all(bench: &Bench) -> Result<(), &'static str> {
+async fn all(bench: &Bench<'_>) -> Result<(), &'static str> {
     passes("waiting bytes", order::waiting_bytes(bench)).await?;
     passes("sequence numbers", order::sequence_numbers(bench)).await?;
     passes("overlap", order::overlap(bench)).await?;
@@ -74,11 +79,13 @@ async fn passes(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intercept::Overlap;
+    use crate::{intercept::Overlap, upstream::NoExemption};
 
     fn expect(overlap: Overlap, outcome: Result<(), &'static str>) {
         match Redirects::alone_with(overlap) {
-            Ok((redirects, mut events)) => assert_eq!(prove(&redirects, &mut events), outcome),
+            Ok((redirects, mut events)) => {
+                assert_eq!(prove(&redirects, &mut events, &NoExemption), outcome)
+            }
             Err(error) => {
                 let strict = std::env::var_os("PROXY_TEST_STRICT").is_some();
                 assert!(!strict, "needs root: {error}");

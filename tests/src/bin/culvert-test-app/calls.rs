@@ -18,7 +18,7 @@ use nix::{
 };
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::{many, passing, timing, uring};
+use crate::{many, passing, uring};
 
 /// A call that takes longer fails with `EAGAIN`, rather than to keep the test waiting for ever.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -95,7 +95,6 @@ impl App {
                 length,
             } => send_until_blocked(self.get(*socket), Payload { seed: *seed }, *length)
                 .map(Answer::Number),
-            Call::Time { socket, work } => timing::time(self.get(*socket), *work),
             Call::Shutdown(socket) => done(self.get(*socket).shutdown(Shutdown::Write)),
             Call::Reset(socket) => {
                 self.get(*socket).set_linger(Some(Duration::ZERO))?;

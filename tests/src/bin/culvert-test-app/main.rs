@@ -10,7 +10,6 @@
 mod calls;
 mod many;
 mod passing;
-mod timing;
 mod uring;
 
 use std::io::{BufRead, Write};

@@ -17,8 +17,8 @@ const STOPPED: Duration = Duration::from_millis(30);
 const BUFFER: usize = 64 * 1024;
 
 /// A server that does not read stops the app, and everything arrives when it does.
-pub(super) async fn slow_reader(bench: &Bench) -> io::Result<bool> {
-    let flow = Flow::new().await?;
+pub(super) async fn slow_reader(bench: &Bench<'_>) -> io::Result<bool> {
+    let flow = Flow::new(bench).await?;
     for end in [&flow.app, &flow.downstream, &flow.upstream, &flow.server] {
         SockRef::from(end).set_send_buffer_size(BUFFER)?;
         SockRef::from(end).set_recv_buffer_size(BUFFER)?;

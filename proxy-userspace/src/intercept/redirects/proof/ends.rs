@@ -12,8 +12,8 @@ use crate::{relay::Pair, socket};
 
 /// The lengths of a socket's queues tell what the relay waits for: that nothing is left to read, and that what was redirected
 /// is on its way to the target's peer.
-pub(super) async fn queue_lengths(bench: &Bench) -> io::Result<bool> {
-    let mut flow = Flow::new().await?;
+pub(super) async fn queue_lengths(bench: &Bench<'_>) -> io::Result<bool> {
+    let mut flow = Flow::new(bench).await?;
     let Pair { up, .. } = bench.enter(&flow)?;
     let before = socket::sent(&flow.upstream)?;
     up.grant(100, u64::MAX);
@@ -32,8 +32,8 @@ pub(super) async fn queue_lengths(bench: &Bench) -> io::Result<bool> {
 }
 
 /// When the target is gone, bytes are passed and not dropped.
-pub(super) async fn missing_target(bench: &Bench) -> io::Result<bool> {
-    let mut flow = Flow::new().await?;
+pub(super) async fn missing_target(bench: &Bench<'_>) -> io::Result<bool> {
+    let mut flow = Flow::new(bench).await?;
     let Pair { up, .. } = bench.enter(&flow)?;
     up.grant(u64::MAX, u64::MAX);
     up.resume(0);
@@ -45,7 +45,7 @@ pub(super) async fn missing_target(bench: &Bench) -> io::Result<bool> {
 }
 
 /// The end of a stream comes behind its last byte, and the other direction goes on; whoever ends first.
-pub(super) async fn both_ends(bench: &Bench) -> io::Result<bool> {
+pub(super) async fn both_ends(bench: &Bench<'_>) -> io::Result<bool> {
     let talk = async |mut first: TcpStream, mut second: TcpStream| {
         let begun = crosses(b"one", &mut first, &mut second).await?;
         first.write_all(b"question").await?;
@@ -58,9 +58,9 @@ pub(super) async fn both_ends(bench: &Bench) -> io::Result<bool> {
         first.read_to_end(&mut answer).await?;
         Ok(begun && question == b"question" && answer == b"answer")
     };
-    let flow = Flow::new().await?;
+    let flow = Flow::new(bench).await?;
     let (app_first, _) = flow.relayed(bench, talk).await?;
-    let flow = Flow::new().await?;
+    let flow = Flow::new(bench).await?;
     let (server_first, _) = flow
         .relayed(bench, async |app, server| talk(server, app).await)
         .await?;
@@ -68,7 +68,7 @@ pub(super) async fn both_ends(bench: &Bench) -> io::Result<bool> {
 }
 
 /// A reset reaches the other end behind what was sent before it, and no end of stream does.
-pub(super) async fn resets(bench: &Bench) -> io::Result<bool> {
+pub(super) async fn resets(bench: &Bench<'_>) -> io::Result<bool> {
     let break_off = async |mut first: TcpStream, mut second: TcpStream| {
         let before = crosses(&message(32 * 1024), &mut first, &mut second).await?;
         reset(first)?;
@@ -76,9 +76,9 @@ pub(super) async fn resets(bench: &Bench) -> io::Result<bool> {
         let told = broken.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
         Ok(before && told)
     };
-    let flow = Flow::new().await?;
+    let flow = Flow::new(bench).await?;
     let (app_first, _) = flow.relayed(bench, break_off).await?;
-    let flow = Flow::new().await?;
+    let flow = Flow::new(bench).await?;
     let (server_first, _) = flow
         .relayed(bench, async |app, server| break_off(server, app).await)
         .await?;

@@ -11,24 +11,26 @@ use std::{
 use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 
 use super::super::Redirects;
 use crate::{
     relay::{Accelerator, Pair, Progress, Promotion, Relay},
     socket,
+    upstream::Exempt,
 };
 
 /// The path under test.
-pub(super) struct Bench {
+pub(super) struct Bench<'a> {
     redirects: Arc<Redirects>,
     /// Hands a connection over before it has moved a byte.
     promotion: Promotion,
+    exempt: &'a dyn Exempt,
 }
 
-impl Bench {
-    pub(super) fn new(redirects: &Arc<Redirects>) -> Self {
+impl<'a> Bench<'a> {
+    pub(super) fn new(redirects: &Arc<Redirects>, exempt: &'a dyn Exempt) -> Self {
         let accelerator: Arc<dyn Accelerator> = Arc::<Redirects>::clone(redirects);
         Self {
             redirects: Arc::clone(redirects),
@@ -37,6 +39,7 @@ impl Bench {
                 reads: 0,
                 ..Promotion::new(accelerator)
             },
+            exempt,
         }
     }
 
@@ -73,9 +76,9 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) async fn new() -> io::Result<Self> {
-        let (app, downstream) = pair().await?;
-        let (upstream, server) = pair().await?;
+    pub(super) async fn new(bench: &Bench<'_>) -> io::Result<Self> {
+        let (app, downstream) = pair(bench.exempt).await?;
+        let (upstream, server) = pair(bench.exempt).await?;
         Ok(Self {
             app,
             downstream,
@@ -87,7 +90,7 @@ impl Flow {
     /// Does something at both ends while the relay works between them.
     pub(super) async fn relayed(
         self,
-        bench: &Bench,
+        bench: &Bench<'_>,
         test: impl AsyncFnOnce(TcpStream, TcpStream) -> io::Result<bool>,
     ) -> io::Result<(bool, Arc<Progress>)> {
         let Self {
@@ -112,15 +115,18 @@ impl Flow {
             passed = test(app, server) => passed?,
             failed = relaying => failed?,
         };
-        relay.count_kernel();
+        relay.count();
         Ok((passed, progress))
     }
 }
 
 /// A connection over loopback.
-async fn pair() -> io::Result<(TcpStream, TcpStream)> {
+async fn pair(exempt: &dyn Exempt) -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let connecting = TcpStream::connect(listener.local_addr()?);
+    let address = listener.local_addr()?;
+    let connecting = TcpSocket::new_v4()?;
+    exempt.exempt(&SockRef::from(&connecting))?;
+    let connecting = connecting.connect(address);
     let (connecting, accepted) = tokio::try_join!(connecting, listener.accept())?;
     for end in [&connecting, &accepted.0] {
         end.set_nodelay(true)?;

@@ -16,8 +16,8 @@ use crate::{
 };
 
 /// What waited on a socket when it was entered is handled like what comes after it, and what was read does not come again.
-pub(super) async fn waiting_bytes(bench: &Bench) -> io::Result<bool> {
-    let mut flow = Flow::new().await?;
+pub(super) async fn waiting_bytes(bench: &Bench<'_>) -> io::Result<bool> {
+    let mut flow = Flow::new(bench).await?;
     flow.app.write_all(b"read before").await?;
     flow.downstream.read_exact(&mut [0; 5]).await?;
     let Pair { up, .. } = bench.enter(&flow)?;
@@ -29,8 +29,8 @@ pub(super) async fn waiting_bytes(bench: &Bench) -> io::Result<bool> {
 
 /// The program finds the sequence numbers of TCP in the control block, and they are as far apart as there are bytes, and one
 /// more where the stream ends.
-pub(super) async fn sequence_numbers(bench: &Bench) -> io::Result<bool> {
-    let mut flow = Flow::new().await?;
+pub(super) async fn sequence_numbers(bench: &Bench<'_>) -> io::Result<bool> {
+    let mut flow = Flow::new(bench).await?;
     let Pair { up, .. } = bench.enter(&flow)?;
     let (app, downstream) = (&mut flow.app, &mut flow.downstream);
     let little = crosses(b"1", app, downstream).await?;
@@ -46,12 +46,12 @@ pub(super) async fn sequence_numbers(bench: &Bench) -> io::Result<bool> {
 }
 
 /// A retransmission that brings bytes again in front of new ones delivers the new ones only, redirected or passed.
-pub(super) async fn overlap(bench: &Bench) -> io::Result<bool> {
+pub(super) async fn overlap(bench: &Bench<'_>) -> io::Result<bool> {
     Ok(cuts_overlap(bench, true).await? && cuts_overlap(bench, false).await?)
 }
 
-async fn cuts_overlap(bench: &Bench, redirected: bool) -> io::Result<bool> {
-    let flow = Flow::new().await?;
+async fn cuts_overlap(bench: &Bench<'_>, redirected: bool) -> io::Result<bool> {
+    let flow = Flow::new(bench).await?;
     let Pair { up, .. } = bench.enter(&flow)?;
     // The others stay open.
     let Flow {
@@ -93,8 +93,8 @@ async fn cuts_overlap(bench: &Bench, redirected: bool) -> io::Result<bool> {
 }
 
 /// Messages small and large arrive as they were sent, and it is the kernel that moves them.
-pub(super) async fn messages(bench: &Bench) -> io::Result<bool> {
-    let (same, progress) = Flow::new()
+pub(super) async fn messages(bench: &Bench<'_>) -> io::Result<bool> {
+    let (same, progress) = Flow::new(bench)
         .await?
         .relayed(bench, async |mut app, mut server| {
             let mut same = true;

@@ -19,15 +19,15 @@ use crate::relay::Accelerator as _;
 const UPPER_LAYERS: &str = "/proc/sys/net/ipv4/tcp_available_ulp";
 
 /// A socket that somebody else has in a sockmap is refused. If it is the second one, the first only has its bytes passed.
-pub(super) async fn foreign_sockmap(bench: &Bench) -> io::Result<bool> {
+pub(super) async fn foreign_sockmap(bench: &Bench<'_>) -> io::Result<bool> {
     let (somebody_else, _events) = Redirects::alone().map_err(io::Error::other)?;
-    let (mut both, mut one) = (Flow::new().await?, Flow::new().await?);
+    let (mut both, mut one) = (Flow::new(bench).await?, Flow::new(bench).await?);
     let theirs = somebody_else.admit(&both.downstream, &both.upstream);
     let refused = theirs.is_ok() && bench.refuses(&both.downstream, &both.upstream);
     let unharmed = crosses(b"up", &mut both.app, &mut both.downstream).await?
         && crosses(b"down", &mut both.server, &mut both.upstream).await?;
 
-    let stranger = Flow::new().await?;
+    let stranger = Flow::new(bench).await?;
     let theirs = somebody_else.admit(&one.upstream, &stranger.upstream);
     let half = bench.enter(&one)?;
     half.up.grant(u64::MAX, u64::MAX);
@@ -39,13 +39,13 @@ pub(super) async fn foreign_sockmap(bench: &Bench) -> io::Result<bool> {
 }
 
 /// A socket with a layer above TCP, or that is no TCP socket, is refused.
-pub(super) async fn other_protocols(bench: &Bench) -> io::Result<bool> {
+pub(super) async fn other_protocols(bench: &Bench<'_>) -> io::Result<bool> {
     Ok(upper_layer(bench).await? && multipath(bench).await?)
 }
 
 /// As kTLS is, where the kernel has it.
-async fn upper_layer(bench: &Bench) -> io::Result<bool> {
-    let mut flow = Flow::new().await?;
+async fn upper_layer(bench: &Bench<'_>) -> io::Result<bool> {
+    let mut flow = Flow::new(bench).await?;
     let available = fs::read_to_string(UPPER_LAYERS).unwrap_or_default();
     if !available.split_ascii_whitespace().any(|name| name == "tls") {
         return Ok(true);
@@ -58,8 +58,8 @@ async fn upper_layer(bench: &Bench) -> io::Result<bool> {
 }
 
 /// MPTCP, where the kernel has it.
-async fn multipath(bench: &Bench) -> io::Result<bool> {
-    let mut flow = Flow::new().await?;
+async fn multipath(bench: &Bench<'_>) -> io::Result<bool> {
+    let mut flow = Flow::new(bench).await?;
     let Ok((mut far, mut near)) = multipath_pair() else {
         return Ok(true);
     };

@@ -1,0 +1,342 @@
+//! The admin socket: how a running daemon is asked about itself. HTTP/1.1 over a Unix socket that only its owner may open.
+//!
+//! It knows requests and answers, not what they mean: each question goes to whoever runs the daemon, who answers when he
+//! gets to it. So an answer is never of a moment when something was half changed, and nothing here needs a lock.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/status` | [`Status`](crate::status::Status) as JSON |
+//!
+//! A new field may come with any release; what a field means changes only with the number in the path.
+
+mod client;
+
+use std::{
+    convert::Infallible,
+    fs, io,
+    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{ALLOW, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use thiserror::Error;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
+
+pub use client::{AskError, ask};
+
+/// Where the socket is, unless the configuration says otherwise.
+pub const DEFAULT_PLACE: &str = "/run/culvert/admin.sock";
+/// The path of [`Question::Status`].
+pub const STATUS: &str = "/v1/status";
+
+/// Connections at a time; further ones wait.
+const MOST_CONNECTIONS: usize = 16;
+/// How long a client may take to ask, and the daemon to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Pause after a failed accept.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Why there is no admin socket.
+#[derive(Debug, Error)]
+pub enum BindError {
+    /// Another daemon answers there.
+    #[error(
+        "another culvert answers at {0}; name a place of its own for this one: `admin` in [daemon]"
+    )]
+    Taken(PathBuf),
+    /// There is something else.
+    #[error("{0} is there already and is no socket")]
+    NoSocket(PathBuf),
+    /// The system does not allow it.
+    #[error("cannot make the admin socket {place}")]
+    Socket {
+        /// Where.
+        place: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a client wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// How the daemon is.
+    Status,
+}
+
+/// A question that waits for its answer.
+#[derive(Debug)]
+pub struct Asked {
+    /// What is asked.
+    pub question: Question,
+    answer: oneshot::Sender<String>,
+}
+
+impl Asked {
+    /// Answers with a JSON text.
+    pub fn answer(self, json: String) {
+        // A client that is gone wants none.
+        _ = self.answer.send(json);
+    }
+}
+
+/// An admin socket that is open. It is removed when dropped; after a kill, the next one at its place replaces it.
+#[derive(Debug)]
+pub struct Admin {
+    place: PathBuf,
+    questions: mpsc::Receiver<Asked>,
+    accepting: AbortHandle,
+}
+
+impl Admin {
+    /// Opens the socket, in the runtime that serves it.
+    ///
+    /// # Errors
+    /// When the place is taken or cannot be used.
+    pub fn bind(place: &Path) -> Result<Self, BindError> {
+        let failed = |source| BindError::Socket {
+            place: place.to_owned(),
+            source,
+        };
+        make_room(place)?;
+        if let Some(directory) = place.parent() {
+            fs::create_dir_all(directory).map_err(failed)?;
+        }
+        let listener = UnixListener::bind(place).map_err(failed)?;
+        // Until then `may_ask` keeps others out.
+        fs::set_permissions(place, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let (ask, questions) = mpsc::channel(MOST_CONNECTIONS);
+        let accepting = tokio::spawn(accept_all(listener, ask)).abort_handle();
+        Ok(Self {
+            place: place.to_owned(),
+            questions,
+            accepting,
+        })
+    }
+
+    /// The next question. May be dropped and called again.
+    pub async fn next(&mut self) -> Asked {
+        match self.questions.recv().await {
+            Some(asked) => asked,
+            // Accepting has panicked.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        if let Err(error) = fs::remove_file(&self.place) {
+            tracing::warn!(%error, place = %self.place.display(), "cannot remove the admin socket");
+        }
+    }
+}
+
+/// Removes the socket of a daemon that was killed.
+fn make_room(place: &Path) -> Result<(), BindError> {
+    let failed = |source| BindError::Socket {
+        place: place.to_owned(),
+        source,
+    };
+    match fs::symlink_metadata(place) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(BindError::NoSocket(place.to_owned()));
+        }
+        Ok(_) => {}
+    }
+    match std::os::unix::net::UnixStream::connect(place) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(place).map_err(failed)
+        }
+        Err(error) => Err(failed(error)),
+        Ok(_) => Err(BindError::Taken(place.to_owned())),
+    }
+}
+
+async fn accept_all(listener: UnixListener, ask: mpsc::Sender<Asked>) {
+    let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) if may_ask(&stream) => {
+                tokio::spawn(serve(stream, ask.clone(), permit));
+            }
+            Ok(_) => tracing::warn!(
+                "a process of another user has opened the admin socket; it gets no answer"
+            ),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the admin socket");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Whether the process at the other end is root's or of the daemon's own user.
+fn may_ask(stream: &UnixStream) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    stream
+        .peer_cred()
+        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+}
+
+/// One connection, one request.
+async fn serve(stream: UnixStream, ask: mpsc::Sender<Asked>, _permit: OwnedSemaphorePermit) {
+    let service = service_fn(|request| respond(request, &ask));
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "a client of the admin socket");
+    }
+}
+
+async fn respond(
+    request: Request<Incoming>,
+    ask: &mpsc::Sender<Asked>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    Ok(match (request.uri().path(), request.method()) {
+        (STATUS, &Method::GET) => match answer(Question::Status, ask).await {
+            Some(json) => reply(StatusCode::OK, json),
+            None => failure(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the daemon is busy, or about to end",
+            ),
+        },
+        (STATUS, _) => {
+            let mut refusal = failure(StatusCode::METHOD_NOT_ALLOWED, "only GET");
+            refusal
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET"));
+            refusal
+        }
+        _ => failure(StatusCode::NOT_FOUND, "no such path"),
+    })
+}
+
+async fn answer(question: Question, ask: &mpsc::Sender<Asked>) -> Option<String> {
+    let (answer, answered) = oneshot::channel();
+    ask.try_send(Asked { question, answer }).ok()?;
+    timeout(PATIENCE, answered).await.ok()?.ok()
+}
+
+fn failure(status: StatusCode, what: &str) -> Response<Full<Bytes>> {
+    reply(status, serde_json::json!({ "error": what }).to_string())
+}
+
+fn reply(status: StatusCode, json: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(json));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    fn place() -> (TempDir, PathBuf) {
+        let directory = TempDir::new().unwrap();
+        let place = directory.path().join("below").join("admin.sock");
+        (directory, place)
+    }
+
+    /// Answers one question while somebody asks.
+    async fn ask_while(admin: &mut Admin, place: &Path, path: &str) -> Result<Bytes, AskError> {
+        tokio::select! {
+            answer = ask(place, path) => answer,
+            () = async {
+                admin.next().await.answer("{\"fine\":true}".to_owned());
+                std::future::pending().await
+            } => unreachable!("it never ends"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_question_gets_the_daemons_answer() {
+        let (_directory, place) = place();
+        let mut admin = Admin::bind(&place).unwrap();
+        let answer = ask_while(&mut admin, &place, STATUS).await.unwrap();
+        assert_eq!(answer, "{\"fine\":true}");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_refused() {
+        let (_directory, place) = place();
+        let mut admin = Admin::bind(&place).unwrap();
+        let error = ask_while(&mut admin, &place, "/v1/nothing")
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, AskError::Refused { status: 404, .. }),
+            "{error}"
+        );
+        let mut stream = UnixStream::connect(&place).await.unwrap();
+        stream
+            .write_all(b"POST /v1/status HTTP/1.1\r\nhost: culvert\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn only_the_owner_may_open_it_and_nothing_is_left() {
+        let (_directory, place) = place();
+        let admin = Admin::bind(&place).unwrap();
+        assert_eq!(fs::metadata(&place).unwrap().mode() & 0o777, 0o600);
+        drop(admin);
+        assert!(!place.exists());
+        let error = ask(&place, STATUS).await.unwrap_err();
+        assert!(matches!(error, AskError::NoDaemon { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_killed_daemons_socket_is_replaced_and_a_living_ones_is_not() {
+        let (_directory, place) = place();
+        let first = Admin::bind(&place).unwrap();
+        assert!(matches!(Admin::bind(&place), Err(BindError::Taken(_))));
+        drop(first);
+        // What a kill leaves: the name, and nobody who listens.
+        drop(std::os::unix::net::UnixListener::bind(&place).unwrap());
+        Admin::bind(&place).unwrap();
+        fs::write(&place, "a file").unwrap();
+        assert!(matches!(Admin::bind(&place), Err(BindError::NoSocket(_))));
+    }
+
+    #[tokio::test]
+    async fn silent_clients_keep_nobody_out() {
+        let (_directory, place) = place();
+        let mut admin = Admin::bind(&place).unwrap();
+        let _silent = UnixStream::connect(&place).await.unwrap();
+        assert!(ask_while(&mut admin, &place, STATUS).await.is_ok());
+    }
+}

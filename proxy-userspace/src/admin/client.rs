@@ -1,0 +1,104 @@
+//! The other end: asking a running daemon.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
+use hyper_util::rt::TokioIo;
+use thiserror::Error;
+use tokio::{net::UnixStream, time::timeout};
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// More than any answer has.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+
+/// Why there is no answer.
+#[derive(Debug, Error)]
+pub enum AskError {
+    /// Nobody listens there.
+    #[error("no culvert answers at {place}; is it running, and is that its `admin` in [daemon]?")]
+    NoDaemon {
+        /// Where.
+        place: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The daemon does not want to.
+    #[error("the daemon answers {status}: {text}")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// What it says.
+        text: String,
+    },
+    /// The daemon hangs.
+    #[error("the daemon has not answered for {} s", PATIENCE.as_secs())]
+    Late,
+    /// What listens there does not speak HTTP.
+    #[error("what listens at {place} is no culvert")]
+    Protocol {
+        /// Where.
+        place: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Asks the daemon at a socket.
+///
+/// # Errors
+/// When nobody answers, or not with what was asked for.
+pub async fn ask(place: &Path, path: &str) -> Result<Bytes, AskError> {
+    let stream = UnixStream::connect(place)
+        .await
+        .map_err(|source| AskError::NoDaemon {
+            place: place.to_owned(),
+            source,
+        })?;
+    let (status, body) = timeout(PATIENCE, exchange(stream, path))
+        .await
+        .map_err(|_| AskError::Late)?
+        .map_err(|source| AskError::Protocol {
+            place: place.to_owned(),
+            source,
+        })?;
+    if status == 200 {
+        return Ok(body);
+    }
+    Err(AskError::Refused {
+        status,
+        text: String::from_utf8_lossy(&body).into_owned(),
+    })
+}
+
+async fn exchange(
+    stream: UnixStream,
+    path: &str,
+) -> Result<(u16, Bytes), Box<dyn std::error::Error + Send + Sync>> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = Request::get(path)
+        .header(HOST, "culvert")
+        .body(Empty::<Bytes>::new())?;
+    let answer = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), MOST_BYTES)
+            .collect()
+            .await?;
+        Ok((status, body.to_bytes()))
+    };
+    tokio::pin!(connection, answer);
+    // The answer comes while the connection is driven, which may end first.
+    tokio::select! {
+        answer = &mut answer => return answer,
+        driven = &mut connection => driven?,
+    }
+    answer.await
+}

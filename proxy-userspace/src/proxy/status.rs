@@ -1,0 +1,91 @@
+//! What a proxy tells of itself.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::Proxy;
+use crate::{
+    relay::{COMPARED, Calibration, Kind, Path, Reason, shortcut::Proof},
+    shared::Stats,
+    status::{AutoStatus, Connections, PathStatus, Status, counted},
+};
+
+impl Proxy {
+    /// Connections, paths and counters; what the proxy does not know itself is empty.
+    pub(crate) fn status(&self) -> Status {
+        let stats = self.stats();
+        let measured = self.shared.paths.measured();
+        Status {
+            connections: connections(stats),
+            paths: stats
+                .bytes()
+                .map(|(path, bytes)| self.path_status(path, bytes))
+                .collect(),
+            auto: measured.map_or_else(Vec::new, |measured| {
+                Kind::ALL.map(|kind| auto(&measured, kind)).into()
+            }),
+            promotions: stats.promotions.load(Relaxed),
+            demotions: stats.demotions.load(Relaxed),
+            repairs: stats.repairs.load(Relaxed),
+            ..Status::default()
+        }
+    }
+
+    fn path_status(&self, path: Path, bytes: u64) -> PathStatus {
+        let (usable, failed) = match path {
+            // They need no proof: what the kernel cannot do is copied.
+            Path::Copy | Path::Splice => (Some(true), None),
+            Path::Sockmap => match self.shared.paths.sockmap() {
+                Ok(_) => (Some(true), None),
+                Err(Reason::Unmeasured) => (None, None),
+                Err(_) => (Some(false), self.shared.paths.failed_test()),
+            },
+            Path::Shortcut => match self.shared.shortcut.get().map(|proofs| proofs.requests) {
+                None => (None, None),
+                Some(Proof::Whole) => (Some(true), None),
+                Some(Proof::WithoutFionread) => (Some(true), Some("FIONREAD")),
+                Some(Proof::Failed(test)) => (Some(false), Some(test)),
+            },
+            Path::BothWays => match self.shared.shortcut.get().map(|proofs| proofs.replies) {
+                None => (None, None),
+                Some(Ok(())) => (Some(true), None),
+                Some(Err(test)) => (Some(false), Some(test)),
+            },
+        };
+        PathStatus {
+            path: path.label().to_owned(),
+            usable,
+            failed: failed.map(|test| format!("the test of {test} fails on this kernel")),
+            bytes,
+        }
+    }
+}
+
+fn connections(stats: &Stats) -> Connections {
+    Connections {
+        live: stats.live.load(Relaxed) as u64,
+        accepted: stats.accepted.load(Relaxed),
+        accept_failures: stats.accept_failures.load(Relaxed),
+        at_limit: stats.at_limit.load(Relaxed),
+        own_proxy: stats.own_proxy.load(Relaxed),
+        closed: counted(
+            stats
+                .closed()
+                .map(|(reason, count)| (reason.label(), count))
+                .filter(|(_, count)| *count > 0),
+        ),
+    }
+}
+
+fn auto(measured: &Calibration, kind: Kind) -> AutoStatus {
+    AutoStatus {
+        kind: kind.label().to_owned(),
+        path: measured.best(kind, |_| true).label().to_owned(),
+        relative: COMPARED
+            .into_iter()
+            .filter_map(|path| {
+                let relative = measured.relative(kind, path)?;
+                Some((path.label().to_owned(), relative))
+            })
+            .collect(),
+    }
+}

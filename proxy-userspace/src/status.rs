@@ -1,0 +1,259 @@
+//! What a running daemon tells of itself: rules, connections, paths, counters. Made by `service`, shown by `culvert status`.
+
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::paint::{Paint, Tone, wrapped};
+
+/// How a daemon is. The names of the fields are those of the JSON form and stay.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the daemon, which may be older than the one that asks.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Since it intercepts.
+    pub uptime_seconds: u64,
+    /// The cgroup whose processes it serves.
+    pub cgroup: String,
+    /// Rules in force.
+    pub rules: usize,
+    /// Relayed connections.
+    pub connections: Connections,
+    /// The ways in which bytes are moved.
+    pub paths: Vec<PathStatus>,
+    /// What `path = "auto"` takes, by the kind of connection; empty while nothing was measured.
+    pub auto: Vec<AutoStatus>,
+    /// Times that a direction of a connection, now closed, was given to a better path than copying.
+    pub promotions: u64,
+    /// Times that one came back from there.
+    pub demotions: u64,
+    /// Times that the kernel would have delivered bytes twice.
+    pub repairs: u64,
+    /// What the programs in the kernel counted.
+    pub hooks: BTreeMap<String, u64>,
+}
+
+/// Relayed connections since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Open now.
+    pub live: u64,
+    /// Accepted.
+    pub accepted: u64,
+    /// Times that a worker could not accept for lack of files or memory.
+    pub accept_failures: u64,
+    /// Times that a worker was at its connection limit.
+    pub at_limit: u64,
+    /// Of an upstream's own proxy, which a rule selected and which went direct.
+    pub own_proxy: u64,
+    /// Closed, by reason; those that occurred.
+    pub closed: BTreeMap<String, u64>,
+}
+
+/// One way in which bytes are moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// As in `path = "…"`.
+    pub path: String,
+    /// Whether rules may use it here; `None`: no rule has asked, so it was not tested.
+    pub usable: Option<bool>,
+    /// The self-test that fails here, or what else is in the way.
+    pub failed: Option<String>,
+    /// Bytes of closed connections that went this way, up and down.
+    pub bytes: u64,
+}
+
+/// What `path = "auto"` takes for one kind of connection.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AutoStatus {
+    /// What connections are used for.
+    pub kind: String,
+    /// The path.
+    pub path: String,
+    /// How much work each path does in the time in which copying does one of it.
+    pub relative: BTreeMap<String, f64>,
+}
+
+impl Status {
+    /// For people.
+    #[must_use]
+    pub(crate) fn text(&self, paint: Paint) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        _ = self.write(&mut text, paint);
+        text
+    }
+
+    fn write(&self, text: &mut String, paint: Paint) -> std::fmt::Result {
+        let uptime = humantime::format_duration(Duration::from_secs(self.uptime_seconds));
+        writeln!(
+            text,
+            "culvert {}, process {}, for {uptime}",
+            self.version, self.pid
+        )?;
+        writeln!(text, "  {} rules, for {}", self.rules, self.cgroup)?;
+        self.write_connections(text, paint)?;
+        self.write_paths(text, paint)?;
+        writeln!(text, "\n{}", paint.text(Tone::Strong, "Hooks"))?;
+        writeln!(text, "  {}", wrapped(2, &listed(&self.hooks)))
+    }
+
+    fn write_connections(&self, text: &mut String, paint: Paint) -> std::fmt::Result {
+        let connections = &self.connections;
+        writeln!(text, "\n{}", paint.text(Tone::Strong, "Connections"))?;
+        writeln!(
+            text,
+            "  {} open, {} accepted",
+            connections.live, connections.accepted
+        )?;
+        let closed = listed(&connections.closed);
+        writeln!(text, "  closed: {}", wrapped(10, &closed))?;
+        for (count, what) in [
+            (
+                connections.accept_failures,
+                "times there were no files or memory to accept one",
+            ),
+            (
+                connections.at_limit,
+                "times a worker was at its limit of connections",
+            ),
+            (
+                connections.own_proxy,
+                "of an upstream's own proxy went direct",
+            ),
+        ] {
+            if count > 0 {
+                let count = paint.text(Tone::Doubtful, count);
+                writeln!(text, "  {count} {what}")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_paths(&self, text: &mut String, paint: Paint) -> std::fmt::Result {
+        writeln!(text, "\n{}", paint.text(Tone::Strong, "Paths"))?;
+        for path in &self.paths {
+            let (tone, state) = match path.usable {
+                Some(true) => (Tone::Good, "on"),
+                Some(false) => (Tone::Doubtful, "off"),
+                None => (Tone::Faint, "untested"),
+            };
+            let state = paint.text(tone, format!("{state:8}"));
+            write!(text, "  {:8}  {state}  {} bytes", path.path, path.bytes)?;
+            match &path.failed {
+                Some(failed) => writeln!(text, "; {failed}")?,
+                None => writeln!(text)?,
+            }
+        }
+        for auto in &self.auto {
+            let relative: Vec<_> = auto
+                .relative
+                .iter()
+                .map(|(path, gain)| format!("{path} {gain:.2}"))
+                .collect();
+            writeln!(
+                text,
+                "  auto for {}: {} ({})",
+                auto.kind,
+                auto.path,
+                relative.join(", ")
+            )?;
+        }
+        writeln!(
+            text,
+            "  {} promotions, {} demotions, {} repairs",
+            self.promotions, self.demotions, self.repairs
+        )
+    }
+}
+
+/// Counters by name.
+pub(crate) fn counted<'a>(counts: impl Iterator<Item = (&'a str, u64)>) -> BTreeMap<String, u64> {
+    counts
+        .map(|(what, count)| (what.to_owned(), count))
+        .collect()
+}
+
+/// `a 1, b 2`, without what is 0.
+fn listed(counts: &BTreeMap<String, u64>) -> String {
+    let counts: Vec<_> = counts
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(what, count)| format!("{what} {count}"))
+        .collect();
+    if counts.is_empty() {
+        return "none".to_owned();
+    }
+    counts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> Status {
+        Status {
+            version: "1.2.3".into(),
+            pid: 7,
+            uptime_seconds: 90,
+            cgroup: "/".into(),
+            rules: 2,
+            connections: Connections {
+                live: 1,
+                accepted: 3,
+                at_limit: 4,
+                closed: [("done".into(), 2), ("shutdown".into(), 0)].into(),
+                ..Connections::default()
+            },
+            paths: vec![
+                PathStatus {
+                    path: "copy".into(),
+                    usable: Some(true),
+                    bytes: 10,
+                    ..PathStatus::default()
+                },
+                PathStatus {
+                    path: "sockmap".into(),
+                    usable: Some(false),
+                    failed: Some("the test of overlap fails on this kernel".into()),
+                    bytes: 0,
+                },
+            ],
+            auto: vec![AutoStatus {
+                kind: "bulk".into(),
+                path: "splice".into(),
+                relative: [("splice".into(), 1.25)].into(),
+            }],
+            hooks: [("relayed".into(), 3), ("direct".into(), 0)].into(),
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn people_read_what_matters() {
+        let text = status().text(Paint::plain());
+        for line in [
+            "culvert 1.2.3, process 7, for 1m 30s",
+            "  1 open, 3 accepted",
+            "  closed: done 2",
+            "  4 times a worker was at its limit of connections",
+            "  copy      on        10 bytes",
+            "  sockmap   off       0 bytes; the test of overlap fails on this kernel",
+            "  auto for bulk: splice (splice 1.25)",
+            "  relayed 3",
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line:?} in\n{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn json_comes_back_as_it_went() {
+        let json = serde_json::to_string(&status()).unwrap();
+        assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status());
+    }
+}

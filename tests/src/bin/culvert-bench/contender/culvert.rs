@@ -1,0 +1,54 @@
+//! A daemon that intercepts by the real hooks.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use culvert_tests::{Sandbox, daemon::Settings};
+
+use super::{Relay, redsocks};
+
+/// The part of the configuration that matters here.
+pub(super) fn configuration(path: &str, over_socks: bool, workers: usize) -> String {
+    format!("[daemon]\n{}\n{}", daemon(workers), rules(path, over_socks))
+}
+
+fn daemon(workers: usize) -> String {
+    format!("workers = {workers}")
+}
+
+fn rules(path: &str, over_socks: bool) -> String {
+    let url = if over_socks {
+        format!("socks5://{}:{}", Ipv4Addr::LOCALHOST, redsocks::SOCKS_PORT)
+    } else {
+        "direct://".to_owned()
+    };
+    format!(
+        r#"
+[upstream.relay]
+url = "{url}"
+[[forward]]
+name = "all"
+match = {{ dest = "0.0.0.0/0" }}
+via = "relay"
+path = "{path}"
+"#
+    )
+}
+
+pub(super) fn start<'a>(
+    sandbox: &'a Sandbox,
+    path: &str,
+    over_socks: bool,
+    workers: usize,
+    is_logged: bool,
+) -> Result<Relay<'a>> {
+    let settings = Settings {
+        without_access_log: !is_logged,
+        ..Settings::daemon(&daemon(workers))
+    };
+    let socks = over_socks
+        .then(|| redsocks::start_socks(sandbox))
+        .transpose()?;
+    let culvert = Box::new(sandbox.culvert_with(&settings, &rules(path, over_socks)));
+    Ok(Relay::Culvert { culvert, socks })
+}

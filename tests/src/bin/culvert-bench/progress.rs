@@ -1,0 +1,6 @@
+//! What is seen while it runs.
+
+/// Says what is done now.
+pub(crate) fn step(what: &str) {
+    eprintln!("==> {what}");
+}

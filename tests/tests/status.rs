@@ -1,0 +1,140 @@
+//! `culvert status` and the admin socket of a real daemon.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
+use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Output};
+
+use culvert_tests::{
+    Culvert, Sandbox,
+    daemon::Settings,
+    eventually,
+    peer::Server,
+    rules::{ALL, relayed},
+    sandbox::SERVER_V4,
+};
+use serde_json::Value;
+
+/// `culvert status`, asked of a socket.
+fn status(sandbox: &Sandbox, admin: &Path, arguments: &[&str]) -> Output {
+    let mut command = sandbox.culvert_command();
+    command
+        .arg("status")
+        .args(arguments)
+        .arg("--admin")
+        .arg(admin);
+    command.output().unwrap()
+}
+
+fn status_json(sandbox: &Sandbox, culvert: &Culvert<'_>) -> Value {
+    let output = status(sandbox, culvert.admin(), &["--json"]);
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Has an app exchange a thousand bytes with an echo server.
+fn exchange(sandbox: &Sandbox) {
+    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let app = sandbox.app();
+    let socket = app.tcp(server.address());
+    socket.connect(server.address()).unwrap();
+    socket.exchange(1, 1000).unwrap();
+    socket.close();
+}
+
+#[test]
+fn a_daemon_tells_how_it_is() {
+    let sandbox = Sandbox::new();
+    let culvert = sandbox.culvert(&format!("{ALL}path = \"sockmap\"\n"));
+    exchange(&sandbox);
+    culvert.await_records(1);
+
+    let told = status_json(&sandbox, &culvert);
+    assert_eq!(told["pid"], culvert.pid());
+    assert_eq!(told["rules"], 1);
+    assert_eq!(told["connections"]["accepted"], 1);
+    assert_eq!(told["connections"]["live"], 0);
+    assert_eq!(told["connections"]["closed"]["done"], 1);
+    assert_eq!(told["hooks"]["relayed"], 1);
+    let path = |name: &str| {
+        let paths = told["paths"].as_array().unwrap();
+        paths
+            .iter()
+            .find(|path| path["path"] == name)
+            .cloned()
+            .unwrap()
+    };
+    assert_eq!(path("copy")["bytes"], 2000);
+    assert_eq!(path("sockmap")["usable"], true, "{told:#}");
+    assert_eq!(
+        path("shortcut")["usable"],
+        Value::Null,
+        "no rule asks for it"
+    );
+
+    let text = status(&sandbox, culvert.admin(), &[]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    for part in ["0 open, 1 accepted", "closed: done 1", "sockmap   on"] {
+        assert!(text.contains(part), "{part:?} in\n{text}");
+    }
+}
+
+#[test]
+fn a_reload_and_a_measurement_show() {
+    let sandbox = Sandbox::new();
+    let culvert = sandbox.culvert(ALL);
+    let auto = eventually("a measurement", || {
+        let told = status_json(&sandbox, &culvert);
+        let auto = told["auto"].as_array().unwrap().clone();
+        (!auto.is_empty()).then_some(auto)
+    });
+    assert!(
+        auto.iter().all(|kind| kind["relative"]["copy"] == 1.0),
+        "{auto:?}"
+    );
+    let more = relayed("more", "port = 80");
+    culvert.reload(&format!("{ALL}{more}"));
+    assert_eq!(status_json(&sandbox, &culvert)["rules"], 2);
+}
+
+#[test]
+fn only_its_owner_may_ask_and_a_kill_keeps_nobody_from_asking_the_next() {
+    let sandbox = Sandbox::new();
+    let mut culvert = sandbox.culvert(ALL);
+    let place = culvert.admin().to_owned();
+    assert_eq!(fs::metadata(&place).unwrap().mode() & 0o777, 0o600);
+    culvert.stop();
+    assert!(!place.exists());
+    let asked = status(&sandbox, &place, &[]);
+    assert_eq!(asked.status.code(), Some(1));
+    let error = String::from_utf8(asked.stderr).unwrap();
+    assert!(error.contains("no culvert answers at"), "{error}");
+
+    let shared = sandbox.directory().join("shared.admin");
+    let settings = Settings::daemon(&format!("admin = \"{}\"", shared.display()));
+    let mut first = sandbox.culvert_with(&settings, ALL);
+    first.kill();
+    assert!(shared.exists(), "nobody could remove it");
+    let second = sandbox.culvert_with(&settings, ALL);
+    let output = status(&sandbox, &shared, &["--json"]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["pid"], second.pid());
+}
+
+#[test]
+fn an_admin_socket_that_is_taken_does_not_keep_a_daemon_from_its_work() {
+    let sandbox = Sandbox::new();
+    let place = sandbox.directory().join("taken.admin");
+    fs::write(&place, "not a socket").unwrap();
+    let settings = Settings::daemon(&format!("admin = \"{}\"", place.display()));
+    let culvert = sandbox.culvert_with(&settings, ALL);
+    exchange(&sandbox);
+    assert_eq!(culvert.the_record().reason, "done");
+    assert!(culvert.log().contains("is no socket"), "{}", culvert.log());
+    assert_eq!(fs::read_to_string(&place).unwrap(), "not a socket");
+}
