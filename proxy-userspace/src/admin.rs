@@ -143,10 +143,31 @@ impl Admin {
 impl Drop for Admin {
     fn drop(&mut self) {
         self.accepting.abort();
-        if let Err(error) = fs::remove_file(&self.place) {
+        if let Err(error) = remove(&self.place) {
             tracing::warn!(%error, place = %self.place.display(), "cannot remove the admin socket");
         }
     }
+}
+
+/// Removes the socket of a daemon that was killed, where it is unless the configuration says otherwise.
+///
+/// # Errors
+/// When the system does not allow it. A daemon that lives keeps its socket.
+pub fn remove_stale() -> Result<(), BindError> {
+    match make_room(Path::new(DEFAULT_PLACE)) {
+        Err(BindError::Taken(_)) => Ok(()),
+        removed => removed,
+    }
+}
+
+/// Removes a socket, and its directory if that was all in it.
+fn remove(place: &Path) -> io::Result<()> {
+    fs::remove_file(place)?;
+    if let Some(directory) = place.parent() {
+        // It may be somebody else's, or have something else in it.
+        _ = fs::remove_dir(directory);
+    }
+    Ok(())
 }
 
 /// Removes the socket of a daemon that was killed.
@@ -165,7 +186,7 @@ fn make_room(place: &Path) -> Result<(), BindError> {
     }
     match std::os::unix::net::UnixStream::connect(place) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(place).map_err(failed)
+            remove(place).map_err(failed)
         }
         Err(error) => Err(failed(error)),
         Ok(_) => Err(BindError::Taken(place.to_owned())),

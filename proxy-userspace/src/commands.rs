@@ -95,6 +95,7 @@ fn status(args: &StatusArgs) -> Result<()> {
 fn detach() -> Result<()> {
     // Without them the pins cannot even be seen.
     privileges::require()?;
+    admin::remove_stale()?;
     match guard::remove_stale()? {
         0 => println!("nothing was left in force"),
         1 => println!("removed what a killed daemon had left in force"),

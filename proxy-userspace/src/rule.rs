@@ -130,6 +130,16 @@ pub enum FailMode {
     Refuse,
 }
 
+/// When the paths are measured for rules that leave the choice to us.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Calibrate {
+    /// At the start and at each reload, in the background: half a second of one core.
+    #[default]
+    AtStart,
+    /// Only when a connection has moved so much that it is worth it.
+    OnDemand,
+}
+
 /// How relayed bytes are moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PathChoice {

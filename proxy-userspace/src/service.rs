@@ -21,7 +21,7 @@ use crate::{
     proxy::{self, Proxy, Rules, Settings},
     record::AccessLogGuard,
     resolve,
-    rule::{Rule, Via},
+    rule::{Calibrate, Rule, Via},
     status::{Status, counted},
     watch::{Watched, Watcher},
 };
@@ -151,11 +151,13 @@ impl Service {
         Ok(())
     }
 
-    /// Measures, in the background, what the paths cost here, if a rule leaves the choice to us.
+    /// Measures, in the background, what the paths cost here, if a rule leaves the choice to us and that is wanted now.
     pub(crate) fn calibrate(&mut self) {
         let relayed_by_choice =
             |rule: &Rule| rule.path.is_auto() && matches!(rule.via, Via::Upstream(_));
-        if self.config.forward.iter().any(relayed_by_choice) {
+        if self.config.daemon.calibrate == Calibrate::AtStart
+            && self.config.forward.iter().any(relayed_by_choice)
+        {
             self.proxy.calibrate();
         }
     }

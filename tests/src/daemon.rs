@@ -336,6 +336,12 @@ fn config(sandbox: &Sandbox, settings: &Settings, files: &Files, rules: &str) ->
     } else {
         format!("admin = \"{}\"", files.admin.display())
     };
+    // What is measured at the start would show in the counters, and cost every test half a second of a core.
+    let calibrate = if settings.daemon.contains("calibrate") {
+        ""
+    } else {
+        "calibrate = \"demand\""
+    };
     let access_log = if settings.without_access_log {
         String::new()
     } else {
@@ -350,6 +356,7 @@ fn config(sandbox: &Sandbox, settings: &Settings, files: &Files, rules: &str) ->
         cgroup = "{cgroup}"
         {access_log}
         {admin}
+        {calibrate}
         {drain_timeout}
         {}
         {rules}

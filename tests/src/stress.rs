@@ -148,6 +148,7 @@ impl<'a> Stress<'a> {
 
 /// The server's side of one flow.
 fn serve(mut stream: TcpStream, shape: &Shape) -> Result<Ended, String> {
+    end::probe(&stream).map_err(|error| error.to_string())?;
     let mut header = [0; HEADER];
     let mut received = 0;
     while let Some(rest) = header.get_mut(received..).filter(|rest| !rest.is_empty()) {

@@ -9,9 +9,20 @@
 )]
 
 use culvert_tests::{
-    Sandbox, app::protocol::Storm, daemon::Culvert, eventually, peer::Server, record::CloseRecord,
-    rules::ALL, sandbox::SERVER_V4,
+    Sandbox,
+    app::protocol::Storm,
+    daemon::{Culvert, Settings},
+    eventually,
+    peer::Server,
+    record::CloseRecord,
+    rules::ALL,
+    sandbox::SERVER_V4,
 };
+
+/// A daemon that measures at its start.
+fn measuring<'a>(sandbox: &'a Sandbox, rules: &str) -> Culvert<'a> {
+    sandbox.culvert_with(&Settings::daemon("calibrate = \"start\""), rules)
+}
 
 /// One connection that echoes so many bytes, and its record.
 fn echo(sandbox: &Sandbox, culvert: &Culvert<'_>, length: u64) -> CloseRecord {
@@ -27,7 +38,7 @@ fn echo(sandbox: &Sandbox, culvert: &Culvert<'_>, length: u64) -> CloseRecord {
     let record = culvert.await_records(before + 1).remove(before);
     let bytes = record.bytes;
     assert_eq!(
-        bytes.copy + bytes.splice + bytes.sockmap + bytes.shortcut,
+        bytes.copy + bytes.splice + bytes.sockmap + bytes.shortcut + bytes.replies,
         record.up + record.down,
         "{record:?}"
     );
@@ -43,7 +54,7 @@ fn measurements(culvert: &Culvert<'_>) -> usize {
 #[test]
 fn a_short_connection_is_copied() {
     let sandbox = Sandbox::new();
-    let culvert = sandbox.culvert(ALL);
+    let culvert = measuring(&sandbox, ALL);
     let record = echo(&sandbox, &culvert, 1000);
     assert_eq!(record.path.as_deref(), Some("copy"));
     assert_eq!(record.path_reason.as_deref(), Some("short"));
@@ -53,7 +64,7 @@ fn a_short_connection_is_copied() {
 #[test]
 fn a_long_connection_is_where_the_measurement_wants_it() {
     let sandbox = Sandbox::new();
-    let culvert = sandbox.culvert(ALL);
+    let culvert = measuring(&sandbox, ALL);
     eventually("a measurement", || {
         (measurements(&culvert) == 1).then_some(())
     });
@@ -76,7 +87,7 @@ fn a_long_connection_is_where_the_measurement_wants_it() {
 #[test]
 fn rules_that_choose_need_no_measurement_and_say_so() {
     let sandbox = Sandbox::new();
-    let culvert = sandbox.culvert(&format!("{ALL}path = \"copy\"\n"));
+    let culvert = measuring(&sandbox, &format!("{ALL}path = \"copy\"\n"));
     let record = echo(&sandbox, &culvert, 1 << 20);
     assert_eq!(record.path.as_deref(), Some("copy"));
     assert_eq!(record.path_reason.as_deref(), Some("rule"));
@@ -84,9 +95,34 @@ fn rules_that_choose_need_no_measurement_and_say_so() {
 }
 
 #[test]
-fn a_reload_measures_again() {
+fn the_daemon_measures_past_its_own_hooks() {
+    let sandbox = Sandbox::new();
+    // The rule relays loopback connections, too.
+    let culvert = measuring(&sandbox, ALL);
+    eventually("a measurement", || {
+        (measurements(&culvert) == 1).then_some(())
+    });
+    assert_eq!(culvert.counter("relayed"), 0);
+    assert!(!culvert.log().contains("WARN"), "{}", culvert.log());
+}
+
+#[test]
+fn nothing_is_measured_before_it_is_worth_it() {
     let sandbox = Sandbox::new();
     let culvert = sandbox.culvert(ALL);
+    let record = echo(&sandbox, &culvert, 1 << 20);
+    assert_eq!(record.path_reason.as_deref(), Some("unmeasured"));
+    assert_eq!(measurements(&culvert), 0);
+    echo(&sandbox, &culvert, 16 << 20);
+    eventually("a measurement", || {
+        (measurements(&culvert) == 1).then_some(())
+    });
+}
+
+#[test]
+fn a_reload_measures_again() {
+    let sandbox = Sandbox::new();
+    let culvert = measuring(&sandbox, ALL);
     for times in 1..3 {
         eventually("a measurement", || {
             (measurements(&culvert) == times).then_some(())

@@ -87,7 +87,8 @@ fn a_daemon_tells_how_it_is() {
 #[test]
 fn a_reload_and_a_measurement_show() {
     let sandbox = Sandbox::new();
-    let culvert = sandbox.culvert(ALL);
+    let settings = Settings::daemon("calibrate = \"start\"");
+    let culvert = sandbox.culvert_with(&settings, ALL);
     let auto = eventually("a measurement", || {
         let told = status_json(&sandbox, &culvert);
         let auto = told["auto"].as_array().unwrap().clone();
@@ -98,7 +99,7 @@ fn a_reload_and_a_measurement_show() {
         "{auto:?}"
     );
     let more = relayed("more", "port = 80");
-    culvert.reload(&format!("{ALL}{more}"));
+    culvert.reload(&format!("{more}{ALL}"));
     assert_eq!(status_json(&sandbox, &culvert)["rules"], 2);
 }
 

@@ -57,6 +57,6 @@ fn promoted_after_any_number_of_reads() {
 
 #[test]
 fn with_many_packets_lost() {
-    let report = flows(30, "{ bytes = \"0B\", reads = 0 }", 300);
+    let report = flows(30, "{ bytes = \"0B\", reads = 0 }", 100);
     assert!(report.demotions > 0, "{report}");
 }

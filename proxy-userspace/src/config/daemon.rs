@@ -9,7 +9,7 @@ use super::{
     report::Findings,
     selector, size,
 };
-use crate::{admin, relay::Worth};
+use crate::{admin, relay::Worth, rule::Calibrate};
 
 /// What concerns the daemon as a whole. Without a `[daemon]` section everything has its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub struct Daemon {
     pub heartbeat_timeout: Duration,
     /// When the kernel is to move the bytes of a connection whose rule asks for it.
     pub promote: Worth,
+    /// When the paths are measured for `path = "auto"`.
+    pub calibrate: Calibrate,
     /// Where close records go.
     pub access_log: Option<AccessLog>,
     /// The socket at which it answers questions.
@@ -80,6 +82,12 @@ const CONNECTIONS: u32 = 1 << 20;
 /// Bytes before a promotion: beyond any connection.
 const MOST_BYTES: u64 = 1 << 40;
 
+/// What `calibrate` may be.
+pub(super) const CALIBRATE: [(&str, Calibrate); 2] = [
+    ("start", Calibrate::AtStart),
+    ("demand", Calibrate::OnDemand),
+];
+
 /// Room for twice what the accept queues of a worker hold: an IPv4 and an IPv6 one of up to 4096 connections each.
 fn pending(workers: NonZeroUsize) -> u32 {
     const PER_WORKER: u32 = 2 * 2 * 4096;
@@ -109,6 +117,7 @@ impl Daemon {
             max_pending: pending(environment.cores()),
             heartbeat_timeout: Duration::from_secs(3),
             promote: Worth::default(),
+            calibrate: Calibrate::default(),
             access_log: None,
             admin: Some(admin::DEFAULT_PLACE.into()),
         }
@@ -148,6 +157,10 @@ impl Daemon {
         }
         if let Some(value) = table.get("access_log") {
             daemon.access_log = access_log(value, findings);
+        }
+        if let Some(value) = table.get("calibrate") {
+            let when = value.choice(&CALIBRATE, findings);
+            set(&mut daemon.calibrate, when);
         }
         if let Some(value) = table.get("admin") {
             daemon.admin = admin_socket(value, findings);

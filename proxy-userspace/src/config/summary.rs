@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
-    rule::{FailMode, Match, PathChoice, Rule, Selector, Via},
+    rule::{Calibrate, FailMode, Match, PathChoice, Rule, Selector, Via},
     upstream::{Hop, Host, Scheme, Upstream},
 };
 
@@ -87,6 +87,10 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         }
     };
     let (bytes, reads) = (size::write(daemon.promote.bytes), daemon.promote.reads);
+    let calibrate = match daemon.calibrate {
+        Calibrate::AtStart => "at the start",
+        Calibrate::OnDemand => "on demand",
+    };
     let admin = daemon
         .admin
         .as_ref()
@@ -101,6 +105,7 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         ("drain timeout", time(daemon.drain_timeout)),
         ("heartbeat timeout", time(daemon.heartbeat_timeout)),
         ("promote", format!("after {bytes} or {reads} reads")),
+        ("calibrate", calibrate.to_owned()),
         ("access log", log),
         ("admin socket", admin),
     ]

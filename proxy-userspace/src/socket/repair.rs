@@ -31,9 +31,16 @@ pub fn write_seq(socket: &impl AsFd) -> io::Result<u32> {
 ///
 /// The peer must be silent meanwhile: what it sends while no socket is there would be answered by a reset.
 ///
+/// The other socket is handed to `prepare` before it is connected, which our own hooks see like any connect.
+///
 /// # Errors
-/// `ResourceBusy` while bytes are unacknowledged, `EPERM` without `CAP_NET_ADMIN`.
-pub fn resend(stream: TcpStream, old: &[u8], new: &[u8]) -> io::Result<TcpStream> {
+/// `ResourceBusy` while bytes are unacknowledged, `EPERM` without `CAP_NET_ADMIN`, and what `prepare` says.
+pub fn resend(
+    stream: TcpStream,
+    old: &[u8],
+    new: &[u8],
+    prepare: impl FnOnce(&Socket) -> io::Result<()>,
+) -> io::Result<TcpStream> {
     if unacknowledged(&stream)? > 0 {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
@@ -43,6 +50,7 @@ pub fn resend(stream: TcpStream, old: &[u8], new: &[u8]) -> io::Result<TcpStream
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
+    prepare(&socket)?;
     setsockopt(&socket, Repair, &ON)?;
     // Under repair it may have the address of another socket.
     socket.bind(&local.into())?;
@@ -219,7 +227,7 @@ mod tests {
             std::thread::yield_now();
         }
         let before = write_seq(&stream).unwrap();
-        let mut stream = resend(stream, b"def", b"ghijkl").unwrap();
+        let mut stream = resend(stream, b"def", b"ghijkl", |_| Ok(())).unwrap();
         assert_eq!(write_seq(&stream).unwrap(), before.wrapping_add(6));
         peer.read_exact(&mut arrived).unwrap();
         assert_eq!(&arrived, b"ghijkl");

@@ -63,7 +63,7 @@ const PIECES: [&str; 34] = [
 ];
 
 /// Pieces of the language itself.
-const WORDS: [&str; 31] = [
+const WORDS: [&str; 32] = [
     "[daemon]\n",
     "[upstream.a]\n",
     "[[forward]]\n",
@@ -79,6 +79,7 @@ const WORDS: [&str; 31] = [
     "workers = ",
     "access_log = ",
     "admin = ",
+    "calibrate = ",
     "cgroup = ",
     "exe = ",
     "uid = ",
@@ -219,6 +220,7 @@ fn document() -> impl Strategy<Value = String> {
         "drain_timeout",
         "access_log",
         "admin",
+        "calibrate",
     ]);
     let upstream = keys(&[
         "url",

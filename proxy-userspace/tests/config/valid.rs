@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use proxy_userspace::{
     config::{AccessLog, LogFormat, LogTarget, summary, upstream_from_urls},
     relay::Worth,
-    rule::{FailMode, Match, PathChoice, Selector, Via},
+    rule::{Calibrate, FailMode, Match, PathChoice, Selector, Via},
     upstream::{Host, Scheme, Upstream},
 };
 use secrecy::ExposeSecret;
@@ -40,7 +40,9 @@ daemon
   drain timeout      30s
   heartbeat timeout  3s
   promote            after 64KiB or 8 reads
+  calibrate          at the start
   access log         standard output, json
+  admin socket       /run/culvert/admin.sock
 
 upstreams
   abroad   http://proxy.example.com:3128 then https://[2001:db8::7]:443 with credentials, connect 3s, handshake 20s
@@ -87,7 +89,7 @@ fn an_empty_file_has_the_defaults_of_the_example() {
 fn the_daemon_section_is_read() {
     let text = "[daemon]\ncgroup = \"/user.slice/\"\nworkers = 2\nmax_connections = 1\nmax_pending = 0x10\n\
                 idle_timeout = \"2m\"\ndrain_timeout = \"0s\"\nconnect_timeout = \"500ms\"\n\
-                heartbeat_timeout = \"1s\"\npromote = { bytes = \"4 MiB\", reads = 0 }\nadmin = \"/run/a.sock\"\n\
+                heartbeat_timeout = \"1s\"\ncalibrate = \"demand\"\npromote = { bytes = \"4 MiB\", reads = 0 }\nadmin = \"/run/a.sock\"\n\
                 access_log = { path = \"/var/log/a.log\", format = \"text\" }\n";
     let daemon = valid(text).config.daemon;
     assert_eq!(daemon.cgroup, "user.slice");
@@ -106,6 +108,7 @@ fn the_daemon_section_is_read() {
     assert_eq!(daemon.heartbeat_timeout, Duration::from_secs(1));
     let (bytes, reads) = (4 << 20, 0);
     assert_eq!(daemon.promote, Worth { bytes, reads });
+    assert_eq!(daemon.calibrate, Calibrate::OnDemand);
     assert_eq!(daemon.admin, Some(PathBuf::from("/run/a.sock")));
     assert_eq!(
         valid("[daemon]\nadmin = \"off\"\n").config.daemon.admin,

@@ -295,7 +295,7 @@ pub(crate) async fn acknowledged(stream: &TcpStream) {
 /// Has a connection send `old` again, with `new` behind it: see [`repair::resend`].
 pub(crate) async fn resend(stream: TcpStream, old: &[u8], new: &[u8]) -> TcpStream {
     acknowledged(&stream).await;
-    let stream = repair::resend(stream.into_std().unwrap(), old, new).unwrap();
+    let stream = repair::resend(stream.into_std().unwrap(), old, new, |_| Ok(())).unwrap();
     stream.set_nonblocking(true).unwrap();
     TcpStream::from_std(stream).unwrap()
 }

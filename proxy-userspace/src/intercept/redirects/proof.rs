@@ -59,7 +59,7 @@ async fn all(bench: &Bench<'_>) -> Result<(), &'static str> {
     passes("resets", ends::resets(bench)).await?;
     passes("bound", bound::slow_reader(bench)).await?;
     passes("foreign sockmap", refusals::foreign_sockmap(bench)).await?;
-    passes("other protocols", refusals::other_protocols(bench)).await
+    passes("upper layer", refusals::upper_layer(bench)).await
 }
 
 async fn passes(
@@ -97,6 +97,17 @@ mod tests {
     #[test]
     fn the_program_passes() {
         expect(Overlap::Cut, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn multipath_sockets_are_refused() {
+        let Ok((redirects, _events)) = Redirects::alone() else {
+            let strict = std::env::var_os("PROXY_TEST_STRICT").is_some();
+            assert!(!strict, "needs root");
+            return eprintln!("skipped: needs root");
+        };
+        let bench = Bench::new(&redirects, &NoExemption);
+        assert!(refusals::multipath(&bench).await.unwrap());
     }
 
     #[test]

@@ -17,6 +17,7 @@ use aya::{
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use proxy_common::{LaneKey, Record, Socket, names, role};
+use socket2::{Domain, Protocol, Type};
 
 use super::{Lanes, Teller};
 use crate::{
@@ -98,8 +99,8 @@ struct Flow {
 
 impl Bench {
     fn flow(&mut self) -> io::Result<Flow> {
-        let (app, relay) = pair()?;
-        let (upstream, server) = pair()?;
+        let (app, relay) = self.pair()?;
+        let (upstream, server) = self.pair()?;
         let record = Record {
             cookie: socket::cookie(&app)?,
             ..Record::default()
@@ -125,6 +126,27 @@ impl Bench {
             upstream,
             server,
         })
+    }
+
+    /// A connection over loopback that gives up soon, and that our own hooks leave alone.
+    fn pair(&mut self) -> io::Result<(TcpStream, TcpStream)> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let connecting = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        let own = Socket {
+            role: role::OWN,
+            ..Socket::default()
+        };
+        self.sockets
+            .insert(&connecting, own, 0)
+            .map_err(io::Error::other)?;
+        connecting.connect(&listener.local_addr()?.into())?;
+        let connecting = TcpStream::from(connecting);
+        let (accepted, _) = listener.accept()?;
+        for end in [&connecting, &accepted] {
+            end.set_nodelay(true)?;
+            end.set_read_timeout(Some(PATIENCE))?;
+        }
+        Ok((connecting, accepted))
     }
 }
 
@@ -207,18 +229,6 @@ fn fionread(flow: &Flow) -> io::Result<bool> {
     is_ready(&flow.app, PollFlags::POLLIN, PollTimeout::from(1000_u16))?;
     flow.app.peek(&mut byte)?;
     Ok(socket::waiting(&flow.app)? == 5)
-}
-
-/// A connection over loopback that gives up soon.
-fn pair() -> io::Result<(TcpStream, TcpStream)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let connecting = TcpStream::connect(listener.local_addr()?)?;
-    let (accepted, _) = listener.accept()?;
-    for end in [&connecting, &accepted] {
-        end.set_nodelay(true)?;
-        end.set_read_timeout(Some(PATIENCE))?;
-    }
-    Ok((connecting, accepted))
 }
 
 /// Reads what the app sent, and says how much of it the relay got and how much the server.

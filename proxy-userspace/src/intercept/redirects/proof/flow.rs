@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::SockRef;
+use socket2::{SockRef, Socket};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -41,6 +41,11 @@ impl<'a> Bench<'a> {
             },
             exempt,
         }
+    }
+
+    /// Keeps a socket out of our own interception. To be called before it connects.
+    pub(super) fn exempt(&self, socket: &Socket) -> io::Result<()> {
+        self.exempt.exempt(socket)
     }
 
     /// Enters both sockets of the relay, and has what waits on them handled.
@@ -77,8 +82,8 @@ pub(super) struct Flow {
 
 impl Flow {
     pub(super) async fn new(bench: &Bench<'_>) -> io::Result<Self> {
-        let (app, downstream) = pair(bench.exempt).await?;
-        let (upstream, server) = pair(bench.exempt).await?;
+        let (app, downstream) = pair(bench).await?;
+        let (upstream, server) = pair(bench).await?;
         Ok(Self {
             app,
             downstream,
@@ -121,11 +126,11 @@ impl Flow {
 }
 
 /// A connection over loopback.
-async fn pair(exempt: &dyn Exempt) -> io::Result<(TcpStream, TcpStream)> {
+async fn pair(bench: &Bench<'_>) -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
     let connecting = TcpSocket::new_v4()?;
-    exempt.exempt(&SockRef::from(&connecting))?;
+    bench.exempt(&SockRef::from(&connecting))?;
     let connecting = connecting.connect(address);
     let (connecting, accepted) = tokio::try_join!(connecting, listener.accept())?;
     for end in [&connecting, &accepted.0] {
