@@ -295,7 +295,7 @@ mod tests {
             answer = ask(place, path) => answer,
             () = async {
                 admin.next().await.answer("{\"fine\":true}".to_owned());
-                std::future::pending().await
+                std::future::pending::<()>().await;
             } => unreachable!("it never ends"),
         }
     }

@@ -89,7 +89,7 @@ pub struct StatusArgs {
     #[arg(long)]
     pub json: bool,
 
-    /// The daemon's admin socket, `admin` in its [daemon] section [default: /run/culvert/admin.sock].
+    /// The daemon's admin socket, `admin` in its section `daemon`; /run/culvert/admin.sock if nothing is said.
     #[arg(long, value_name = "SOCKET")]
     pub admin: Option<PathBuf>,
 }

@@ -80,7 +80,7 @@ impl Relay {
             Some(Reason::Shortcut(Obstacle::Stream))
         } else if self.is_on_shortcut() {
             None
-        } else if self.passages().any(|passage| passage.is_held_up()) {
+        } else if self.passages().any(Passage::is_held_up) {
             Some(Reason::SlowReceiver)
         } else {
             self.steering.reason

@@ -84,7 +84,7 @@ mod tests {
     fn expect(overlap: Overlap, outcome: Result<(), &'static str>) {
         match Redirects::alone_with(overlap) {
             Ok((redirects, mut events)) => {
-                assert_eq!(prove(&redirects, &mut events, &NoExemption), outcome)
+                assert_eq!(prove(&redirects, &mut events, &NoExemption), outcome);
             }
             Err(error) => {
                 let strict = std::env::var_os("PROXY_TEST_STRICT").is_some();
