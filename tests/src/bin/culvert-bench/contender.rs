@@ -90,7 +90,7 @@ const fn haproxy(name: &'static str, splice: bool, form: Form) -> Contender {
 }
 
 /// All of them; what the others are compared with comes first.
-pub(crate) const CONTENDERS: [Contender; 17] = [
+pub(crate) const CONTENDERS: [Contender; 18] = [
     Contender {
         name: "direct",
         kind: Kind::Direct,
@@ -105,6 +105,7 @@ pub(crate) const CONTENDERS: [Contender; 17] = [
         "culvert-shortcut-without-fionread",
         "shortcut-without-fionread",
     ),
+    culvert("culvert-shortcut-both-ways", "shortcut-both-ways"),
     // What redsocks has to be compared with, which cannot do without a SOCKS proxy.
     Contender {
         name: "culvert-copy-socks",
