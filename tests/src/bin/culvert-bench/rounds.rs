@@ -220,7 +220,9 @@ impl Findings {
                 reason,
                 connections: records.len() as u64,
                 bytes: sum(|record| record.up + record.down),
-                past_relay: sum(|record| record.bytes.sockmap + record.bytes.shortcut),
+                past_relay: sum(|record| {
+                    record.bytes.sockmap + record.bytes.shortcut + record.bytes.replies
+                }),
                 is_other,
             });
         }
