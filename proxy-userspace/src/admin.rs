@@ -346,9 +346,11 @@ mod tests {
         let first = Admin::bind(&place).unwrap();
         assert!(matches!(Admin::bind(&place), Err(BindError::Taken(_))));
         drop(first);
+        fs::create_dir(place.parent().unwrap()).unwrap();
         // What a kill leaves: the name, and nobody who listens.
         drop(std::os::unix::net::UnixListener::bind(&place).unwrap());
-        Admin::bind(&place).unwrap();
+        drop(Admin::bind(&place).unwrap());
+        fs::create_dir(place.parent().unwrap()).unwrap();
         fs::write(&place, "a file").unwrap();
         assert!(matches!(Admin::bind(&place), Err(BindError::NoSocket(_))));
     }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
     ABI_VERSION, Action, COUNTERS, Lane, LaneKey, MAX_RULES, MemberKey, Membership, Policy,
-    PrefixKey, Record, RecordKey, Redirect, Relay, RuleSet, Sent, Socket, names,
+    PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleSet, Sent, Socket, names,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -72,6 +72,11 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
         ),
         (names::APPS, SOCKETS_BY_KEY),
         (names::UPSTREAMS, SOCKETS_BY_KEY),
+        (names::ANSWERS, SOCKETS_BY_KEY),
+        (
+            names::REPLIES,
+            (HASH, size_of::<u64>(), size_of::<Replies>(), None),
+        ),
         (
             names::LANES,
             (HASH, size_of::<LaneKey>(), size_of::<Lane>(), None),
