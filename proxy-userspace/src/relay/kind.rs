@@ -79,6 +79,8 @@ pub(super) struct Watch {
     kind: Option<Kind>,
     /// What the last window was, where it was not `kind`.
     doubt: Option<Kind>,
+    /// Whether the last two windows were `kind`.
+    is_steady: bool,
 }
 
 impl Watch {
@@ -92,7 +94,13 @@ impl Watch {
             speaker: 0,
             kind: None,
             doubt: None,
+            is_steady: false,
         }
+    }
+
+    /// Whether the last two windows say the same. The first one alone may be a greeting in front of a transfer.
+    pub(super) fn is_steady(&self) -> bool {
+        self.is_steady
     }
 
     /// To be called after each turn of work. Returns the kind at the end of each window.
@@ -118,6 +126,7 @@ impl Watch {
         }
         let judged = Kind::of(bytes, reads_made, self.turns);
         (self.began, self.turns) = ((total, reads), 0);
+        self.is_steady = self.kind == Some(judged) || self.doubt == Some(judged);
         if self.kind.is_none() || self.doubt == Some(judged) {
             self.kind = Some(judged);
         }
@@ -209,6 +218,18 @@ mod tests {
         let mut script = Script::new();
         let up: Vec<_> = (0..8).filter_map(|_| script.up(64 << 10)).collect();
         assert_eq!(up, [Kind::Bulk; 2]);
+    }
+
+    #[test]
+    fn a_greeting_before_a_transfer_is_not_steady() {
+        let mut script = Script::new();
+        script.exchanges(2, 100, 100);
+        let first = (0..8).find_map(|_| script.up(64 << 10));
+        assert_eq!(first, Some(Kind::Blocks));
+        assert!(!script.watch.is_steady());
+        let more: Vec<_> = (0..8).filter_map(|_| script.up(64 << 10)).collect();
+        assert_eq!(more.last(), Some(&Kind::Bulk));
+        assert!(script.watch.is_steady());
     }
 
     #[test]

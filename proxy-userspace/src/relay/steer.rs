@@ -124,7 +124,10 @@ impl Relay {
                 }
             },
             Course::Follow(watch) => match watch.look(&paths.window, &self.progress, reads) {
-                Some(kind) => self.follow(kind, downstream, upstream),
+                Some(kind) => {
+                    let is_steady = watch.is_steady();
+                    self.follow(kind, is_steady, downstream, upstream)
+                }
                 None => false,
             },
         }
@@ -138,7 +141,13 @@ impl Relay {
     }
 
     /// Takes the path that is best for a kind.
-    fn follow<D: Side, U: Side>(&mut self, kind: Kind, downstream: &D, upstream: &U) -> bool {
+    fn follow<D: Side, U: Side>(
+        &mut self,
+        kind: Kind,
+        is_steady: bool,
+        downstream: &D,
+        upstream: &U,
+    ) -> bool {
         let Some(paths) = self.steering.paths.clone() else {
             return false;
         };
@@ -157,8 +166,9 @@ impl Relay {
         };
         match (best, now) {
             (Path::Sockmap, Path::Copy | Path::Splice) => match sockmap {
-                // Otherwise what is in a pipe goes first, and the next window may see to it.
-                Ok(promotion) if self.up.is_open() && self.down.is_open() => {
+                // It cannot be left, so nothing is entered by a first impression. And what is in a pipe goes first. Then
+                // the next window sees to it.
+                Ok(promotion) if is_steady && self.up.is_open() && self.down.is_open() => {
                     self.promote(promotion, downstream, upstream)
                 }
                 _ => false,
