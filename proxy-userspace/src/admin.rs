@@ -73,6 +73,15 @@ pub enum BindError {
     },
 }
 
+impl BindError {
+    fn socket(place: &Path, source: io::Error) -> Self {
+        Self::Socket {
+            place: place.to_owned(),
+            source,
+        }
+    }
+}
+
 /// What a client wants to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
@@ -110,10 +119,7 @@ impl Admin {
     /// # Errors
     /// When the place is taken or cannot be used.
     pub fn bind(place: &Path) -> Result<Self, BindError> {
-        let failed = |source| BindError::Socket {
-            place: place.to_owned(),
-            source,
-        };
+        let failed = |source| BindError::socket(place, source);
         make_room(place)?;
         if let Some(directory) = place.parent() {
             fs::create_dir_all(directory).map_err(failed)?;
@@ -172,10 +178,7 @@ fn remove(place: &Path) -> io::Result<()> {
 
 /// Removes the socket of a daemon that was killed.
 fn make_room(place: &Path) -> Result<(), BindError> {
-    let failed = |source| BindError::Socket {
-        place: place.to_owned(),
-        source,
-    };
+    let failed = |source| BindError::socket(place, source);
     match fs::symlink_metadata(place) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),

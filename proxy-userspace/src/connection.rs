@@ -130,16 +130,14 @@ impl Flow<'_> {
             Some(obstacle) => Some(Reason::Shortcut(obstacle)),
             None => relay.reason(),
         };
-        if !ended.must_reset() {
-            tokio::select! {
-                () = relay.until_read() => {}
-                _ = stop.wait_for(|stop| *stop) => {}
-            }
-        }
         if ended.must_reset() {
             socket::reset(downstream);
             socket::reset(upstream.stream.into_tcp());
         } else {
+            tokio::select! {
+                () = relay.until_read() => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
             socket::end_orderly(&downstream);
             socket::end_orderly(upstream.stream.tcp());
         }
