@@ -4,6 +4,7 @@
 //! ends, the kernel detaches everything, except the guard of rules with `on_relay_failure = "refuse"`, which is
 //! pinned for exactly that reason (see [`guard`]).
 
+mod arrivals;
 mod btf;
 pub mod guard;
 mod handles;
@@ -17,8 +18,9 @@ pub mod trial;
 
 use std::{
     io,
-    os::fd::{BorrowedFd, OwnedFd},
-    path::PathBuf,
+    net::TcpListener,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -39,6 +41,7 @@ pub use redirects::{RedirectEvents, Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
 
 use crate::{policy::Compiled, relay::shortcut::Proofs};
+use arrivals::Arrivals;
 use guard::{Guard, GuardError};
 
 /// What the configuration decides about the kernel side.
@@ -46,6 +49,8 @@ use guard::{Guard, GuardError};
 pub struct Settings {
     /// Records of connections that the relay has not accepted yet, at most.
     pub max_pending: u32,
+    /// Connections of the daemon itself, at most.
+    pub max_own: u32,
     /// Whether faults in the hooks are logged one by one (`debug` level).
     pub log_faults: bool,
     /// What the verdict program does about bytes that TCP brings again.
@@ -56,6 +61,7 @@ impl Settings {
     /// For programs that nobody's connections reach.
     const UNCONFIGURED: Self = Self {
         max_pending: 1,
+        max_own: 1,
         log_faults: false,
         overlap: Overlap::Cut,
     };
@@ -80,6 +86,7 @@ pub struct Interceptor {
     teller: shortcut::Teller,
     /// Of the `connect` hooks; dropping them detaches.
     connect: Vec<CgroupSockAddrLink>,
+    arrivals: Arrivals,
     guard: Option<Guard>,
 }
 
@@ -108,6 +115,15 @@ pub enum InterceptError {
         /// The kernel's answer.
         #[source]
         source: Box<ProgramError>,
+    },
+    /// A program could not be attached to the network namespace.
+    #[error("cannot attach program {program} to the network namespace")]
+    Namespace {
+        /// Name of the program.
+        program: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
     },
     /// The object lacks a program or map, or has it with another type.
     #[error("the eBPF object has no {0}; it was not built from this source")]
@@ -148,6 +164,7 @@ impl InterceptError {
             Self::Object(_)
             | Self::Load { .. }
             | Self::Attach { .. }
+            | Self::Namespace { .. }
             | Self::Feature(_)
             | Self::Guard(GuardError::Mount { .. } | GuardError::Link { .. }) => true,
             Self::Missing(_) | Self::Map { .. } | Self::Handle { .. } | Self::Guard(_) => false,
@@ -161,6 +178,9 @@ const SOCK_ADDR: [&str; 4] = [
     names::GETPEERNAME4,
     names::GETPEERNAME6,
 ];
+
+/// The pinned programs of the `connect` hooks.
+const GUARDS: [&str; 2] = [names::GUARD4, names::GUARD6];
 
 /// The programs that follow processes, with their tracepoints.
 const TASK_EVENTS: [(&str, &str); 2] = [
@@ -183,6 +203,7 @@ impl Interceptor {
             follows_tasks: false,
             teller: shortcut::Teller::default(),
             connect: Vec::new(),
+            arrivals: Arrivals::default(),
             guard: None,
         };
         for name in SOCK_ADDR {
@@ -247,6 +268,28 @@ impl Interceptor {
         Ok(())
     }
 
+    /// Loads the hook on what arrives, and tells it the listeners.
+    ///
+    /// # Errors
+    /// When the kernel refuses: too old (before 5.9).
+    pub fn prepare_arrivals(&mut self, listeners: &[TcpListener]) -> Result<(), InterceptError> {
+        self.arrivals.prepare(&mut self.ebpf, listeners)
+    }
+
+    /// Attaches the hook on what arrives, if it is not. `own` is the cgroup of this process: what it opens itself is told from
+    /// the rest there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_arrivals(&mut self, own: BorrowedFd<'_>) -> Result<(), InterceptError> {
+        self.arrivals.attach(&mut self.ebpf, own)
+    }
+
+    /// Detaches the hook on what arrives: new connections go to whoever listens.
+    pub fn detach_arrivals(&mut self) {
+        self.arrivals.detach();
+    }
+
     /// Attaches the guard to a cgroup and pins it, so that rules with `on_relay_failure = "refuse"` hold even
     /// after `SIGKILL`. To be called after [`Interceptor::attach`]: programs of one cgroup run in that order.
     ///
@@ -257,15 +300,57 @@ impl Interceptor {
         cgroup: BorrowedFd<'_>,
         place: PathBuf,
     ) -> Result<(), InterceptError> {
-        if self.guard.is_none() {
-            let mut guard = Guard::create(place)?;
-            for name in [names::GUARD4, names::GUARD6] {
+        for name in GUARDS {
+            if !self.guard(&place)?.has(name) {
                 let link = self.attach_guard_program(name, cgroup)?;
-                guard.pin(name, link)?;
+                let link = guard::duplicate(name, link)?;
+                self.guard(&place)?.pin(name, link.as_fd())?;
             }
-            self.guard = Some(guard);
         }
         Ok(())
+    }
+
+    /// As [`Interceptor::attach_guard`], for what arrives.
+    ///
+    /// # Errors
+    /// As [`Interceptor::attach_guard`].
+    pub fn attach_arrivals_guard(&mut self, place: PathBuf) -> Result<(), InterceptError> {
+        if !self.guard(&place)?.has(names::REVERSE_GUARD) {
+            let mut guard = self.guard.take();
+            let pinned = guard
+                .as_mut()
+                .map_or(Ok(()), |guard| arrivals::pin_guard(&mut self.ebpf, guard));
+            self.guard = guard;
+            pinned?;
+        }
+        Ok(())
+    }
+
+    /// Removes the part of the guard that rules for what apps open need, or that for what arrives, or both.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn reduce_guard(&mut self, forward: bool, reverse: bool) -> Result<(), InterceptError> {
+        if !forward && !reverse {
+            return self.detach_guard();
+        }
+        if let Some(guard) = &mut self.guard {
+            if !forward {
+                guard.unpin(&GUARDS)?;
+            }
+            if !reverse {
+                guard.unpin(&[names::REVERSE_GUARD])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn guard(&mut self, place: &Path) -> Result<&mut Guard, InterceptError> {
+        let guard = match self.guard.take() {
+            Some(guard) => guard,
+            None => Guard::create(place.to_owned())?,
+        };
+        Ok(self.guard.insert(guard))
     }
 
     /// Attaches the guard to a cgroup without pinning it: it holds as long as somebody holds what this returns.
@@ -274,7 +359,7 @@ impl Interceptor {
     /// When the kernel refuses a program, or does not tell its link.
     pub fn lend_guard(&mut self, cgroup: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, InterceptError> {
         let mut lent = Vec::new();
-        for name in [names::GUARD4, names::GUARD6] {
+        for name in GUARDS {
             let link = self.attach_guard_program(name, cgroup)?;
             lent.push(guard::duplicate(name, link)?);
         }
@@ -292,9 +377,10 @@ impl Interceptor {
         }
     }
 
-    /// Detaches the `connect` hooks: new connections go direct. The other hooks stay until `self` is dropped, so
+    /// Detaches the `connect` hooks and the hook on what arrives: new connections go direct. The other hooks stay until `self` is dropped, so
     /// that the connections already redirected keep their records and their apps the right answers.
     pub fn detach(&mut self) {
+        self.arrivals.detach();
         self.connect.clear();
     }
 

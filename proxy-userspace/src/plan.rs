@@ -40,9 +40,9 @@ pub(crate) fn run(file: &Path) -> Result<ExitCode> {
     let config = daemon::load(file)?;
     let cgroups = Cgroup2::find().ok();
     let names = cgroups.as_ref().map_or_else(Names::default, |cgroups| {
-        resolve::resolve(&config.forward, cgroups, &Names::default())
+        resolve::resolve(&config.forward, &config.reverse, cgroups, &Names::default())
     });
-    let compiled = policy::compile(&config.forward, &names)
+    let compiled = policy::compile(&config.forward, &config.reverse, &names)
         .map_err(|error| Failure::usage(error.to_string()))?;
     let bpffs = Bpffs::find();
     let needs = Needs::of(&config, &compiled, &bpffs);

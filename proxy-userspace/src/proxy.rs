@@ -8,7 +8,6 @@ mod calibrator;
 mod status;
 
 use std::{
-    collections::BTreeMap,
     convert::Infallible,
     fs::File,
     io,
@@ -37,12 +36,10 @@ use crate::{
         Paths, Worth,
         shortcut::{Proof, Proofs},
     },
-    routes::{self, RouteTable, Routes, UnknownUpstream},
-    rule::{FailMode, PathChoice, Rule, Via},
+    routes::{self, Generation, RouteTable, Routes, UnknownUpstream, Upstreams},
+    rule::{FailMode, PathChoice, Reverse, Rule, Via},
     shared::{Shared, Stats},
-    socket,
-    upstream::Upstream,
-    worker,
+    socket, worker,
 };
 
 /// What a proxy is started with.
@@ -122,6 +119,9 @@ impl ProxyError {
     }
 }
 
+/// Connections of the daemon that are no relayed ones: to name servers, and those that are being closed.
+const OWN_BESIDE: u32 = 4096;
+
 /// Connections that may wait in the kernel for each listener; capped by `net.core.somaxconn`.
 pub(crate) const BACKLOG: i32 = 4096;
 
@@ -135,6 +135,11 @@ pub struct Proxy {
     pending: Records,
     stop: watch::Sender<bool>,
     generation: u32,
+    /// One of each family, to which the hook on what arrives gives connections; the kernel spreads them over its like.
+    listeners: Vec<TcpListener>,
+    /// Known once the hooks are attached.
+    own_cgroup: Option<PathBuf>,
+    takes_arrivals: bool,
 }
 
 impl Proxy {
@@ -149,6 +154,13 @@ impl Proxy {
         let v6 = listeners(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), workers)
             .inspect_err(|error| tracing::info!(%error, "no IPv6 listener"))
             .unwrap_or_default();
+        let shown = [v4.first(), v6.first()];
+        let shown: io::Result<Vec<_>> = shown
+            .into_iter()
+            .flatten()
+            .map(TcpListener::try_clone)
+            .collect();
+        let shown = shown.map_err(ProxyError::Worker)?;
         let netns_cookie = match v4.first() {
             Some(listener) => socket::netns_cookie(listener).map_err(ProxyError::Namespace)?,
             None => return Err(ProxyError::Worker(io::ErrorKind::InvalidInput.into())),
@@ -157,6 +169,9 @@ impl Proxy {
         let features = Features::probe();
         let kernel = crate::intercept::Settings {
             max_pending: settings.max_pending,
+            max_own: u32::try_from(settings.max_connections)
+                .unwrap_or(u32::MAX)
+                .saturating_add(OWN_BESIDE),
             log_faults: settings.log_faults,
             overlap: Overlap::Cut,
         };
@@ -209,6 +224,9 @@ impl Proxy {
             shared,
             stop,
             generation: 0,
+            listeners: shown,
+            own_cgroup: None,
+            takes_arrivals: false,
         })
     }
 
@@ -218,13 +236,12 @@ impl Proxy {
     /// # Errors
     /// When the rules do not fit, go nowhere, or need what this kernel lacks.
     pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
-        let table: RouteTable = routes::table(policy.rules, policy.upstreams)?;
-        let mut compiled = compile(policy.rules, policy.names)?;
-        if policy
-            .rules
-            .iter()
-            .any(|rule| rule.path == PathChoice::Sockmap)
-        {
+        let forward: RouteTable = routes::table(policy.rules, policy.upstreams)?;
+        let arrivals = routes::arrivals(policy.reverse, policy.upstreams)?;
+        let mut compiled = compile(policy.rules, policy.reverse, policy.names)?;
+        let paths = policy.rules.iter().map(|rule| rule.path);
+        let mut paths = paths.chain(policy.reverse.iter().map(|rule| rule.path));
+        if paths.any(|path| path == PathChoice::Sockmap) {
             let events = self
                 .calibrator
                 .provide_sockmap(&mut self.interceptor, &self.features)?;
@@ -233,11 +250,27 @@ impl Proxy {
         for (rule, action) in policy.rules.iter().zip(&mut compiled.actions) {
             action.shortcut = u32::from(self.may_take_shortcut(rule));
         }
+        self.takes_arrivals = !policy.reverse.is_empty();
+        if self.takes_arrivals {
+            self.interceptor.prepare_arrivals(&self.listeners)?;
+        }
         // Published first: a connection may be selected by the new policy the moment it is written.
         let next = self.interceptor.next_generation();
-        self.shared.routes.publish(next, &table);
+        let generation = Generation::new(next, &compiled, forward, arrivals);
+        self.shared.routes.publish(&generation);
         self.generation = self.interceptor.install(&compiled, &self.features)?;
         debug_assert_eq!(next, self.generation);
+        self.hook_arrivals()
+    }
+
+    /// Attaches or detaches the hook on what arrives, as the rules in force want it.
+    fn hook_arrivals(&mut self) -> Result<(), ProxyError> {
+        match &self.own_cgroup {
+            Some(own) if self.takes_arrivals => {
+                self.interceptor.attach_arrivals(open(own)?.as_fd())?;
+            }
+            _ => self.interceptor.detach_arrivals(),
+        }
         Ok(())
     }
 
@@ -298,27 +331,36 @@ impl Proxy {
         }
     }
 
-    /// Attaches the hooks to a cgroup: from here on its connections are ours.
+    /// Attaches the hooks to a cgroup: from here on its connections are ours, and what arrives at this host. `own` is the
+    /// cgroup of this process.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn attach(&mut self, cgroup: &Path) -> Result<(), ProxyError> {
+    pub fn attach(&mut self, cgroup: &Path, own: &Path) -> Result<(), ProxyError> {
         self.supervisor.beat()?;
         let cgroup = open(cgroup)?;
-        Ok(self.interceptor.attach(cgroup.as_fd())?)
+        self.interceptor.attach(cgroup.as_fd())?;
+        self.own_cgroup = Some(own.to_owned());
+        self.hook_arrivals()
     }
 
     /// Pins, or removes, what keeps rules with `on_relay_failure = "refuse"` in force after a kill.
     ///
     /// # Errors
     /// When there is no place to pin, or the kernel refuses.
-    pub fn guard(&mut self, cgroup: &Path, rules: &[Rule]) -> Result<(), ProxyError> {
-        if !needs_guard(rules) {
-            return Ok(self.interceptor.detach_guard()?);
+    pub fn guard(&mut self, cgroup: &Path, needs: GuardNeeds) -> Result<(), ProxyError> {
+        if needs.forward {
+            let place = guard::place().map_err(InterceptError::from)?;
+            let cgroup = open(cgroup)?;
+            self.interceptor.attach_guard(cgroup.as_fd(), place)?;
         }
-        let place = guard::place().map_err(InterceptError::from)?;
-        let cgroup = open(cgroup)?;
-        Ok(self.interceptor.attach_guard(cgroup.as_fd(), place)?)
+        if needs.reverse {
+            let place = guard::place().map_err(InterceptError::from)?;
+            self.interceptor.attach_arrivals_guard(place)?;
+        }
+        Ok(self
+            .interceptor
+            .reduce_guard(needs.forward, needs.reverse)?)
     }
 
     /// Like [`Proxy::guard`], for as long as somebody holds what this returns.
@@ -387,11 +429,43 @@ impl Proxy {
 /// How often a draining proxy looks whether it may end.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
-/// Whether rules are to hold after a kill.
-pub(crate) fn needs_guard(rules: &[Rule]) -> bool {
-    rules
-        .iter()
-        .any(|rule| rule.on_relay_failure == FailMode::Refuse)
+/// Which rules are to hold after a kill.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuardNeeds {
+    /// Some for what apps open.
+    pub forward: bool,
+    /// Some for what arrives.
+    pub reverse: bool,
+}
+
+impl GuardNeeds {
+    /// Of the rules of both roles.
+    #[must_use]
+    pub fn of(forward: &[Rule], reverse: &[Reverse]) -> Self {
+        Self {
+            forward: forward
+                .iter()
+                .any(|rule| rule.on_relay_failure == FailMode::Refuse),
+            reverse: reverse
+                .iter()
+                .any(|rule| rule.on_relay_failure == FailMode::Refuse),
+        }
+    }
+
+    /// Whether there are any.
+    #[must_use]
+    pub const fn any(self) -> bool {
+        self.forward || self.reverse
+    }
+
+    /// Both together.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self {
+            forward: self.forward || other.forward,
+            reverse: self.reverse || other.reverse,
+        }
+    }
 }
 
 /// Rules with everything they refer to.
@@ -399,8 +473,10 @@ pub(crate) fn needs_guard(rules: &[Rule]) -> bool {
 pub struct Rules<'a> {
     /// In file order.
     pub rules: &'a [Rule],
+    /// Those for what arrives, in file order.
+    pub reverse: &'a [Reverse],
     /// By name.
-    pub upstreams: &'a BTreeMap<Arc<str>, Arc<Upstream>>,
+    pub upstreams: &'a Upstreams,
     /// What the names in the rules stand for.
     pub names: &'a Names,
 }

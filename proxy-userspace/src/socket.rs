@@ -3,6 +3,7 @@
 //! Listeners and upstream sockets are created here and nowhere else, so that one place decides what all of them have
 //! in common. It knows neither rules nor proxies: callers bring addresses and get sockets.
 
+mod ingress;
 pub mod repair;
 
 use std::{
@@ -135,6 +136,22 @@ pub fn sent(socket: &impl AsFd) -> io::Result<u64> {
 /// None in practice.
 pub fn has_ended(socket: &impl AsFd) -> io::Result<bool> {
     Ok(getsockopt(socket, TcpInfo)?.state == TCP_CLOSE)
+}
+
+/// The number of an interface in the network namespace of this thread; `None` when there is none of that name.
+#[must_use]
+pub fn interface_number(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok()
+}
+
+/// The number of the interface that a connection arrived by, as the kernel noted it when the handshake ended
+/// (`mc_index` and `mcast_oif` in `tcp_v4_syn_recv_sock()` and `tcp_v6_syn_recv_sock()`): what `sk_lookup` saw of the SYN.
+///
+/// # Errors
+///
+/// When the kernel does not tell.
+pub fn ingress_interface(stream: &TcpStream) -> io::Result<u32> {
+    ingress::interface(stream)
 }
 
 /// Bytes of the stream that were given to the kernel to send and that the peer has not acknowledged.

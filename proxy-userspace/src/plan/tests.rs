@@ -9,7 +9,7 @@ fn configuration(text: &str) -> (Config, Compiled) {
         mode: 0o600,
     };
     let config = config::parse(text, &origin, &System).unwrap().config;
-    let compiled = policy::compile(&config.forward, &Names::default()).unwrap();
+    let compiled = policy::compile(&config.forward, &config.reverse, &Names::default()).unwrap();
     (config, compiled)
 }
 
