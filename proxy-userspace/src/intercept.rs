@@ -125,6 +125,16 @@ pub enum InterceptError {
         #[source]
         source: io::Error,
     },
+    /// Another culvert takes what arrives in this network namespace: they would take each other's connections to services
+    /// for a client's, round and round.
+    #[error(
+        "process {pid} is a culvert that takes what arrives in this network namespace already; end it first, or give \
+         its `[[reverse]]` rules to this one"
+    )]
+    Taken {
+        /// The process.
+        pid: u32,
+    },
     /// The object lacks a program or map, or has it with another type.
     #[error("the eBPF object has no {0}; it was not built from this source")]
     Missing(&'static str),
@@ -167,7 +177,11 @@ impl InterceptError {
             | Self::Namespace { .. }
             | Self::Feature(_)
             | Self::Guard(GuardError::Mount { .. } | GuardError::Link { .. }) => true,
-            Self::Missing(_) | Self::Map { .. } | Self::Handle { .. } | Self::Guard(_) => false,
+            Self::Taken { .. }
+            | Self::Missing(_)
+            | Self::Map { .. }
+            | Self::Handle { .. }
+            | Self::Guard(_) => false,
         }
     }
 }

@@ -135,7 +135,7 @@ pub struct Proxy {
     pending: Records,
     stop: watch::Sender<bool>,
     generation: u32,
-    /// One of each family, to which the hook on what arrives gives connections; the kernel spreads them over its like.
+    /// Of all workers: the hook on what arrives gives connections to them.
     listeners: Vec<TcpListener>,
     /// Known once the hooks are attached.
     own_cgroup: Option<PathBuf>,
@@ -154,12 +154,7 @@ impl Proxy {
         let v6 = listeners(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), workers)
             .inspect_err(|error| tracing::info!(%error, "no IPv6 listener"))
             .unwrap_or_default();
-        let shown = [v4.first(), v6.first()];
-        let shown: io::Result<Vec<_>> = shown
-            .into_iter()
-            .flatten()
-            .map(TcpListener::try_clone)
-            .collect();
+        let shown: io::Result<Vec<_>> = v4.iter().chain(&v6).map(TcpListener::try_clone).collect();
         let shown = shown.map_err(ProxyError::Worker)?;
         let netns_cookie = match v4.first() {
             Some(listener) => socket::netns_cookie(listener).map_err(ProxyError::Namespace)?,
@@ -400,12 +395,20 @@ impl Proxy {
 
     /// Detaches, lets open connections finish until the deadline, resets the rest and waits for the workers.
     pub async fn stop(mut self, drain_timeout: Duration) {
-        self.interceptor.detach();
+        // The guard first: it would refuse what the other hooks no longer take.
         if let Err(error) = self.interceptor.detach_guard() {
             tracing::error!(%error, "a pin is left; `culvert detach` removes it");
         }
-        let deadline = Instant::now() + drain_timeout;
-        while !self.is_idle() && Instant::now() < deadline {
+        self.interceptor.detach();
+        let now = Instant::now();
+        let deadline = now + drain_timeout;
+        // A handshake that has begun with us cannot go on with anybody else.
+        let handshakes = if self.takes_arrivals {
+            now + HANDSHAKE
+        } else {
+            now
+        };
+        while (!self.is_idle() || Instant::now() < handshakes) && Instant::now() < deadline {
             sleep(DRAIN_POLL).await;
         }
         let left = self.shared.stats.live.load(Relaxed);
@@ -423,8 +426,15 @@ impl Proxy {
     fn is_idle(&self) -> bool {
         self.shared.stats.live.load(Relaxed) == 0
             && self.pending.pending().is_ok_and(|pending| pending == 0)
+            && self
+                .listeners
+                .iter()
+                .all(|listener| socket::accept_queue(listener).is_ok_and(|waiting| waiting == 0))
     }
 }
+
+/// How long a handshake may take that had begun when the proxy was told to stop.
+const HANDSHAKE: Duration = Duration::from_millis(500);
 
 /// How often a draining proxy looks whether it may end.
 const DRAIN_POLL: Duration = Duration::from_millis(20);

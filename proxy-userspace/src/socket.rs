@@ -154,6 +154,15 @@ pub fn ingress_interface(stream: &TcpStream) -> io::Result<u32> {
     ingress::interface(stream)
 }
 
+/// Connections that wait to be accepted (`tcp_get_info()` in `net/ipv4/tcp.c` tells it of listeners in this field).
+///
+/// # Errors
+///
+/// None in practice.
+pub fn accept_queue(listener: &impl AsFd) -> io::Result<u32> {
+    Ok(getsockopt(listener, TcpInfo)?.unacked)
+}
+
 /// Bytes of the stream that were given to the kernel to send and that the peer has not acknowledged.
 ///
 /// # Errors
@@ -197,7 +206,11 @@ fn queued(socket: &impl AsFd, which: QueueLength) -> io::Result<u64> {
 #[derive(Clone, Copy, Debug)]
 pub struct TcpInfoHead {
     state: u8,
-    others: [u8; offset_of!(libc::tcp_info, tcpi_bytes_acked) - 1],
+    others: [u8; offset_of!(libc::tcp_info, tcpi_unacked) - 1],
+    unacked: u32,
+    rest: [u8; offset_of!(libc::tcp_info, tcpi_bytes_acked)
+        - offset_of!(libc::tcp_info, tcpi_unacked)
+        - 4],
     bytes_acked: u64,
 }
 

@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 
 use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
-    ABI_VERSION, Action, COUNTERS, Lane, LaneKey, MAX_RULES, MemberKey, Membership, Policy,
-    PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleSet, Sent, Socket, names,
+    ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Lane, LaneKey, MAX_RULES, MemberKey,
+    Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleSet,
+    Sent, Socket, listener, names,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -56,6 +57,25 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
             names::ACTIONS,
             (ARRAY, INDEX, size_of::<Action>(), Some(2 * MAX_RULES)),
         ),
+        (names::AREAS, (LPM_TRIE, prefix, size_of::<Areas>(), None)),
+        (
+            names::CELLS,
+            (
+                LPM_TRIE,
+                INDEX + size_of::<CellKey>(),
+                size_of::<Cell>(),
+                None,
+            ),
+        ),
+        (
+            names::REVERSE_ACTIONS,
+            (ARRAY, INDEX, size_of::<Action>(), Some(2 * MAX_RULES)),
+        ),
+        (
+            names::LISTENERS,
+            (SOCKMAP, INDEX, INDEX, Some(listener::COUNT)),
+        ),
+        (names::OWN, (HASH, size_of::<OwnKey>(), INDEX, None)),
         (names::RELAY, (ARRAY, INDEX, size_of::<Relay>(), Some(1))),
         (names::HEARTBEAT, (ARRAY, INDEX, size_of::<u64>(), Some(1))),
         (

@@ -21,7 +21,7 @@ use super::{
     InterceptError, MODE, attach_error,
     guard::Guard,
     handles::{duplicate, map_error},
-    load_error, syscall,
+    load_error, survey, syscall,
 };
 
 /// The hook of this process. Dropping it detaches.
@@ -39,11 +39,17 @@ impl Arrivals {
         ebpf: &mut Ebpf,
         listeners: &[TcpListener],
     ) -> Result<(), InterceptError> {
+        if self.link.is_none()
+            && let Some(pid) = survey::arrivals_taken_by()
+        {
+            return Err(InterceptError::Taken { pid });
+        }
         load(ebpf, names::REVERSE)?;
         if !self.has_listeners {
             let data: MapData = duplicate(ebpf, names::LISTENERS)?;
             let mut map = SockMap::try_from(Map::SockMap(data))
                 .map_err(map_error("open", names::LISTENERS))?;
+            // The last one stands; the kernel spreads connections over all that share its port.
             for socket in listeners {
                 let is_v4 = socket.local_addr().is_ok_and(|address| address.is_ipv4());
                 let index = if is_v4 { listener::V4 } else { listener::V6 };

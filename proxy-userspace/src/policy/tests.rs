@@ -1,5 +1,7 @@
 //! `decide` over compiled tables against a naive reading of the rules.
 
+mod arrivals;
+
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -105,7 +107,7 @@ fn naive(rules: &[Rule], names: &Names, caller: &Caller) -> Option<usize> {
     })
 }
 
-fn selector<T: Clone + std::fmt::Debug + 'static>(
+pub(super) fn selector<T: Clone + std::fmt::Debug + 'static>(
     value: impl Strategy<Value = T> + Clone + 'static,
 ) -> impl Strategy<Value = Selector<T>> {
     prop_oneof![
@@ -194,6 +196,7 @@ fn names() -> Names {
             (PathBuf::from("/bin/x"), vec![exe(1), exe(2)]),
             (PathBuf::from("/bin/y"), vec![exe(3)]),
         ]),
+        interfaces: BTreeMap::new(),
     }
 }
 
