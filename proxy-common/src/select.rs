@@ -59,7 +59,7 @@ impl Cell {
     pub fn first(&self, allowed: &RuleSet) -> Option<u32> {
         let mut at = 0;
         while at < MAX_CANDIDATES {
-            if at as u32 >= self.count {
+            if at >= self.count as usize {
                 break;
             }
             let rule = *self.rules.get(at)?;

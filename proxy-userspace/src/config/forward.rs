@@ -12,7 +12,7 @@ use super::{
     raw::{Table, Value, closest},
     report::{Finding, Findings, Span},
     selector,
-    upstream::{RESERVED, valid_name},
+    upstream::valid_name,
 };
 
 /// Most destination prefixes of all rules together: what the kernel's tables are made for.
@@ -195,7 +195,7 @@ fn via(value: Value<'_>, upstreams: &[&str], findings: &mut Findings) -> Option<
         _ => {}
     }
     let finding = Finding::error(format!("no upstream is named {}", quoted(text)));
-    let known = upstreams.iter().copied().chain(RESERVED);
+    let known = upstreams.iter().copied().chain(["direct", "refuse"]);
     let finding = match closest(text, known) {
         Some(known) => finding.label(format!("did you mean `{known}`?")),
         None if text.contains("://") => finding.label("expected a name, not a URL"),

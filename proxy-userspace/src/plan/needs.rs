@@ -49,7 +49,7 @@ impl Needs {
             needs.tracepoints = vec![names::TASK_FORK, names::TASK_EXIT];
         }
         if !config.reverse.is_empty() {
-            needs.namespace = vec![names::REVERSE];
+            needs.namespace = vec![names::REVERSE, names::OWN_EVENTS];
         }
         let guard = GuardNeeds::of(&config.forward, &config.reverse);
         if guard.forward {
@@ -126,6 +126,13 @@ pub(super) fn lacking_around(
                 lacking.push(format!("SO_NETNS_COOKIE, since kernel 5.14: {error}"));
             }
         }
+    }
+    if !config.reverse.is_empty()
+        && let Some(pid) = survey::arrivals_taken_by()
+    {
+        lacking.push(format!(
+            "a network namespace of its own: process {pid} is a culvert that takes what arrives in this one already"
+        ));
     }
     if let Some(log) = &config.daemon.access_log
         && let LogTarget::File(path) = &log.target
