@@ -6,6 +6,7 @@
 
 mod arrivals;
 mod btf;
+mod error;
 pub mod guard;
 mod handles;
 mod object;
@@ -17,24 +18,22 @@ mod tables;
 pub mod trial;
 
 use std::{
-    io,
     net::TcpListener,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
 use aya::{
-    Ebpf, EbpfError,
-    maps::MapError,
+    Ebpf,
     programs::{
-        CgroupAttachMode, CgroupSockAddr, CgroupSockopt, ProgramError, RawTracePoint, SockOps,
+        CgroupAttachMode, CgroupSockAddr, CgroupSockopt, RawTracePoint, SockOps,
         cgroup_sock_addr::CgroupSockAddrLink,
     },
 };
 use proxy_common::{Relay, names};
-use thiserror::Error;
 
+pub use error::InterceptError;
 pub use handles::{Counters, Exempter, Heartbeat, Records};
 pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shapes};
 pub use redirects::{RedirectEvents, Redirects, prove as prove_redirects};
@@ -42,7 +41,8 @@ pub use shortcut::Lanes;
 
 use crate::{policy::Compiled, relay::shortcut::Proofs};
 use arrivals::Arrivals;
-use guard::{Guard, GuardError};
+use error::{attach_error, load_error};
+use guard::Guard;
 
 /// What the configuration decides about the kernel side.
 #[derive(Clone, Copy, Debug)]
@@ -88,102 +88,6 @@ pub struct Interceptor {
     connect: Vec<CgroupSockAddrLink>,
     arrivals: Arrivals,
     guard: Option<Guard>,
-}
-
-/// Why the kernel side cannot be set up.
-#[derive(Debug, Error)]
-pub enum InterceptError {
-    /// The object was refused.
-    #[error(
-        "cannot load the eBPF object; `culvert doctor` says what this kernel and these privileges lack"
-    )]
-    Object(#[source] Box<EbpfError>),
-    /// A program was refused.
-    #[error("cannot load program {program}")]
-    Load {
-        /// Name of the program.
-        program: &'static str,
-        /// The kernel's answer, with the verifier's log.
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// A program could not be attached.
-    #[error("cannot attach program {program}")]
-    Attach {
-        /// Name of the program.
-        program: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// A program could not be attached to the network namespace.
-    #[error("cannot attach program {program} to the network namespace")]
-    Namespace {
-        /// Name of the program.
-        program: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// Another culvert takes what arrives in this network namespace: they would take each other's connections to services
-    /// for a client's, round and round.
-    #[error(
-        "process {pid} is a culvert that takes what arrives in this network namespace already; end it first, or give \
-         its `[[reverse]]` rules to this one"
-    )]
-    Taken {
-        /// The process.
-        pid: u32,
-    },
-    /// The object lacks a program or map, or has it with another type.
-    #[error("the eBPF object has no {0}; it was not built from this source")]
-    Missing(&'static str),
-    /// A map could not be read or written.
-    #[error("cannot {operation} map {map}")]
-    Map {
-        /// What was tried.
-        operation: &'static str,
-        /// Name of the map.
-        map: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: Box<MapError>,
-    },
-    /// A handle to a map could not be duplicated.
-    #[error("cannot duplicate the handle of map {map}")]
-    Handle {
-        /// Name of the map.
-        map: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// Rules need something that this kernel, or these privileges, lack.
-    #[error(transparent)]
-    Feature(#[from] MissingFeature),
-    /// The guard could not be pinned.
-    #[error(transparent)]
-    Guard(#[from] GuardError),
-}
-
-impl InterceptError {
-    /// Whether the kernel, or these privileges, lack something.
-    #[must_use]
-    pub const fn is_missing_feature(&self) -> bool {
-        match self {
-            Self::Object(_)
-            | Self::Load { .. }
-            | Self::Attach { .. }
-            | Self::Namespace { .. }
-            | Self::Feature(_)
-            | Self::Guard(GuardError::Mount { .. } | GuardError::Link { .. }) => true,
-            Self::Taken { .. }
-            | Self::Missing(_)
-            | Self::Map { .. }
-            | Self::Handle { .. }
-            | Self::Guard(_) => false,
-        }
-    }
 }
 
 const SOCK_ADDR: [&str; 4] = [
@@ -312,13 +216,13 @@ impl Interceptor {
     pub fn attach_guard(
         &mut self,
         cgroup: BorrowedFd<'_>,
-        place: PathBuf,
+        place: &Path,
     ) -> Result<(), InterceptError> {
         for name in GUARDS {
-            if !self.guard(&place)?.has(name) {
+            if !self.guard(place)?.has(name) {
                 let link = self.attach_guard_program(name, cgroup)?;
                 let link = guard::duplicate(name, link)?;
-                self.guard(&place)?.pin(name, link.as_fd())?;
+                self.guard(place)?.pin(name, link.as_fd())?;
             }
         }
         Ok(())
@@ -328,8 +232,8 @@ impl Interceptor {
     ///
     /// # Errors
     /// As [`Interceptor::attach_guard`].
-    pub fn attach_arrivals_guard(&mut self, place: PathBuf) -> Result<(), InterceptError> {
-        if !self.guard(&place)?.has(names::REVERSE_GUARD) {
+    pub fn attach_arrivals_guard(&mut self, place: &Path) -> Result<(), InterceptError> {
+        if !self.guard(place)?.has(names::REVERSE_GUARD) {
             let mut guard = self.guard.take();
             let pinned = guard
                 .as_mut()
@@ -519,17 +423,3 @@ impl Interceptor {
 /// Links always allow several programs on one hook; the mode flags are for the older way of attaching and the
 /// kernel refuses them for links (aya issue 1060).
 const MODE: CgroupAttachMode = CgroupAttachMode::Single;
-
-fn load_error(program: &'static str) -> impl FnOnce(ProgramError) -> InterceptError {
-    move |source| InterceptError::Load {
-        program,
-        source: Box::new(source),
-    }
-}
-
-fn attach_error(program: &'static str) -> impl FnOnce(ProgramError) -> InterceptError {
-    move |source| InterceptError::Attach {
-        program,
-        source: Box::new(source),
-    }
-}

@@ -5,6 +5,7 @@
 //! and `demo` are three ways to use it.
 
 mod calibrator;
+mod needs;
 mod status;
 
 use std::{
@@ -26,6 +27,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+pub use self::needs::GuardNeeds;
+
 use self::calibrator::Calibrator;
 use crate::{
     intercept::{Features, InterceptError, Interceptor, Overlap, Records, guard},
@@ -37,7 +40,7 @@ use crate::{
         shortcut::{Proof, Proofs},
     },
     routes::{self, Generation, RouteTable, Routes, UnknownUpstream, Upstreams},
-    rule::{FailMode, PathChoice, Reverse, Rule, Via},
+    rule::{PathChoice, Reverse, Rule, Via},
     shared::{Shared, Stats},
     socket, worker,
 };
@@ -347,11 +350,11 @@ impl Proxy {
         if needs.forward {
             let place = guard::place().map_err(InterceptError::from)?;
             let cgroup = open(cgroup)?;
-            self.interceptor.attach_guard(cgroup.as_fd(), place)?;
+            self.interceptor.attach_guard(cgroup.as_fd(), &place)?;
         }
         if needs.reverse {
             let place = guard::place().map_err(InterceptError::from)?;
-            self.interceptor.attach_arrivals_guard(place)?;
+            self.interceptor.attach_arrivals_guard(&place)?;
         }
         Ok(self
             .interceptor
@@ -438,45 +441,6 @@ const HANDSHAKE: Duration = Duration::from_millis(500);
 
 /// How often a draining proxy looks whether it may end.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
-
-/// Which rules are to hold after a kill.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GuardNeeds {
-    /// Some for what apps open.
-    pub forward: bool,
-    /// Some for what arrives.
-    pub reverse: bool,
-}
-
-impl GuardNeeds {
-    /// Of the rules of both roles.
-    #[must_use]
-    pub fn of(forward: &[Rule], reverse: &[Reverse]) -> Self {
-        Self {
-            forward: forward
-                .iter()
-                .any(|rule| rule.on_relay_failure == FailMode::Refuse),
-            reverse: reverse
-                .iter()
-                .any(|rule| rule.on_relay_failure == FailMode::Refuse),
-        }
-    }
-
-    /// Whether there are any.
-    #[must_use]
-    pub const fn any(self) -> bool {
-        self.forward || self.reverse
-    }
-
-    /// Both together.
-    #[must_use]
-    pub const fn or(self, other: Self) -> Self {
-        Self {
-            forward: self.forward || other.forward,
-            reverse: self.reverse || other.reverse,
-        }
-    }
-}
 
 /// Rules with everything they refer to.
 #[derive(Clone, Copy, Debug)]

@@ -114,6 +114,29 @@ fn many_at_once_reach_the_service_whole() {
     assert_eq!(culvert.counter("unregistered"), 0);
 }
 
+/// With SYN cookies the kernel keeps nothing of a SYN, and looks for the listener again when the handshake ends.
+#[test]
+fn handshakes_by_cookie_are_taken_and_exempt_alike() {
+    let sandbox = Sandbox::new();
+    sandbox.netns().sysctl("net.ipv4.tcp_syncookies", "2");
+    let v4 = echo(&sandbox, SERVER_V4);
+    let v6 = echo(&sandbox, SERVER_V6);
+    let listen = format!("[\"{}\", \"{}\"]", v4.address(), v6.address());
+    let culvert = sandbox.culvert(&original("site", &listen));
+    let outcomes = sandbox.app().storm(&Storm {
+        addresses: vec![v4.address(), v6.address()],
+        threads: 8,
+        each: 20,
+        length: 10_000,
+    });
+    assert_eq!(outcomes, [(0, 160)].into());
+    assert_eq!(culvert.await_records(160).len(), 160);
+    // Twice each: for the SYN, and for the end of the handshake.
+    assert_eq!(culvert.counter("arrived_relayed"), 320);
+    assert_eq!(culvert.counter("arrived_own"), 320);
+    assert_eq!(v4.clients().len() + v6.clients().len(), 160);
+}
+
 #[test]
 fn the_most_specific_takes_it_and_then_the_first() {
     let sandbox = Sandbox::new();

@@ -58,10 +58,8 @@ impl Needs {
         if guard.reverse {
             needs.guard.push(names::REVERSE_GUARD);
         }
-        if guard.any() {
-            if matches!(bpffs, Bpffs::Absent(_)) {
-                needs.privileges.push(privileges::MOUNT);
-            }
+        if guard.any() && matches!(bpffs, Bpffs::Absent(_)) {
+            needs.privileges.push(privileges::MOUNT);
         }
         needs
     }

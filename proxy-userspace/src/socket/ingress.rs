@@ -8,8 +8,10 @@ use std::{
 
 use tokio::net::TcpStream;
 
+/// Bytes of an integer option.
+const INTEGER: libc::socklen_t = 4;
 /// Room for one control message of either family, and more.
-const ROOM: usize = 256;
+const ROOM: libc::socklen_t = 256;
 
 /// As [`super::ingress_interface`].
 pub(super) fn interface(stream: &TcpStream) -> io::Result<u32> {
@@ -43,7 +45,7 @@ fn set(fd: BorrowedFd<'_>, level: i32, option: i32, value: libc::c_int) -> io::R
             level,
             option,
             ptr::from_ref(&value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
+            INTEGER,
         )
     };
     if result == 0 {
@@ -55,11 +57,11 @@ fn set(fd: BorrowedFd<'_>, level: i32, option: i32, value: libc::c_int) -> io::R
 
 /// Aligned as control messages are.
 #[repr(C, align(8))]
-struct Buffer([u8; ROOM]);
+struct Buffer([u8; ROOM as usize]);
 
 fn messages(fd: BorrowedFd<'_>, level: i32, option: i32) -> io::Result<(Buffer, usize)> {
-    let mut buffer = Buffer([0; ROOM]);
-    let mut length = ROOM as libc::socklen_t;
+    let mut buffer = Buffer([0; ROOM as usize]);
+    let mut length = ROOM;
     // SAFETY: the descriptor is borrowed and so open; the kernel writes at most `length` bytes, for which there is room.
     let result = unsafe {
         libc::getsockopt(
@@ -71,7 +73,7 @@ fn messages(fd: BorrowedFd<'_>, level: i32, option: i32) -> io::Result<(Buffer, 
         )
     };
     if result == 0 {
-        Ok((buffer, (length as usize).min(ROOM)))
+        Ok((buffer, length.min(ROOM) as usize))
     } else {
         Err(io::Error::last_os_error())
     }
