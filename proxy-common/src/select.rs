@@ -17,7 +17,7 @@ pub const MAX_CANDIDATES: usize = 16;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Areas {
-    /// Their numbers, the innermost first; 0 ends them.
+    /// Their numbers, the innermost first; 0 ends them. Prefixes with the same rules on the same ports have one number.
     pub ids: [u32; MAX_DEPTH],
 }
 
@@ -44,7 +44,7 @@ impl CellKey {
 
 /// Who listens there.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Cell {
     /// Rules, those with the narrowest range of ports first, then in file order.
     pub rules: [u16; MAX_CANDIDATES],

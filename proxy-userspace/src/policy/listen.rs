@@ -3,10 +3,11 @@
 //! Every listed prefix is an area. For an address the longest listed prefix is found by one look-up, and with it all that
 //! contain it. The bounds of an area's port ranges cut its ports into intervals in which the same rules listen, and each
 //! interval is stored as the few prefixes that cover it. Nothing is repeated from area to area, so tables grow with the
-//! file and not with its square.
+//! file and not with its square; areas with the same rules on the same ports, as the addresses of one list are, are one
+//! number, so that the ports of thousands of addresses stay in the processor's cache.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::RangeInclusive,
 };
 
@@ -59,7 +60,7 @@ pub(super) fn tables(rules: &[Reverse]) -> Result<Tables, CompileError> {
     let mut tables = Tables::default();
     // IpNet orders by family, network, then prefix length: a prefix comes after all that contain it.
     let mut around: Vec<(IpNet, u32)> = Vec::new();
-    let mut last_id = 0;
+    let mut known: HashMap<Vec<(u32, u16, Cell)>, u32> = HashMap::new();
     for (net, listeners) in listed {
         while around
             .last()
@@ -68,9 +69,17 @@ pub(super) fn tables(rules: &[Reverse]) -> Result<Tables, CompileError> {
             around.pop();
         }
         if !listeners.is_empty() {
-            last_id += 1;
-            around.push((net, last_id));
-            ports(last_id, net, &listeners, rules, &mut tables.cells)?;
+            let ports = ports(net, &listeners, rules)?;
+            let next = u32::try_from(known.len() + 1).unwrap_or(u32::MAX);
+            let id = *known.entry(ports).or_insert_with_key(|ports| {
+                let cells = ports.iter().map(|(len, port, cell)| {
+                    let (area, len, port) = (next, *len, *port);
+                    (CellPrefix { area, len, port }, *cell)
+                });
+                tables.cells.extend(cells);
+                next
+            });
+            around.push((net, id));
         }
         if around.len() > MAX_DEPTH {
             return Err(CompileError::TooManyPrefixes { net });
@@ -86,14 +95,13 @@ pub(super) fn tables(rules: &[Reverse]) -> Result<Tables, CompileError> {
     Ok(tables)
 }
 
-/// The cells of one area.
+/// The cells of one area: leading bits that count, port, and who listens.
 fn ports(
-    area: u32,
     net: IpNet,
     listeners: &[Listener],
     rules: &[Reverse],
-    cells: &mut Vec<(CellPrefix, Cell)>,
-) -> Result<(), CompileError> {
+) -> Result<Vec<(u32, u16, Cell)>, CompileError> {
+    let mut cells = Vec::new();
     // At each bound some listeners begin and some end; in between they are the same. Ordered as they are tried.
     let mut bounds: BTreeMap<u32, (Vec<usize>, Vec<usize>)> = BTreeMap::new();
     for (at, (_, ports)) in listeners.iter().enumerate() {
@@ -117,11 +125,11 @@ fn ports(
             continue;
         }
         if let Some((first, before)) = pending.replace((start, cell)) {
-            cover(area, first, start - 1, before, cells);
+            cover(first, start - 1, before, &mut cells);
         }
     }
     // After the last bound nobody listens.
-    Ok(())
+    Ok(cells)
 }
 
 fn cell(
@@ -153,12 +161,12 @@ fn cell(
 }
 
 /// Covers an interval of ports with the largest aligned blocks that fit.
-fn cover(area: u32, first: u32, last: u32, cell: Cell, cells: &mut Vec<(CellPrefix, Cell)>) {
+fn cover(first: u32, last: u32, cell: Cell, cells: &mut Vec<(u32, u16, Cell)>) {
     if cell.count == 0 {
         return;
     }
     super::range::blocks(16, first, last, |port, len| {
         let port = u16::try_from(port).unwrap_or(u16::MAX);
-        cells.push((CellPrefix { area, len, port }, cell));
+        cells.push((len, port, cell));
     });
 }

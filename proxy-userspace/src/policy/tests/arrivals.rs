@@ -209,7 +209,8 @@ fn tables_grow_with_the_file_and_not_with_its_square() {
     )
     .unwrap();
     assert!(compiled.areas.len() <= 10_003, "{}", compiled.areas.len());
-    assert!(compiled.cells.len() <= 10_100, "{}", compiled.cells.len());
+    // The addresses are alike.
+    assert!(compiled.cells.len() <= 101, "{}", compiled.cells.len());
 }
 
 #[test]
