@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::{
     policy::{Compiled, memory::MemoryTables},
-    rule::{PathChoice, Reverse, ReverseVia, Rule, Via},
+    rule::{PathChoice, ProxyHeader, Reverse, ReverseVia, Rule, Via},
     upstream::Upstream,
 };
 
@@ -31,6 +31,8 @@ pub struct Route {
     pub destination: Option<SocketAddr>,
     /// Senders whose connections begin with a PROXY header.
     pub accept_proxy: Arc<[IpNet]>,
+    /// How whoever is connected to is told who the client is, if it is.
+    pub send_proxy: Option<ProxyHeader>,
     /// How bytes are moved.
     pub path: PathChoice,
 }
@@ -63,6 +65,7 @@ pub fn table(rules: &[Rule], upstreams: &Upstreams) -> Result<RouteTable, Unknow
             upstream: named(upstreams, name, &rule.name)?,
             destination: None,
             accept_proxy: Arc::default(),
+            send_proxy: None,
             path: rule.path,
         })),
     };
@@ -86,6 +89,7 @@ pub fn arrivals(rules: &[Reverse], upstreams: &Upstreams) -> Result<RouteTable, 
             upstream,
             destination,
             accept_proxy: rule.accept_proxy.as_slice().into(),
+            send_proxy: rule.send_proxy,
             path: rule.path,
         }))
     };
@@ -213,6 +217,7 @@ mod tests {
             upstream,
             destination: None,
             accept_proxy: Arc::default(),
+            send_proxy: None,
             path: PathChoice::Auto,
         })])
     }

@@ -90,6 +90,7 @@ impl Rig {
             }),
             destination: None,
             accept_proxy: Arc::default(),
+            send_proxy: None,
             path,
         };
         routes.publish(&Generation::new(

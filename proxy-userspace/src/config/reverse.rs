@@ -7,7 +7,7 @@ use proxy_common::MAX_RULES;
 
 use crate::{
     policy::{self, Names},
-    rule::{FailMode, Listen, PathChoice, Reverse, ReverseVia, Selector},
+    rule::{FailMode, Listen, PathChoice, ProxyHeader, Reverse, ReverseVia, Selector},
 };
 
 use super::{
@@ -123,6 +123,19 @@ fn rule(
         None => Some(Vec::new()),
         Some(value) => senders(value, findings),
     };
+    let headers = [("v1", Some(ProxyHeader::V1)), ("v2", Some(ProxyHeader::V2))];
+    let send_proxy = of_relay(&mut table, "send_proxy", &headers, relayed, findings);
+    if send_proxy.is_some_and(|sent| sent.is_some())
+        && via == Some(ReverseVia::Original)
+        && on_relay_failure == Some(FailMode::Direct)
+    {
+        findings.push(
+            Finding::warning("a service that waits for PROXY headers gets connections without")
+                .at(&table.span)
+                .label("while the relay fails, clients reach it directly")
+                .help("add `on_relay_failure = \"refuse\"`: a client could otherwise begin with a header of its own making"),
+        );
+    }
     let connect_timeout = match table.get("connect_timeout") {
         None => Some(daemon.connect_timeout),
         Some(value) => duration::read(value, duration::ANY, findings),
@@ -138,6 +151,7 @@ fn rule(
             via: via?,
             connect_timeout: connect_timeout?,
             accept_proxy: accept_proxy?,
+            send_proxy: send_proxy?,
             on_relay_failure: on_relay_failure?,
             path: path?,
         },

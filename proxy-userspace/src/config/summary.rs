@@ -10,7 +10,8 @@ use ipnet::IpNet;
 
 use crate::{
     rule::{
-        Calibrate, FailMode, Listen, Match, PathChoice, Reverse, ReverseVia, Rule, Selector, Via,
+        Calibrate, FailMode, Listen, Match, PathChoice, ProxyHeader, Reverse, ReverseVia, Rule,
+        Selector, Via,
     },
     upstream::{Hop, Host, Scheme, Upstream},
 };
@@ -209,7 +210,7 @@ fn arrivals(rule: &Reverse) -> String {
         values("PROXY header from", &senders, destination),
     ];
     let mut parts: Vec<String> = parts.into_iter().flatten().collect();
-    parts.push(match &rule.via {
+    let mut last = match &rule.via {
         ReverseVia::Direct => "-> direct".to_owned(),
         ReverseVia::Refuse => "-> refuse".to_owned(),
         ReverseVia::Original => relayed(
@@ -219,7 +220,13 @@ fn arrivals(rule: &Reverse) -> String {
         ),
         ReverseVia::Address(to) => relayed(&to.to_string(), rule.path, rule.on_relay_failure),
         ReverseVia::Upstream(name) => relayed(name, rule.path, rule.on_relay_failure),
+    };
+    last.push_str(match rule.send_proxy {
+        None => "",
+        Some(ProxyHeader::V1) => ", with a PROXY header of version 1",
+        Some(ProxyHeader::V2) => ", with a PROXY header of version 2",
     });
+    parts.push(last);
     parts.join("\n")
 }
 

@@ -23,10 +23,21 @@ pub struct Reverse {
     pub connect_timeout: Duration,
     /// Senders whose connections begin with a PROXY header.
     pub accept_proxy: Vec<IpNet>,
+    /// How the service is told who the client is, if it is.
+    pub send_proxy: Option<ProxyHeader>,
     /// What becomes of connections while the relay is dead, hung or cannot answer.
     pub on_relay_failure: FailMode,
     /// How relayed bytes are moved.
     pub path: PathChoice,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyHeader {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// Addresses of this host and ports of them.
