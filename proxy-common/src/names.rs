@@ -44,6 +44,8 @@ pub const REDIRECT_OF: &str = "REDIRECT_OF";
 pub const PAIRS: &str = "PAIRS";
 /// Ring buffer of indices of redirects that want the relay's attention.
 pub const REDIRECT_EVENTS: &str = "REDIRECT_EVENTS";
+/// Ring buffer of the cookies of upstream sockets whose relay rests and has got a reply.
+pub const REPLY_EVENTS: &str = "REPLY_EVENTS";
 
 /// `cgroup/connect4`.
 pub const CONNECT4: &str = "connect4";
@@ -77,7 +79,7 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 21] = [
+pub const MAPS: [&str; 22] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -99,6 +101,7 @@ pub const MAPS: [&str; 21] = [
     REDIRECT_OF,
     PAIRS,
     REDIRECT_EVENTS,
+    REPLY_EVENTS,
 ];
 
 /// Every program of the object.

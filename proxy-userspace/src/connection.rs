@@ -15,7 +15,7 @@ use crate::{
     process::Process,
     record::{ByPath, CloseRecord, comm_text},
     relay::{
-        Ended, Path, Progress, Reason, Relay, Side,
+        Ended, Path, Progress, Reason, Relay, Side, Turn,
         shortcut::{Lane, Obstacle, of_app},
     },
     routes::Route,
@@ -101,7 +101,7 @@ struct Flow<'a> {
 impl Flow<'_> {
     /// Dials and relays. Whatever goes wrong, the app sees a reset and never an orderly end.
     async fn run(&mut self, mut downstream: TcpStream) -> (CloseReason, Option<String>) {
-        let mut upstream = match self.dial().await {
+        let upstream = match self.dial().await {
             Ok(upstream) => upstream,
             Err((reason, error)) => {
                 socket::reset(downstream);
@@ -122,9 +122,17 @@ impl Flow<'_> {
             Err(why) => obstacle = Some(why),
         }
         let mut stop = self.worker.stop.clone();
-        let ended = tokio::select! {
-            ended = relay.run(&mut downstream, &mut upstream.stream, self.route.path) => ended,
-            _ = stop.wait_for(|stop| *stop) => Ended { reason: CloseReason::Shutdown, first_error: None },
+        let relayed = relay_to_end(
+            &mut relay,
+            self.route.path,
+            &mut downstream,
+            upstream.stream,
+        );
+        let (ended, upstream) = tokio::select! {
+            relayed = relayed => relayed,
+            _ = stop.wait_for(|stop| *stop) => {
+                (Ended { reason: CloseReason::Shutdown, first_error: None }, None)
+            }
         };
         self.reason = match obstacle {
             Some(obstacle) => Some(Reason::Shortcut(obstacle)),
@@ -132,14 +140,18 @@ impl Flow<'_> {
         };
         if ended.must_reset() {
             socket::reset(downstream);
-            socket::reset(upstream.stream.into_tcp());
+            if let Some(upstream) = upstream {
+                socket::reset(upstream.into_tcp());
+            }
         } else {
             tokio::select! {
                 () = relay.until_read() => {}
                 _ = stop.wait_for(|stop| *stop) => {}
             }
             socket::end_orderly(&downstream);
-            socket::end_orderly(upstream.stream.tcp());
+            if let Some(upstream) = &upstream {
+                socket::end_orderly(upstream.tcp());
+            }
         }
         (
             ended.reason,
@@ -261,6 +273,29 @@ impl Flow<'_> {
             reason,
             error,
         });
+    }
+}
+
+/// Relays, and rests where the kernel does the work, until the end. Returns the upstream stream, unless that was lost; and
+/// so it is, by reset, when this is dropped.
+async fn relay_to_end(
+    relay: &mut Relay,
+    path: PathChoice,
+    downstream: &mut TcpStream,
+    mut upstream: UpstreamStream,
+) -> (Ended, Option<UpstreamStream>) {
+    loop {
+        match relay.run(downstream, &mut upstream, path).await {
+            Turn::Ended(ended) => return (ended, Some(upstream)),
+            Turn::Quiet => {}
+        }
+        upstream = match upstream {
+            UpstreamStream::Tcp(tcp) => match relay.rest(downstream, tcp).await {
+                Ok(tcp) => UpstreamStream::Tcp(tcp),
+                Err(ended) => return (ended, None),
+            },
+            tls @ UpstreamStream::Tls(_) => tls,
+        };
     }
 }
 

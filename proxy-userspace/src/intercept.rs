@@ -5,6 +5,7 @@
 //! pinned for exactly that reason (see [`guard`]).
 
 mod btf;
+mod events;
 pub mod guard;
 mod handles;
 mod object;
@@ -33,9 +34,10 @@ use aya::{
 use proxy_common::{Relay, names};
 use thiserror::Error;
 
+pub use events::Events;
 pub use handles::{Counters, Exempter, Heartbeat, Records};
 pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shapes};
-pub use redirects::{RedirectEvents, Redirects, prove as prove_redirects};
+pub use redirects::{Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
 
 use crate::{policy::Compiled, relay::shortcut::Proofs};
@@ -77,7 +79,7 @@ pub struct Interceptor {
     ebpf: Ebpf,
     tables: tables::PolicyTables,
     follows_tasks: bool,
-    teller: shortcut::Teller,
+    office: shortcut::Office,
     /// Of the `connect` hooks; dropping them detaches.
     connect: Vec<CgroupSockAddrLink>,
     guard: Option<Guard>,
@@ -181,7 +183,7 @@ impl Interceptor {
             ebpf,
             tables,
             follows_tasks: false,
-            teller: shortcut::Teller::default(),
+            office: shortcut::Office::default(),
             connect: Vec::new(),
             guard: None,
         };
@@ -319,7 +321,15 @@ impl Interceptor {
     /// # Errors
     /// When the kernel refuses the program.
     pub fn enable_shortcut(&mut self, features: &Features) -> Result<Proofs, InterceptError> {
-        shortcut::enable(&mut self.ebpf, features, &self.teller)
+        shortcut::enable(&mut self.ebpf, features, &self.office)
+    }
+
+    /// What wakes relays that rest while replies go past them. Until it is served they do not rest.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn reply_events(&self) -> Result<Events, InterceptError> {
+        self.office.events(&self.ebpf)
     }
 
     /// Opens the shortcut to connections. One handle per worker.
@@ -327,7 +337,7 @@ impl Interceptor {
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn lanes(&self) -> Result<Lanes, InterceptError> {
-        Lanes::new(&self.ebpf, &self.teller)
+        Lanes::new(&self.ebpf, &self.office)
     }
 
     /// The relay's sign of life.
@@ -345,7 +355,7 @@ impl Interceptor {
     pub fn redirects(
         &mut self,
         features: &Features,
-    ) -> Result<(Arc<Redirects>, RedirectEvents), InterceptError> {
+    ) -> Result<(Arc<Redirects>, Events), InterceptError> {
         features.allow_redirects()?;
         Redirects::new(&mut self.ebpf)
     }
