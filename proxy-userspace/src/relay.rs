@@ -208,6 +208,10 @@ impl Relay {
     ) -> Turn {
         Turn::Ended(match choice {
             PathChoice::Auto | PathChoice::AutoOrShortcut => self.auto(downstream, upstream).await,
+            // What leaves the shortcut is a stream, for which there may be something better than copying.
+            PathChoice::Shortcut | PathChoice::ShortcutWithoutFionread if self.lane.is_some() => {
+                self.auto(downstream, upstream).await
+            }
             PathChoice::Copy | PathChoice::Shortcut | PathChoice::ShortcutWithoutFionread => {
                 self.copy(downstream, upstream).await
             }

@@ -1,6 +1,6 @@
 //! The shortcut path: the app's own socket sends straight into the upstream socket, in the kernel.
 //!
-//! The relay goes on as on the copy path, with whatever still comes over its own connection to the app: all replies,
+//! The relay goes on as on the path that `auto` chooses, with whatever still comes over its own connection to the app: all replies,
 //! and those of the app's bytes that may not or cannot take the shortcut. All it adds is to say, after each turn, how many
 //! of the app's bytes upstream has accepted. The kernel lets a piece take the shortcut only when that is as many as the
 //! app ever sent over the relay's connection, so that nothing is overtaken; there is no mode to switch and no barrier
@@ -9,7 +9,7 @@
 //!
 //! Nor do streams, for long. An upload fills the upstream socket, and then each piece costs the program on top of the way
 //! through the relay; small pieces in a row cost it more than the relay, which gathers them. Such a connection leaves the
-//! shortcut for good, and its app's socket is as it would be on the copy path.
+//! shortcut for good, and its app's socket is as it would be without one.
 //!
 //! Replies take it only where the rule says `shortcut-both-ways`: see [`replies`]. The kernel keeps such bytes apart from
 //! those that came by TCP, and then `splice()` finds nothing and closing with unread bytes sends no reset. An app that
