@@ -194,6 +194,14 @@ fn waits(process: u32) -> u64 {
 }
 
 #[test]
+fn a_killed_relay_ends_no_connection_orderly() {
+    let sandbox = Sandbox::new();
+    let mut culvert = sandbox.culvert(RULES);
+    let mut command = app(&sandbox, "crash_with_answers_unread");
+    in_steps(&mut command, &mut [&mut || culvert.kill()]);
+}
+
+#[test]
 fn a_stopped_relay_stops_no_exchange() {
     let sandbox = Sandbox::new();
     let culvert = sandbox.culvert(RULES);

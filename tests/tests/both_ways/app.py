@@ -384,6 +384,25 @@ def without_the_relay():
     return None
 
 
+def crash_with_answers_unread():
+    """The relay is killed between two lines of input."""
+    flow = asked()
+    flow.server.sendall(b"answer")
+    select.select([flow.app], [], [], PATIENCE)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    fails(errno.ECONNRESET, exactly, flow.server, 1)
+    # Whole, cut off at the end, or not at all: but never anything else, and then the reset.
+    received = b""
+    try:
+        while part := flow.app.recv(10):
+            received += part
+        raise AssertionError("an orderly end")
+    except ConnectionResetError:
+        assert b"answer".startswith(received), received
+    return None
+
+
 def late_reader():
     """The daemon is told to end while an answer is unread."""
     flow = asked()
