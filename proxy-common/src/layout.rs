@@ -30,7 +30,7 @@ const _: () = {
     assert!(size_of::<RelaySide>() == 3 * 8 + 4 + 9 * 4);
     assert!(size_of::<Redirect>() == 2 * 64);
     assert!(size_of::<LaneKey>() == 8 + 8);
-    assert!(size_of::<Lane>() == 4);
+    assert!(size_of::<Lane>() == 4 + 4);
     assert!(size_of::<Sent>() == 6 * 8 + 4 + 4);
     assert!(size_of::<Replies>() == 16 + 3 * 8 + (8 + 4 * 4) + 4 * 4);
 };

@@ -54,6 +54,8 @@ pub const REDIRECT_OF: &str = "REDIRECT_OF";
 pub const PAIRS: &str = "PAIRS";
 /// Ring buffer of indices of redirects that want the relay's attention.
 pub const REDIRECT_EVENTS: &str = "REDIRECT_EVENTS";
+/// Ring buffer of the cookies of upstream sockets whose relay rests and has got a reply.
+pub const REPLY_EVENTS: &str = "REPLY_EVENTS";
 
 /// `cgroup/connect4`.
 pub const CONNECT4: &str = "connect4";
@@ -93,7 +95,7 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 26] = [
+pub const MAPS: [&str; 27] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -120,6 +122,7 @@ pub const MAPS: [&str; 26] = [
     REDIRECT_OF,
     PAIRS,
     REDIRECT_EVENTS,
+    REPLY_EVENTS,
 ];
 
 /// Every program of the object.

@@ -99,6 +99,10 @@ pub static PAIRS: SockMap<16_384> = SockMap::new();
 #[btf_map]
 pub static REDIRECT_EVENTS: RingBuf<u64, 65_536> = RingBuf::new();
 
+/// Room for one event of each lane there can be, and for one more of its predecessor: 16 bytes each.
+#[btf_map]
+pub static REPLY_EVENTS: RingBuf<u64, 524_288> = RingBuf::new();
+
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub fn count(counter: Counter) {

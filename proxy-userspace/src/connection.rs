@@ -16,7 +16,7 @@ use crate::{
     proxy_protocol,
     record::{ByPath, CloseRecord, comm_text},
     relay::{
-        Ended, Path, Progress, Reason, Relay, Side,
+        Ended, Path, Progress, Reason, Relay, Side, Turn,
         shortcut::{Lane, Obstacle, of_app},
     },
     rule::PathChoice,
@@ -94,9 +94,17 @@ impl Flow<'_> {
             Err(why) => obstacle = Some(why),
         }
         let mut stop = self.worker.stop.clone();
-        let ended = tokio::select! {
-            ended = relay.run(&mut downstream, &mut upstream.stream, self.origin.route.path) => ended,
-            _ = stop.wait_for(|stop| *stop) => Ended { reason: CloseReason::Shutdown, first_error: None },
+        let relayed = relay_to_end(
+            &mut relay,
+            self.origin.route.path,
+            &mut downstream,
+            upstream.stream,
+        );
+        let (ended, upstream) = tokio::select! {
+            relayed = relayed => relayed,
+            _ = stop.wait_for(|stop| *stop) => {
+                (Ended { reason: CloseReason::Shutdown, first_error: None }, None)
+            }
         };
         self.reason = match obstacle {
             Some(obstacle) => Some(Reason::Shortcut(obstacle)),
@@ -104,14 +112,18 @@ impl Flow<'_> {
         };
         if ended.must_reset() {
             socket::reset(downstream);
-            socket::reset(upstream.stream.into_tcp());
+            if let Some(upstream) = upstream {
+                socket::reset(upstream.into_tcp());
+            }
         } else {
             tokio::select! {
                 () = relay.until_read() => {}
                 _ = stop.wait_for(|stop| *stop) => {}
             }
             socket::end_orderly(&downstream);
-            socket::end_orderly(upstream.stream.tcp());
+            if let Some(upstream) = &upstream {
+                socket::end_orderly(upstream.tcp());
+            }
         }
         (
             ended.reason,
@@ -253,6 +265,29 @@ impl Flow<'_> {
             reason,
             error,
         });
+    }
+}
+
+/// Relays, and rests where the kernel does the work, until the end. Returns the upstream stream, unless that was lost; and
+/// so it is, by reset, when this is dropped.
+async fn relay_to_end(
+    relay: &mut Relay,
+    path: PathChoice,
+    downstream: &mut TcpStream,
+    mut upstream: UpstreamStream,
+) -> (Ended, Option<UpstreamStream>) {
+    loop {
+        match relay.run(downstream, &mut upstream, path).await {
+            Turn::Ended(ended) => return (ended, Some(upstream)),
+            Turn::Quiet => {}
+        }
+        upstream = match upstream {
+            UpstreamStream::Tcp(tcp) => match relay.rest(downstream, tcp).await {
+                Ok(tcp) => UpstreamStream::Tcp(tcp),
+                Err(ended) => return (ended, None),
+            },
+            tls @ UpstreamStream::Tls(_) => tls,
+        };
     }
 }
 

@@ -7,6 +7,7 @@
 mod arrivals;
 mod btf;
 mod error;
+mod events;
 pub mod guard;
 mod handles;
 mod object;
@@ -34,9 +35,10 @@ use aya::{
 use proxy_common::{Relay, names};
 
 pub use error::InterceptError;
+pub use events::Events;
 pub use handles::{Counters, Exempter, Heartbeat, Records};
 pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shapes};
-pub use redirects::{RedirectEvents, Redirects, prove as prove_redirects};
+pub use redirects::{Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
 
 use crate::{policy::Compiled, relay::shortcut::Proofs};
@@ -83,7 +85,7 @@ pub struct Interceptor {
     ebpf: Ebpf,
     tables: tables::PolicyTables,
     follows_tasks: bool,
-    teller: shortcut::Teller,
+    office: shortcut::Office,
     /// Of the `connect` hooks; dropping them detaches.
     connect: Vec<CgroupSockAddrLink>,
     arrivals: Arrivals,
@@ -119,7 +121,7 @@ impl Interceptor {
             ebpf,
             tables,
             follows_tasks: false,
-            teller: shortcut::Teller::default(),
+            office: shortcut::Office::default(),
             connect: Vec::new(),
             arrivals: Arrivals::default(),
             guard: None,
@@ -323,7 +325,15 @@ impl Interceptor {
     /// # Errors
     /// When the kernel refuses the program.
     pub fn enable_shortcut(&mut self, features: &Features) -> Result<Proofs, InterceptError> {
-        shortcut::enable(&mut self.ebpf, features, &self.teller)
+        shortcut::enable(&mut self.ebpf, features, &self.office)
+    }
+
+    /// What wakes relays that rest while replies go past them. Until it is served they do not rest.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn reply_events(&self) -> Result<Events, InterceptError> {
+        self.office.events(&self.ebpf)
     }
 
     /// Opens the shortcut to connections. One handle per worker.
@@ -331,7 +341,7 @@ impl Interceptor {
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn lanes(&self) -> Result<Lanes, InterceptError> {
-        Lanes::new(&self.ebpf, &self.teller)
+        Lanes::new(&self.ebpf, &self.office)
     }
 
     /// The relay's sign of life.
@@ -349,7 +359,7 @@ impl Interceptor {
     pub fn redirects(
         &mut self,
         features: &Features,
-    ) -> Result<(Arc<Redirects>, RedirectEvents), InterceptError> {
+    ) -> Result<(Arc<Redirects>, Events), InterceptError> {
         features.allow_redirects()?;
         Redirects::new(&mut self.ebpf)
     }

@@ -294,11 +294,8 @@ impl Proxy {
         if !rule.path.is_shortcut() || !matches!(rule.via, Via::Upstream(_)) {
             return false;
         }
-        let interceptor = &mut self.interceptor;
-        let features = &self.features;
         let proofs = *self.shared.shortcut.get_or_init(|| {
-            interceptor
-                .enable_shortcut(features)
+            prove_shortcut(&mut self.interceptor, &self.features, &mut self.supervisor)
                 .unwrap_or_else(|error| {
                     tracing::warn!(error = &error as &dyn std::error::Error, "no shortcut");
                     Proofs {
@@ -481,4 +478,17 @@ fn open(cgroup: &Path) -> Result<File, ProxyError> {
         path: cgroup.to_owned(),
         source,
     })
+}
+
+/// Finds out what the shortcut is worth on this kernel, and has what it needs served.
+fn prove_shortcut(
+    interceptor: &mut Interceptor,
+    features: &Features,
+    supervisor: &mut Supervisor,
+) -> Result<Proofs, InterceptError> {
+    let proofs = interceptor.enable_shortcut(features)?;
+    if proofs.replies.is_ok() {
+        supervisor.hear_replies(interceptor.reply_events()?);
+    }
+    Ok(proofs)
 }

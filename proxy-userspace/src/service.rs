@@ -156,8 +156,11 @@ impl Service {
 
     /// Measures, in the background, what the paths cost here, if a rule leaves the choice to us and that is wanted now.
     pub(crate) fn calibrate(&mut self) {
-        let relayed_by_choice =
-            |rule: &Rule| rule.path.is_auto() && matches!(rule.via, Via::Upstream(_));
+        // Streams that leave the shortcut are relayed by choice, too.
+        let relayed_by_choice = |rule: &Rule| {
+            let may_change = rule.path.is_auto() || rule.path.is_shortcut();
+            may_change && matches!(rule.via, Via::Upstream(_))
+        };
         let arrivals = self.config.reverse.iter();
         let mut arrivals = arrivals.filter(|rule| rule.via.is_relayed());
         if self.config.daemon.calibrate == Calibrate::AtStart

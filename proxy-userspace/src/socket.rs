@@ -16,7 +16,9 @@ use std::{
 
 use nix::{
     errno::Errno,
-    getsockopt_impl, ioctl_read_bad, setsockopt_impl, sockopt_impl,
+    getsockopt_impl, ioctl_read_bad,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    setsockopt_impl, sockopt_impl,
     sys::socket::{getsockopt, setsockopt},
 };
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -180,6 +182,16 @@ pub fn unacknowledged(socket: &impl AsFd) -> io::Result<u64> {
 /// None in practice.
 pub fn unread(socket: &impl AsFd) -> io::Result<u64> {
     queued(socket, inq)
+}
+
+/// Whether bytes wait, or the peer has ended or failed the stream.
+///
+/// # Errors
+///
+/// None in practice.
+pub fn has_news(socket: &impl AsFd) -> io::Result<bool> {
+    let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut polled, PollTimeout::ZERO)? > 0)
 }
 
 /// Has the kernel handle what arrived before the socket was put into a sockmap, as if it arrived now

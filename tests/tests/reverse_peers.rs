@@ -269,19 +269,15 @@ fn the_service_is_told_who_the_client_is() {
         // A client of the other family, by hearsay: both addresses are IPv6 then.
         let line = b"PROXY TCP6 2001:db8:9::7 2001:db8::1 40001 443\r\nhello";
         let socket = say(&app, SERVER_V4, server.address(), &[line]);
-        let expected = match version {
-            "v1" => format!(
-                "PROXY TCP6 2001:db8:9::7 ::ffff:192.0.2.1 40001 {}\r\nhello",
-                server.address().port()
-            )
-            .into_bytes(),
-            _ => {
-                let mut bytes = v6_addresses()[..16].to_vec();
-                bytes.extend(SERVER_V4.to_ipv6_mapped().octets());
-                bytes.extend(40_001u16.to_be_bytes());
-                bytes.extend(server.address().port().to_be_bytes());
-                [binary(1, 0x21, &bytes), b"hello".to_vec()].concat()
-            }
+        let expected = if version == "v1" {
+            let port = server.address().port();
+            format!("PROXY TCP6 2001:db8:9::7 ::ffff:192.0.2.1 40001 {port}\r\nhello").into_bytes()
+        } else {
+            let mut bytes = v6_addresses()[..16].to_vec();
+            bytes.extend(SERVER_V4.to_ipv6_mapped().octets());
+            bytes.extend(40_001u16.to_be_bytes());
+            bytes.extend(server.address().port().to_be_bytes());
+            [binary(1, 0x21, &bytes), b"hello".to_vec()].concat()
         };
         let told = socket.receive(expected.len()).unwrap();
         assert_eq!(told, expected, "{}", String::from_utf8_lossy(&told));
@@ -338,7 +334,7 @@ fn nginx_behind_the_relay_is_told_the_client() {
 fn nginx_stays_on_its_port_and_the_relay_before_it() {
     let sandbox = Sandbox::new();
     let directory = sandbox.directory();
-    let page: String = (0..20_000).map(|line| format!("line {line}\n")).collect();
+    let page = "a line of the page\n".repeat(20_000);
     fs::create_dir(directory.join("www")).unwrap();
     fs::write(directory.join("www/page"), &page).unwrap();
     let place = directory.display();

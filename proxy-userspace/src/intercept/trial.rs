@@ -51,7 +51,7 @@ pub fn try_programs(
 pub fn prove_shortcut(features: &Features) -> Result<Proofs, InterceptError> {
     let mut ebpf = object::load(Settings::UNCONFIGURED, features)
         .map_err(|source: EbpfError| InterceptError::Object(Box::new(source)))?;
-    shortcut::enable(&mut ebpf, features, &shortcut::Teller::default())
+    shortcut::enable(&mut ebpf, features, &shortcut::Office::default())
 }
 
 fn try_program(
