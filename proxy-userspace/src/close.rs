@@ -35,11 +35,13 @@ pub enum CloseReason {
     RuleGone,
     /// The daemon ran out of files or memory for it.
     OutOfResources,
+    /// A trusted sender's PROXY header was missing, malformed or late.
+    SenderProtocol,
 }
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Done,
         Self::DownstreamReset,
         Self::UpstreamReset,
@@ -55,6 +57,7 @@ impl CloseReason {
         Self::NotIntercepted,
         Self::RuleGone,
         Self::OutOfResources,
+        Self::SenderProtocol,
     ];
 
     /// The stable name in logs, records and counters.
@@ -76,6 +79,7 @@ impl CloseReason {
             Self::NotIntercepted => "not_intercepted",
             Self::RuleGone => "rule_gone",
             Self::OutOfResources => "out_of_resources",
+            Self::SenderProtocol => "sender_protocol",
         }
     }
 }

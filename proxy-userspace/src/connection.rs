@@ -1,24 +1,22 @@
-//! One connection, from accept to its close record. Read it top to bottom.
+//! One connection, from accept to its close record, whichever role it is in. Read it top to bottom.
 
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
-use proxy_common::Record;
 use tokio::net::TcpStream;
 
 use crate::{
     clock,
     close::CloseReason,
-    process::Process,
+    origin::{self, App, Origin, Rejected},
     record::{ByPath, CloseRecord, comm_text},
     relay::{
         Ended, Path, Progress, Reason, Relay, Side, Turn,
         shortcut::{Lane, Obstacle, of_app},
     },
-    routes::Route,
     rule::PathChoice,
     shared::Worker,
     socket,
@@ -28,51 +26,23 @@ use crate::{
 /// Takes an accepted connection to its end.
 pub(crate) async fn serve(
     worker: &Worker,
-    downstream: TcpStream,
+    mut downstream: TcpStream,
     client: SocketAddr,
     listener: SocketAddr,
 ) {
-    let accepted_at = clock::monotonic();
-    let record = match worker.original_dst.borrow_mut().take(client, listener) {
-        Ok(Some(record)) => record,
-        Ok(None) => {
-            return reject(
-                worker,
-                downstream,
-                client,
-                CloseReason::NotIntercepted,
-                None,
-            );
-        }
-        Err(error) => {
-            tracing::error!(%error, "cannot ask the kernel where a connection was going");
-            return reject(
-                worker,
-                downstream,
-                client,
-                CloseReason::OutOfResources,
-                None,
-            );
-        }
+    let mut stop = worker.stop.clone();
+    let found = tokio::select! {
+        found = origin::find(worker, &mut downstream, client, listener) => found,
+        _ = stop.wait_for(|stop| *stop) => Err(Rejected { reason: CloseReason::Shutdown, orig_dst: None }),
     };
-    let Some(route) = worker.shared.routes.find(record.rule) else {
-        return reject(
-            worker,
-            downstream,
-            client,
-            CloseReason::RuleGone,
-            Some(record),
-        );
+    let origin = match found {
+        Ok(origin) => origin,
+        Err(why) => return reject(worker, downstream, client, &why),
     };
-    let process = who(worker, &route, &record);
     worker.shared.stats.live.fetch_add(1, Relaxed);
     let mut flow = Flow {
         worker,
-        client,
-        intercept: accepted_at.saturating_sub(Duration::from_nanos(record.connect_ns)),
-        route: past_itself(worker, route, process.as_deref()),
-        process,
-        record,
+        origin,
         progress: Arc::new(Progress::default()),
         peer: None,
         reason: None,
@@ -86,15 +56,11 @@ pub(crate) async fn serve(
 /// A connection that has a route.
 struct Flow<'a> {
     worker: &'a Worker,
-    client: SocketAddr,
-    record: Record,
-    route: Route,
-    process: Option<Arc<Process>>,
+    origin: Origin,
     progress: Arc<Progress>,
     peer: Option<SocketAddr>,
     /// Why it is not on a better path.
     reason: Option<Reason>,
-    intercept: Duration,
     timings: Timings,
 }
 
@@ -113,7 +79,7 @@ impl Flow<'_> {
         let mut obstacle = None;
         match self.lane(&upstream.stream) {
             Ok(Some(mut lane)) => {
-                if self.route.path == PathChoice::ShortcutBothWays {
+                if self.origin.route.path == PathChoice::ShortcutBothWays {
                     obstacle = self.open_replies(&mut lane, &upstream.stream).err();
                 }
                 relay.take_shortcut(lane);
@@ -124,7 +90,7 @@ impl Flow<'_> {
         let mut stop = self.worker.stop.clone();
         let relayed = relay_to_end(
             &mut relay,
-            self.route.path,
+            self.origin.route.path,
             &mut downstream,
             upstream.stream,
         );
@@ -165,13 +131,16 @@ impl Flow<'_> {
         let (Some(proofs), Some(kernel)) = (proofs, &self.worker.shortcuts) else {
             return Ok(None);
         };
-        if !proofs.requests.allows(self.route.path)? {
+        let Some(App { record, .. }) = &self.origin.app else {
+            return Ok(None);
+        };
+        if !proofs.requests.allows(self.origin.route.path)? {
             return Ok(None);
         }
-        of_app(self.record.shortcut)?;
+        of_app(record.shortcut)?;
         let upstream = upstream.plain().ok_or(Obstacle::Encrypted)?;
         let progress = Arc::clone(&self.progress);
-        Lane::open(Arc::clone(kernel), self.record.lane(), upstream, progress)
+        Lane::open(Arc::clone(kernel), record.lane(), upstream, progress)
             .map(Some)
             .map_err(|error| {
                 tracing::debug!(%error, "a connection cannot take the shortcut");
@@ -196,10 +165,13 @@ impl Flow<'_> {
     }
 
     async fn dial(&mut self) -> Result<Connected, (CloseReason, Option<String>)> {
-        let destination = orig_dst(&self.record);
+        let Origin {
+            route, orig_dst, ..
+        } = &self.origin;
+        let destination = route.destination.unwrap_or(*orig_dst);
         let mut stop = self.worker.stop.clone();
         let dialled = tokio::select! {
-            dialled = self.worker.dialer.dial(&self.route.upstream, destination) => dialled,
+            dialled = self.worker.dialer.dial(&route.upstream, destination) => dialled,
             _ = stop.wait_for(|stop| *stop) => return Err((CloseReason::Shutdown, None)),
         };
         match dialled {
@@ -213,8 +185,8 @@ impl Flow<'_> {
                 let text = error.with_causes();
                 if self.worker.may_warn(reason.label()) {
                     tracing::warn!(
-                        rule = &*self.route.rule,
-                        upstream = &*self.route.upstream.name,
+                        rule = &*route.rule,
+                        upstream = &*route.upstream.name,
                         %destination,
                         "{text}"
                     );
@@ -232,25 +204,25 @@ impl Flow<'_> {
         let Some(log) = &self.worker.shared.access_log else {
             return;
         };
-        let opened = Duration::from_nanos(self.record.connect_ns);
+        let origin = &self.origin;
+        let app = origin.app.as_ref();
+        let record = app.map(|app| &app.record);
+        let process = app.and_then(|app| app.process.as_ref());
+        let comm = record.map(|record| comm_text(&record.comm));
         log.write(&CloseRecord {
             closed_at: SystemTime::now(),
-            rule: Some(&self.route.rule),
-            pid: self.record.pid,
-            uid: self.record.uid,
-            gid: self.record.gid,
-            comm: &comm_text(&self.record.comm),
-            exe: self
-                .process
-                .as_ref()
-                .and_then(|process| process.exe.as_deref()),
-            cgroup: self
-                .process
-                .as_ref()
-                .and_then(|process| process.cgroup.as_deref()),
-            client: self.client,
-            orig_dst: Some(orig_dst(&self.record)),
-            upstream: Some(&self.route.upstream.name),
+            role: origin.role,
+            rule: Some(&origin.route.rule),
+            pid: record.map(|record| record.pid),
+            uid: record.map(|record| record.uid),
+            gid: record.map(|record| record.gid),
+            comm: comm.as_deref(),
+            exe: process.and_then(|process| process.exe.as_deref()),
+            cgroup: process.and_then(|process| process.cgroup.as_deref()),
+            client: origin.client,
+            sender: origin.sender,
+            orig_dst: Some(origin.orig_dst),
+            upstream: Some(&origin.route.upstream.name),
             peer: self.peer,
             path: self.peer.map(|_| progress.path().label()),
             path_reason: self.reason.map(Reason::label),
@@ -266,10 +238,10 @@ impl Flow<'_> {
             promotions: progress.promotions(),
             demotions: progress.demotions(),
             repairs: progress.repairs(),
-            intercept: self.intercept,
+            intercept: origin.intercept,
             connect: self.timings.connect,
             handshake: self.timings.handshake,
-            total: clock::monotonic().saturating_sub(opened),
+            total: clock::monotonic().saturating_sub(origin.begun),
             reason,
             error,
         });
@@ -299,61 +271,15 @@ async fn relay_to_end(
     }
 }
 
-/// Who opened the connection. Asked now, while the app surely waits for us (when the connection ends its process may be
-/// gone), and only where somebody wants to know: for a short connection it is a tenth of all the work.
-fn who(worker: &Worker, route: &Route, record: &Record) -> Option<Arc<Process>> {
-    let wanted = worker.shared.access_log.is_some() || route.upstream.entrance().is_some();
-    let mut processes = worker.processes.borrow_mut();
-    wanted
-        .then(|| processes.get(record.pid, record.connect_ns))
-        .flatten()
-}
-
-/// The way of a connection that is not a circle: when the process that opened it is the proxy it would be sent to, which
-/// runs on this host and is selected by a rule like any other, it goes to its destination.
-fn past_itself(worker: &Worker, route: Route, process: Option<&Process>) -> Route {
-    let (Some(process), Some(entrance)) = (process, route.upstream.entrance()) else {
-        return route;
-    };
-    if !worker.processes.borrow_mut().serves(process, entrance) {
-        return route;
-    }
-    worker.shared.stats.own_proxy.fetch_add(1, Relaxed);
-    if worker.may_warn("own_proxy") {
-        tracing::warn!(
-            rule = &*route.rule,
-            upstream = &*route.upstream.name,
-            pid = process.pid,
-            exe = ?process.exe,
-            "a rule selects the connections of its own proxy; they are relayed to their destinations, and would better \
-             be excluded from the rule"
-        );
-    }
-    Route {
-        upstream: Arc::new(route.upstream.without_proxies()),
-        ..route
-    }
-}
-
 /// Resets a connection that has no route.
-fn reject(
-    worker: &Worker,
-    downstream: TcpStream,
-    client: SocketAddr,
-    reason: CloseReason,
-    record: Option<Record>,
-) {
+fn reject(worker: &Worker, downstream: TcpStream, client: SocketAddr, why: &Rejected) {
+    let Rejected { reason, orig_dst } = why;
     // Counted first: whoever sees the reset also sees the count.
-    worker.shared.stats.count_close(reason);
+    worker.shared.stats.count_close(*reason);
     socket::reset(downstream);
     if worker.may_warn(reason.label()) {
-        let orig_dst = record.map(|record| orig_dst(&record));
         tracing::warn!(%client, ?orig_dst, %reason, "connection reset");
     }
-}
-
-fn orig_dst(record: &Record) -> SocketAddr {
-    record.orig_addr.with_port(record.orig_port)
 }
 
 impl Side for UpstreamStream {

@@ -14,6 +14,16 @@
 //!    the [`upstream`] and lets [`relay`] move the bytes.
 //! 6. The close record says what happened ([`record`], [`close`]).
 //!
+//! # One connection that arrives
+//!
+//! 1. The kernel looks for a listener for a SYN. `reverse` in `proxy-ebpf` asks [`proxy_common::select()`]: no rule, or one that says
+//!    direct, and the kernel goes on looking; refuse, and it answers by a reset.
+//! 2. For one to be relayed it assigns our listener, which is found in a sockmap and is bound to loopback. The accepted socket has
+//!    the addresses that the client sees.
+//! 3. `origin` tells it from one that an app opened by that local address, and asks the same function over the same tables in
+//!    memory which rule it was. From there on its life is that of any other connection.
+//! 4. When the relay dials the service, `own_events` registers the tuple of its SYN before that leaves; `reverse` lets it pass.
+//!
 //! # Layers
 //!
 //! | layer | modules | may know |
@@ -21,7 +31,7 @@
 //! | words | [`rule`], [`close`], [`clock`] | nothing of ours |
 //! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`watch`], [`relay`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
-//! | threads | [`shared`], `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
+//! | threads | [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
 //! | whole | [`proxy`] (start and stop order), `pulse`, `service`, [`config`] | everything below |
 //! | commands | [`daemon`], [`exec`], `run_command`, [`commands`], [`cli`] | everything |
 //!
@@ -36,6 +46,15 @@
 //!   map leaks when a `connect()` fails before a port is chosen. What hangs on the socket does neither.
 //! - **Own sockets are marked one by one** before they connect. A user id, a mark or a cgroup would exempt others too, or
 //!   not ourselves.
+//! - **No record for what arrives.** The kernel could leave a note of the rule under the tuple of each SYN. Nobody would take those
+//!   of handshakes that never end, so a flood of SYNs would fill the map; looking the rule up once more costs less than a system
+//!   call. A reload in between is no matter: the newest policy that has the relay take the connection decides.
+//! - **One trie of areas, one of ports.** A binding has an address prefix and a range of ports, and the most specific decides.
+//!   Every prefix that a rule lists knows those around it, and has ports of its own; a look-up goes from the inside out, which
+//!   is a step or two however many bindings there are. Repeating the ports of wide prefixes in narrow ones would make one
+//!   look-up of it, and tables that grow with the square of the file.
+//! - **The daemon's own SYN is told by its tuple**, which is all that `sk_lookup` sees, and is published by a `sockops` program when the
+//!   port is chosen and the SYN not yet built. To bind each socket first would cost calls and ports.
 //! - **A guard of its own for `refuse`.** Pinning the whole set of hooks would leave connections of `direct` rules being sent to
 //!   a dead port until somebody noticed. The guard only refuses, and needs no sign from the other programs: a connection
 //!   that still shows its own destination was not relayed.
@@ -74,12 +93,14 @@ pub mod exec;
 pub mod failure;
 pub mod intercept;
 mod listener;
+mod origin;
 mod paint;
 pub mod plan;
 pub mod policy;
 mod privileges;
 pub mod process;
 pub mod proxy;
+mod proxy_protocol;
 mod pulse;
 pub mod record;
 pub mod relay;

@@ -28,6 +28,7 @@ const LAYERS: [&[&str]; 10] = [
         "exec",
         "policy",
         "privileges",
+        "proxy_protocol",
         "record",
         "relay",
         "status",
@@ -39,7 +40,7 @@ const LAYERS: [&[&str]; 10] = [
     // What the connections of one thread share, and what they ask the kernel side for.
     &["access_log", "shared"],
     // The kernel side, and the life of a connection. Neither knows the other.
-    &["connection", "intercept", "listener"],
+    &["connection", "intercept", "listener", "origin"],
     // Both together.
     &["proxy", "pulse", "worker"],
     // A proxy kept right while the machine and its configuration change.
@@ -52,8 +53,9 @@ const LAYERS: [&[&str]; 10] = [
 ];
 
 /// What a module may use in its own layer.
-const SIBLINGS: [(&str, &[&str]); 7] = [
+const SIBLINGS: [(&str, &[&str]); 8] = [
     ("cgroup", &["rule"]),
+    ("connection", &["origin"]),
     ("listener", &["connection"]),
     ("main", &["commands"]),
     ("plan", &["daemon"]),
