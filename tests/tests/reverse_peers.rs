@@ -227,7 +227,8 @@ fn haproxy_before_the_relay_tells_the_client() {
 fn nginx_stays_on_its_port_and_the_relay_before_it() {
     let sandbox = Sandbox::new();
     let directory = sandbox.directory();
-    let page: String = (0..20_000).map(|line| format!("line {line}\n")).collect();
+    let lines: Vec<_> = (0..20_000).map(|line| format!("line {line}")).collect();
+    let page = lines.join("\n");
     fs::create_dir(directory.join("www")).unwrap();
     fs::write(directory.join("www/page"), &page).unwrap();
     let place = directory.display();
