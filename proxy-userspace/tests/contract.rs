@@ -93,6 +93,7 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
         (names::REDIRECT_OF, (HASH, size_of::<u64>(), INDEX, None)),
         (names::PAIRS, (SOCKMAP, INDEX, INDEX, None)),
         (names::REDIRECT_EVENTS, (RINGBUF, 0, 0, None)),
+        (names::REPLY_EVENTS, (RINGBUF, 0, 0, None)),
         (
             names::COUNTERS,
             (PERCPU_ARRAY, INDEX, size_of::<u64>(), Some(COUNTERS.len())),

@@ -334,7 +334,8 @@ fn nginx_behind_the_relay_is_told_the_client() {
 fn nginx_stays_on_its_port_and_the_relay_before_it() {
     let sandbox = Sandbox::new();
     let directory = sandbox.directory();
-    let page = "a line of the page\n".repeat(20_000);
+    let lines: Vec<_> = (0..20_000).map(|line| format!("line {line}")).collect();
+    let page = lines.join("\n");
     fs::create_dir(directory.join("www")).unwrap();
     fs::write(directory.join("www/page"), &page).unwrap();
     let place = directory.display();
