@@ -192,7 +192,9 @@ impl Routes {
         newest_first
             .filter_map(|generation| generation.arrivals.as_deref())
             .find_map(|(tables, routes)| match select(tables, arrival) {
-                Decision::Selected(rule, action) if action.verb == verb::RELAY => {
+                Decision::Selected(rule, action)
+                    if action.verb == verb::RELAY || action.verb == verb::STEER =>
+                {
                     routes.get(rule.index as usize)?.clone()
                 }
                 _ => None,

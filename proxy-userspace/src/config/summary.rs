@@ -218,6 +218,10 @@ fn arrivals(rule: &Reverse) -> String {
             rule.path,
             rule.on_relay_failure,
         ),
+        ReverseVia::Address(to) if rule.steer => {
+            let relayed = relayed(&to.to_string(), rule.path, rule.on_relay_failure);
+            format!("{relayed}, steered where its listener is known")
+        }
         ReverseVia::Address(to) => relayed(&to.to_string(), rule.path, rule.on_relay_failure),
         ReverseVia::Upstream(name) => relayed(name, rule.path, rule.on_relay_failure),
     };

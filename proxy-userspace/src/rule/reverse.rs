@@ -29,6 +29,20 @@ pub struct Reverse {
     pub on_relay_failure: FailMode,
     /// How relayed bytes are moved.
     pub path: PathChoice,
+    /// Whether the kernel is to give connections to the service's own listener, as long as that is known; they are relayed
+    /// otherwise.
+    pub steer: bool,
+}
+
+impl Reverse {
+    /// The service whose listener gets the connections.
+    #[must_use]
+    pub const fn steered_to(&self) -> Option<SocketAddr> {
+        match self.via {
+            ReverseVia::Address(to) if self.steer => Some(to),
+            _ => None,
+        }
+    }
 }
 
 /// A version of the PROXY protocol.

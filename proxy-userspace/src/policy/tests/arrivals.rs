@@ -128,6 +128,7 @@ fn rule() -> impl Strategy<Value = Reverse> {
                 FailMode::Direct
             },
             path: PathChoice::Auto,
+            steer: false,
         })
 }
 
@@ -185,6 +186,7 @@ fn listening(listen: Vec<Listen>) -> Reverse {
         send_proxy: None,
         on_relay_failure: FailMode::Direct,
         path: PathChoice::Auto,
+        steer: false,
     }
 }
 
