@@ -19,12 +19,12 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use proxy_common::{
     Action, Addr, BePort, Counter, Decision, Family, Relay, RuleRef, Socket, decide, fail_mode,
-    role, standing, verb,
+    relay, role, standing, verb,
 };
 
 use crate::{
     globals::{self, has_shortcut},
-    maps::{HEARTBEAT, RECORDS_FULL, RELAY, SOCKETS, count, mptcp_socket_of},
+    maps::{HEARTBEAT, OURS, RECORDS_FULL, RELAY, SOCKETS, count, mptcp_socket_of},
     policy::{Connector, KernelTables},
     version::Version,
 };
@@ -62,13 +62,16 @@ pub fn connect(version: &Version, ctx: &SockAddrContext) -> i32 {
     if !is_tcp(ctx) {
         return PROCEED;
     }
+    let (addr, port) = version.addr(ctx);
+    if is_taken(ctx, &addr, port) {
+        return PROCEED;
+    }
     count(Counter::Seen);
     if is_own(ctx) {
         count(Counter::Own);
         return PROCEED;
     }
-    let (addr, port) = version.addr(ctx);
-    let relay = RELAY.get(0);
+    let relay = RELAY.get(relay::OWN);
     if relay.is_some_and(|relay| is_listener(ctx, relay, &addr, port)) {
         // The relay finds no record of it and resets it: nobody can talk to the listener, nothing loops.
         count(Counter::Loop);
@@ -118,8 +121,16 @@ pub fn is_tcp(ctx: &SockAddrContext) -> bool {
 #[inline(always)]
 pub fn is_own(ctx: &SockAddrContext) -> bool {
     // SAFETY: the socket of the context is alive while the program runs, and so is its storage.
-    let socket = unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() };
-    socket.is_some_and(|socket| socket.role == role::OWN)
+    !unsafe { OURS.get_ptr_mut(ctx) }.is_null()
+}
+
+/// Whether the daemon whose place we take has sent the connection to its own listener: while both are attached its hooks run
+/// before ours. It has counted it, too.
+#[inline(always)]
+pub fn is_taken(ctx: &SockAddrContext, addr: &Addr, port: BePort) -> bool {
+    RELAY
+        .get(relay::PREDECESSOR)
+        .is_some_and(|relay| is_listener(ctx, relay, addr, port))
 }
 
 /// Whether a destination is one of our listeners, which are on the loopback of one network namespace only.

@@ -32,7 +32,7 @@ pub use self::needs::GuardNeeds;
 
 use self::calibrator::Calibrator;
 use crate::{
-    intercept::{Features, InterceptError, Interceptor, Overlap, Records, guard},
+    intercept::{Features, InterceptError, Interceptor, Overlap, Predecessor, Records, guard},
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
     record::AccessLog,
@@ -87,6 +87,15 @@ pub enum ProxyError {
     /// A worker thread cannot be started.
     #[error("cannot start a worker thread")]
     Worker(#[source] io::Error),
+    /// Who is to be taken over from cannot be.
+    #[error(
+        "process {pid}, which is to be taken over from, serves another network namespace; start this one there (`nsenter \
+         --net=/proc/{pid}/ns/net`)"
+    )]
+    Elsewhere {
+        /// The process.
+        pid: u32,
+    },
     /// The kernel side.
     #[error(transparent)]
     Intercept(#[from] InterceptError),
@@ -115,6 +124,7 @@ impl ProxyError {
             Self::Namespace(_) => true,
             Self::Intercept(error) => error.is_missing_feature(),
             Self::Listen { .. }
+            | Self::Elsewhere { .. }
             | Self::Worker(_)
             | Self::Compile(_)
             | Self::Route(_)
@@ -147,11 +157,14 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts listeners, programs and workers. Nothing is intercepted yet.
+    /// Starts listeners, programs and workers, beside those of a daemon whose place this one takes. Nothing is intercepted yet.
     ///
     /// # Errors
     /// When something is missing; nothing is left behind then.
-    pub fn start(settings: &Settings) -> Result<Self, ProxyError> {
+    pub fn start(
+        settings: &Settings,
+        predecessor: Option<&Predecessor>,
+    ) -> Result<Self, ProxyError> {
         let workers = settings.workers.get();
         let v4 = listeners(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), workers)?;
         // Without IPv6 in this namespace nobody can connect over it; the hook then applies the fail mode.
@@ -165,23 +178,29 @@ impl Proxy {
             None => return Err(ProxyError::Worker(io::ErrorKind::InvalidInput.into())),
         };
 
+        if let Some(predecessor) = predecessor
+            && predecessor.netns_cookie() != netns_cookie
+        {
+            return Err(ProxyError::Elsewhere {
+                pid: predecessor.pid(),
+            });
+        }
+
         let features = Features::probe();
         let kernel = crate::intercept::Settings {
             max_pending: settings.max_pending,
-            max_own: u32::try_from(settings.max_connections)
-                .unwrap_or(u32::MAX)
-                .saturating_add(OWN_BESIDE),
+            max_own: own_connections(settings.max_connections),
             log_faults: settings.log_faults,
             overlap: Overlap::Cut,
         };
-        let mut interceptor = Interceptor::load(kernel, &features)?;
+        let mut interceptor = Interceptor::load(kernel, &features, predecessor)?;
         interceptor.set_relay(&Relay {
             netns_cookie,
             heartbeat_timeout: u64::try_from(settings.heartbeat_timeout.as_nanos())
                 .unwrap_or(u64::MAX),
             port_v4: port(&v4),
             port_v6: port(&v6),
-            reserved: 0,
+            successor: 0,
         })?;
 
         let shared = Arc::new(Shared {
@@ -381,6 +400,20 @@ impl Proxy {
         }
     }
 
+    /// The daemon whose place we have taken has ended.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn forget_predecessor(&mut self) -> Result<(), ProxyError> {
+        Ok(self.interceptor.forget_predecessor()?)
+    }
+
+    /// The process that has taken our place.
+    #[must_use]
+    pub fn successor(&self) -> Option<u32> {
+        self.interceptor.successor()
+    }
+
     /// What the relay counted.
     #[must_use]
     pub fn stats(&self) -> &Stats {
@@ -404,8 +437,9 @@ impl Proxy {
         self.interceptor.detach();
         let now = Instant::now();
         let deadline = now + drain_timeout;
-        // A handshake that has begun with us cannot go on with anybody else.
-        let handshakes = if self.takes_arrivals {
+        // A handshake that has begun with us cannot go on with anybody else. Nor can a `connect()` that our hook has sent here
+        // and that has no port yet, which nothing shows; a takeover has to wait for that one, too.
+        let handshakes = if self.takes_arrivals || self.successor().is_some() {
             now + HANDSHAKE
         } else {
             now
@@ -452,6 +486,14 @@ pub struct Rules<'a> {
     pub upstreams: &'a Upstreams,
     /// What the names in the rules stand for.
     pub names: &'a Names,
+}
+
+/// How many connections of its own a daemon may have: to servers, as many again while a successor shares the table, and a few.
+fn own_connections(relayed: usize) -> u32 {
+    u32::try_from(relayed)
+        .unwrap_or(u32::MAX)
+        .saturating_mul(2)
+        .saturating_add(OWN_BESIDE)
 }
 
 /// As many listeners on one port as there are workers; the kernel spreads connections over them.
