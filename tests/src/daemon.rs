@@ -41,6 +41,8 @@ pub struct Settings {
     pub arguments: Vec<String>,
     /// Its limit of open files, if not the test's.
     pub open_files: Option<u64>,
+    /// It takes the place of the daemon that runs.
+    pub takeover: bool,
     /// It writes no close records.
     pub without_access_log: bool,
 }
@@ -112,7 +114,9 @@ impl<'a> Culvert<'a> {
         }
         let child = command
             .args(&settings.arguments)
-            .args(["run", "--config"])
+            .arg("run")
+            .args(settings.takeover.then_some("--takeover"))
+            .arg("--config")
             .arg(&files.config)
             .env("NOTIFY_SOCKET", &files.notices)
             .env_remove("RUST_LOG")
@@ -281,8 +285,19 @@ impl<'a> Culvert<'a> {
         }
     }
 
+    /// Whether it has said something to the service manager since it was last waited for.
+    pub fn has_said(&self, wanted: &str) -> bool {
+        let mut buffer = [0; 4096];
+        let mut said = false;
+        while let Ok(length) = self.notices.recv(&mut buffer) {
+            let message = String::from_utf8_lossy(&buffer[..length]);
+            said |= message.lines().any(|line| line == wanted);
+        }
+        said
+    }
+
     /// Whether the process has not ended.
-    fn is_running(&self) -> bool {
+    pub fn is_running(&self) -> bool {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         matches!(
             waitid(Id::Pid(raw(self.pid())), flags),
