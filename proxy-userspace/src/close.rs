@@ -35,11 +35,19 @@ pub enum CloseReason {
     RuleGone,
     /// The daemon ran out of files or memory for it.
     OutOfResources,
+    /// Its source had as many connections to the group as it may have.
+    SourceLimit,
+    /// As many waited for an endpoint of the group as may.
+    QueueFull,
+    /// No endpoint of the group had room in time.
+    QueueTimeout,
+    /// The group has no endpoint: its names stand for none.
+    NoEndpoint,
 }
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 19] = [
         Self::Done,
         Self::DownstreamReset,
         Self::UpstreamReset,
@@ -55,6 +63,10 @@ impl CloseReason {
         Self::NotIntercepted,
         Self::RuleGone,
         Self::OutOfResources,
+        Self::SourceLimit,
+        Self::QueueFull,
+        Self::QueueTimeout,
+        Self::NoEndpoint,
     ];
 
     /// The stable name in logs, records and counters.
@@ -76,6 +88,10 @@ impl CloseReason {
             Self::NotIntercepted => "not_intercepted",
             Self::RuleGone => "rule_gone",
             Self::OutOfResources => "out_of_resources",
+            Self::SourceLimit => "source_limit",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
+            Self::NoEndpoint => "no_endpoint",
         }
     }
 }

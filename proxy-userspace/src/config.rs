@@ -13,6 +13,7 @@ mod daemon;
 mod duration;
 mod environment;
 mod forward;
+mod group;
 mod intervals;
 mod mask;
 mod proxy_url;
@@ -34,6 +35,7 @@ use std::{
 use toml::de::DeTable;
 
 use crate::{
+    group::Settings as Group,
     rule::{Rule, Via},
     upstream::Upstream,
 };
@@ -60,6 +62,8 @@ pub struct Config {
     pub daemon: Daemon,
     /// Every upstream by its name. All that rules name are here.
     pub upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
+    /// Those of them that are groups.
+    pub groups: BTreeMap<Arc<str>, Arc<Group>>,
     /// The rules in the order of the file, which decides.
     pub forward: Vec<Rule>,
 }
@@ -182,9 +186,14 @@ fn document(
     let declared = declared(table.get("upstream"), findings);
     let mut sources = Sources::new(environment, origin);
     let mut upstreams = BTreeMap::new();
+    let mut groups = BTreeMap::new();
     for (name, span, value) in &declared {
         let read = upstream::read(name, span, *value, &daemon, &mut sources, findings);
-        upstreams.extend(read.map(|upstream| (Arc::clone(&upstream.name), Arc::new(upstream))));
+        let Some((upstream, group)) = read else {
+            continue;
+        };
+        groups.extend(group.map(|group| (Arc::clone(&upstream.name), Arc::new(group))));
+        upstreams.insert(Arc::clone(&upstream.name), Arc::new(upstream));
     }
     let names: Vec<&str> = declared.iter().map(|(name, ..)| *name).collect();
     let accounts = Accounts::new(environment);
@@ -208,6 +217,7 @@ fn document(
     Config {
         daemon,
         upstreams,
+        groups,
         forward: rules.into_iter().map(|placed| placed.rule).collect(),
     }
 }

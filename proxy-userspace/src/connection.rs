@@ -12,7 +12,9 @@ use tokio::net::TcpStream;
 use crate::{
     clock,
     close::CloseReason,
+    group::{Asked, Group, Permit},
     process::Process,
+    proxy_protocol::UniqueId,
     record::{ByPath, CloseRecord, comm_text},
     relay::{
         Ended, Path, Progress, Reason, Relay, Side,
@@ -22,7 +24,7 @@ use crate::{
     rule::PathChoice,
     shared::Worker,
     socket,
-    upstream::{Connected, Timings, UpstreamStream},
+    upstream::{Timings, UpstreamStream},
 };
 
 /// Takes an accepted connection to its end.
@@ -74,7 +76,7 @@ pub(crate) async fn serve(
         process,
         record,
         progress: Arc::new(Progress::default()),
-        peer: None,
+        reached: Destination::default(),
         reason: None,
         timings: Timings::default(),
     };
@@ -91,11 +93,23 @@ struct Flow<'a> {
     route: Route,
     process: Option<Arc<Process>>,
     progress: Arc<Progress>,
-    peer: Option<SocketAddr>,
+    reached: Destination,
     /// Why it is not on a better path.
     reason: Option<Reason>,
     intercept: Duration,
     timings: Timings,
+}
+
+/// Where a connection was brought to.
+#[derive(Default)]
+struct Destination {
+    is_reached: bool,
+    peer: Option<SocketAddr>,
+    endpoint: Option<String>,
+    attempts: u32,
+    unique_id: Option<UniqueId>,
+    /// Counts it as long as it lives.
+    permit: Option<Permit>,
 }
 
 impl Flow<'_> {
@@ -111,10 +125,10 @@ impl Flow<'_> {
         let mut relay = Relay::new(Arc::clone(&self.progress), self.worker.shared.idle_timeout)
             .with_paths(Arc::clone(&self.worker.shared.paths));
         let mut obstacle = None;
-        match self.lane(&upstream.stream) {
+        match self.lane(&upstream) {
             Ok(Some(mut lane)) => {
                 if self.route.path == PathChoice::ShortcutBothWays {
-                    obstacle = self.open_replies(&mut lane, &upstream.stream).err();
+                    obstacle = self.open_replies(&mut lane, &upstream).err();
                 }
                 relay.take_shortcut(lane);
             }
@@ -123,7 +137,7 @@ impl Flow<'_> {
         }
         let mut stop = self.worker.stop.clone();
         let ended = tokio::select! {
-            ended = relay.run(&mut downstream, &mut upstream.stream, self.route.path) => ended,
+            ended = relay.run(&mut downstream, &mut upstream, self.route.path) => ended,
             _ = stop.wait_for(|stop| *stop) => Ended { reason: CloseReason::Shutdown, first_error: None },
         };
         self.reason = match obstacle {
@@ -132,14 +146,14 @@ impl Flow<'_> {
         };
         if ended.must_reset() {
             socket::reset(downstream);
-            socket::reset(upstream.stream.into_tcp());
+            upstream.reset();
         } else {
             tokio::select! {
                 () = relay.until_read() => {}
                 _ = stop.wait_for(|stop| *stop) => {}
             }
             socket::end_orderly(&downstream);
-            socket::end_orderly(upstream.stream.tcp());
+            upstream.end_orderly();
         }
         (
             ended.reason,
@@ -183,37 +197,80 @@ impl Flow<'_> {
             })
     }
 
-    async fn dial(&mut self) -> Result<Connected, (CloseReason, Option<String>)> {
-        let destination = orig_dst(&self.record);
+    async fn dial(&mut self) -> Result<UpstreamStream, (CloseReason, Option<String>)> {
         let mut stop = self.worker.stop.clone();
         let dialled = tokio::select! {
-            dialled = self.worker.dialer.dial(&self.route.upstream, destination) => dialled,
+            dialled = self.dial_upstream() => dialled,
             _ = stop.wait_for(|stop| *stop) => return Err((CloseReason::Shutdown, None)),
         };
-        match dialled {
-            Ok(connected) => {
-                self.peer = Some(connected.peer);
-                self.timings = connected.timings;
-                Ok(connected)
+        dialled.map_err(|(reason, text)| {
+            if self.worker.may_warn(reason.label()) {
+                tracing::warn!(
+                    rule = &*self.route.rule,
+                    upstream = &*self.route.upstream.name,
+                    destination = %orig_dst(&self.record),
+                    "{text}"
+                );
             }
-            Err(error) => {
-                let reason = error.close_reason();
-                let text = error.with_causes();
-                if self.worker.may_warn(reason.label()) {
-                    tracing::warn!(
-                        rule = &*self.route.rule,
-                        upstream = &*self.route.upstream.name,
-                        %destination,
-                        "{text}"
-                    );
-                }
-                Err((reason, Some(text)))
+            (reason, Some(text))
+        })
+    }
+
+    async fn dial_upstream(&mut self) -> Result<UpstreamStream, (CloseReason, String)> {
+        let (dialer, destination) = (&self.worker.dialer, orig_dst(&self.record));
+        if let Some(group) = self.route.group.clone() {
+            // Boxed: it holds more than the direct path, which most connections take.
+            return Box::pin(self.dial_group(&group)).await;
+        }
+        let connected = dialer
+            .dial(&self.route.upstream, destination)
+            .await
+            .map_err(|error| (error.close_reason(), error.with_causes()))?;
+        self.timings = connected.timings;
+        self.reached = Destination {
+            is_reached: true,
+            peer: connected.peer,
+            ..Destination::default()
+        };
+        Ok(connected.stream)
+    }
+
+    async fn dial_group(
+        &mut self,
+        group: &Arc<Group>,
+    ) -> Result<UpstreamStream, (CloseReason, String)> {
+        let asked = Asked {
+            client: self.client,
+            orig_dst: orig_dst(&self.record),
+        };
+        match group.connect(&self.worker.dialer, &asked).await {
+            Ok(reached) => {
+                self.timings = reached.timings;
+                self.reached = Destination {
+                    is_reached: true,
+                    peer: reached.peer,
+                    endpoint: Some(reached.permit.address().to_string()),
+                    attempts: reached.attempts,
+                    unique_id: reached.unique_id,
+                    permit: Some(reached.permit),
+                };
+                Ok(reached.stream)
+            }
+            Err(failure) => {
+                self.reached = Destination {
+                    endpoint: failure.endpoint.map(|endpoint| endpoint.to_string()),
+                    attempts: failure.attempts,
+                    ..Destination::default()
+                };
+                Err((failure.reason, failure.text))
             }
         }
     }
 
     /// Counts and records the end.
-    fn finish(&self, reason: CloseReason, error: Option<&str>) {
+    fn finish(&mut self, reason: CloseReason, error: Option<&str>) {
+        // Whoever sees the end of it may take its place.
+        self.reached.permit = None;
         let progress = &self.progress;
         self.worker.shared.stats.count_close(reason);
         self.worker.shared.stats.count_moved(progress);
@@ -239,8 +296,11 @@ impl Flow<'_> {
             client: self.client,
             orig_dst: Some(orig_dst(&self.record)),
             upstream: Some(&self.route.upstream.name),
-            peer: self.peer,
-            path: self.peer.map(|_| progress.path().label()),
+            peer: self.reached.peer,
+            endpoint: self.reached.endpoint.as_deref(),
+            attempts: self.reached.attempts,
+            unique_id: self.reached.unique_id.as_ref().map(UniqueId::as_str),
+            path: self.reached.is_reached.then(|| progress.path().label()),
             path_reason: self.reason.map(Reason::label),
             up: progress.up(),
             down: progress.down(),
@@ -296,6 +356,7 @@ fn past_itself(worker: &Worker, route: Route, process: Option<&Process>) -> Rout
     }
     Route {
         upstream: Arc::new(route.upstream.without_proxies()),
+        group: None,
         ..route
     }
 }
@@ -325,7 +386,7 @@ impl Side for UpstreamStream {
     fn plain(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(tcp) => Some(tcp),
-            Self::Tls(_) => None,
+            Self::Tls(_) | Self::Unix(_) => None,
         }
     }
 }

@@ -29,6 +29,7 @@ use tokio::{
 
 use self::calibrator::Calibrator;
 use crate::{
+    group::{self, Groups},
     intercept::{Features, InterceptError, Interceptor, Overlap, Records, guard},
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
@@ -133,6 +134,7 @@ pub struct Proxy {
     calibrator: Calibrator,
     supervisor: Supervisor,
     pending: Records,
+    groups: Groups,
     stop: watch::Sender<bool>,
     generation: u32,
 }
@@ -207,6 +209,7 @@ impl Proxy {
             features,
             calibrator: Calibrator::new(Arc::clone(&shared.paths), settings.promote),
             shared,
+            groups: Groups::default(),
             stop,
             generation: 0,
         })
@@ -218,7 +221,8 @@ impl Proxy {
     /// # Errors
     /// When the rules do not fit, go nowhere, or need what this kernel lacks.
     pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
-        let table: RouteTable = routes::table(policy.rules, policy.upstreams)?;
+        let groups = self.groups.with(policy.groups);
+        let table: RouteTable = routes::table(policy.rules, policy.upstreams, &groups)?;
         let mut compiled = compile(policy.rules, policy.names)?;
         if policy
             .rules
@@ -238,6 +242,9 @@ impl Proxy {
         self.shared.routes.publish(next, &table);
         self.generation = self.interceptor.install(&compiled, &self.features)?;
         debug_assert_eq!(next, self.generation);
+        // Nothing can go wrong any more.
+        groups.change(policy.groups);
+        self.groups = groups;
         Ok(())
     }
 
@@ -401,6 +408,8 @@ pub struct Rules<'a> {
     pub rules: &'a [Rule],
     /// By name.
     pub upstreams: &'a BTreeMap<Arc<str>, Arc<Upstream>>,
+    /// Those of them that are groups.
+    pub groups: &'a BTreeMap<Arc<str>, Arc<group::Settings>>,
     /// What the names in the rules stand for.
     pub names: &'a Names,
 }

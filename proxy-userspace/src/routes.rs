@@ -10,6 +10,7 @@ use proxy_common::RuleRef;
 use thiserror::Error;
 
 use crate::{
+    group::{Group, Groups},
     rule::{PathChoice, Rule, Via},
     upstream::Upstream,
 };
@@ -24,6 +25,8 @@ pub struct Route {
     pub rule: Arc<str>,
     /// Where to.
     pub upstream: Arc<Upstream>,
+    /// Who says where to instead of the app, if it is a group.
+    pub group: Option<Arc<Group>>,
     /// How bytes are moved.
     pub path: PathChoice,
 }
@@ -48,6 +51,7 @@ pub type RouteTable = Arc<[Option<Route>]>;
 pub fn table(
     rules: &[Rule],
     upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
+    groups: &Groups,
 ) -> Result<RouteTable, UnknownUpstream> {
     let route = |rule: &Rule| match &rule.via {
         Via::Direct | Via::Refuse => Ok(None),
@@ -57,6 +61,7 @@ pub fn table(
                 Some(Route {
                     rule: Arc::clone(&rule.name),
                     upstream: Arc::clone(upstream),
+                    group: groups.get(name).cloned(),
                     path: rule.path,
                 })
             })
@@ -117,6 +122,7 @@ mod tests {
         Arc::new([Some(Route {
             rule: name.into(),
             upstream,
+            group: None,
             path: PathChoice::Auto,
         })])
     }

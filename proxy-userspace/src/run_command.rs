@@ -123,6 +123,7 @@ fn through(urls: &[String]) -> Result<Config> {
             ..Daemon::default()
         },
         upstreams: BTreeMap::from([(name, Arc::new(upstream))]),
+        groups: BTreeMap::new(),
         forward: vec![rule],
     })
 }

@@ -223,6 +223,7 @@ fn rules<'a>(config: &'a Config, names: &'a Names) -> Rules<'a> {
     Rules {
         rules: &config.forward,
         upstreams: &config.upstreams,
+        groups: &config.groups,
         names,
     }
 }

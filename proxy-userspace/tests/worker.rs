@@ -89,6 +89,7 @@ impl Rig {
                     connect_timeout: Duration::from_secs(10),
                     handshake_timeout: Duration::from_secs(10),
                 }),
+                group: None,
                 path,
             })]
             .into(),

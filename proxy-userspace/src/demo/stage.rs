@@ -130,6 +130,7 @@ fn start(config: &Config, access_log: AccessLog) -> Result<Proxy> {
     proxy.install(&Rules {
         rules: &config.forward,
         upstreams: &config.upstreams,
+        groups: &config.groups,
         names: &Names::default(),
     })?;
     Ok(proxy)

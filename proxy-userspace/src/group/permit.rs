@@ -1,0 +1,158 @@
+//! The right of one connection to one endpoint: waited for if need be, counted while it is held.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use thiserror::Error;
+use tokio::time::Instant;
+
+use super::{
+    Group,
+    roster::{Admission, Id},
+    settings::{Address, Limits},
+};
+use crate::clock;
+
+/// A failed attempt counts as if it had taken at least so long: a port that refuses at once is no quick endpoint.
+const PENALTY: Duration = Duration::from_secs(1);
+
+/// Why a connection gets no endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// The source has as many connections as it may have.
+    #[error("its source has {0} connections of the group already; see `source` in its `limits`")]
+    SourceLimit(u32),
+    /// As many wait already as may.
+    #[error("{0} connections wait for an endpoint already; see `queue` in the group's `limits`")]
+    QueueFull(u32),
+    /// It waited for too long.
+    #[error(
+        "no endpoint had room within the queue timeout of {0:?}; see the group's `limits`, and whether its names resolve"
+    )]
+    QueueTimeout(Duration),
+    /// Every endpoint was tried, or there is none.
+    #[error("there is no further endpoint")]
+    Exhausted,
+}
+
+/// The right to one connection. Dropping it lets the next one in.
+#[derive(Debug)]
+pub struct Permit {
+    group: Arc<Group>,
+    client: IpAddr,
+    id: Id,
+    address: Address,
+    has_others: bool,
+}
+
+impl Permit {
+    /// Where the endpoint is.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Which one it is.
+    pub(super) const fn id(&self) -> Id {
+        self.id
+    }
+
+    /// Whether there are others to be tried if this one fails.
+    pub(super) const fn has_others(&self) -> bool {
+        self.has_others
+    }
+
+    /// The connection was made, and took so long.
+    pub(super) fn reached(&self, took: Duration) {
+        let id = self.id;
+        self.group
+            .update(|roster, now| roster.used(id, Ok(()), took, now));
+    }
+
+    /// It could not be made.
+    pub(super) fn failed(&self, error: &str, took: Duration) {
+        let (id, error) = (self.id, Err(error.into()));
+        self.group
+            .update(|roster, now| roster.used(id, error, took.max(PENALTY), now));
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.group.lock().closed(self.id, self.client);
+        if self.group.queue.length() > 0 {
+            self.group.queue.wake();
+        }
+    }
+}
+
+impl Group {
+    /// An endpoint for a connection; waits in the queue when none has room. `tried` are those it could not be brought to.
+    ///
+    /// # Errors
+    /// When there is none for it, or it would have to wait for too long.
+    pub(super) async fn admit(
+        self: &Arc<Self>,
+        client: IpAddr,
+        key: u64,
+        tried: &[Id],
+    ) -> Result<Permit, Refusal> {
+        let mut limits = self.lock().settings().limits;
+        if self.queue.length() == 0
+            && let Some(permit) = self.try_admit(client, key, tried, &limits)?
+        {
+            return Ok(permit);
+        }
+        let Some(place) = self.queue.enter(limits.queue) else {
+            return Err(Refusal::QueueFull(limits.queue));
+        };
+        let deadline = Instant::now() + limits.queue_timeout;
+        let mut look = place.is_first();
+        loop {
+            let turn = place.turn();
+            let mut next_look = None;
+            if look {
+                limits = self.lock().settings().limits;
+                match self.try_admit(client, key, tried, &limits)? {
+                    Some(permit) => return Ok(permit),
+                    None => next_look = self.next_look(),
+                }
+            }
+            if !place.wait(turn, next_look, deadline).await {
+                return Err(Refusal::QueueTimeout(limits.queue_timeout));
+            }
+            look = true;
+        }
+    }
+
+    fn try_admit(
+        self: &Arc<Self>,
+        client: IpAddr,
+        key: u64,
+        tried: &[Id],
+        limits: &Limits,
+    ) -> Result<Option<Permit>, Refusal> {
+        let admission = self.update(|roster, now| roster.admit(client, key, now, tried));
+        match admission {
+            Admission::Chosen {
+                id,
+                address,
+                has_others,
+            } => Ok(Some(Permit {
+                group: Arc::clone(self),
+                client,
+                id,
+                address,
+                has_others,
+            })),
+            Admission::Wait => Ok(None),
+            Admission::SourceLimit => Err(Refusal::SourceLimit(limits.source.unwrap_or(0))),
+            Admission::Exhausted => Err(Refusal::Exhausted),
+        }
+    }
+
+    /// How long until time alone may make room.
+    fn next_look(&self) -> Option<Duration> {
+        let next = self.lock().next_look()?;
+        Some(next.saturating_sub(clock::monotonic()))
+    }
+}
