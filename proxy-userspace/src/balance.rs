@@ -228,12 +228,7 @@ impl Balancer {
 
     /// Chooses an endpoint for a connection of which `key` is the hash, among those with a share that `may` take it; `None`
     /// when there is none.
-    pub fn pick(
-        &mut self,
-        key: u64,
-        now: Duration,
-        may: impl Fn(usize) -> bool,
-    ) -> Option<usize> {
+    pub fn pick(&mut self, key: u64, now: Duration, may: impl Fn(usize) -> bool) -> Option<usize> {
         match self.method {
             Method::RoundRobin | Method::LeastConn => {
                 let at = self.tournament.best(may)?;

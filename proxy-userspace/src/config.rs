@@ -14,6 +14,7 @@ mod duration;
 mod environment;
 mod forward;
 mod group;
+mod health;
 mod intervals;
 mod mask;
 mod proxy_url;

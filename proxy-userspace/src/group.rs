@@ -8,8 +8,10 @@
 //! A group lives as long as its name: a reload changes it in place, so that connections which were selected by the rules
 //! of before meet the endpoints of now.
 
+mod check;
 mod connect;
 pub mod health;
+pub mod keeper;
 mod permit;
 mod queue;
 pub mod roster;
@@ -19,17 +21,27 @@ use std::{
     collections::BTreeMap,
     fmt,
     hash::{BuildHasher, RandomState},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
+use tokio::sync::Notify;
+
 use self::{
+    health::State,
     queue::Queue,
-    roster::{Change, Roster},
+    roster::{Change, Endpoint, Id, Roster},
 };
-use crate::clock;
+use crate::{
+    clock,
+    status::{EndpointStatus, GroupStatus},
+};
 
 pub use self::{
+    check::Check,
     connect::{Asked, Failure, Reached},
     permit::{Permit, Refusal},
     settings::{Address, Limits, Member, Settings, Source},
@@ -40,6 +52,23 @@ pub struct Group {
     name: Arc<str>,
     roster: Mutex<Roster>,
     queue: Queue,
+    /// The keeper is to look at its endpoints.
+    changed: Notify,
+    tally: Tally,
+}
+
+/// What is counted of a group.
+#[derive(Debug, Default)]
+struct Tally {
+    /// Connections that waited.
+    queued: AtomicU64,
+    queue_full: AtomicU64,
+    queue_timeouts: AtomicU64,
+    source_limit: AtomicU64,
+    /// Attempts beyond the first.
+    retries: AtomicU64,
+    /// Names that could not be resolved.
+    unresolved: AtomicU64,
 }
 
 impl Group {
@@ -52,6 +81,8 @@ impl Group {
             name,
             roster: Mutex::new(Roster::new(settings, seed, clock::monotonic())),
             queue: Queue::default(),
+            changed: Notify::new(),
+            tally: Tally::default(),
         }
     }
 
@@ -65,6 +96,64 @@ impl Group {
     /// that go may finish.
     pub fn change(&self, settings: &Arc<Settings>) {
         self.update(|roster, now| roster.change(Arc::clone(settings), now));
+        // Limits may be wider, and endpoints new.
+        self.queue.wake();
+        self.follow();
+    }
+
+    /// Has the keeper look at the endpoints.
+    fn follow(&self) {
+        self.changed.notify_one();
+    }
+
+    fn count_unresolved(&self) {
+        self.tally.unresolved.fetch_add(1, Relaxed);
+    }
+
+    /// What the keeper needs to know: the settings, and the endpoints with where they come from and are.
+    fn to_be_kept(&self) -> (Arc<Settings>, Vec<(Id, Source, Address)>) {
+        let roster = self.lock();
+        let present = |(_, state): &(&Endpoint, State)| *state != State::Leaving;
+        let endpoints = roster.endpoints().filter(present);
+        let endpoints = endpoints.map(|(one, _)| (one.id, one.source.clone(), one.address.clone()));
+        (Arc::clone(roster.settings()), endpoints.collect())
+    }
+
+    /// How it is.
+    #[must_use]
+    pub fn status(&self) -> GroupStatus {
+        let roster = self.lock();
+        let now = clock::monotonic();
+        let count = |counter: &AtomicU64| counter.load(Relaxed);
+        GroupStatus {
+            name: self.name.to_string(),
+            balance: roster.settings().method.name().to_owned(),
+            live: roster.live(),
+            waiting: self.queue.length(),
+            queued: count(&self.tally.queued),
+            queue_full: count(&self.tally.queue_full),
+            queue_timeouts: count(&self.tally.queue_timeouts),
+            source_limit: count(&self.tally.source_limit),
+            retries: count(&self.tally.retries),
+            unresolved: count(&self.tally.unresolved),
+            endpoints: roster
+                .endpoints()
+                .map(|(one, state)| EndpointStatus {
+                    address: one.name.to_string(),
+                    source: one.source.to_string(),
+                    state: state.label().to_owned(),
+                    weight: one.weight,
+                    live: one.live,
+                    connections: one.tally.connections,
+                    failures: one.tally.failures,
+                    failed_checks: one.tally.failed_checks,
+                    changes: one.tally.changes,
+                    latency_us: u64::try_from(roster.latency(one.id, now).as_micros())
+                        .unwrap_or(u64::MAX),
+                    last_error: one.last_error.as_deref().map(str::to_owned),
+                })
+                .collect(),
+        }
     }
 
     /// Changes something, logs what comes of it, and lets those try again who wait.
@@ -76,6 +165,8 @@ impl Group {
         };
         if !changes.is_empty() {
             self.queue.wake();
+            // It may have to look when an ejection ends.
+            self.follow();
         }
         for change in changes {
             self.log(&change);
@@ -86,8 +177,8 @@ impl Group {
     fn log(&self, change: &Change) {
         let (group, endpoint, state) = (&*self.name, &*change.endpoint, change.state.label());
         match &change.cause {
-            Some(cause) => tracing::warn!(group, endpoint, state, "endpoint: {cause}"),
-            None => tracing::info!(group, endpoint, state, "endpoint"),
+            Some(cause) => tracing::warn!(group, endpoint, "endpoint {state}: {cause}"),
+            None => tracing::info!(group, endpoint, "endpoint {state}"),
         }
     }
 
@@ -115,9 +206,10 @@ impl Groups {
     #[must_use]
     pub fn with(&self, settings: &BTreeMap<Arc<str>, Arc<Settings>>) -> Self {
         let group = |(name, settings): (&Arc<str>, &Arc<Settings>)| {
-            let group = self.0.get(name).cloned().unwrap_or_else(|| {
-                Arc::new(Group::new(Arc::clone(name), Arc::clone(settings)))
-            });
+            let group =
+                self.0.get(name).cloned().unwrap_or_else(|| {
+                    Arc::new(Group::new(Arc::clone(name), Arc::clone(settings)))
+                });
             (Arc::clone(name), group)
         };
         Self(settings.iter().map(group).collect())
@@ -136,6 +228,12 @@ impl Groups {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<Group>> {
         self.0.get(name)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// All of them.

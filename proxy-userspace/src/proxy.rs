@@ -5,6 +5,7 @@
 //! and `demo` are three ways to use it.
 
 mod calibrator;
+mod keeper;
 mod status;
 
 use std::{
@@ -27,7 +28,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use self::calibrator::Calibrator;
+use self::{calibrator::Calibrator, keeper::Keeper};
 use crate::{
     group::{self, Groups},
     intercept::{Features, InterceptError, Interceptor, Overlap, Records, guard},
@@ -135,6 +136,7 @@ pub struct Proxy {
     supervisor: Supervisor,
     pending: Records,
     groups: Groups,
+    keeper: Option<Keeper>,
     stop: watch::Sender<bool>,
     generation: u32,
 }
@@ -210,6 +212,7 @@ impl Proxy {
             calibrator: Calibrator::new(Arc::clone(&shared.paths), settings.promote),
             shared,
             groups: Groups::default(),
+            keeper: None,
             stop,
             generation: 0,
         })
@@ -222,6 +225,7 @@ impl Proxy {
     /// When the rules do not fit, go nowhere, or need what this kernel lacks.
     pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
         let groups = self.groups.with(policy.groups);
+        self.keep(&groups)?;
         let table: RouteTable = routes::table(policy.rules, policy.upstreams, &groups)?;
         let mut compiled = compile(policy.rules, policy.names)?;
         if policy
@@ -245,6 +249,21 @@ impl Proxy {
         // Nothing can go wrong any more.
         groups.change(policy.groups);
         self.groups = groups;
+        Ok(())
+    }
+
+    /// Has names of groups resolved and endpoints checked, new ones too: the first connection may come the moment the rules
+    /// are in force.
+    fn keep(&mut self, groups: &Groups) -> Result<(), ProxyError> {
+        match &self.keeper {
+            Some(keeper) => keeper.keep(groups.clone()),
+            None if groups.is_empty() => {}
+            None => {
+                let exempt = Arc::new(self.interceptor.exempter()?);
+                let keeper = Keeper::start(groups.clone(), exempt, self.stop.subscribe());
+                self.keeper = Some(keeper.map_err(ProxyError::Worker)?);
+            }
+        }
         Ok(())
     }
 
@@ -382,6 +401,9 @@ impl Proxy {
         }
         self.stop.send_replace(true);
         self.supervisor.join();
+        if let Some(keeper) = self.keeper {
+            keeper.join();
+        }
     }
 
     /// Whether no connection is open, and none waits to be accepted.

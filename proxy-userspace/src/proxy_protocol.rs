@@ -45,7 +45,8 @@ impl UniqueId {
         reason = "each is another, which nobody expects of a default"
     )]
     pub fn new() -> Self {
-        static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(process::id()));
+        static PROCESS: LazyLock<u64> =
+            LazyLock::new(|| RandomState::new().hash_one(process::id()));
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Relaxed);
         Self(format!("{:016x}-{number:x}", *PROCESS))
@@ -86,6 +87,21 @@ pub fn header(
         .write_tlv(v2::Type::UniqueId, unique_id.0.as_bytes())
         .and_then(v2::Builder::build)
         // It fails for more than 64 KiB only.
+        .unwrap_or_default(),
+    }
+}
+
+/// The header for a connection of our own, which is nobody's: a check.
+#[must_use]
+pub fn own_header(version: Version) -> Vec<u8> {
+    match version {
+        Version::V1 => v1::Addresses::Unknown.to_string().into_bytes(),
+        Version::V2 => v2::Builder::with_addresses(
+            v2::Version::Two | v2::Command::Local,
+            v2::Protocol::Unspecified,
+            v2::Addresses::Unspecified,
+        )
+        .build()
         .unwrap_or_default(),
     }
 }
@@ -168,6 +184,13 @@ mod tests {
             &id,
         );
         assert_eq!(&v6[12..16], [0x21, 0x21, 0, 36 + 7]);
+    }
+
+    #[test]
+    fn a_check_is_nobodys_connection() {
+        assert_eq!(own_header(Version::V1), b"PROXY UNKNOWN\r\n");
+        let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+        assert_eq!(own_header(Version::V2), local);
     }
 
     #[test]

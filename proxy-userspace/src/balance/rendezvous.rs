@@ -139,12 +139,18 @@ mod tests {
     #[test]
     fn logarithms_are_close() {
         for random in [1, 3, 1 << 20, u64::MAX / 3, u64::MAX / 2, u64::MAX] {
-            #[expect(clippy::cast_precision_loss, reason = "that is what it is compared with")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "that is what it is compared with"
+            )]
             let (found, exact) = (
                 negative_log2(random) as f64 / (1_u64 << FRACTION) as f64,
                 64.0 - (random as f64).log2(),
             );
-            assert!((found - exact).abs() < 1e-4, "{random}: {found} for {exact}");
+            assert!(
+                (found - exact).abs() < 1e-4,
+                "{random}: {found} for {exact}"
+            );
         }
     }
 }

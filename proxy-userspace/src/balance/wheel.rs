@@ -50,7 +50,11 @@ impl Wheel {
             return None;
         }
         let spot = below(random, others);
-        self.at(if spot < start { spot } else { spot + end - start })
+        self.at(if spot < start {
+            spot
+        } else {
+            spot + end - start
+        })
     }
 
     /// The first that `may` be taken, from where a random number leads to: for when most may not.

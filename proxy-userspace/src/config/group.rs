@@ -4,11 +4,13 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
     balance::Method,
-    group::{Address, Limits, Member, Settings, Source, health::HealthRules},
+    group::{Address, Limits, Member, Settings, Source},
     proxy_protocol::Version,
 };
 
 use super::{
+    credentials::Sources,
+    duration, health,
     mask::quoted,
     proxy_url,
     raw::{Table, Value, closest},
@@ -20,6 +22,8 @@ use super::{
 const MOST_ENDPOINTS: usize = 4096;
 /// Largest weight.
 const MOST_WEIGHT: u32 = 1000;
+/// Largest limit.
+const MOST_CONNECTIONS: u32 = 1 << 20;
 const EXAMPLE: &str = "10.0.0.5:8080";
 const FORMS: &str = "an endpoint is `ADDRESS:PORT`, `dns:NAME:PORT`, `srv:NAME`, `unix:/PATH` or `original`, and may have a weight \
                      behind it: `\"10.0.0.5:8080 weight=2\"`";
@@ -29,6 +33,7 @@ pub(super) fn read(
     endpoints: Value<'_>,
     table: &mut Table<'_>,
     connect_timeout: Option<Duration>,
+    sources: &Sources<'_>,
     findings: &mut Findings,
 ) -> Option<Settings> {
     let members = members(endpoints, findings);
@@ -36,6 +41,8 @@ pub(super) fn read(
         None => Some(Method::default()),
         Some(value) => value.choice(&Method::ALL, findings),
     };
+    let health = health::read(table, sources, findings);
+    let limits = limits(table, findings);
     let send_proxy = match table.get("send_proxy") {
         None => Some(None),
         Some(value) => value.choice(&Version::ALL, findings).map(Some),
@@ -43,11 +50,46 @@ pub(super) fn read(
     Some(Settings {
         members: members?,
         method: method?,
-        health: HealthRules::default(),
-        limits: Limits::default(),
+        check: health.as_ref()?.1.clone(),
+        health: health?.0,
+        limits: limits?,
         send_proxy: send_proxy?,
         connect_timeout: connect_timeout?,
     })
+}
+
+/// How many connections there may be.
+fn limits(table: &mut Table<'_>, findings: &mut Findings) -> Option<Limits> {
+    let mut limits = Limits::default();
+    let Some(value) = table.get("limits") else {
+        return Some(limits);
+    };
+    let mut table = value.table("`limits`", "a table such as `{ endpoint = 100 }`", findings)?;
+    let mut good = true;
+    for (key, limit) in [
+        ("total", &mut limits.total),
+        ("endpoint", &mut limits.endpoint),
+        ("source", &mut limits.source),
+    ] {
+        if let Some(value) = table.get(key) {
+            *limit = value.number(1..=MOST_CONNECTIONS, findings);
+            good &= limit.is_some();
+        }
+    }
+    if let Some(value) = table.get("queue") {
+        match value.number(0..=MOST_CONNECTIONS, findings) {
+            Some(queue) => limits.queue = queue,
+            None => good = false,
+        }
+    }
+    if let Some(value) = table.get("queue_timeout") {
+        match duration::read(value, duration::ANY, findings) {
+            Some(timeout) => limits.queue_timeout = timeout,
+            None => good = false,
+        }
+    }
+    table.finish(findings);
+    good.then_some(limits)
 }
 
 fn members(list: Value<'_>, findings: &mut Findings) -> Option<Vec<Member>> {

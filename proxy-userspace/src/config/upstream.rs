@@ -57,7 +57,7 @@ pub(super) fn read(
         findings,
     );
     if let Some(endpoints) = table.get("endpoints") {
-        let group = group::read(endpoints, &mut table, connect_timeout, findings);
+        let group = group::read(endpoints, &mut table, connect_timeout, sources, findings);
         exclude_url(&mut table, &endpoints, findings);
         table.finish(findings);
         let upstream = Upstream {
@@ -270,7 +270,6 @@ fn ca_file(
     sources: &Sources<'_>,
     findings: &mut Findings,
 ) -> Option<PathBuf> {
-    let text = value.text("/etc/culvert/ca.pem", findings)?;
     if scheme != Scheme::Https {
         findings.push(
             Finding::error("`ca_file` is for `https://` only")
@@ -279,6 +278,16 @@ fn ca_file(
         );
         return None;
     }
+    trusted(value, sources, findings)
+}
+
+/// A file of certificates.
+pub(super) fn trusted(
+    value: Value<'_>,
+    sources: &Sources<'_>,
+    findings: &mut Findings,
+) -> Option<PathBuf> {
+    let text = value.text("/etc/culvert/ca.pem", findings)?;
     let path = findings.keep(selector::absolute_path(text), &value.span())?;
     let readable = certificates(&path, sources);
     findings.keep(readable, &value.span())?;

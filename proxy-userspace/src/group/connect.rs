@@ -4,7 +4,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -91,6 +91,9 @@ impl Group {
                 Err(refusal) => return Err(last.unwrap_or_else(|| refused(&refusal, attempts))),
             };
             let limit = if permit.has_others() { left / 2 } else { left };
+            if attempts > 0 {
+                self.tally.retries.fetch_add(1, Relaxed);
+            }
             let begun = Instant::now();
             let attempt = attempt(dialer, &settings, asked, permit.address(), limit);
             let (error, reason) = match attempt.await {

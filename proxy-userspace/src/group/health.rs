@@ -248,7 +248,11 @@ mod tests {
                 let before = health.state();
                 let changed = health.checked(seen == '+', SECOND, &rules());
                 assert_eq!(changed, health.state() != before);
-                if health.state() == State::Up { 'u' } else { 'd' }
+                if health.state() == State::Up {
+                    'u'
+                } else {
+                    'd'
+                }
             })
             .collect()
     }
@@ -300,7 +304,10 @@ mod tests {
             ..rules()
         };
         assert!(!health.used(false, SECOND, &never, true));
-        assert!(health.used(false, SECOND, &rules(), true), "as soon as it may");
+        assert!(
+            health.used(false, SECOND, &rules(), true),
+            "as soon as it may"
+        );
     }
 
     #[test]
@@ -331,7 +338,7 @@ mod tests {
         }
         let share = |at: u32| health.share(at * SECOND, rules.slow_start);
         assert_eq!(share(10), FIRST_SHARE);
-        assert_eq!(share(26), (FIRST_SHARE + FULL).div_ceil(2));
+        assert_eq!(share(26), FIRST_SHARE.midpoint(FULL));
         assert_eq!(share(42), FULL);
         assert_eq!(
             health.next_change(10 * SECOND, rules.slow_start),

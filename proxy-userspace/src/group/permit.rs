@@ -1,6 +1,10 @@
 //! The right of one connection to one endpoint: waited for if need be, counted while it is held.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use thiserror::Error;
 use tokio::time::Instant;
@@ -103,8 +107,10 @@ impl Group {
             return Ok(permit);
         }
         let Some(place) = self.queue.enter(limits.queue) else {
+            self.tally.queue_full.fetch_add(1, Relaxed);
             return Err(Refusal::QueueFull(limits.queue));
         };
+        self.tally.queued.fetch_add(1, Relaxed);
         let deadline = Instant::now() + limits.queue_timeout;
         let mut look = place.is_first();
         loop {
@@ -118,6 +124,7 @@ impl Group {
                 }
             }
             if !place.wait(turn, next_look, deadline).await {
+                self.tally.queue_timeouts.fetch_add(1, Relaxed);
                 return Err(Refusal::QueueTimeout(limits.queue_timeout));
             }
             look = true;
@@ -145,13 +152,16 @@ impl Group {
                 has_others,
             })),
             Admission::Wait => Ok(None),
-            Admission::SourceLimit => Err(Refusal::SourceLimit(limits.source.unwrap_or(0))),
+            Admission::SourceLimit => {
+                self.tally.source_limit.fetch_add(1, Relaxed);
+                Err(Refusal::SourceLimit(limits.source.unwrap_or(0)))
+            }
             Admission::Exhausted => Err(Refusal::Exhausted),
         }
     }
 
-    /// How long until time alone may make room.
-    fn next_look(&self) -> Option<Duration> {
+    /// How long until time alone changes something.
+    pub(super) fn next_look(&self) -> Option<Duration> {
         let next = self.lock().next_look()?;
         Some(next.saturating_sub(clock::monotonic()))
     }

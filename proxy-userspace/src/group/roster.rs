@@ -172,7 +172,11 @@ impl Roster {
             return Admission::Wait;
         }
         let endpoints = &self.endpoints;
-        let untried = |at: usize| endpoints.get(at).is_some_and(|one| !tried.contains(&one.id));
+        let untried = |at: usize| {
+            endpoints
+                .get(at)
+                .is_some_and(|one| !tried.contains(&one.id))
+        };
         let has_room = |at: usize| match (limits.endpoint, endpoints.get(at)) {
             (Some(most), Some(one)) => one.live < most,
             _ => true,
@@ -206,7 +210,7 @@ impl Roster {
 
     /// A connection to an endpoint was made, or could not be, and took so long.
     pub fn used(&mut self, id: Id, outcome: Result<(), Arc<str>>, took: Duration, now: Duration) {
-        let may_eject = self.may_eject();
+        let may_eject = outcome.is_err() && self.may_eject();
         let rules = &self.settings.health;
         let Some(&at) = self.places.get(&id) else {
             return;
@@ -335,7 +339,7 @@ impl Roster {
     }
 
     /// Has time do its work, if it is time.
-    fn look(&mut self, now: Duration) {
+    pub fn look(&mut self, now: Duration) {
         if self.next_look.is_none_or(|next| now < next) {
             return;
         }
@@ -401,8 +405,10 @@ impl Roster {
             (one.weight, one.source) = (weight, source);
             self.endpoints.push(one);
         }
-        self.leaving.extend(known.into_values().filter(|one| one.live > 0));
-        self.endpoints.sort_by(|one, other| one.name.cmp(&other.name));
+        self.leaving
+            .extend(known.into_values().filter(|one| one.live > 0));
+        self.endpoints
+            .sort_by(|one, other| one.name.cmp(&other.name));
         let members: Vec<Member> = self
             .endpoints
             .iter()
@@ -417,7 +423,8 @@ impl Roster {
         );
         for (at, one) in self.endpoints.iter().enumerate() {
             self.places.insert(one.id, at);
-            self.balancer.learn(at, one.live, &old, places.get(&one.id).copied());
+            self.balancer
+                .learn(at, one.live, &old, places.get(&one.id).copied());
         }
         self.share_out(now);
     }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::health::HealthRules;
+use super::{check::Check, health::HealthRules};
 use crate::{balance::Method, proxy_protocol::Version};
 
 /// A group.
@@ -20,6 +20,8 @@ pub struct Settings {
     pub method: Method,
     /// When one is held for healthy.
     pub health: HealthRules,
+    /// How endpoints are checked, if they are.
+    pub check: Option<Check>,
     /// How many connections there may be.
     pub limits: Limits,
     /// The header that endpoints want before the first byte.

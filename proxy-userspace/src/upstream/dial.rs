@@ -15,7 +15,8 @@ use tokio::{
 };
 
 use super::{
-    DialError, Exempt, Hop, Host, Next, Scheme, Target, Upstream, UpstreamStream,
+    Answer, DialError, Exempt, Hop, Host, Next, ResolveError, Scheme, Service, Target, Upstream,
+    UpstreamStream,
     connect::connect,
     error::HandshakeError,
     http,
@@ -101,7 +102,8 @@ impl Dialer {
         let destination = canonical(destination);
         if upstream.hops.is_empty() {
             let target = Next::Destination(destination).into();
-            self.direct(upstream.connect_timeout, destination, target).await
+            self.direct(upstream.connect_timeout, destination, target)
+                .await
         } else {
             // Boxed: handshakes are rare beside the direct path and many times its size.
             Box::pin(self.through(upstream, destination)).await
@@ -145,6 +147,28 @@ impl Dialer {
         }
     }
 
+    /// The addresses of a name, and how long they hold.
+    ///
+    /// # Errors
+    ///
+    /// A [`ResolveError`] when nobody knows any.
+    pub async fn resolve(&self, name: &str) -> Result<Answer<IpAddr>, ResolveError> {
+        self.names.resolve(name).await
+    }
+
+    /// The hosts of a service by its SRV records, and how long they hold.
+    ///
+    /// # Errors
+    ///
+    /// A [`ResolveError`] when nobody knows any.
+    pub async fn services(&self, name: &str) -> Result<Answer<Service>, ResolveError> {
+        self.names.services(name).await
+    }
+
+    pub(super) const fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     async fn direct(
         &self,
         limit: Duration,
@@ -167,7 +191,9 @@ impl Dialer {
     ) -> Result<Connected, DialError> {
         let Some(first) = upstream.hops.first() else {
             let target = Next::Destination(destination).into();
-            return self.direct(upstream.connect_timeout, destination, target).await;
+            return self
+                .direct(upstream.connect_timeout, destination, target)
+                .await;
         };
         let mut connected = self.reach(first, upstream.connect_timeout).await?;
 

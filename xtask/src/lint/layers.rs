@@ -36,7 +36,7 @@ const LAYERS: [&[&str]; 11] = [
         "upstream",
         "watch",
     ],
-    // Where connections go that have a choice: upstreams by the dozen.
+    // Upstreams that connections have a choice of.
     &["group"],
     // What a file's text becomes, and what becomes of that.
     &["config", "resolve", "routes"],

@@ -138,7 +138,12 @@ async fn a_connection_in_tls_can_be_reset() {
         .dial(&upstream, elsewhere())
         .await
         .expect("a connection");
-    let peer = connected.stream.tcp().expect("TCP").peer_addr().expect("its address");
+    let peer = connected
+        .stream
+        .tcp()
+        .expect("TCP")
+        .peer_addr()
+        .expect("its address");
     assert_eq!(Some(peer), connected.peer);
     connected.stream.reset();
     proxy.finish().await;
