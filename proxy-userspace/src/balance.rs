@@ -3,7 +3,7 @@
 //! Pure: it has neither a clock nor a socket, what is random comes from a seed, and endpoints are numbers from 0. Who may
 //! be chosen at all, and at which share of its weight, is for `group` to say. A decision takes less than a microsecond
 //! among a thousand endpoints (`benches/balance.rs`), which is why none of the methods looks at all of them: turns and
-//! counts are kept in a [`tournament`], draws in a [`wheel`], hashes lead into tables that are made once.
+//! counts are kept in a tournament, draws in a wheel, hashes lead into tables that are made once.
 //!
 //! Numbers must be given in an order that is the same everywhere (`group` sorts by name): by it the two methods that hash
 //! choose the same on every node that has the same endpoints.

@@ -36,6 +36,7 @@ use std::{
 use toml::de::DeTable;
 
 use crate::{
+    balance::Method,
     group::Settings as Group,
     rule::{Rule, Via},
     upstream::Upstream,
@@ -215,6 +216,7 @@ fn document(
     }
     reach::check(&rules, &daemon.cgroup, findings);
     check_use(&declared, &rules, findings);
+    check_hashes(&declared, &rules, &groups, findings);
     Config {
         daemon,
         upstreams,
@@ -241,6 +243,33 @@ fn check_use(declared: &[(&str, Span, Value<'_>)], rules: &[PlacedRule], finding
                 Finding::warning(format!("upstream `{name}` is never used"))
                     .at(span)
                     .label("no rule has it as its `via`"),
+            );
+        }
+    }
+}
+
+/// All connections of forward rules come from this host.
+fn check_hashes(
+    declared: &[(&str, Span, Value<'_>)],
+    rules: &[PlacedRule],
+    groups: &BTreeMap<Arc<str>, Arc<Group>>,
+    findings: &mut Findings,
+) {
+    for placed in rules {
+        let Via::Upstream(via) = &placed.rule.via else {
+            continue;
+        };
+        let hashes = |group: &Arc<Group>| group.method == Method::SourceHash;
+        let upstream = declared.iter().find(|(name, ..)| *name == via.as_ref());
+        if groups.get(via).is_some_and(hashes)
+            && let Some((name, span, _)) = upstream
+        {
+            findings.push(
+                Finding::warning(format!("all connections to `{name}` go to one endpoint"))
+                    .at(span)
+                    .also(&placed.name, "this rule's connections come from this host")
+                    .label("`source-hash` chooses by the source address")
+                    .help("`balance = \"maglev\"` chooses by the connection"),
             );
         }
     }

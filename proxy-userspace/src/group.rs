@@ -1,7 +1,7 @@
 //! Upstream groups: endpoints of which each connection takes one.
 //!
 //! What is decided is pure and in [`roster`]: who is up, who is next, who has to wait, by the time that it is told. A
-//! [`Group`] puts a lock around it for the workers, lets connections wait in a queue, and logs what changes. [`connect`]
+//! [`Group`] puts a lock around it for the workers, lets connections wait in a queue, and logs what changes. [`Group::connect`]
 //! brings one connection to an endpoint, and to the next one where that fails; [`keeper`] resolves names and checks
 //! endpoints, on a thread of its own so that neither a slow name server nor a thousand checks hold up a connection.
 //!
@@ -96,13 +96,12 @@ impl Group {
     /// that go may finish.
     pub fn change(&self, settings: &Arc<Settings>) {
         self.update(|roster, now| roster.change(Arc::clone(settings), now));
-        // Limits may be wider, and endpoints new.
-        self.queue.wake();
-        self.follow();
+        self.announce();
     }
 
-    /// Has the keeper look at the endpoints.
-    fn follow(&self) {
+    /// There may be endpoints or room that were not there: those who wait look again, and the keeper does.
+    fn announce(&self) {
+        self.queue.wake();
         self.changed.notify_one();
     }
 
@@ -164,9 +163,7 @@ impl Group {
             (result, roster.take_changes())
         };
         if !changes.is_empty() {
-            self.queue.wake();
-            // It may have to look when an ejection ends.
-            self.follow();
+            self.announce();
         }
         for change in changes {
             self.log(&change);
@@ -176,9 +173,10 @@ impl Group {
 
     fn log(&self, change: &Change) {
         let (group, endpoint, state) = (&*self.name, &*change.endpoint, change.state.label());
-        match &change.cause {
-            Some(cause) => tracing::warn!(group, endpoint, "endpoint {state}: {cause}"),
-            None => tracing::info!(group, endpoint, "endpoint {state}"),
+        if let Some(cause) = &change.cause {
+            tracing::warn!(group, endpoint, "endpoint {state}: {cause}");
+        } else {
+            tracing::info!(group, endpoint, "endpoint {state}");
         }
     }
 

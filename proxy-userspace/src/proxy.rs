@@ -225,7 +225,7 @@ impl Proxy {
     /// When the rules do not fit, go nowhere, or need what this kernel lacks.
     pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
         let groups = self.groups.with(policy.groups);
-        self.keep(&groups)?;
+        self.provide_keeper(&groups)?;
         let table: RouteTable = routes::table(policy.rules, policy.upstreams, &groups)?;
         let mut compiled = compile(policy.rules, policy.names)?;
         if policy
@@ -248,21 +248,19 @@ impl Proxy {
         debug_assert_eq!(next, self.generation);
         // Nothing can go wrong any more.
         groups.change(policy.groups);
+        if let Some(keeper) = &self.keeper {
+            keeper.keep(groups.clone());
+        }
         self.groups = groups;
         Ok(())
     }
 
-    /// Has names of groups resolved and endpoints checked, new ones too: the first connection may come the moment the rules
-    /// are in force.
-    fn keep(&mut self, groups: &Groups) -> Result<(), ProxyError> {
-        match &self.keeper {
-            Some(keeper) => keeper.keep(groups.clone()),
-            None if groups.is_empty() => {}
-            None => {
-                let exempt = Arc::new(self.interceptor.exempter()?);
-                let keeper = Keeper::start(groups.clone(), exempt, self.stop.subscribe());
-                self.keeper = Some(keeper.map_err(ProxyError::Worker)?);
-            }
+    /// Starts what resolves names of groups and checks endpoints, if there is a group.
+    fn provide_keeper(&mut self, groups: &Groups) -> Result<(), ProxyError> {
+        if self.keeper.is_none() && !groups.is_empty() {
+            let exempt = Arc::new(self.interceptor.exempter()?);
+            let keeper = Keeper::start(exempt, self.stop.subscribe());
+            self.keeper = Some(keeper.map_err(ProxyError::Worker)?);
         }
         Ok(())
     }

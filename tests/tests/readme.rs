@@ -55,6 +55,7 @@ const USER: &str = "sudo culvert run --config user.toml";
 const REFUSE: &str = "sudo culvert run --config refuse.toml";
 const CHECK: &str = "sudo culvert check password.toml";
 const PLAN: &str = "sudo culvert plan --config password.toml";
+const SERVERS: &str = "sudo culvert run --config servers.toml";
 const PASSWORD: &str = "sudo culvert run --config password.toml";
 
 /// Where the README has its web server.
@@ -98,12 +99,12 @@ fn file(name: &str) -> String {
 #[test]
 fn every_command_of_the_readme_is_run_by_a_test() {
     let mut known: Vec<&str> = NOT_FROM_A_TEST.to_vec();
-    known.extend([EXEC, SERVICE, USER, REFUSE, CHECK, PLAN, PASSWORD]);
+    known.extend([EXEC, SERVICE, USER, REFUSE, SERVERS, CHECK, PLAN, PASSWORD]);
     known.sort_unstable();
     let mut commands = commands();
     commands.sort_unstable();
     assert_eq!(commands, known);
-    assert_eq!(blocks("toml").len(), 4);
+    assert_eq!(blocks("toml").len(), 5);
 }
 
 /// The machine of the README.
@@ -334,6 +335,17 @@ fn everything_refused_but_one_network() {
     let elsewhere = machine.sandbox.app();
     let address = (Ipv4Addr::new(198, 51, 100, 1), WEB_PORT).into();
     elsewhere.tcp(address).connect(address).unwrap();
+    assert!(daemon.end(Signal::SIGTERM).success());
+}
+
+#[test]
+fn several_servers_behind_one_address() {
+    let machine = Machine::new();
+    machine.write("servers.toml");
+    let daemon = machine.daemon(SERVERS);
+    for _ in 0..3 {
+        assert_page(&machine.curl("203.0.113.80"));
+    }
     assert!(daemon.end(Signal::SIGTERM).success());
 }
 

@@ -40,10 +40,6 @@ impl Random {
 
 /// Scales a hash or random number down to a number below `end`.
 #[must_use]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the product's upper half is below `end`"
-)]
 pub const fn below(random: u64, end: u64) -> u64 {
     ((random as u128 * end as u128) >> 64) as u64
 }

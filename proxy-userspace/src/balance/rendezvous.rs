@@ -104,7 +104,11 @@ fn negative_log2(random: u64) -> u64 {
 }
 
 /// log2 of 1, 1 + 1/256, ... 2, in units of 2^-32.
-const LOG2: [u64; (1 << INDEX) + 1] = {
+#[expect(
+    clippy::indexing_slicing,
+    reason = "made by the compiler, which would say so"
+)]
+static LOG2: [u64; (1 << INDEX) + 1] = {
     let mut table = [0; (1 << INDEX) + 1];
     let mut index = 0;
     while index < table.len() {

@@ -66,8 +66,8 @@ proptest! {
         forbidden in prop::collection::vec(any::<bool>(), 20),
     ) {
         let mut balancer = balancer(method, &weights);
-        for at in 0..weights.len() {
-            if without[at] {
+        for (at, without) in without.iter().enumerate() {
+            if *without {
                 balancer.set_share(at, 0);
             }
         }
@@ -144,8 +144,8 @@ fn disruption(method: Method, count: u32, leaves: usize) -> f64 {
 
 #[test]
 fn few_keys_change_hands_when_an_endpoint_leaves() {
-    // Measured over several leavers: source-hash at most twice the share, Maglev a few percent beside it.
-    for (count, maglev, source_hash) in [(3, 0.45, 0.68), (10, 0.16, 0.21), (100, 0.05, 0.021)] {
+    // Measured, with little room: the README has these figures. By its making source-hash stays below twice the share.
+    for (count, maglev, source_hash) in [(3, 0.34, 0.34), (10, 0.11, 0.16), (100, 0.017, 0.019)] {
         for leaves in [0, 1, count as usize / 2] {
             let found = disruption(Method::Maglev, count, leaves);
             assert!(found <= maglev, "maglev, {count}: {found}");

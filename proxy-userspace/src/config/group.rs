@@ -41,12 +41,22 @@ pub(super) fn read(
         None => Some(Method::default()),
         Some(value) => value.choice(&Method::ALL, findings),
     };
-    let health = health::read(table, sources, findings);
+    let slow_start = table.get("slow_start");
+    let health = health::read(table, slow_start, sources, findings);
     let limits = limits(table, findings);
     let send_proxy = match table.get("send_proxy") {
         None => Some(None),
         Some(value) => value.choice(&Version::ALL, findings).map(Some),
     };
+    if let (Some(method), Some(value)) = (method, slow_start)
+        && method.hashes()
+    {
+        findings.push(
+            Finding::warning("`slow_start` has no effect here")
+                .at(&value.span())
+                .label("a hash cannot lead to a part of an endpoint's share"),
+        );
+    }
     Some(Settings {
         members: members?,
         method: method?,

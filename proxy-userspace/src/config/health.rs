@@ -34,10 +34,11 @@ const EXPECTED: RangeInclusive<u16> = 200..=399;
 /// Reads both; nothing where there is a finding about one.
 pub(super) fn read(
     table: &mut Table<'_>,
+    slow_start: Option<Value<'_>>,
     sources: &Sources<'_>,
     findings: &mut Findings,
 ) -> Option<(HealthRules, Option<Check>)> {
-    let slow_start = match table.get("slow_start") {
+    let slow_start = match slow_start {
         None => Some(Duration::ZERO),
         Some(value) => match value.as_str() {
             Some("off") => Some(Duration::ZERO),

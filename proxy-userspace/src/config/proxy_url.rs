@@ -185,9 +185,10 @@ fn host(url: &Url) -> Result<Host, Finding> {
 /// A host name, which is neither an address nor longer than DNS allows; or why it is none.
 pub(super) fn host_name(text: &str) -> Result<String, &'static str> {
     match url::Host::parse(text) {
+        _ if text.is_empty() => Err("it is empty"),
         Ok(url::Host::Domain(name)) => name_that_fits(&name),
         Ok(_) => Err("it is an address"),
-        Err(_) => Err("it has a letter that no name has, or none at all"),
+        Err(_) => Err("it has a letter that no name has"),
     }
 }
 

@@ -68,7 +68,8 @@ pub(super) fn read(
         };
         return Some((upstream, Some(group?)));
     }
-    let url = table.require("url", &format!("url = \"{EXAMPLE}\""), findings);
+    let missing = format!("url = \"{EXAMPLE}\"` or `endpoints = [\"10.0.0.5:8080\"]");
+    let url = table.require("url", &missing, findings);
     let beside = HopKeys::take(&mut table);
     let hops = url.and_then(|url| hops(url, &beside, sources, findings));
     let handshake_timeout = timeout(

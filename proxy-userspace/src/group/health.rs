@@ -210,8 +210,8 @@ impl Health {
     /// When time alone will change its state or share.
     #[must_use]
     pub fn next_change(&self, now: Duration, slow_start: Duration) -> Option<Duration> {
-        let ramping = self.share(now, slow_start) % FULL != 0;
-        let step = ramping.then(|| now + slow_start / STEPS);
+        let starts = (1..FULL).contains(&self.share(now, slow_start));
+        let step = starts.then(|| now + slow_start / STEPS);
         [self.ejected_until, step].into_iter().flatten().min()
     }
 
@@ -271,9 +271,10 @@ mod tests {
             assert!(health.used(false, now, &rules, true));
             assert_eq!(health.state(), State::Ejected);
             assert_eq!(health.share(now, rules.slow_start), 0);
-            now += expected * SECOND - Duration::from_millis(1);
+            let end = now + expected * SECOND;
+            now = end.saturating_sub(Duration::from_millis(1));
             assert!(!health.passed(now), "after {expected}");
-            now += Duration::from_millis(1);
+            now = end;
             assert!(health.passed(now), "after {expected}");
             assert_eq!(health.state(), State::Up);
         }

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     sync::watch,
-    task::{AbortHandle, JoinSet},
+    task::{AbortHandle, JoinError, JoinSet},
     time::sleep,
 };
 
@@ -65,8 +65,17 @@ pub async fn keep(
             changed = groups.changed() => if changed.is_err() { return },
             _ = stop.wait_for(|stop| *stop) => return,
             // Those of groups that are gone.
-            Some(_) = tasks.join_next() => {}
+            Some(ended) = tasks.join_next() => report(ended),
         }
+    }
+}
+
+/// A task ends by being told to, or by a fault of ours.
+fn report(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a name or an endpoint of a group is no longer looked after");
     }
 }
 
@@ -92,7 +101,7 @@ async fn tend(group: Arc<Group>, dialer: Arc<Dialer>) {
             () = sleep(next_look.unwrap_or_default()), if next_look.is_some() => {
                 group.update(Roster::look);
             }
-            Some(_) = tasks.running.join_next() => {}
+            Some(ended) = tasks.running.join_next() => report(ended),
         }
     }
 }
@@ -161,7 +170,7 @@ async fn resolve(group: Arc<Group>, dialer: Arc<Dialer>, source: Source) {
                 (failed, pause) = (false, FIRST_PAUSE);
                 let found = answer.found;
                 group.update(|roster, now| roster.resolved(&source, found, now));
-                group.follow();
+                group.announce();
                 answer.valid_for.clamp(SHORTEST_ANSWER, LONGEST_ANSWER)
             }
             Err(error) => {

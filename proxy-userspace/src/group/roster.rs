@@ -184,15 +184,16 @@ impl Roster {
         let picked = self
             .balancer
             .pick(key, now, |at| untried(at) && has_room(at));
-        let Some(at) = picked else {
-            let is_full = self.balancer.any(untried);
-            return if is_full || self.awaits_names() {
-                Admission::Wait
-            } else {
-                Admission::Exhausted
-            };
+        let at = match picked {
+            Some(at) => at,
+            None if self.balancer.any(untried) => return Admission::Wait,
+            None => match self.last_resort(|at| untried(at) && has_room(at)) {
+                Some(at) => at,
+                None if self.awaits_names() => return Admission::Wait,
+                None => return Admission::Exhausted,
+            },
         };
-        let has_others = self.balancer.any(|other| other != at && untried(other));
+        let has_others = endpoints.len() > tried.len() + 1;
         let Some(one) = self.endpoints.get_mut(at) else {
             return Admission::Exhausted;
         };
@@ -302,6 +303,16 @@ impl Roster {
     #[must_use]
     pub const fn live(&self) -> u32 {
         self.live
+    }
+
+    /// Who is tried when all that are up were tried in vain: an endpoint that is held for dead may be back, and can only be
+    /// better than failing for sure.
+    fn last_resort(&self, may: impl Fn(usize) -> bool) -> Option<usize> {
+        let all = self.endpoints.iter().enumerate();
+        let rank = |(_, one): &(usize, &Endpoint)| (one.health.state() == State::Down, one.live);
+        all.filter(|(at, _)| may(*at))
+            .min_by_key(rank)
+            .map(|(at, _)| at)
     }
 
     /// When time alone changes something.

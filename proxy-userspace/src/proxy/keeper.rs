@@ -21,17 +21,13 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Starts it. It runs until `stop` says so.
+    /// Starts it, with nothing to keep. It runs until `stop` says so.
     ///
     /// # Errors
     /// When the thread or its runtime cannot be made.
-    pub(super) fn start(
-        groups: Groups,
-        exempt: Arc<dyn Exempt>,
-        stop: watch::Receiver<bool>,
-    ) -> io::Result<Self> {
+    pub(super) fn start(exempt: Arc<dyn Exempt>, stop: watch::Receiver<bool>) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let (groups, kept) = watch::channel(groups);
+        let (groups, kept) = watch::channel(Groups::default());
         let thread = thread::Builder::new()
             .name("groups".to_owned())
             .spawn(move || {

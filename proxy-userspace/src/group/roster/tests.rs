@@ -138,6 +138,29 @@ fn who_was_tried_is_not_tried_again() {
 }
 
 #[test]
+fn who_is_down_is_the_last_to_be_tried() {
+    let mut roster = roster(settings(3));
+    for _ in 0..3 {
+        roster.checked(id(0), Err("no answer".into()), NOW);
+    }
+    for _ in 0..2 {
+        fail(&mut roster, 2, NOW);
+    }
+    assert_eq!(
+        state(&roster, 2),
+        State::Up,
+        "one of three must not be the last"
+    );
+    let mut tried = Vec::new();
+    while let Admission::Chosen { id, .. } = roster.admit(CLIENT, 0, NOW, &tried) {
+        roster.closed(id, CLIENT);
+        tried.push(id);
+    }
+    assert_eq!(tried.len(), 3);
+    assert_eq!(tried.last(), Some(&id(0)));
+}
+
+#[test]
 fn limits_hold_and_let_go() {
     let mut limited = settings(2);
     limited.limits.endpoint = Some(1);

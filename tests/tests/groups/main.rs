@@ -8,6 +8,8 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
+mod proxy_header;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -17,7 +19,6 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
-        mpsc,
     },
     thread,
 };
@@ -405,109 +406,6 @@ fn a_source_has_no_more_than_its_limit() {
     assert_eq!(status(&sandbox, &culvert)["source_limit"], 1);
 }
 
-/// A server that wants a PROXY header of a version, strictly by the specification, and echoes what follows.
-fn announced(
-    sandbox: &Sandbox,
-    read: fn(&mut TcpStream) -> Announced,
-) -> (Server, mpsc::Receiver<Announced>) {
-    let (send, receive) = mpsc::channel();
-    let server = sandbox.within(|| {
-        Server::start((SERVER_V4, 0), move |mut stream| {
-            send.send(read(&mut stream)).unwrap();
-            let mut reading = stream.try_clone()?;
-            io::copy(&mut reading, &mut stream)?;
-            stream.shutdown(Shutdown::Write)
-        })
-    });
-    (server, receive)
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Announced {
-    client: SocketAddr,
-    destination: SocketAddr,
-    unique_id: Option<String>,
-}
-
-fn read_v1(stream: &mut TcpStream) -> Announced {
-    let mut line = Vec::new();
-    while !line.ends_with(b"\r\n") {
-        assert!(line.len() < 107, "too long");
-        let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap();
-        line.extend(byte);
-    }
-    let line = String::from_utf8(line).unwrap();
-    let words: Vec<_> = line.strip_suffix("\r\n").unwrap().split(' ').collect();
-    let [b"PROXY", b"TCP4", client, destination, client_port, port] =
-        words.iter().map(|word| word.as_bytes()).collect::<Vec<_>>()[..]
-    else {
-        panic!("{line:?}")
-    };
-    let address = |ip: &[u8], port: &[u8]| {
-        let text = [ip, b":", port].concat();
-        String::from_utf8(text).unwrap().parse().unwrap()
-    };
-    Announced {
-        client: address(client, client_port),
-        destination: address(destination, port),
-        unique_id: None,
-    }
-}
-
-fn read_v2(stream: &mut TcpStream) -> Announced {
-    let mut head = [0; 16];
-    stream.read_exact(&mut head).unwrap();
-    assert_eq!(&head[..12], b"\r\n\r\n\0\r\nQUIT\n");
-    assert_eq!(
-        head[12..14],
-        [0x21, 0x11],
-        "version 2, PROXY, TCP over IPv4"
-    );
-    let mut rest = vec![0; u16::from_be_bytes([head[14], head[15]]).into()];
-    stream.read_exact(&mut rest).unwrap();
-    let (addresses, tlvs) = rest.split_at(12);
-    let ip = |at: usize| Ipv4Addr::from_octets(addresses[at..at + 4].try_into().unwrap());
-    let port = |at: usize| u16::from_be_bytes([addresses[at], addresses[at + 1]]);
-    assert_eq!(tlvs[0], 0x05, "PP2_TYPE_UNIQUE_ID");
-    let length = usize::from(u16::from_be_bytes([tlvs[1], tlvs[2]]));
-    assert_eq!(tlvs.len(), 3 + length, "nothing behind it");
-    Announced {
-        client: (ip(0), port(8)).into(),
-        destination: (ip(4), port(10)).into(),
-        unique_id: Some(String::from_utf8(tlvs[3..].to_vec()).unwrap()),
-    }
-}
-
-#[test]
-fn servers_are_told_who_connects() {
-    let sandbox = Sandbox::new();
-    let app = sandbox.app();
-    for (version, read) in [
-        ("v1", read_v1 as fn(&mut TcpStream) -> Announced),
-        ("v2", read_v2),
-    ] {
-        let (server, announced) = announced(&sandbox, read);
-        let more = format!("send_proxy = \"{version}\"");
-        let culvert = sandbox.culvert(&group(&[server.address().to_string()], &more));
-        let socket = app.tcp(SERVICE.into());
-        socket.bind((CLIENT_V4, 0).into()).unwrap();
-        socket.connect(SERVICE.into()).unwrap();
-        socket.exchange(3, 100_000).unwrap();
-        let client = socket.local().unwrap();
-        socket.close();
-        let record = culvert.the_record();
-        assert_eq!(record.unique_id.is_some(), version == "v2");
-        assert_eq!(record.up, 100_000, "the header is not the app's");
-        let expected = Announced {
-            client,
-            destination: SERVICE.into(),
-            unique_id: record.unique_id,
-        };
-        assert_eq!(announced.recv().unwrap(), expected);
-    }
-}
-
 #[test]
 fn endpoints_may_be_unix_sockets_and_where_the_app_was_going() {
     let sandbox = Sandbox::new();
@@ -543,7 +441,7 @@ fn endpoints_may_be_unix_sockets_and_where_the_app_was_going() {
 fn names_are_resolved_and_followed() {
     let sandbox = Sandbox::new();
     let resolv_conf = sandbox.directory().join("resolv.conf");
-    fs::write(&resolv_conf, "nameserver 127.0.0.1\n").unwrap();
+    fs::write(&resolv_conf, "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n").unwrap();
     sandbox.mounts().replace("/etc/resolv.conf", &resolv_conf);
     let names = sandbox.within(|| NameServer::start((Ipv4Addr::LOCALHOST, 53)));
     let one = sandbox.within(|| Server::echo((SERVER_V4, 0)));
