@@ -441,7 +441,11 @@ fn endpoints_may_be_unix_sockets_and_where_the_app_was_going() {
 fn names_are_resolved_and_followed() {
     let sandbox = Sandbox::new();
     let resolv_conf = sandbox.directory().join("resolv.conf");
-    fs::write(&resolv_conf, "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n").unwrap();
+    fs::write(
+        &resolv_conf,
+        "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+    )
+    .unwrap();
     sandbox.mounts().replace("/etc/resolv.conf", &resolv_conf);
     let names = sandbox.within(|| NameServer::start((Ipv4Addr::LOCALHOST, 53)));
     let one = sandbox.within(|| Server::echo((SERVER_V4, 0)));
