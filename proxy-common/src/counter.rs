@@ -40,10 +40,22 @@ pub enum Counter {
     Unpublished,
     /// Records removed because their socket closed before the relay took them.
     Withdrawn,
+    /// TCP connections seen where they arrive; a repeated SYN counts again.
+    Arrived,
+    /// Of those, the daemon's own, let through.
+    ArrivedOwn,
+    /// Of those, refused by a rule that says refuse.
+    ArrivedRefused,
+    /// Of those, given to the relay.
+    ArrivedRelayed,
+    /// The relay had no listener to give it to; fail mode.
+    FailListener,
+    /// The daemon's own connections that found no room in the table of those; one may be intercepted again.
+    Unregistered,
 }
 
 /// Every counter with its stable name, in index order.
-pub const COUNTERS: [(Counter, &str); 18] = [
+pub const COUNTERS: [(Counter, &str); 24] = [
     (Counter::Seen, "seen"),
     (Counter::Direct, "direct"),
     (Counter::Refused, "refused"),
@@ -62,6 +74,12 @@ pub const COUNTERS: [(Counter, &str); 18] = [
     (Counter::Published, "published"),
     (Counter::Unpublished, "unpublished"),
     (Counter::Withdrawn, "withdrawn"),
+    (Counter::Arrived, "arrived"),
+    (Counter::ArrivedOwn, "arrived_own"),
+    (Counter::ArrivedRefused, "arrived_refused"),
+    (Counter::ArrivedRelayed, "arrived_relayed"),
+    (Counter::FailListener, "fail_listener"),
+    (Counter::Unregistered, "unregistered"),
 ];
 
 #[cfg(test)]

@@ -165,7 +165,7 @@ fn in_cgroup(
 
 /// Keeps the rules that name something, or have no alternative there, and do not exclude it.
 #[inline(always)]
-fn named(membership: Option<&Membership>, rules: RuleSet, any: &RuleSet) -> RuleSet {
+pub(crate) fn named(membership: Option<&Membership>, rules: RuleSet, any: &RuleSet) -> RuleSet {
     match membership {
         Some(membership) => rules
             .and(&any.or(&membership.include))

@@ -1,8 +1,9 @@
 //! Compile-time proof that no shared type has implicit padding: its size is the sum of its fields.
 
 use crate::{
-    Action, KernelSide, Lane, LaneKey, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey,
-    Redirect, Relay, RelaySide, Replies, RuleRef, RuleSet, Sent, Sequence, Socket, WORDS,
+    Action, Areas, Cell, CellKey, KernelSide, Lane, LaneKey, MAX_CANDIDATES, MAX_DEPTH, MemberKey,
+    Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, RelaySide, Replies,
+    RuleRef, RuleSet, Sent, Sequence, Socket, WORDS,
 };
 
 const RULE_SET: usize = WORDS * 8;
@@ -10,7 +11,7 @@ const RECORD: usize = 3 * 8 + 16 + 2 + 2 + 3 * 4 + 8 + 8 + 4 + 4 + 16;
 
 const _: () = {
     assert!(size_of::<RuleSet>() == RULE_SET);
-    assert!(size_of::<Policy>() == 4 * 4 + 3 * RULE_SET);
+    assert!(size_of::<Policy>() == 4 * 4 + 4 * RULE_SET);
     assert!(size_of::<PrefixKey>() == 4 + 4 + 16);
     assert!(size_of::<MemberKey>() == 4 + 4 + 8 + 8);
     assert!(size_of::<Membership>() == 2 * RULE_SET);
@@ -18,6 +19,10 @@ const _: () = {
     assert!(size_of::<Relay>() == 8 + 8 + 2 + 2 + 4);
     assert!(size_of::<RuleRef>() == 4 + 4);
     assert!(size_of::<Record>() == RECORD);
+    assert!(size_of::<Areas>() == MAX_DEPTH * 4);
+    assert!(size_of::<CellKey>() == 4 + 4 + 2 + 2);
+    assert!(size_of::<Cell>() == MAX_CANDIDATES * 2 + 4);
+    assert!(size_of::<OwnKey>() == 16 + 16 + 2 + 2);
     assert!(size_of::<RecordKey>() == 8 + 16 + 2 + 2 + 4);
     assert!(size_of::<Socket>() == 4 + 2 + 2 + 4 + 4 + RECORD);
     assert!(size_of::<Sequence>() == 8 + 4 * 4);
@@ -25,7 +30,7 @@ const _: () = {
     assert!(size_of::<RelaySide>() == 3 * 8 + 4 + 9 * 4);
     assert!(size_of::<Redirect>() == 2 * 64);
     assert!(size_of::<LaneKey>() == 8 + 8);
-    assert!(size_of::<Lane>() == 4);
+    assert!(size_of::<Lane>() == 4 + 4);
     assert!(size_of::<Sent>() == 6 * 8 + 4 + 4);
     assert!(size_of::<Replies>() == 16 + 3 * 8 + (8 + 4 * 4) + 4 * 4);
 };
@@ -33,8 +38,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Action, Lane, LaneKey, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay,
-        Replies, RuleSet, Sent, Socket,
+        Action, Areas, Cell, CellKey, Lane, LaneKey, MemberKey, Membership, OwnKey, Policy,
+        PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Sent, Socket,
     };
 
     macro_rules! pod {
@@ -48,7 +53,7 @@ mod pod {
     }
 
     pod!(
-        Action, Lane, LaneKey, MemberKey, Membership, Policy, PrefixKey, Record, RecordKey, Relay,
-        Replies, RuleSet, Sent, Socket,
+        Action, Areas, Cell, CellKey, Lane, LaneKey, OwnKey, MemberKey, Membership, Policy,
+        PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Sent, Socket,
     );
 }

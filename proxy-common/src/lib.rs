@@ -1,8 +1,8 @@
 //! What culvert's eBPF programs and its daemon agree on.
 //!
-//! Every type that crosses the kernel boundary, every map and program name, and the one function that
-//! decides about a connection, [`decide()`]. No allocation, no strings, no policy of its own: `proxy-ebpf` runs it
-//! over BPF maps, `proxy-userspace` over the same tables in memory (`culvert check`, property tests).
+//! Every type that crosses the kernel boundary, every map and program name, and the functions that decide about a
+//! connection: [`decide()`] about one that a process of this host opens, [`select()`] about one that arrives. No allocation, no strings, no policy of its own: `proxy-ebpf` runs them
+//! over BPF maps, `proxy-userspace` over the same tables in memory.
 //!
 //! Rules for types here: `repr(C)`, fixed-width integers and byte arrays, no implicit padding (padding in a
 //! hash key silently splits equal keys), checked at compile time in `layout`.
@@ -22,21 +22,23 @@ mod record;
 mod redirect;
 mod replies;
 mod ruleset;
+mod select;
 mod shortcut;
 mod tables;
 
 pub use addr::{Addr, BePort};
 pub use counter::{COUNTERS, Counter};
 pub use decide::{Decision, Subject, Tables, decide};
-pub use record::{Record, RecordKey, RuleRef, Socket, role};
+pub use record::{OwnKey, Record, RecordKey, RuleRef, Socket, role};
 pub use redirect::{KernelSide, Redirect, RelaySide, Sequence, mode};
 pub use replies::{Delivery, Replies};
 pub use ruleset::{MAX_RULES, RuleSet, WORDS};
+pub use select::{Areas, Arrival, Bindings, Cell, CellKey, MAX_CANDIDATES, MAX_DEPTH, select};
 pub use shortcut::{Lane, LaneKey, Sent, standing};
 pub use tables::{
     Action, Dimensions, Family, MemberKey, MemberKind, Membership, Policy, PrefixKey, PrefixKind,
-    Relay, fail_mode, verb,
+    Relay, fail_mode, listener, verb,
 };
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;

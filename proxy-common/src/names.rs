@@ -10,6 +10,16 @@ pub const MEMBERS: &str = "MEMBERS";
 pub const DESCENDANTS: &str = "DESCENDANTS";
 /// Array of [`Action`](crate::Action), two generations of [`MAX_RULES`](crate::MAX_RULES).
 pub const ACTIONS: &str = "ACTIONS";
+/// LPM trie of [`PrefixKey`](crate::PrefixKey) to [`Areas`](crate::Areas).
+pub const AREAS: &str = "AREAS";
+/// LPM trie of [`CellKey`](crate::CellKey) to [`Cell`](crate::Cell).
+pub const CELLS: &str = "CELLS";
+/// Array of [`Action`](crate::Action) for what arrives, two generations of [`MAX_RULES`](crate::MAX_RULES).
+pub const REVERSE_ACTIONS: &str = "REVERSE_ACTIONS";
+/// Sockmap of a listener of each family, by [`listener`](crate::listener).
+pub const LISTENERS: &str = "LISTENERS";
+/// Hash of [`OwnKey`](crate::OwnKey), as a set: connections of the daemon that are open.
+pub const OWN: &str = "OWN";
 /// Array of one [`Relay`](crate::Relay).
 pub const RELAY: &str = "RELAY";
 /// Array of one `u64`: when the relay was last known to be alive, nanoseconds of `CLOCK_MONOTONIC`.
@@ -44,6 +54,8 @@ pub const REDIRECT_OF: &str = "REDIRECT_OF";
 pub const PAIRS: &str = "PAIRS";
 /// Ring buffer of indices of redirects that want the relay's attention.
 pub const REDIRECT_EVENTS: &str = "REDIRECT_EVENTS";
+/// Ring buffer of the cookies of upstream sockets whose relay rests and has got a reply.
+pub const REPLY_EVENTS: &str = "REPLY_EVENTS";
 
 /// `cgroup/connect4`.
 pub const CONNECT4: &str = "connect4";
@@ -61,10 +73,16 @@ pub const GETPEERNAME6: &str = "getpeername6";
 pub const GETSOCKOPT: &str = "getsockopt";
 /// `sockops`; not named after its section, which would be the same symbol.
 pub const TCP_EVENTS: &str = "tcp_events";
+/// `sockops`, on the daemon's own cgroup.
+pub const OWN_EVENTS: &str = "own_events";
 /// `raw_tracepoint/sched_process_fork`.
 pub const TASK_FORK: &str = "task_fork";
 /// `raw_tracepoint/sched_process_exit`.
 pub const TASK_EXIT: &str = "task_exit";
+/// `sk_lookup`.
+pub const REVERSE: &str = "reverse";
+/// `sk_lookup`, pinned: keeps `refuse` rules for what arrives in force without the daemon.
+pub const REVERSE_GUARD: &str = "reverse_guard";
 /// `sk_skb/stream_verdict`.
 pub const VERDICT: &str = "verdict";
 
@@ -77,12 +95,17 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 21] = [
+pub const MAPS: [&str; 27] = [
     POLICY,
     PREFIXES,
     MEMBERS,
     DESCENDANTS,
     ACTIONS,
+    AREAS,
+    CELLS,
+    REVERSE_ACTIONS,
+    LISTENERS,
+    OWN,
     RELAY,
     HEARTBEAT,
     RECORDS_FULL,
@@ -99,10 +122,11 @@ pub const MAPS: [&str; 21] = [
     REDIRECT_OF,
     PAIRS,
     REDIRECT_EVENTS,
+    REPLY_EVENTS,
 ];
 
 /// Every program of the object.
-pub const PROGRAMS: [&str; 14] = [
+pub const PROGRAMS: [&str; 17] = [
     CONNECT4,
     CONNECT6,
     GUARD4,
@@ -111,10 +135,13 @@ pub const PROGRAMS: [&str; 14] = [
     GETPEERNAME6,
     GETSOCKOPT,
     TCP_EVENTS,
+    OWN_EVENTS,
     SHORTCUT,
     REPLY,
     DELIVERED,
     TASK_FORK,
     TASK_EXIT,
+    REVERSE,
+    REVERSE_GUARD,
     VERDICT,
 ];

@@ -74,6 +74,20 @@ pub struct RecordKey {
     pub reserved: u32,
 }
 
+/// A connection of the daemon itself, as whoever receives it sees it: it is not intercepted again where it arrives.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct OwnKey {
+    /// Address of the daemon's socket.
+    pub source: Addr,
+    /// Where it connects.
+    pub dest: Addr,
+    /// Port of the daemon's socket.
+    pub source_port: BePort,
+    /// Port it connects to.
+    pub dest_port: BePort,
+}
+
 /// What hangs on a socket itself (`BPF_MAP_TYPE_SK_STORAGE`, kernel 5.2): it dies with the socket, so nothing
 /// can leak, and it follows the socket through `dup`, `fork` and `SCM_RIGHTS`.
 #[repr(C)]

@@ -26,8 +26,8 @@ pub struct Replies {
     pub turn: u32,
     /// Bytes that came since then.
     pub run: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// The last of the relay's [`rests`](crate::Lane::rests) that ended with a reply: it was told then.
+    pub told: u32,
 }
 
 /// Bits that tell where replies are that went past the relay; what the program

@@ -45,6 +45,7 @@ impl RuleSet {
     }
 
     /// Whether the set has a rule.
+    #[inline(always)]
     #[must_use]
     pub const fn contains(&self, index: usize) -> bool {
         let [a, b, c, d] = self.words;

@@ -22,6 +22,8 @@ pub struct LaneKey {
 pub struct Lane {
     /// Bytes of the app that upstream has accepted from the relay, modulo 2³², as TCP counts.
     pub relayed: u32,
+    /// Times that the relay has gone to rest, not to be woken but by a reply that is passed to it.
+    pub rests: u32,
 }
 
 /// What an app sent while its lane was open; in the map [`SENT`](crate::names::SENT).

@@ -24,6 +24,8 @@ pub struct Policy {
     pub any_exe: RuleSet,
     /// Rules without a `pid` alternative.
     pub any_pid: RuleSet,
+    /// Rules for what arrives without an `interface` alternative.
+    pub any_interface: RuleSet,
 }
 
 /// Bits of [`Policy::dimensions`].
@@ -42,6 +44,12 @@ impl Dimensions {
     pub const EXE: u32 = 1 << 4;
     /// Some rule selects by process.
     pub const PID: u32 = 1 << 5;
+    /// There are rules for what arrives.
+    pub const LISTEN: u32 = 1 << 6;
+    /// Some of them select by source.
+    pub const SOURCE: u32 = 1 << 7;
+    /// Some of them select by interface.
+    pub const INTERFACE: u32 = 1 << 8;
 }
 
 /// Data of a prefix in the LPM trie: of an address, or of a number, since a range of numbers is the union of the
@@ -98,9 +106,13 @@ impl PrefixKind {
     pub const UID: u32 = 3;
     /// Real group ids.
     pub const GID: u32 = 4;
+    /// Addresses that rules listen on; in a map of their own.
+    pub const LISTEN: u32 = 5;
+    /// Sources of what arrives.
+    pub const SOURCE: u32 = 6;
 }
 
-/// Key of a cgroup, executable or process in the membership table.
+/// Key of a cgroup, executable, process or interface in the membership table.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MemberKey {
@@ -108,7 +120,7 @@ pub struct MemberKey {
     pub generation: u32,
     /// A [`MemberKind`].
     pub kind: u32,
-    /// Cgroup id, inode number, or the process id a rule names.
+    /// Cgroup id, inode number, interface number, or the process id a rule names.
     pub id: u64,
     /// Device of the inode as the kernel's internal `dev_t`; otherwise 0.
     pub device: u64,
@@ -124,9 +136,11 @@ impl MemberKind {
     pub const EXE: u32 = 2;
     /// A process named by a rule, found through the map of its descendants.
     pub const PID: u32 = 3;
+    /// An interface that connections arrive by.
+    pub const INTERFACE: u32 = 4;
 }
 
-/// Which rules name a cgroup, executable or process.
+/// Which rules name a cgroup, executable, process or interface.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
@@ -136,7 +150,8 @@ pub struct Membership {
     pub exclude: RuleSet,
 }
 
-/// What a rule does; element `generation % 2 * MAX_RULES + index` of the map [`ACTIONS`](crate::names::ACTIONS).
+/// What a rule does; element `generation % 2 * MAX_RULES + index` of the map [`ACTIONS`](crate::names::ACTIONS), or
+/// [`REVERSE_ACTIONS`](crate::names::REVERSE_ACTIONS).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Action {
@@ -180,6 +195,30 @@ pub struct Relay {
     pub port_v6: BePort,
     /// Always 0.
     pub reserved: u32,
+}
+
+impl Relay {
+    /// Whether a destination is one of the listeners, in their network namespace.
+    #[inline(always)]
+    #[must_use]
+    pub const fn listens_on(&self, addr: &Addr, port: BePort) -> bool {
+        let listener = if addr.is_v4() {
+            self.port_v4
+        } else {
+            self.port_v6
+        };
+        port.0 == listener.0 && listener.0 != 0 && addr.is_loopback()
+    }
+}
+
+/// Index into the map [`LISTENERS`](crate::names::LISTENERS).
+pub mod listener {
+    /// On `127.0.0.1`.
+    pub const V4: u32 = 0;
+    /// On `::1`.
+    pub const V6: u32 = 1;
+    /// How many there are.
+    pub const COUNT: usize = 2;
 }
 
 /// Address family of the app's socket, as in `AF_INET` and `AF_INET6`.

@@ -125,14 +125,7 @@ pub fn is_own(ctx: &SockAddrContext) -> bool {
 /// Whether a destination is one of our listeners, which are on the loopback of one network namespace only.
 #[inline(always)]
 pub fn is_listener(ctx: &SockAddrContext, relay: &Relay, addr: &Addr, port: BePort) -> bool {
-    let listener = if addr.is_v4() {
-        relay.port_v4
-    } else {
-        relay.port_v6
-    };
-    port == listener
-        && listener.0 != 0
-        && addr.is_loopback()
+    relay.listens_on(addr, port)
         // SAFETY: a plain helper call.
         && unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == relay.netns_cookie
 }
@@ -219,7 +212,7 @@ fn fill(socket: &mut Socket, family: u16, rule: RuleRef, addr: Addr, port: BePor
 
 /// Whether the relay gave a sign of life within the timeout.
 #[inline(always)]
-fn is_alive(relay: &Relay, now: u64) -> bool {
+pub fn is_alive(relay: &Relay, now: u64) -> bool {
     let last = HEARTBEAT.get(0).map_or(0, |at| *at);
     // The heartbeat may be written between our reading the clock and reading it: then it is in the future.
     last != 0 && (last >= now || now - last < relay.heartbeat_timeout)

@@ -17,6 +17,10 @@ static HAS_SET_RETVAL: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static HAS_MPTCP: Global<u32> = Global::new(0);
 
+/// Whether `sk_lookup` tells the interface (kernel 5.17, read from BTF).
+#[unsafe(no_mangle)]
+static HAS_INGRESS: Global<u32> = Global::new(0);
+
 /// Whether the offsets below are known, and reading kernel memory is allowed (needs BTF and `CAP_PERFMON`).
 #[unsafe(no_mangle)]
 static READS_TASKS: Global<u32> = Global::new(0);
@@ -115,6 +119,12 @@ pub fn has_set_retval() -> bool {
 #[inline(always)]
 pub fn has_mptcp() -> bool {
     HAS_MPTCP.load() != 0
+}
+
+/// Whether the interface is known that a connection arrives by.
+#[inline(always)]
+pub fn has_ingress_interface() -> bool {
+    HAS_INGRESS.load() != 0
 }
 
 /// Whether tasks and files can be read.

@@ -11,6 +11,9 @@
 //! | `shortcut` | `sk_msg`, on the sockets in `APPS` | 5.10 | sends an app's bytes straight into the upstream socket |
 //! | `reply` | `sk_skb/stream_verdict` | 6.4 | puts small replies of upstream sockets straight into the app's receive queue |
 //! | `delivered` | none: run by the relay | 6.4 | tells whether such replies have arrived there, and whether they were read |
+//! | `own_events` | `sockops`, on the daemon's cgroup | 5.8 | registers the daemon's connections, which `reverse` must not take again |
+//! | `reverse` | `sk_lookup` | 5.9 | decides about what arrives, and gives it to the relay's listeners |
+//! | `reverse_guard` | `sk_lookup`, pinned | 5.9 | keeps `on_relay_failure = "refuse"` of such rules in force without the daemon |
 //! | `task_fork`, `task_exit` | raw tracepoints | 4.17 | follow the children of processes that rules name |
 
 #![no_std]
@@ -40,6 +43,7 @@ mod maps;
 mod peername;
 mod policy;
 mod replies;
+mod reverse;
 mod sequence;
 mod shortcut;
 mod sockops;
@@ -50,10 +54,13 @@ mod version;
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, cgroup_sockopt, raw_tracepoint, sk_msg, sock_ops, stream_verdict},
+    macros::{
+        cgroup_sock_addr, cgroup_sockopt, raw_tracepoint, sk_lookup, sk_msg, sock_ops,
+        stream_verdict,
+    },
     programs::{
-        RawTracePointContext, SkBuffContext, SkMsgContext, SockAddrContext, SockOpsContext,
-        SockoptContext,
+        RawTracePointContext, SkBuffContext, SkLookupContext, SkMsgContext, SockAddrContext,
+        SockOpsContext, SockoptContext,
     },
 };
 
@@ -105,6 +112,12 @@ pub fn tcp_events(ctx: SockOpsContext) -> u32 {
     sockops::sockops(&ctx)
 }
 
+/// Events of the daemon's TCP sockets.
+#[sock_ops]
+pub fn own_events(ctx: SockOpsContext) -> u32 {
+    sockops::own(&ctx)
+}
+
 /// Bytes on a socket of an accelerated connection.
 #[stream_verdict]
 pub fn verdict(ctx: SkBuffContext) -> u32 {
@@ -128,6 +141,18 @@ pub fn reply(ctx: SkBuffContext) -> u32 {
 #[unsafe(link_section = "raw_tracepoint")]
 pub extern "C" fn delivered(ctx: *mut c_void) -> u32 {
     replies::delivered(&RawTracePointContext::new(ctx))
+}
+
+/// A connection arrives.
+#[sk_lookup]
+pub fn reverse(ctx: SkLookupContext) -> u32 {
+    reverse::lookup(&ctx)
+}
+
+/// Beside `reverse`, and instead of it once the daemon is gone.
+#[sk_lookup]
+pub fn reverse_guard(ctx: SkLookupContext) -> u32 {
+    reverse::guard(&ctx)
 }
 
 /// A task was forked.

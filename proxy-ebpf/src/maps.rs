@@ -11,8 +11,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use proxy_common::{
-    Action, COUNTERS as COUNTER_NAMES, Counter, Lane, LaneKey, MAX_RULES, MemberKey, Membership,
-    Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleSet, Sent, Socket,
+    Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Lane, LaneKey, MAX_RULES,
+    MemberKey, Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
+    RuleSet, Sent, Socket, listener,
 };
 
 use crate::globals::has_mptcp;
@@ -33,6 +34,22 @@ pub static DESCENDANTS: HashMap<u32, u32, 16_384> = HashMap::new();
 
 #[btf_map]
 pub static ACTIONS: Array<Action, { 2 * MAX_RULES }> = Array::new();
+
+#[btf_map]
+pub static AREAS: LpmTrie<PrefixKey, Areas, 262_144> = LpmTrie::new();
+
+// Several prefixes of ports for a range, and two generations.
+#[btf_map]
+pub static CELLS: LpmTrie<CellKey, Cell, 1_048_576> = LpmTrie::new();
+
+#[btf_map]
+pub static REVERSE_ACTIONS: Array<Action, { 2 * MAX_RULES }> = Array::new();
+
+#[btf_map]
+pub static LISTENERS: SockMap<{ listener::COUNT }> = SockMap::new();
+
+#[btf_map]
+pub static OWN: HashMap<OwnKey, u32, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map]
 pub static RELAY: Array<Relay, 1> = Array::new();
@@ -81,6 +98,10 @@ pub static PAIRS: SockMap<16_384> = SockMap::new();
 
 #[btf_map]
 pub static REDIRECT_EVENTS: RingBuf<u64, 65_536> = RingBuf::new();
+
+/// Room for one event of each lane there can be, and for one more of its predecessor: 16 bytes each.
+#[btf_map]
+pub static REPLY_EVENTS: RingBuf<u64, 524_288> = RingBuf::new();
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]

@@ -8,13 +8,13 @@ use aya_ebpf::{
     },
 };
 use proxy_common::{
-    Action, Addr, BePort, MAX_RULES, MemberKey, Membership, Policy, PrefixKey, RuleRef, RuleSet,
-    Subject, Tables,
+    Action, Addr, Areas, BePort, Bindings, Cell, CellKey, MAX_RULES, MemberKey, Membership, Policy,
+    PrefixKey, RuleRef, RuleSet, Subject, Tables,
 };
 
 use crate::{
     kernel::current_exe,
-    maps::{ACTIONS, DESCENDANTS, MEMBERS, POLICY, PREFIXES},
+    maps::{ACTIONS, AREAS, CELLS, DESCENDANTS, MEMBERS, POLICY, PREFIXES, REVERSE_ACTIONS},
 };
 
 /// The policy maps.
@@ -41,8 +41,31 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn action(&self, rule: RuleRef) -> Option<&Action> {
-        ACTIONS.get((rule.generation % 2) * MAX_RULES as u32 + rule.index)
+        ACTIONS.get(slot(rule))
     }
+}
+
+impl Bindings for KernelTables {
+    #[inline(always)]
+    fn areas(&self, key: &PrefixKey) -> Option<&Areas> {
+        AREAS.get(&Key::new(PrefixKey::FULL_BITS, *key))
+    }
+
+    #[inline(always)]
+    fn cell(&self, key: &CellKey) -> Option<&Cell> {
+        CELLS.get(&Key::new(CellKey::FULL_BITS, *key))
+    }
+
+    #[inline(always)]
+    fn arrival_action(&self, rule: RuleRef) -> Option<&Action> {
+        REVERSE_ACTIONS.get(slot(rule))
+    }
+}
+
+/// Where the action of a rule is, among those of two generations.
+#[inline(always)]
+fn slot(rule: RuleRef) -> u32 {
+    (rule.generation % 2) * MAX_RULES as u32 + rule.index
 }
 
 /// The task that calls `connect()`, and where to.

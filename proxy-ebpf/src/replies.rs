@@ -23,7 +23,7 @@ use proxy_common::{Delivery, LaneKey, Replies};
 use crate::{
     globals::{Offsets, has_shortcut},
     kernel::{field, struct_of},
-    maps::{APPS, REPLIES},
+    maps::{APPS, LANES, REPLIES, REPLY_EVENTS},
     sequence::{Order, in_sequence, length, tcp_of},
     shortcut::{is_blocking, is_encrypting},
 };
@@ -62,12 +62,15 @@ pub fn reply(ctx: &SkBuffContext) -> u32 {
             if redirect(ctx, replies, length).is_some() {
                 replies.redirected += u64::from(length);
             } else {
-                replies.passed += u64::from(length);
+                pass(replies, cookie, length);
             }
             SK_PASS
         }
         // Wakes the relay, which hears of the fault before it writes anything.
-        Order::Fault => SK_PASS,
+        Order::Fault => {
+            pass(replies, cookie, length);
+            SK_PASS
+        }
     }
 }
 
@@ -97,6 +100,22 @@ fn redirect(ctx: &SkBuffContext, replies: &mut Replies, length: u32) -> Option<(
     // Sets nothing where it fails, because the app has just closed its socket.
     let redirected = APPS.redirect_skb(ctx, replies.app, u64::from(BPF_F_INGRESS));
     (redirected == i64::from(SK_PASS)).then_some(())
+}
+
+/// Counts bytes that the relay gets, and tells it if it rests.
+///
+/// The relay says that it rests, takes the lock of the upstream socket, under which this runs, and then looks at the count: so
+/// either it sees the bytes or this sees that it rests.
+#[inline(always)]
+fn pass(replies: &mut Replies, cookie: u64, length: u32) {
+    replies.passed += u64::from(length);
+    // SAFETY: the element stays readable until this program ends; the word is read at once.
+    let rests = unsafe { LANES.get(replies.app) }.map_or(replies.told, |lane| lane.rests);
+    if rests != replies.told {
+        replies.told = rests;
+        // There is room: see the map.
+        let _ = REPLY_EVENTS.output(cookie, 0);
+    }
 }
 
 /// Whether little waits for the app, and no more than it wants to hear of at once.

@@ -8,10 +8,12 @@ use aya_ebpf::{
     helpers::generated::bpf_ktime_get_ns,
     programs::SockOpsContext,
 };
-use proxy_common::{Addr, BePort, Counter, Family, RecordKey, Socket, role, standing};
+use proxy_common::{
+    Addr, BePort, Counter, Dimensions, Family, OwnKey, RecordKey, Socket, role, standing,
+};
 
 use crate::{
-    maps::{RECORDS, RECORDS_FULL, count, socket_of},
+    maps::{OWN, POLICY, RECORDS, RECORDS_FULL, count, socket_of},
     shortcut,
 };
 
@@ -26,6 +28,21 @@ pub fn sockops(ctx: &SockOpsContext) -> u32 {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => admit(ctx),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE && is_abandoned(ctx.arg(0)) => {
             withdraw(ctx);
+        }
+        _ => {}
+    }
+    DONE
+}
+
+/// Handles one event of a socket of the daemon's cgroup: the daemon's own connections are registered while they are open.
+///
+/// A program of its own, since the daemon need not be below the cgroup that it intercepts.
+#[inline(always)]
+pub fn own(ctx: &SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => register(ctx),
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE && has_role(ctx, role::OWN) => {
+            let _ = OWN.remove(own_key_of(ctx));
         }
         _ => {}
     }
@@ -50,6 +67,24 @@ fn publish(ctx: &SockOpsContext) {
         return;
     }
     count(Counter::Published);
+    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+}
+
+/// The daemon connects: what arrives from here is its own, and `sk_lookup` sees only the tuple. That has to be known before
+/// the SYN leaves, which on this host arrives at once, and until the socket is closed: with SYN cookies the listener is looked
+/// for again when the handshake ends.
+#[inline(always)]
+fn register(ctx: &SockOpsContext) {
+    let takes_arrivals = POLICY
+        .get(0)
+        .is_some_and(|policy| policy.dimensions & Dimensions::LISTEN != 0);
+    if !takes_arrivals || !has_role(ctx, role::OWN) {
+        return;
+    }
+    if OWN.insert(own_key_of(ctx), 1, 0).is_err() {
+        count(Counter::Unregistered);
+        return;
+    }
     let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
 }
 
@@ -96,6 +131,11 @@ fn sk_of(ctx: &SockOpsContext) -> *mut bpf_sock {
 }
 
 #[inline(always)]
+fn has_role(ctx: &SockOpsContext, role: u32) -> bool {
+    socket_of(sk_of(ctx)).is_some_and(|socket| socket.role == role)
+}
+
+#[inline(always)]
 fn intercepted(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
     socket_of(sk_of(ctx)).filter(|socket| socket.role == role::INTERCEPTED)
 }
@@ -103,12 +143,60 @@ fn intercepted(ctx: &SockOpsContext) -> Option<&'static mut Socket> {
 /// The tuple as the relay will see it.
 #[inline(always)]
 fn key_of(ctx: &SockOpsContext, socket: &Socket) -> RecordKey {
-    // SAFETY: the context is valid while the program runs. Volatile and both: LLVM would otherwise choose between the
-    // two offsets and load once, which the verifier refuses.
+    RecordKey {
+        netns_cookie: socket.record.netns_cookie,
+        source: local_addr(ctx, socket.listener_family == Family::V4),
+        source_port: BePort::new(ctx.local_port() as u16),
+        listener_port: socket.listener_port,
+        reserved: 0,
+    }
+}
+
+/// The tuple as whoever receives the SYN will see it.
+#[inline(always)]
+fn own_key_of(ctx: &SockOpsContext) -> OwnKey {
+    // The daemon dials IPv4-mapped destinations as the IPv4 addresses they are.
+    let is_v4 = ctx.family() == u32::from(Family::V4);
+    // SAFETY: the context is valid while the program runs; see `address`.
+    let dest = unsafe {
+        address(
+            is_v4,
+            &raw const (*ctx.ops).remote_ip4,
+            (&raw const (*ctx.ops).remote_ip6).cast(),
+        )
+    };
+    OwnKey {
+        source: local_addr(ctx, is_v4),
+        dest,
+        source_port: BePort::new(ctx.local_port() as u16),
+        // In network byte order in the upper half of a big-endian word (`sock_ops_convert_ctx_access()`).
+        dest_port: BePort::new(u32::from_be(ctx.remote_port()) as u16),
+    }
+}
+
+#[inline(always)]
+fn local_addr(ctx: &SockOpsContext, is_v4: bool) -> Addr {
+    // SAFETY: the context is valid while the program runs; see `address`.
+    unsafe {
+        address(
+            is_v4,
+            &raw const (*ctx.ops).local_ip4,
+            (&raw const (*ctx.ops).local_ip6).cast(),
+        )
+    }
+}
+
+/// One of two addresses of the context. Volatile and both: LLVM would otherwise choose between the two offsets and load
+/// once, which the verifier refuses.
+///
+/// # Safety
+/// The words must be there.
+#[inline(always)]
+unsafe fn address(is_v4: bool, v4: *const u32, v6: *const u32) -> Addr {
+    // SAFETY: the caller's word.
     let (v4, v6) = unsafe {
-        let v6 = (&raw const (*ctx.ops).local_ip6).cast::<u32>();
         (
-            (&raw const (*ctx.ops).local_ip4).read_volatile(),
+            v4.read_volatile(),
             [
                 v6.read_volatile(),
                 v6.add(1).read_volatile(),
@@ -117,16 +205,9 @@ fn key_of(ctx: &SockOpsContext, socket: &Socket) -> RecordKey {
             ],
         )
     };
-    let source = if socket.listener_family == Family::V4 {
+    if is_v4 {
         Addr::from_v4_word(v4)
     } else {
         Addr::from_words(v6)
-    };
-    RecordKey {
-        netns_cookie: socket.record.netns_cookie,
-        source,
-        source_port: BePort::new(ctx.local_port() as u16),
-        listener_port: socket.listener_port,
-        reserved: 0,
     }
 }

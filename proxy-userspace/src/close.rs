@@ -35,6 +35,8 @@ pub enum CloseReason {
     RuleGone,
     /// The daemon ran out of files or memory for it.
     OutOfResources,
+    /// A trusted sender's PROXY header was missing, malformed or late.
+    SenderProtocol,
     /// Its source had as many connections to the group as it may have.
     SourceLimit,
     /// As many waited for an endpoint of the group as may.
@@ -47,7 +49,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Done,
         Self::DownstreamReset,
         Self::UpstreamReset,
@@ -63,6 +65,7 @@ impl CloseReason {
         Self::NotIntercepted,
         Self::RuleGone,
         Self::OutOfResources,
+        Self::SenderProtocol,
         Self::SourceLimit,
         Self::QueueFull,
         Self::QueueTimeout,
@@ -88,6 +91,7 @@ impl CloseReason {
             Self::NotIntercepted => "not_intercepted",
             Self::RuleGone => "rule_gone",
             Self::OutOfResources => "out_of_resources",
+            Self::SenderProtocol => "sender_protocol",
             Self::SourceLimit => "source_limit",
             Self::QueueFull => "queue_full",
             Self::QueueTimeout => "queue_timeout",

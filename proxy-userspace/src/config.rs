@@ -4,7 +4,7 @@
 //! everything that is wrong at once, each with its line and with what would be right. It knows nothing of the kernel
 //! and touches the system through [`Environment`] alone.
 //!
-//! Text becomes tables (`raw`), tables become sections (`daemon`, `upstream`, `forward`), and what only shows when
+//! Text becomes tables (`raw`), tables become sections (`daemon`, `upstream`, `forward`, `reverse`), and what only shows when
 //! all of them are there is checked last (`reach`). Findings on the way are gathered in `report`.
 
 mod accounts;
@@ -21,6 +21,7 @@ mod proxy_url;
 mod raw;
 mod reach;
 mod report;
+mod reverse;
 mod selector;
 mod size;
 mod summary;
@@ -37,8 +38,8 @@ use toml::de::DeTable;
 
 use crate::{
     balance::Method,
-    group::Settings as Group,
-    rule::{Rule, Via},
+    group::SettingsByName,
+    rule::{Reverse, ReverseVia, Rule, Via},
     upstream::Upstream,
 };
 
@@ -48,6 +49,7 @@ use self::{
     forward::{PlacedRule, References},
     raw::{Table, Value},
     report::{Finding, Findings, Span},
+    reverse::PlacedReverse,
 };
 
 pub use self::{
@@ -65,9 +67,11 @@ pub struct Config {
     /// Every upstream by its name. All that rules name are here.
     pub upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
     /// Those of them that are groups.
-    pub groups: BTreeMap<Arc<str>, Arc<Group>>,
+    pub groups: SettingsByName,
     /// The rules in the order of the file, which decides.
     pub forward: Vec<Rule>,
+    /// The rules for what arrives, in the order of the file.
+    pub reverse: Vec<Reverse>,
 }
 
 /// A configuration that can be used, and what looks wrong in it nevertheless.
@@ -207,21 +211,26 @@ fn document(
         None => Vec::new(),
         Some(value) => forward::read(value, &references, findings),
     };
+    let arrivals = match table.get("reverse") {
+        None => Vec::new(),
+        Some(value) => reverse::read(value, &names, &daemon, findings),
+    };
     table.finish(findings);
-    if rules.is_empty() {
+    if rules.is_empty() && arrivals.is_empty() {
         findings.push(
             Finding::warning("there is no rule: every connection goes direct")
-                .help("add a `[[forward]]` section"),
+                .help("add a `[[forward]]` or a `[[reverse]]` section"),
         );
     }
     reach::check(&rules, &daemon.cgroup, findings);
-    check_use(&declared, &rules, findings);
+    check_use(&declared, &rules, &arrivals, findings);
     check_hashes(&declared, &rules, &groups, findings);
     Config {
         daemon,
         upstreams,
         groups,
         forward: rules.into_iter().map(|placed| placed.rule).collect(),
+        reverse: arrivals.into_iter().map(|placed| placed.rule).collect(),
     }
 }
 
@@ -235,10 +244,16 @@ fn declared<'a>(
     table.iter().flat_map(Table::entries).collect()
 }
 
-fn check_use(declared: &[(&str, Span, Value<'_>)], rules: &[PlacedRule], findings: &mut Findings) {
+fn check_use(
+    declared: &[(&str, Span, Value<'_>)],
+    rules: &[PlacedRule],
+    arrivals: &[PlacedReverse],
+    findings: &mut Findings,
+) {
     for (name, span, _) in declared {
         let used = |placed: &PlacedRule| matches!(&placed.rule.via, Via::Upstream(via) if via.as_ref() == *name);
-        if !rules.iter().any(used) {
+        let used_by = |placed: &PlacedReverse| matches!(&placed.rule.via, ReverseVia::Upstream(via) if via.as_ref() == *name);
+        if !rules.iter().any(used) && !arrivals.iter().any(used_by) {
             findings.push(
                 Finding::warning(format!("upstream `{name}` is never used"))
                     .at(span)
@@ -252,16 +267,17 @@ fn check_use(declared: &[(&str, Span, Value<'_>)], rules: &[PlacedRule], finding
 fn check_hashes(
     declared: &[(&str, Span, Value<'_>)],
     rules: &[PlacedRule],
-    groups: &BTreeMap<Arc<str>, Arc<Group>>,
+    groups: &SettingsByName,
     findings: &mut Findings,
 ) {
     for placed in rules {
         let Via::Upstream(via) = &placed.rule.via else {
             continue;
         };
-        let hashes = |group: &Arc<Group>| group.method == Method::SourceHash;
         let upstream = declared.iter().find(|(name, ..)| *name == via.as_ref());
-        if groups.get(via).is_some_and(hashes)
+        if groups
+            .get(via)
+            .is_some_and(|group| group.method == Method::SourceHash)
             && let Some((name, span, _)) = upstream
         {
             findings.push(

@@ -1,26 +1,24 @@
-//! One connection, from accept to its close record. Read it top to bottom.
+//! One connection, from accept to its close record, whichever role it is in. Read it top to bottom.
 
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
-use proxy_common::Record;
 use tokio::net::TcpStream;
 
 use crate::{
     clock,
     close::CloseReason,
     group::{Asked, Group, Permit},
-    process::Process,
+    origin::{self, App, Origin, Rejected},
     proxy_protocol::UniqueId,
     record::{ByPath, CloseRecord, comm_text},
     relay::{
-        Ended, Path, Progress, Reason, Relay, Side,
+        Ended, Path, Progress, Reason, Relay, Side, Turn,
         shortcut::{Lane, Obstacle, of_app},
     },
-    routes::Route,
     rule::PathChoice,
     shared::Worker,
     socket,
@@ -30,51 +28,23 @@ use crate::{
 /// Takes an accepted connection to its end.
 pub(crate) async fn serve(
     worker: &Worker,
-    downstream: TcpStream,
+    mut downstream: TcpStream,
     client: SocketAddr,
     listener: SocketAddr,
 ) {
-    let accepted_at = clock::monotonic();
-    let record = match worker.original_dst.borrow_mut().take(client, listener) {
-        Ok(Some(record)) => record,
-        Ok(None) => {
-            return reject(
-                worker,
-                downstream,
-                client,
-                CloseReason::NotIntercepted,
-                None,
-            );
-        }
-        Err(error) => {
-            tracing::error!(%error, "cannot ask the kernel where a connection was going");
-            return reject(
-                worker,
-                downstream,
-                client,
-                CloseReason::OutOfResources,
-                None,
-            );
-        }
+    let mut stop = worker.stop.clone();
+    let found = tokio::select! {
+        found = origin::find(worker, &mut downstream, client, listener) => found,
+        _ = stop.wait_for(|stop| *stop) => Err(Rejected { reason: CloseReason::Shutdown, orig_dst: None }),
     };
-    let Some(route) = worker.shared.routes.find(record.rule) else {
-        return reject(
-            worker,
-            downstream,
-            client,
-            CloseReason::RuleGone,
-            Some(record),
-        );
+    let origin = match found {
+        Ok(origin) => origin,
+        Err(why) => return reject(worker, downstream, client, &why),
     };
-    let process = who(worker, &route, &record);
     worker.shared.stats.live.fetch_add(1, Relaxed);
     let mut flow = Flow {
         worker,
-        client,
-        intercept: accepted_at.saturating_sub(Duration::from_nanos(record.connect_ns)),
-        route: past_itself(worker, route, process.as_deref()),
-        process,
-        record,
+        origin,
         progress: Arc::new(Progress::default()),
         reached: Destination::default(),
         reason: None,
@@ -88,15 +58,11 @@ pub(crate) async fn serve(
 /// A connection that has a route.
 struct Flow<'a> {
     worker: &'a Worker,
-    client: SocketAddr,
-    record: Record,
-    route: Route,
-    process: Option<Arc<Process>>,
+    origin: Origin,
     progress: Arc<Progress>,
     reached: Destination,
     /// Why it is not on a better path.
     reason: Option<Reason>,
-    intercept: Duration,
     timings: Timings,
 }
 
@@ -115,7 +81,7 @@ struct Destination {
 impl Flow<'_> {
     /// Dials and relays. Whatever goes wrong, the app sees a reset and never an orderly end.
     async fn run(&mut self, mut downstream: TcpStream) -> (CloseReason, Option<String>) {
-        let mut upstream = match self.dial().await {
+        let upstream = match self.dial().await {
             Ok(upstream) => upstream,
             Err((reason, error)) => {
                 socket::reset(downstream);
@@ -127,7 +93,7 @@ impl Flow<'_> {
         let mut obstacle = None;
         match self.lane(&upstream) {
             Ok(Some(mut lane)) => {
-                if self.route.path == PathChoice::ShortcutBothWays {
+                if self.origin.route.path == PathChoice::ShortcutBothWays {
                     obstacle = self.open_replies(&mut lane, &upstream).err();
                 }
                 relay.take_shortcut(lane);
@@ -136,9 +102,13 @@ impl Flow<'_> {
             Err(why) => obstacle = Some(why),
         }
         let mut stop = self.worker.stop.clone();
-        let ended = tokio::select! {
-            ended = relay.run(&mut downstream, &mut upstream, self.route.path) => ended,
-            _ = stop.wait_for(|stop| *stop) => Ended { reason: CloseReason::Shutdown, first_error: None },
+        let path = self.origin.route.path;
+        let relayed = relay_to_end(&mut relay, path, &mut downstream, upstream);
+        let (ended, upstream) = tokio::select! {
+            relayed = relayed => relayed,
+            _ = stop.wait_for(|stop| *stop) => {
+                (Ended { reason: CloseReason::Shutdown, first_error: None }, None)
+            }
         };
         self.reason = match obstacle {
             Some(obstacle) => Some(Reason::Shortcut(obstacle)),
@@ -146,14 +116,18 @@ impl Flow<'_> {
         };
         if ended.must_reset() {
             socket::reset(downstream);
-            upstream.reset();
+            if let Some(upstream) = upstream {
+                upstream.reset();
+            }
         } else {
             tokio::select! {
                 () = relay.until_read() => {}
                 _ = stop.wait_for(|stop| *stop) => {}
             }
             socket::end_orderly(&downstream);
-            upstream.end_orderly();
+            if let Some(upstream) = &upstream {
+                upstream.end_orderly();
+            }
         }
         (
             ended.reason,
@@ -167,13 +141,16 @@ impl Flow<'_> {
         let (Some(proofs), Some(kernel)) = (proofs, &self.worker.shortcuts) else {
             return Ok(None);
         };
-        if !proofs.requests.allows(self.route.path)? {
+        let Some(App { record, .. }) = &self.origin.app else {
+            return Ok(None);
+        };
+        if !proofs.requests.allows(self.origin.route.path)? {
             return Ok(None);
         }
-        of_app(self.record.shortcut)?;
+        of_app(record.shortcut)?;
         let upstream = upstream.plain().ok_or(Obstacle::Encrypted)?;
         let progress = Arc::clone(&self.progress);
-        Lane::open(Arc::clone(kernel), self.record.lane(), upstream, progress)
+        Lane::open(Arc::clone(kernel), record.lane(), upstream, progress)
             .map(Some)
             .map_err(|error| {
                 tracing::debug!(%error, "a connection cannot take the shortcut");
@@ -206,9 +183,9 @@ impl Flow<'_> {
         dialled.map_err(|(reason, text)| {
             if self.worker.may_warn(reason.label()) {
                 tracing::warn!(
-                    rule = &*self.route.rule,
-                    upstream = &*self.route.upstream.name,
-                    destination = %orig_dst(&self.record),
+                    rule = &*self.origin.route.rule,
+                    upstream = &*self.origin.route.upstream.name,
+                    destination = %self.destination(),
                     "{text}"
                 );
             }
@@ -217,13 +194,13 @@ impl Flow<'_> {
     }
 
     async fn dial_upstream(&mut self) -> Result<UpstreamStream, (CloseReason, String)> {
-        let (dialer, destination) = (&self.worker.dialer, orig_dst(&self.record));
-        if let Some(group) = self.route.group.clone() {
+        if let Some(group) = self.origin.route.group.clone() {
             // Boxed: it holds more than the direct path, which most connections take.
             return Box::pin(self.dial_group(&group)).await;
         }
-        let connected = dialer
-            .dial(&self.route.upstream, destination)
+        let upstream = &self.origin.route.upstream;
+        let dialled = self.worker.dialer.dial(upstream, self.destination());
+        let connected = dialled
             .await
             .map_err(|error| (error.close_reason(), error.with_causes()))?;
         self.timings = connected.timings;
@@ -240,8 +217,8 @@ impl Flow<'_> {
         group: &Arc<Group>,
     ) -> Result<UpstreamStream, (CloseReason, String)> {
         let asked = Asked {
-            client: self.client,
-            orig_dst: orig_dst(&self.record),
+            client: self.origin.client,
+            orig_dst: self.origin.orig_dst,
         };
         match group.connect(&self.worker.dialer, &asked).await {
             Ok(reached) => {
@@ -267,6 +244,11 @@ impl Flow<'_> {
         }
     }
 
+    fn destination(&self) -> SocketAddr {
+        let origin = &self.origin;
+        origin.route.destination.unwrap_or(origin.orig_dst)
+    }
+
     /// Counts and records the end.
     fn finish(&mut self, reason: CloseReason, error: Option<&str>) {
         // Whoever sees the end of it may take its place.
@@ -277,25 +259,25 @@ impl Flow<'_> {
         let Some(log) = &self.worker.shared.access_log else {
             return;
         };
-        let opened = Duration::from_nanos(self.record.connect_ns);
+        let origin = &self.origin;
+        let app = origin.app.as_ref();
+        let record = app.map(|app| &app.record);
+        let process = app.and_then(|app| app.process.as_ref());
+        let comm = record.map(|record| comm_text(&record.comm));
         log.write(&CloseRecord {
             closed_at: SystemTime::now(),
-            rule: Some(&self.route.rule),
-            pid: self.record.pid,
-            uid: self.record.uid,
-            gid: self.record.gid,
-            comm: &comm_text(&self.record.comm),
-            exe: self
-                .process
-                .as_ref()
-                .and_then(|process| process.exe.as_deref()),
-            cgroup: self
-                .process
-                .as_ref()
-                .and_then(|process| process.cgroup.as_deref()),
-            client: self.client,
-            orig_dst: Some(orig_dst(&self.record)),
-            upstream: Some(&self.route.upstream.name),
+            role: origin.role,
+            rule: Some(&origin.route.rule),
+            pid: record.map(|record| record.pid),
+            uid: record.map(|record| record.uid),
+            gid: record.map(|record| record.gid),
+            comm: comm.as_deref(),
+            exe: process.and_then(|process| process.exe.as_deref()),
+            cgroup: process.and_then(|process| process.cgroup.as_deref()),
+            client: origin.client,
+            sender: origin.sender,
+            orig_dst: Some(origin.orig_dst),
+            upstream: Some(&origin.route.upstream.name),
             peer: self.reached.peer,
             endpoint: self.reached.endpoint.as_deref(),
             attempts: self.reached.attempts,
@@ -314,72 +296,48 @@ impl Flow<'_> {
             promotions: progress.promotions(),
             demotions: progress.demotions(),
             repairs: progress.repairs(),
-            intercept: self.intercept,
+            intercept: origin.intercept,
             connect: self.timings.connect,
             handshake: self.timings.handshake,
-            total: clock::monotonic().saturating_sub(opened),
+            total: clock::monotonic().saturating_sub(origin.begun),
             reason,
             error,
         });
     }
 }
 
-/// Who opened the connection. Asked now, while the app surely waits for us (when the connection ends its process may be
-/// gone), and only where somebody wants to know: for a short connection it is a tenth of all the work.
-fn who(worker: &Worker, route: &Route, record: &Record) -> Option<Arc<Process>> {
-    let wanted = worker.shared.access_log.is_some() || route.upstream.entrance().is_some();
-    let mut processes = worker.processes.borrow_mut();
-    wanted
-        .then(|| processes.get(record.pid, record.connect_ns))
-        .flatten()
-}
-
-/// The way of a connection that is not a circle: when the process that opened it is the proxy it would be sent to, which
-/// runs on this host and is selected by a rule like any other, it goes to its destination.
-fn past_itself(worker: &Worker, route: Route, process: Option<&Process>) -> Route {
-    let (Some(process), Some(entrance)) = (process, route.upstream.entrance()) else {
-        return route;
-    };
-    if !worker.processes.borrow_mut().serves(process, entrance) {
-        return route;
-    }
-    worker.shared.stats.own_proxy.fetch_add(1, Relaxed);
-    if worker.may_warn("own_proxy") {
-        tracing::warn!(
-            rule = &*route.rule,
-            upstream = &*route.upstream.name,
-            pid = process.pid,
-            exe = ?process.exe,
-            "a rule selects the connections of its own proxy; they are relayed to their destinations, and would better \
-             be excluded from the rule"
-        );
-    }
-    Route {
-        upstream: Arc::new(route.upstream.without_proxies()),
-        group: None,
-        ..route
+/// Relays, and rests where the kernel does the work, until the end. Returns the upstream stream, unless that was lost; and
+/// so it is, by reset, when this is dropped.
+async fn relay_to_end(
+    relay: &mut Relay,
+    path: PathChoice,
+    downstream: &mut TcpStream,
+    mut upstream: UpstreamStream,
+) -> (Ended, Option<UpstreamStream>) {
+    loop {
+        match relay.run(downstream, &mut upstream, path).await {
+            Turn::Ended(ended) => return (ended, Some(upstream)),
+            Turn::Quiet => {}
+        }
+        upstream = match upstream {
+            UpstreamStream::Tcp(tcp) => match relay.rest(downstream, tcp).await {
+                Ok(tcp) => UpstreamStream::Tcp(tcp),
+                Err(ended) => return (ended, None),
+            },
+            other @ (UpstreamStream::Tls(_) | UpstreamStream::Unix(_)) => other,
+        };
     }
 }
 
 /// Resets a connection that has no route.
-fn reject(
-    worker: &Worker,
-    downstream: TcpStream,
-    client: SocketAddr,
-    reason: CloseReason,
-    record: Option<Record>,
-) {
+fn reject(worker: &Worker, downstream: TcpStream, client: SocketAddr, why: &Rejected) {
+    let Rejected { reason, orig_dst } = why;
     // Counted first: whoever sees the reset also sees the count.
-    worker.shared.stats.count_close(reason);
+    worker.shared.stats.count_close(*reason);
     socket::reset(downstream);
     if worker.may_warn(reason.label()) {
-        let orig_dst = record.map(|record| orig_dst(&record));
         tracing::warn!(%client, ?orig_dst, %reason, "connection reset");
     }
-}
-
-fn orig_dst(record: &Record) -> SocketAddr {
-    record.orig_addr.with_port(record.orig_port)
 }
 
 impl Side for UpstreamStream {

@@ -194,6 +194,9 @@ impl fmt::Debug for Group {
     }
 }
 
+/// Settings by the name of their group.
+pub type SettingsByName = BTreeMap<Arc<str>, Arc<Settings>>;
+
 /// The groups in force, by name.
 #[derive(Clone, Debug, Default)]
 pub struct Groups(BTreeMap<Arc<str>, Arc<Group>>);
@@ -202,7 +205,7 @@ impl Groups {
     /// The groups of other settings: those that are there already as they are, which [`Groups::change`] is for once nothing
     /// can go wrong any more, and new ones.
     #[must_use]
-    pub fn with(&self, settings: &BTreeMap<Arc<str>, Arc<Settings>>) -> Self {
+    pub fn with(&self, settings: &SettingsByName) -> Self {
         let group = |(name, settings): (&Arc<str>, &Arc<Settings>)| {
             let group =
                 self.0.get(name).cloned().unwrap_or_else(|| {
@@ -214,7 +217,7 @@ impl Groups {
     }
 
     /// Puts the settings in force.
-    pub fn change(&self, settings: &BTreeMap<Arc<str>, Arc<Settings>>) {
+    pub fn change(&self, settings: &SettingsByName) {
         for (name, group) in &self.0 {
             if let Some(settings) = settings.get(name) {
                 group.change(settings);

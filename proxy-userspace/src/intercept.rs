@@ -4,7 +4,10 @@
 //! ends, the kernel detaches everything, except the guard of rules with `on_relay_failure = "refuse"`, which is
 //! pinned for exactly that reason (see [`guard`]).
 
+mod arrivals;
 mod btf;
+mod error;
+mod events;
 pub mod guard;
 mod handles;
 mod object;
@@ -16,36 +19,40 @@ mod tables;
 pub mod trial;
 
 use std::{
-    io,
-    os::fd::{BorrowedFd, OwnedFd},
-    path::PathBuf,
+    net::TcpListener,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
     sync::Arc,
 };
 
 use aya::{
-    Ebpf, EbpfError,
-    maps::MapError,
+    Ebpf,
     programs::{
-        CgroupAttachMode, CgroupSockAddr, CgroupSockopt, ProgramError, RawTracePoint, SockOps,
+        CgroupAttachMode, CgroupSockAddr, CgroupSockopt, RawTracePoint, SockOps,
         cgroup_sock_addr::CgroupSockAddrLink,
     },
 };
 use proxy_common::{Relay, names};
-use thiserror::Error;
 
+pub use error::InterceptError;
+pub use events::Events;
 pub use handles::{Counters, Exempter, Heartbeat, Records};
 pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shapes};
-pub use redirects::{RedirectEvents, Redirects, prove as prove_redirects};
+pub use redirects::{Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
 
 use crate::{policy::Compiled, relay::shortcut::Proofs};
-use guard::{Guard, GuardError};
+use arrivals::Arrivals;
+use error::{attach_error, load_error};
+use guard::Guard;
 
 /// What the configuration decides about the kernel side.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Records of connections that the relay has not accepted yet, at most.
     pub max_pending: u32,
+    /// Connections of the daemon itself, at most.
+    pub max_own: u32,
     /// Whether faults in the hooks are logged one by one (`debug` level).
     pub log_faults: bool,
     /// What the verdict program does about bytes that TCP brings again.
@@ -56,6 +63,7 @@ impl Settings {
     /// For programs that nobody's connections reach.
     const UNCONFIGURED: Self = Self {
         max_pending: 1,
+        max_own: 1,
         log_faults: false,
         overlap: Overlap::Cut,
     };
@@ -77,82 +85,11 @@ pub struct Interceptor {
     ebpf: Ebpf,
     tables: tables::PolicyTables,
     follows_tasks: bool,
-    teller: shortcut::Teller,
+    office: shortcut::Office,
     /// Of the `connect` hooks; dropping them detaches.
     connect: Vec<CgroupSockAddrLink>,
+    arrivals: Arrivals,
     guard: Option<Guard>,
-}
-
-/// Why the kernel side cannot be set up.
-#[derive(Debug, Error)]
-pub enum InterceptError {
-    /// The object was refused.
-    #[error(
-        "cannot load the eBPF object; `culvert doctor` says what this kernel and these privileges lack"
-    )]
-    Object(#[source] Box<EbpfError>),
-    /// A program was refused.
-    #[error("cannot load program {program}")]
-    Load {
-        /// Name of the program.
-        program: &'static str,
-        /// The kernel's answer, with the verifier's log.
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// A program could not be attached.
-    #[error("cannot attach program {program}")]
-    Attach {
-        /// Name of the program.
-        program: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: Box<ProgramError>,
-    },
-    /// The object lacks a program or map, or has it with another type.
-    #[error("the eBPF object has no {0}; it was not built from this source")]
-    Missing(&'static str),
-    /// A map could not be read or written.
-    #[error("cannot {operation} map {map}")]
-    Map {
-        /// What was tried.
-        operation: &'static str,
-        /// Name of the map.
-        map: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: Box<MapError>,
-    },
-    /// A handle to a map could not be duplicated.
-    #[error("cannot duplicate the handle of map {map}")]
-    Handle {
-        /// Name of the map.
-        map: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// Rules need something that this kernel, or these privileges, lack.
-    #[error(transparent)]
-    Feature(#[from] MissingFeature),
-    /// The guard could not be pinned.
-    #[error(transparent)]
-    Guard(#[from] GuardError),
-}
-
-impl InterceptError {
-    /// Whether the kernel, or these privileges, lack something.
-    #[must_use]
-    pub const fn is_missing_feature(&self) -> bool {
-        match self {
-            Self::Object(_)
-            | Self::Load { .. }
-            | Self::Attach { .. }
-            | Self::Feature(_)
-            | Self::Guard(GuardError::Mount { .. } | GuardError::Link { .. }) => true,
-            Self::Missing(_) | Self::Map { .. } | Self::Handle { .. } | Self::Guard(_) => false,
-        }
-    }
 }
 
 const SOCK_ADDR: [&str; 4] = [
@@ -161,6 +98,9 @@ const SOCK_ADDR: [&str; 4] = [
     names::GETPEERNAME4,
     names::GETPEERNAME6,
 ];
+
+/// The pinned programs of the `connect` hooks.
+const GUARDS: [&str; 2] = [names::GUARD4, names::GUARD6];
 
 /// The programs that follow processes, with their tracepoints.
 const TASK_EVENTS: [(&str, &str); 2] = [
@@ -181,8 +121,9 @@ impl Interceptor {
             ebpf,
             tables,
             follows_tasks: false,
-            teller: shortcut::Teller::default(),
+            office: shortcut::Office::default(),
             connect: Vec::new(),
+            arrivals: Arrivals::default(),
             guard: None,
         };
         for name in SOCK_ADDR {
@@ -247,6 +188,28 @@ impl Interceptor {
         Ok(())
     }
 
+    /// Loads the hook on what arrives, and tells it the listeners.
+    ///
+    /// # Errors
+    /// When the kernel refuses: too old (before 5.9).
+    pub fn prepare_arrivals(&mut self, listeners: &[TcpListener]) -> Result<(), InterceptError> {
+        self.arrivals.prepare(&mut self.ebpf, listeners)
+    }
+
+    /// Attaches the hook on what arrives, if it is not. `own` is the cgroup of this process: what it opens itself is told from
+    /// the rest there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_arrivals(&mut self, own: BorrowedFd<'_>) -> Result<(), InterceptError> {
+        self.arrivals.attach(&mut self.ebpf, own)
+    }
+
+    /// Detaches the hook on what arrives: new connections go to whoever listens.
+    pub fn detach_arrivals(&mut self) {
+        self.arrivals.detach();
+    }
+
     /// Attaches the guard to a cgroup and pins it, so that rules with `on_relay_failure = "refuse"` hold even
     /// after `SIGKILL`. To be called after [`Interceptor::attach`]: programs of one cgroup run in that order.
     ///
@@ -255,17 +218,59 @@ impl Interceptor {
     pub fn attach_guard(
         &mut self,
         cgroup: BorrowedFd<'_>,
-        place: PathBuf,
+        place: &Path,
     ) -> Result<(), InterceptError> {
-        if self.guard.is_none() {
-            let mut guard = Guard::create(place)?;
-            for name in [names::GUARD4, names::GUARD6] {
+        for name in GUARDS {
+            if !self.guard(place)?.has(name) {
                 let link = self.attach_guard_program(name, cgroup)?;
-                guard.pin(name, link)?;
+                let link = guard::duplicate(name, link)?;
+                self.guard(place)?.pin(name, link.as_fd())?;
             }
-            self.guard = Some(guard);
         }
         Ok(())
+    }
+
+    /// As [`Interceptor::attach_guard`], for what arrives.
+    ///
+    /// # Errors
+    /// As [`Interceptor::attach_guard`].
+    pub fn attach_arrivals_guard(&mut self, place: &Path) -> Result<(), InterceptError> {
+        if !self.guard(place)?.has(names::REVERSE_GUARD) {
+            let mut guard = self.guard.take();
+            let pinned = guard
+                .as_mut()
+                .map_or(Ok(()), |guard| arrivals::pin_guard(&mut self.ebpf, guard));
+            self.guard = guard;
+            pinned?;
+        }
+        Ok(())
+    }
+
+    /// Removes the part of the guard that rules for what apps open need, or that for what arrives, or both.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn reduce_guard(&mut self, forward: bool, reverse: bool) -> Result<(), InterceptError> {
+        if !forward && !reverse {
+            return self.detach_guard();
+        }
+        if let Some(guard) = &mut self.guard {
+            if !forward {
+                guard.unpin(&GUARDS)?;
+            }
+            if !reverse {
+                guard.unpin(&[names::REVERSE_GUARD])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn guard(&mut self, place: &Path) -> Result<&mut Guard, InterceptError> {
+        let guard = match self.guard.take() {
+            Some(guard) => guard,
+            None => Guard::create(place.to_owned())?,
+        };
+        Ok(self.guard.insert(guard))
     }
 
     /// Attaches the guard to a cgroup without pinning it: it holds as long as somebody holds what this returns.
@@ -274,7 +279,7 @@ impl Interceptor {
     /// When the kernel refuses a program, or does not tell its link.
     pub fn lend_guard(&mut self, cgroup: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, InterceptError> {
         let mut lent = Vec::new();
-        for name in [names::GUARD4, names::GUARD6] {
+        for name in GUARDS {
             let link = self.attach_guard_program(name, cgroup)?;
             lent.push(guard::duplicate(name, link)?);
         }
@@ -292,9 +297,10 @@ impl Interceptor {
         }
     }
 
-    /// Detaches the `connect` hooks: new connections go direct. The other hooks stay until `self` is dropped, so
+    /// Detaches the `connect` hooks and the hook on what arrives: new connections go direct. The other hooks stay until `self` is dropped, so
     /// that the connections already redirected keep their records and their apps the right answers.
     pub fn detach(&mut self) {
+        self.arrivals.detach();
         self.connect.clear();
     }
 
@@ -319,7 +325,15 @@ impl Interceptor {
     /// # Errors
     /// When the kernel refuses the program.
     pub fn enable_shortcut(&mut self, features: &Features) -> Result<Proofs, InterceptError> {
-        shortcut::enable(&mut self.ebpf, features, &self.teller)
+        shortcut::enable(&mut self.ebpf, features, &self.office)
+    }
+
+    /// What wakes relays that rest while replies go past them. Until it is served they do not rest.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn reply_events(&self) -> Result<Events, InterceptError> {
+        self.office.events(&self.ebpf)
     }
 
     /// Opens the shortcut to connections. One handle per worker.
@@ -327,7 +341,7 @@ impl Interceptor {
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn lanes(&self) -> Result<Lanes, InterceptError> {
-        Lanes::new(&self.ebpf, &self.teller)
+        Lanes::new(&self.ebpf, &self.office)
     }
 
     /// The relay's sign of life.
@@ -345,7 +359,7 @@ impl Interceptor {
     pub fn redirects(
         &mut self,
         features: &Features,
-    ) -> Result<(Arc<Redirects>, RedirectEvents), InterceptError> {
+    ) -> Result<(Arc<Redirects>, Events), InterceptError> {
         features.allow_redirects()?;
         Redirects::new(&mut self.ebpf)
     }
@@ -419,17 +433,3 @@ impl Interceptor {
 /// Links always allow several programs on one hook; the mode flags are for the older way of attaching and the
 /// kernel refuses them for links (aya issue 1060).
 const MODE: CgroupAttachMode = CgroupAttachMode::Single;
-
-fn load_error(program: &'static str) -> impl FnOnce(ProgramError) -> InterceptError {
-    move |source| InterceptError::Load {
-        program,
-        source: Box::new(source),
-    }
-}
-
-fn attach_error(program: &'static str) -> impl FnOnce(ProgramError) -> InterceptError {
-    move |source| InterceptError::Attach {
-        program,
-        source: Box::new(source),
-    }
-}

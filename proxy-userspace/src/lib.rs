@@ -14,15 +14,25 @@
 //!    the [`upstream`], where it is a [`group`] an endpoint of it, and lets [`relay`] move the bytes.
 //! 6. The close record says what happened ([`record`], [`close`]).
 //!
+//! # One connection that arrives
+//!
+//! 1. The kernel looks for a listener for a SYN. `reverse` in `proxy-ebpf` asks [`proxy_common::select()`]: no rule, or one that says
+//!    direct, and the kernel goes on looking; refuse, and it answers by a reset.
+//! 2. For one to be relayed it assigns our listener, which is found in a sockmap and is bound to loopback. The accepted socket has
+//!    the addresses that the client sees.
+//! 3. `origin` tells it from one that an app opened by that local address, and asks the same function over the same tables in
+//!    memory which rule it was. From there on its life is that of any other connection.
+//! 4. When the relay dials the service, `own_events` registers the tuple of its SYN before that leaves; `reverse` lets it pass.
+//!
 //! # Layers
 //!
 //! | layer | modules | may know |
 //! |---|---|---|
-//! | words | [`rule`], [`close`], [`clock`], [`balance`], [`proxy_protocol`] | nothing of ours |
-//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`watch`], [`relay`] | words, and pieces named in their heading |
+//! | words | [`rule`], [`close`], [`clock`], [`balance`] | nothing of ours |
+//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
 //! | groups | [`group`] | words and pieces |
-//! | threads | [`shared`], `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
+//! | threads | [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
 //! | whole | [`proxy`] (start and stop order), `pulse`, `service`, [`config`] | everything below |
 //! | commands | [`daemon`], [`exec`], `run_command`, [`commands`], [`cli`] | everything |
 //!
@@ -37,6 +47,15 @@
 //!   map leaks when a `connect()` fails before a port is chosen. What hangs on the socket does neither.
 //! - **Own sockets are marked one by one** before they connect. A user id, a mark or a cgroup would exempt others too, or
 //!   not ourselves.
+//! - **No record for what arrives.** The kernel could leave a note of the rule under the tuple of each SYN. Nobody would take those
+//!   of handshakes that never end, so a flood of SYNs would fill the map; looking the rule up once more costs less than a system
+//!   call. A reload in between is no matter: the newest policy that has the relay take the connection decides.
+//! - **One trie of areas, one of ports.** A binding has an address prefix and a range of ports, and the most specific decides.
+//!   Every prefix that a rule lists knows those around it, and has ports of its own; a look-up goes from the inside out, which
+//!   is a step or two however many bindings there are. Repeating the ports of wide prefixes in narrow ones would make one
+//!   look-up of it, and tables that grow with the square of the file.
+//! - **The daemon's own SYN is told by its tuple**, which is all that `sk_lookup` sees, and is published by a `sockops` program when the
+//!   port is chosen and the SYN not yet built. To bind each socket first would cost calls and ports.
 //! - **A guard of its own for `refuse`.** Pinning the whole set of hooks would leave connections of `direct` rules being sent to
 //!   a dead port until somebody noticed. The guard only refuses, and needs no sign from the other programs: a connection
 //!   that still shows its own destination was not relayed.
@@ -46,6 +65,10 @@
 //!   receive queue. But what is there is not in the TCP queue: `splice()` out of the socket never sees it, closing with unread
 //!   bytes sends FIN for RST, and no hook can tell who depends on that. Order needs no mode and no barrier towards the app:
 //!   a reply goes past the relay only when the app has read all that ever came through it.
+//! - **A relay without work rests.** The kernel wakes whoever polls a socket for reading, also when a program has sent the bytes
+//!   elsewhere; of an exchange past the relay that was a fifth. So the relay then polls its upstream socket for writing only,
+//!   and the program rings when it passes bytes to it after all. A flag in a map, a lock of the kernel's and a ring do that;
+//!   a timer that looks now and then would make the first large answer late.
 //! - **Paths are chosen by measuring, per kind of connection.** Which path is cheapest differs from kernel to kernel and from
 //!   processor to processor, and between messages and bulk; no version number tells. Measured is the time on one core, with app,
 //!   relay and server on it: that is processor time including the kernel's own threads, which nothing else accounts for. A
@@ -79,6 +102,7 @@ pub mod failure;
 pub mod group;
 pub mod intercept;
 mod listener;
+mod origin;
 mod paint;
 pub mod plan;
 pub mod policy;

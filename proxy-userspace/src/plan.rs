@@ -40,9 +40,9 @@ pub(crate) fn run(file: &Path) -> Result<ExitCode> {
     let config = daemon::load(file)?;
     let cgroups = Cgroup2::find().ok();
     let names = cgroups.as_ref().map_or_else(Names::default, |cgroups| {
-        resolve::resolve(&config.forward, cgroups, &Names::default())
+        resolve::resolve(&config.forward, &config.reverse, cgroups, &Names::default())
     });
-    let compiled = policy::compile(&config.forward, &names)
+    let compiled = policy::compile(&config.forward, &config.reverse, &names)
         .map_err(|error| Failure::usage(error.to_string()))?;
     let bpffs = Bpffs::find();
     let needs = Needs::of(&config, &compiled, &bpffs);
@@ -87,6 +87,16 @@ fn attach(config: &Config, cgroups: Option<&Cgroup2>, needs: &Needs, bpffs: &Bpf
         rows.push(row("cgroup", format!("{shown}: {below}")));
     }
     rows.push(row("hooks", needs.hooks.join(" ")));
+    if !needs.namespace.is_empty() {
+        rows.push(row(
+            "arrivals",
+            format!(
+                "{} on this network namespace, {} on the cgroup of the daemon, since rules have `listen`",
+                names::REVERSE,
+                names::OWN_EVENTS
+            ),
+        ));
+    }
     if !needs.tracepoints.is_empty() {
         rows.push(row(
             "tracepoints",
@@ -148,7 +158,7 @@ fn listen(config: &Config) -> Vec<Row> {
     vec![
         row(
             "addresses",
-            "127.0.0.1 and [::1], on ports that the kernel chooses",
+            "127.0.0.1 and [::1], on ports that the kernel chooses; nowhere else, whatever rules have in `listen`",
         ),
         row(
             "workers",
@@ -174,6 +184,13 @@ fn resolved(config: &Config, cgroups: Option<&Cgroup2>, names: &Names) -> Vec<Ro
                 format!("{}, id {}", cgroup.path.display(), cgroup.id),
             )
         }));
+    }
+    for (name, number) in &names.interfaces {
+        let right = number.map_or_else(
+            || "there is none yet; waits for it".to_owned(),
+            |number| format!("number {number}"),
+        );
+        rows.push(row(format!("interface {name}"), right));
     }
     for (path, files) in &names.exes {
         let left = format!("exe {}", path.display());
@@ -221,6 +238,8 @@ fn tables(config: &Config, compiled: &Compiled) -> Vec<(MapShape, usize)> {
             names::MEMBERS => compiled.members.len(),
             names::DESCENDANTS => compiled.pids.len(),
             names::ACTIONS => compiled.actions.len(),
+            names::AREAS => compiled.areas.len(),
+            names::CELLS => compiled.cells.len(),
             names::RECORDS => config.daemon.max_pending as usize,
             _ => continue,
         };
@@ -241,6 +260,7 @@ fn tables(config: &Config, compiled: &Compiled) -> Vec<(MapShape, usize)> {
     tables
 }
 
+/// The tables of rules for what arrives are shown only where there are such rules.
 fn table_rows(tables: &[(MapShape, usize)]) -> Vec<Row> {
     let used = |(shape, entries): &(MapShape, usize)| {
         if shape.name == names::RECORDS {
@@ -255,7 +275,10 @@ fn table_rows(tables: &[(MapShape, usize)]) -> Vec<Row> {
         }
         row(shape.name, format!("{entries} of {}", shape.entries))
     };
-    tables.iter().map(used).collect()
+    let is_shown = |(shape, entries): &&(MapShape, usize)| {
+        *entries > 0 || ![names::AREAS, names::CELLS].contains(&shape.name)
+    };
+    tables.iter().filter(is_shown).map(used).collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@
 //! in a [`RuleSet`]; `proxy_common::decide` intersects the sets. What a prefix or range inherits from the ones
 //! around it is worked out here, so that the kernel needs one look-up per dimension.
 
+mod listen;
 mod member;
+pub mod memory;
 mod prefix;
 mod range;
 
@@ -13,13 +15,16 @@ mod tests;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use ipnet::IpNet;
 use proxy_common::{
-    Action, Addr, Dimensions, MAX_RULES, MemberKind, Membership, Policy, PrefixKind, RuleSet,
-    fail_mode, verb,
+    Action, Addr, Areas, Cell, Dimensions, MAX_CANDIDATES, MAX_DEPTH, MAX_RULES, MemberKind,
+    Membership, Policy, PrefixKind, RuleSet, fail_mode, verb,
 };
 use thiserror::Error;
 
-use crate::rule::{FailMode, Rule, Selector, Via};
+use crate::rule::{FailMode, Reverse, ReverseVia, Rule, Selector, Via};
+
+pub use listen::CellPrefix;
 
 /// An entry of the prefix table without its generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,6 +74,8 @@ pub struct Names {
     pub cgroups: BTreeMap<String, Vec<CgroupRef>>,
     /// Executables by path. An upgraded binary keeps its old files while old processes may run.
     pub exes: BTreeMap<PathBuf, Vec<ExeRef>>,
+    /// Numbers of interfaces by name.
+    pub interfaces: BTreeMap<String, Option<u32>>,
 }
 
 /// A compiled policy, ready to be written to the maps under some generation.
@@ -84,6 +91,12 @@ pub struct Compiled {
     pub actions: Vec<Action>,
     /// Processes named by rules, whose children are to be followed.
     pub pids: Vec<u32>,
+    /// Prefixes that rules for what arrives listen on.
+    pub areas: Vec<(Prefix, Areas)>,
+    /// The ports of those.
+    pub cells: Vec<(CellPrefix, Cell)>,
+    /// What each rule for what arrives does, in file order.
+    pub arrival_actions: Vec<Action>,
 }
 
 /// Why rules do not fit the tables.
@@ -104,15 +117,41 @@ pub enum CompileError {
         /// How deep it is.
         level: u32,
     },
+    /// More prefixes in each other than an address may be in.
+    #[error(
+        "{net} lies in {MAX_DEPTH} other prefixes that rules listen on; the kernel tables hold {MAX_DEPTH} in each other"
+    )]
+    TooManyPrefixes {
+        /// The innermost.
+        net: IpNet,
+    },
+    /// More rules than a cell holds.
+    #[error(
+        "rule {rule:?} is one too many to listen on port {port} of {net}, where {MAX_CANDIDATES} may; let rules with the \
+         same `via` be one"
+    )]
+    TooManyListeners {
+        /// Of which addresses.
+        net: IpNet,
+        /// Which port.
+        port: u32,
+        /// The rule that has no place.
+        rule: String,
+    },
 }
 
-/// Compiles rules, in file order.
+/// Compiles the rules of both roles, in file order.
 ///
 /// # Errors
 /// When they do not fit the kernel's tables.
-pub fn compile(rules: &[Rule], names: &Names) -> Result<Compiled, CompileError> {
-    if rules.len() > MAX_RULES {
-        return Err(CompileError::TooManyRules(rules.len()));
+pub fn compile(
+    rules: &[Rule],
+    reverse: &[Reverse],
+    names: &Names,
+) -> Result<Compiled, CompileError> {
+    let most = rules.len().max(reverse.len());
+    if most > MAX_RULES {
+        return Err(CompileError::TooManyRules(most));
     }
     let mut compiled = Compiled {
         actions: rules.iter().map(action).collect(),
@@ -143,6 +182,19 @@ pub fn compile(rules: &[Rule], names: &Names) -> Result<Compiled, CompileError> 
         }
     }
 
+    let sources = prefix::sources(reverse);
+    if !sources.is_empty() {
+        policy.dimensions |= Dimensions::SOURCE;
+        compiled.prefixes.extend(sources);
+    }
+    if !reverse.is_empty() {
+        policy.dimensions |= Dimensions::LISTEN;
+        let tables = listen::tables(reverse)?;
+        compiled.areas = tables.areas;
+        compiled.cells = tables.cells;
+        compiled.arrival_actions = reverse.iter().map(arrival_action).collect();
+    }
+
     let cgroups = member::cgroups(rules, names)?;
     let exes = member::exes(rules, names);
     let pids = member::pids(rules);
@@ -150,10 +202,13 @@ pub fn compile(rules: &[Rule], names: &Names) -> Result<Compiled, CompileError> 
     policy.any_cgroup = cgroups.any;
     policy.any_exe = exes.any;
     policy.any_pid = pids.any;
+    let interfaces = member::interfaces(reverse, names);
+    policy.any_interface = interfaces.any;
     for (dimension, table) in [
         (Dimensions::CGROUP, cgroups),
         (Dimensions::EXE, exes),
         (Dimensions::PID, pids),
+        (Dimensions::INTERFACE, interfaces),
     ] {
         if table.needed {
             policy.dimensions |= dimension;
@@ -176,11 +231,27 @@ fn action(rule: &Rule) -> Action {
             Via::Refuse => verb::REFUSE,
             Via::Upstream(_) => verb::RELAY,
         },
-        on_relay_failure: match rule.on_relay_failure {
-            FailMode::Direct => fail_mode::DIRECT,
-            FailMode::Refuse => fail_mode::REFUSE,
-        },
+        on_relay_failure: on_relay_failure(rule.on_relay_failure),
         shortcut: u32::from(rule.path.is_shortcut()),
+    }
+}
+
+fn arrival_action(rule: &Reverse) -> Action {
+    Action {
+        verb: match rule.via {
+            ReverseVia::Direct => verb::DIRECT,
+            ReverseVia::Refuse => verb::REFUSE,
+            ReverseVia::Original | ReverseVia::Address(_) | ReverseVia::Upstream(_) => verb::RELAY,
+        },
+        on_relay_failure: on_relay_failure(rule.on_relay_failure),
+        shortcut: 0,
+    }
+}
+
+const fn on_relay_failure(mode: FailMode) -> u32 {
+    match mode {
+        FailMode::Direct => fail_mode::DIRECT,
+        FailMode::Refuse => fail_mode::REFUSE,
     }
 }
 
@@ -200,7 +271,7 @@ fn widen(
 }
 
 /// The rules for which something holds.
-fn rules_where(rules: &[Rule], holds: impl Fn(&Rule) -> bool) -> RuleSet {
+fn rules_where<R>(rules: &[R], holds: impl Fn(&R) -> bool) -> RuleSet {
     let mut set = RuleSet::EMPTY;
     for (index, rule) in rules.iter().enumerate() {
         if holds(rule) {

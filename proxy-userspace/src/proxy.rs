@@ -6,10 +6,10 @@
 
 mod calibrator;
 mod keeper;
+mod needs;
 mod status;
 
 use std::{
-    collections::BTreeMap,
     convert::Infallible,
     fs::File,
     io,
@@ -28,9 +28,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+pub use self::needs::GuardNeeds;
+
 use self::{calibrator::Calibrator, keeper::Keeper};
 use crate::{
-    group::{self, Groups},
+    group::{Groups, SettingsByName},
     intercept::{Features, InterceptError, Interceptor, Overlap, Records, guard},
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
@@ -39,12 +41,10 @@ use crate::{
         Paths, Worth,
         shortcut::{Proof, Proofs},
     },
-    routes::{self, RouteTable, Routes, UnknownUpstream},
-    rule::{FailMode, PathChoice, Rule, Via},
+    routes::{self, Generation, RouteTable, Routes, UnknownUpstream, Upstreams},
+    rule::{PathChoice, Reverse, Rule, Via},
     shared::{Shared, Stats},
-    socket,
-    upstream::Upstream,
-    worker,
+    socket, worker,
 };
 
 /// What a proxy is started with.
@@ -124,6 +124,9 @@ impl ProxyError {
     }
 }
 
+/// Connections of the daemon that are no relayed ones: to name servers, and those that are being closed.
+const OWN_BESIDE: u32 = 4096;
+
 /// Connections that may wait in the kernel for each listener; capped by `net.core.somaxconn`.
 pub(crate) const BACKLOG: i32 = 4096;
 
@@ -139,6 +142,11 @@ pub struct Proxy {
     keeper: Option<Keeper>,
     stop: watch::Sender<bool>,
     generation: u32,
+    /// Of all workers: the hook on what arrives gives connections to them.
+    listeners: Vec<TcpListener>,
+    /// Known once the hooks are attached.
+    own_cgroup: Option<PathBuf>,
+    takes_arrivals: bool,
 }
 
 impl Proxy {
@@ -153,6 +161,8 @@ impl Proxy {
         let v6 = listeners(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), workers)
             .inspect_err(|error| tracing::info!(%error, "no IPv6 listener"))
             .unwrap_or_default();
+        let shown: io::Result<Vec<_>> = v4.iter().chain(&v6).map(TcpListener::try_clone).collect();
+        let shown = shown.map_err(ProxyError::Worker)?;
         let netns_cookie = match v4.first() {
             Some(listener) => socket::netns_cookie(listener).map_err(ProxyError::Namespace)?,
             None => return Err(ProxyError::Worker(io::ErrorKind::InvalidInput.into())),
@@ -161,6 +171,9 @@ impl Proxy {
         let features = Features::probe();
         let kernel = crate::intercept::Settings {
             max_pending: settings.max_pending,
+            max_own: u32::try_from(settings.max_connections)
+                .unwrap_or(u32::MAX)
+                .saturating_add(OWN_BESIDE),
             log_faults: settings.log_faults,
             overlap: Overlap::Cut,
         };
@@ -215,6 +228,9 @@ impl Proxy {
             keeper: None,
             stop,
             generation: 0,
+            listeners: shown,
+            own_cgroup: None,
+            takes_arrivals: false,
         })
     }
 
@@ -226,13 +242,12 @@ impl Proxy {
     pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
         let groups = self.groups.with(policy.groups);
         self.provide_keeper(&groups)?;
-        let table: RouteTable = routes::table(policy.rules, policy.upstreams, &groups)?;
-        let mut compiled = compile(policy.rules, policy.names)?;
-        if policy
-            .rules
-            .iter()
-            .any(|rule| rule.path == PathChoice::Sockmap)
-        {
+        let forward: RouteTable = routes::table(policy.rules, policy.upstreams, &groups)?;
+        let arrivals = routes::arrivals(policy.reverse, policy.upstreams, &groups)?;
+        let mut compiled = compile(policy.rules, policy.reverse, policy.names)?;
+        let paths = policy.rules.iter().map(|rule| rule.path);
+        let mut paths = paths.chain(policy.reverse.iter().map(|rule| rule.path));
+        if paths.any(|path| path == PathChoice::Sockmap) {
             let events = self
                 .calibrator
                 .provide_sockmap(&mut self.interceptor, &self.features)?;
@@ -241,18 +256,23 @@ impl Proxy {
         for (rule, action) in policy.rules.iter().zip(&mut compiled.actions) {
             action.shortcut = u32::from(self.may_take_shortcut(rule));
         }
+        self.takes_arrivals = !policy.reverse.is_empty();
+        if self.takes_arrivals {
+            self.interceptor.prepare_arrivals(&self.listeners)?;
+        }
         // Published first: a connection may be selected by the new policy the moment it is written.
         let next = self.interceptor.next_generation();
-        self.shared.routes.publish(next, &table);
+        let generation = Generation::new(next, &compiled, forward, arrivals);
+        self.shared.routes.publish(&generation);
         self.generation = self.interceptor.install(&compiled, &self.features)?;
         debug_assert_eq!(next, self.generation);
-        // Nothing can go wrong any more.
+        // Nothing can go wrong with the groups any more.
         groups.change(policy.groups);
         if let Some(keeper) = &self.keeper {
             keeper.keep(groups.clone());
         }
         self.groups = groups;
-        Ok(())
+        self.hook_arrivals()
     }
 
     /// Starts what resolves names of groups and checks endpoints, if there is a group.
@@ -261,6 +281,17 @@ impl Proxy {
             let exempt = Arc::new(self.interceptor.exempter()?);
             let keeper = Keeper::start(exempt, self.stop.subscribe());
             self.keeper = Some(keeper.map_err(ProxyError::Worker)?);
+        }
+        Ok(())
+    }
+
+    /// Attaches or detaches the hook on what arrives, as the rules in force want it.
+    fn hook_arrivals(&mut self) -> Result<(), ProxyError> {
+        match &self.own_cgroup {
+            Some(own) if self.takes_arrivals => {
+                self.interceptor.attach_arrivals(open(own)?.as_fd())?;
+            }
+            _ => self.interceptor.detach_arrivals(),
         }
         Ok(())
     }
@@ -287,11 +318,8 @@ impl Proxy {
         if !rule.path.is_shortcut() || !matches!(rule.via, Via::Upstream(_)) {
             return false;
         }
-        let interceptor = &mut self.interceptor;
-        let features = &self.features;
         let proofs = *self.shared.shortcut.get_or_init(|| {
-            interceptor
-                .enable_shortcut(features)
+            prove_shortcut(&mut self.interceptor, &self.features, &mut self.supervisor)
                 .unwrap_or_else(|error| {
                     tracing::warn!(error = &error as &dyn std::error::Error, "no shortcut");
                     Proofs {
@@ -322,27 +350,36 @@ impl Proxy {
         }
     }
 
-    /// Attaches the hooks to a cgroup: from here on its connections are ours.
+    /// Attaches the hooks to a cgroup: from here on its connections are ours, and what arrives at this host. `own` is the
+    /// cgroup of this process.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn attach(&mut self, cgroup: &Path) -> Result<(), ProxyError> {
+    pub fn attach(&mut self, cgroup: &Path, own: &Path) -> Result<(), ProxyError> {
         self.supervisor.beat()?;
         let cgroup = open(cgroup)?;
-        Ok(self.interceptor.attach(cgroup.as_fd())?)
+        self.interceptor.attach(cgroup.as_fd())?;
+        self.own_cgroup = Some(own.to_owned());
+        self.hook_arrivals()
     }
 
     /// Pins, or removes, what keeps rules with `on_relay_failure = "refuse"` in force after a kill.
     ///
     /// # Errors
     /// When there is no place to pin, or the kernel refuses.
-    pub fn guard(&mut self, cgroup: &Path, rules: &[Rule]) -> Result<(), ProxyError> {
-        if !needs_guard(rules) {
-            return Ok(self.interceptor.detach_guard()?);
+    pub fn guard(&mut self, cgroup: &Path, needs: GuardNeeds) -> Result<(), ProxyError> {
+        if needs.forward {
+            let place = guard::place().map_err(InterceptError::from)?;
+            let cgroup = open(cgroup)?;
+            self.interceptor.attach_guard(cgroup.as_fd(), &place)?;
         }
-        let place = guard::place().map_err(InterceptError::from)?;
-        let cgroup = open(cgroup)?;
-        Ok(self.interceptor.attach_guard(cgroup.as_fd(), place)?)
+        if needs.reverse {
+            let place = guard::place().map_err(InterceptError::from)?;
+            self.interceptor.attach_arrivals_guard(&place)?;
+        }
+        Ok(self
+            .interceptor
+            .reduce_guard(needs.forward, needs.reverse)?)
     }
 
     /// Like [`Proxy::guard`], for as long as somebody holds what this returns.
@@ -382,12 +419,20 @@ impl Proxy {
 
     /// Detaches, lets open connections finish until the deadline, resets the rest and waits for the workers.
     pub async fn stop(mut self, drain_timeout: Duration) {
-        self.interceptor.detach();
+        // The guard first: it would refuse what the other hooks no longer take.
         if let Err(error) = self.interceptor.detach_guard() {
             tracing::error!(%error, "a pin is left; `culvert detach` removes it");
         }
-        let deadline = Instant::now() + drain_timeout;
-        while !self.is_idle() && Instant::now() < deadline {
+        self.interceptor.detach();
+        let now = Instant::now();
+        let deadline = now + drain_timeout;
+        // A handshake that has begun with us cannot go on with anybody else.
+        let handshakes = if self.takes_arrivals {
+            now + HANDSHAKE
+        } else {
+            now
+        };
+        while (!self.is_idle() || Instant::now() < handshakes) && Instant::now() < deadline {
             sleep(DRAIN_POLL).await;
         }
         let left = self.shared.stats.live.load(Relaxed);
@@ -408,28 +453,30 @@ impl Proxy {
     fn is_idle(&self) -> bool {
         self.shared.stats.live.load(Relaxed) == 0
             && self.pending.pending().is_ok_and(|pending| pending == 0)
+            && self
+                .listeners
+                .iter()
+                .all(|listener| socket::accept_queue(listener).is_ok_and(|waiting| waiting == 0))
     }
 }
 
+/// How long a handshake may take that had begun when the proxy was told to stop.
+const HANDSHAKE: Duration = Duration::from_millis(500);
+
 /// How often a draining proxy looks whether it may end.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
-
-/// Whether rules are to hold after a kill.
-pub(crate) fn needs_guard(rules: &[Rule]) -> bool {
-    rules
-        .iter()
-        .any(|rule| rule.on_relay_failure == FailMode::Refuse)
-}
 
 /// Rules with everything they refer to.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules<'a> {
     /// In file order.
     pub rules: &'a [Rule],
+    /// Those for what arrives, in file order.
+    pub reverse: &'a [Reverse],
     /// By name.
-    pub upstreams: &'a BTreeMap<Arc<str>, Arc<Upstream>>,
+    pub upstreams: &'a Upstreams,
     /// Those of them that are groups.
-    pub groups: &'a BTreeMap<Arc<str>, Arc<group::Settings>>,
+    pub groups: &'a SettingsByName,
     /// What the names in the rules stand for.
     pub names: &'a Names,
 }
@@ -460,4 +507,17 @@ fn open(cgroup: &Path) -> Result<File, ProxyError> {
         path: cgroup.to_owned(),
         source,
     })
+}
+
+/// Finds out what the shortcut is worth on this kernel, and has what it needs served.
+fn prove_shortcut(
+    interceptor: &mut Interceptor,
+    features: &Features,
+    supervisor: &mut Supervisor,
+) -> Result<Proofs, InterceptError> {
+    let proofs = interceptor.enable_shortcut(features)?;
+    if proofs.replies.is_ok() {
+        supervisor.hear_replies(interceptor.reply_events()?);
+    }
+    Ok(proofs)
 }

@@ -11,7 +11,7 @@ use std::{
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    intercept::{Counters, Heartbeat, InterceptError, LogReader, RedirectEvents},
+    intercept::{Counters, Events, Heartbeat, InterceptError, LogReader},
     worker::Handle,
 };
 
@@ -74,7 +74,8 @@ pub(crate) struct Supervisor {
     pulse: Pulse,
     faults: Faults,
     log: Option<LogReader>,
-    redirects: Option<RedirectEvents>,
+    redirects: Option<Events>,
+    replies: Option<Events>,
 }
 
 impl Supervisor {
@@ -87,6 +88,7 @@ impl Supervisor {
             },
             log,
             redirects: None,
+            replies: None,
         }
     }
 
@@ -96,8 +98,13 @@ impl Supervisor {
     }
 
     /// From now on the relay hears what the kernel has to tell of redirected connections, if that is new.
-    pub(crate) fn hear(&mut self, redirects: Option<RedirectEvents>) {
+    pub(crate) fn hear(&mut self, redirects: Option<Events>) {
         self.redirects = redirects.or(self.redirects.take());
+    }
+
+    /// From now on relays that rest are woken.
+    pub(crate) fn hear_replies(&mut self, replies: Events) {
+        self.replies = Some(replies);
     }
 
     /// Never returns, and may be dropped and called again.
@@ -118,6 +125,10 @@ impl Supervisor {
                     tracing::error!(%error, "the sockmap path is off");
                     self.redirects = None;
                 }
+                error = served(self.replies.as_mut()) => {
+                    tracing::error!(%error, "relays do not rest any more");
+                    self.replies = None;
+                }
             }
         }
     }
@@ -131,11 +142,11 @@ impl Supervisor {
 }
 
 /// Serves events, if there are any to come, until that fails.
-async fn served(redirects: Option<&mut RedirectEvents>) -> io::Error {
-    let Some(redirects) = redirects else {
+async fn served(events: Option<&mut Events>) -> io::Error {
+    let Some(events) = events else {
         return pending().await;
     };
-    match redirects.serve().await {
+    match events.serve().await {
         Err(error) => error,
     }
 }

@@ -22,23 +22,28 @@ pub struct CloseRecord<'a> {
     /// When it was closed, milliseconds since 1970.
     #[serde(serialize_with = "unix_millis", rename = "closed_at_ms")]
     pub closed_at: SystemTime,
+    /// What the daemon was to it.
+    #[serde(serialize_with = "role")]
+    pub role: Role,
     /// Rule that selected it; absent when it was not intercepted.
     pub rule: Option<&'a str>,
-    /// Process id of the app, in the initial pid namespace.
-    pub pid: u32,
+    /// Process id of the app, in the initial pid namespace. This and what follows is absent for connections that arrived.
+    pub pid: Option<u32>,
     /// Real user id of the app.
-    pub uid: u32,
+    pub uid: Option<u32>,
     /// Real group id of the app.
-    pub gid: u32,
+    pub gid: Option<u32>,
     /// `comm` of the thread that connected.
-    pub comm: &'a str,
+    pub comm: Option<&'a str>,
     /// Its executable; absent when the process was gone already.
     pub exe: Option<&'a Path>,
     /// Its cgroup, below the root of the hierarchy; absent when the process was gone already.
     pub cgroup: Option<&'a Path>,
-    /// Address of the app's socket.
+    /// Address of the app's socket, or of the client's as far as it is known.
     pub client: SocketAddr,
-    /// Where the app wanted to connect.
+    /// The trusted sender that said so in a PROXY header.
+    pub sender: Option<SocketAddr>,
+    /// Where the app or the client wanted to connect.
     pub orig_dst: Option<SocketAddr>,
     /// Upstream of the rule.
     pub upstream: Option<&'a str>,
@@ -66,7 +71,7 @@ pub struct CloseRecord<'a> {
     pub demotions: u32,
     /// Times that the kernel would have delivered bytes twice.
     pub repairs: u32,
-    /// From `connect()` until the relay accepted, microseconds.
+    /// From `connect()` until the relay accepted, microseconds; 0 for connections that arrived.
     #[serde(serialize_with = "micros", rename = "intercept_us")]
     pub intercept: Duration,
     /// TCP connect to the destination or the first proxy, microseconds.
@@ -75,7 +80,7 @@ pub struct CloseRecord<'a> {
     /// Handshakes with proxies, microseconds.
     #[serde(serialize_with = "micros", rename = "handshake_us")]
     pub handshake: Duration,
-    /// From `connect()` until the end, microseconds.
+    /// From `connect()`, or since it was accepted where it arrived, until the end, microseconds.
     #[serde(serialize_with = "micros", rename = "total_us")]
     pub total: Duration,
     /// Why it ended.
@@ -83,6 +88,26 @@ pub struct CloseRecord<'a> {
     pub reason: CloseReason,
     /// The error behind the reason.
     pub error: Option<&'a str>,
+}
+
+/// What the daemon was to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A process of this host opened it.
+    Forward,
+    /// It arrived at this host.
+    Reverse,
+}
+
+impl Role {
+    /// The stable name in records.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Reverse => "reverse",
+        }
+    }
 }
 
 /// Bytes, up and down, by the path they went.
@@ -107,6 +132,14 @@ fn unix_millis<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result
 
 fn micros<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature is serde's"
+)]
+fn role<S: serde::Serializer>(role: &Role, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(role.label())
 }
 
 #[expect(
@@ -179,10 +212,16 @@ impl AccessLog {
 
 impl std::fmt::Display for CloseRecord<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let exe = self
-            .exe
-            .map_or_else(|| self.comm.into(), Path::to_string_lossy);
-        write!(f, "{exe}[{}] uid {}", self.pid, self.uid)?;
+        match (self.pid, self.uid, self.comm) {
+            (Some(pid), Some(uid), Some(comm)) => {
+                let exe = self.exe.map_or_else(|| comm.into(), Path::to_string_lossy);
+                write!(f, "{exe}[{pid}] uid {uid}")?;
+            }
+            _ => write!(f, "{}", self.client)?,
+        }
+        if let Some(sender) = self.sender {
+            write!(f, " by {sender}")?;
+        }
         if let Some(orig_dst) = self.orig_dst {
             write!(f, " -> {orig_dst}")?;
         }

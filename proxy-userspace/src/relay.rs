@@ -35,6 +35,7 @@ mod progress;
 mod reason;
 mod receive;
 pub mod replies;
+pub mod rest;
 pub mod shortcut;
 mod sockmap;
 mod splice;
@@ -68,6 +69,7 @@ pub use self::{
 use self::{
     direction::{Direction, Fault},
     replies::ReplyPassage,
+    rest::Quiet,
     shortcut::Lane,
     steer::Steering,
 };
@@ -105,6 +107,15 @@ pub struct Ended {
     pub first_error: Option<io::Error>,
 }
 
+/// What a turn of the relay comes to.
+#[derive(Debug)]
+pub enum Turn {
+    /// The connection is over.
+    Ended(Ended),
+    /// The kernel has taken all the work over: see [`Relay::rest`].
+    Quiet,
+}
+
 impl Ended {
     /// Whether both sockets are to be closed by reset (`SO_LINGER` 0), without a farewell of a layer above TCP.
     ///
@@ -125,6 +136,8 @@ pub struct Relay {
     idle_timeout: Option<Duration>,
     steering: Steering,
     lane: Option<Arc<Lane>>,
+    /// Where the relay may rest.
+    quiet: Option<Quiet>,
 }
 
 impl Relay {
@@ -141,6 +154,7 @@ impl Relay {
             idle_timeout,
             steering: Steering::default(),
             lane: None,
+            quiet: None,
         }
     }
 
@@ -185,21 +199,47 @@ impl Relay {
         }
     }
 
-    /// Relays by the path a rule asks for, until the end.
+    /// Relays by the path a rule asks for, until the end, or until the kernel does all of it. May be dropped at any await.
     pub async fn run<D: Side, U: Side>(
         &mut self,
         downstream: &mut D,
         upstream: &mut U,
         choice: PathChoice,
-    ) -> Ended {
-        match choice {
+    ) -> Turn {
+        Turn::Ended(match choice {
             PathChoice::Auto | PathChoice::AutoOrShortcut => self.auto(downstream, upstream).await,
-            PathChoice::Copy
-            | PathChoice::Shortcut
-            | PathChoice::ShortcutWithoutFionread
-            | PathChoice::ShortcutBothWays => self.copy(downstream, upstream).await,
+            // What leaves the shortcut is a stream, for which there may be something better than copying.
+            PathChoice::Shortcut | PathChoice::ShortcutWithoutFionread if self.lane.is_some() => {
+                self.auto(downstream, upstream).await
+            }
+            PathChoice::Copy | PathChoice::Shortcut | PathChoice::ShortcutWithoutFionread => {
+                self.copy(downstream, upstream).await
+            }
+            PathChoice::ShortcutBothWays => return self.copy_or_rest(downstream, upstream).await,
             PathChoice::Splice => self.splice(downstream, upstream).await,
             PathChoice::Sockmap => self.sockmap(downstream, upstream).await,
+        })
+    }
+
+    /// Waits until there is something to do again, and is not woken by what goes past it. The connection is lost when
+    /// this is dropped.
+    ///
+    /// # Errors
+    /// When the connection is over.
+    pub async fn rest(
+        &self,
+        downstream: &TcpStream,
+        upstream: TcpStream,
+    ) -> Result<TcpStream, Ended> {
+        let Some(lane) = &self.lane else {
+            return Ok(upstream);
+        };
+        let relayed = self.progress.relayed_down();
+        tokio::select! {
+            rested = rest::rest(lane, relayed, downstream, upstream) => {
+                rested.map_err(|error| aborted(CloseReason::UpstreamReset, error))
+            }
+            () = silence(&self.progress, Some(lane), self.idle_timeout) => Err(idle()),
         }
     }
 
@@ -215,6 +255,19 @@ impl Relay {
     pub async fn copy<D: Side, U: Side>(&mut self, downstream: &mut D, upstream: &mut U) -> Ended {
         self.steering.stay(Reason::Rule);
         self.relay(downstream, upstream, Path::Copy).await
+    }
+
+    /// Relays like [`Relay::copy`], but no longer than there is something to do.
+    async fn copy_or_rest<D: Side, U: Side>(
+        &mut self,
+        downstream: &mut D,
+        upstream: &mut U,
+    ) -> Turn {
+        self.steering.stay(Reason::Rule);
+        self.quiet = Some(Quiet::new(&self.progress));
+        let ended = self.turn(downstream, upstream, Path::Copy).await;
+        self.quiet = None;
+        ended.map_or(Turn::Quiet, Turn::Ended)
     }
 
     /// Relays through kernel pipes where both sides are plain TCP and the kernel allows it, otherwise like
@@ -246,12 +299,27 @@ impl Relay {
         self.relay(downstream, upstream, path).await
     }
 
+    /// Relays until the end.
     async fn relay<D: Side, U: Side>(
         &mut self,
         downstream: &mut D,
         upstream: &mut U,
         path: Path,
     ) -> Ended {
+        loop {
+            if let Some(ended) = self.turn(downstream, upstream, path).await {
+                return ended;
+            }
+        }
+    }
+
+    /// Relays until the end, or until the relay may rest.
+    async fn turn<D: Side, U: Side>(
+        &mut self,
+        downstream: &mut D,
+        upstream: &mut U,
+        path: Path,
+    ) -> Option<Ended> {
         for socket in [downstream.plain(), upstream.plain()].into_iter().flatten() {
             receive::report_waiting(socket);
         }
@@ -263,23 +331,37 @@ impl Relay {
             let moved = self.poll_move(cx, downstream, upstream);
             self.count();
             if let Poll::Ready(ended) = moved {
-                return Poll::Ready(ended);
+                return Poll::Ready(Some(ended));
             }
             if self.steer(downstream, upstream) {
                 // Again, to read both until nothing is left: then the kernel may take over.
                 cx.waker().wake_by_ref();
             }
-            silence.as_mut().poll(cx).map(|()| Ended {
-                reason: CloseReason::IdleTimeout,
-                first_error: None,
-            })
+            if self.poll_rest(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            silence.as_mut().poll(cx).map(|()| Some(idle()))
         })
-        .await;
+        .await?;
         if ended.must_reset() && self.down.passage().is_some() {
             // Boxed: it is rare, and every connection would have to hold it.
             Box::pin(self.let_arrive(downstream, upstream)).await;
         }
-        ended
+        Some(ended)
+    }
+
+    /// Resolves when the relay may rest.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(quiet) = &mut self.quiet else {
+            return Poll::Pending;
+        };
+        loop {
+            ready!(quiet.poll(cx, &self.progress));
+            let is_heard = self.lane.as_ref().is_some_and(|lane| lane.bell().is_some());
+            if is_heard && self.up.waits() && self.down.waits() {
+                return Poll::Ready(());
+            }
+        }
     }
 
     /// Gives what the kernel redirected before a side failed the moment it takes to reach the other side's socket.
@@ -365,6 +447,13 @@ fn aborted(reason: CloseReason, error: io::Error) -> Ended {
     Ended {
         reason,
         first_error: Some(error),
+    }
+}
+
+fn idle() -> Ended {
+    Ended {
+        reason: CloseReason::IdleTimeout,
+        first_error: None,
     }
 }
 

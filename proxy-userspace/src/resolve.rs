@@ -1,4 +1,5 @@
-//! What the names in rules stand for at the moment: cgroups by path or unit, executables by path.
+//! What the names in rules stand for at the moment: cgroups by path or unit, executables by path, interfaces by
+//! name.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -6,13 +7,14 @@ use crate::{
     cgroup::{Cgroup2, Reference},
     policy::{CgroupRef, ExeRef, Names},
     process::exe::exe_identity,
-    rule::Rule,
+    rule::{Reverse, Rule},
+    socket,
 };
 
 /// Resolves every name in the rules. What was known of an executable before stays known: processes that were
 /// started before an upgrade go on running the old file.
 #[must_use]
-pub fn resolve(rules: &[Rule], cgroups: &Cgroup2, before: &Names) -> Names {
+pub fn resolve(rules: &[Rule], reverse: &[Reverse], cgroups: &Cgroup2, before: &Names) -> Names {
     let mut names = Names::default();
     for reference in cgroups_of(rules) {
         let found = reference
@@ -38,6 +40,10 @@ pub fn resolve(rules: &[Rule], cgroups: &Cgroup2, before: &Names) -> Names {
         }
         names.exes.insert(path, files);
     }
+    for name in interfaces_of(reverse) {
+        let number = socket::interface_number(&name);
+        names.interfaces.insert(name, number);
+    }
     names
 }
 
@@ -48,12 +54,28 @@ pub fn unresolved(names: &Names) -> impl Iterator<Item = String> {
     let cgroups = cgroups.map(|(reference, _)| {
         format!("there is no cgroup {reference:?} yet; its rules apply as soon as it appears")
     });
-    cgroups.chain(exes.map(|(path, _)| {
+    let exes = exes.map(|(path, _)| {
         format!(
             "there is no executable {} yet; its rules apply as soon as it appears",
             path.display()
         )
-    }))
+    });
+    let interfaces = names.interfaces.iter();
+    let interfaces = interfaces.filter(|(_, number)| number.is_none());
+    let interfaces = interfaces.map(|(name, _)| {
+        format!("there is no interface {name:?} yet; its rules apply as soon as it appears")
+    });
+    cgroups.chain(exes).chain(interfaces)
+}
+
+/// Every interface that a rule names.
+#[must_use]
+pub fn interfaces_of(rules: &[Reverse]) -> BTreeSet<String> {
+    let selectors = rules.iter().map(|rule| &rule.interface);
+    selectors
+        .flat_map(|selector| selector.include.iter().chain(&selector.exclude))
+        .cloned()
+        .collect()
 }
 
 /// Every cgroup that a rule names.

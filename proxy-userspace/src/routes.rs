@@ -1,17 +1,20 @@
 //! What the relay does with the connections of each rule, for every policy that may still be in flight.
 //!
-//! A connection carries the generation of the policy that selected it. It may be accepted after a reload put the
-//! next one in force, so the routes of the last few generations stay.
+//! A connection that an app opened carries the generation of the policy that selected it; one that arrived carries nothing,
+//! and is looked up as the kernel did. Either may be accepted after a reload put the next policy in force, so the routes of
+//! the last few generations stay.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
-use proxy_common::RuleRef;
+use ipnet::IpNet;
+use proxy_common::{Arrival, Decision, RuleRef, select, verb};
 use thiserror::Error;
 
 use crate::{
     group::{Group, Groups},
-    rule::{PathChoice, Rule, Via},
+    policy::{Compiled, memory::MemoryTables},
+    rule::{PathChoice, Reverse, ReverseVia, Rule, Via},
     upstream::Upstream,
 };
 
@@ -23,10 +26,14 @@ const KEPT: usize = 8;
 pub struct Route {
     /// Name of the rule.
     pub rule: Arc<str>,
-    /// Where to.
+    /// By way of what.
     pub upstream: Arc<Upstream>,
-    /// Who says where to instead of the app, if it is a group.
+    /// Who says where to instead, if it is a group.
     pub group: Option<Arc<Group>>,
+    /// Where to, if not to where they were going.
+    pub destination: Option<SocketAddr>,
+    /// Senders whose connections begin with a PROXY header.
+    pub accept_proxy: Arc<[IpNet]>,
     /// How bytes are moved.
     pub path: PathChoice,
 }
@@ -44,51 +51,128 @@ pub struct UnknownUpstream {
 /// The routes of one policy, by the index of the rule; `None` for rules that never reach the relay.
 pub type RouteTable = Arc<[Option<Route>]>;
 
+/// Upstreams by name.
+pub type Upstreams = BTreeMap<Arc<str>, Arc<Upstream>>;
+
 /// Finds the upstream of every rule.
 ///
 /// # Errors
 /// When a rule names one that does not exist.
 pub fn table(
     rules: &[Rule],
-    upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
+    upstreams: &Upstreams,
     groups: &Groups,
 ) -> Result<RouteTable, UnknownUpstream> {
     let route = |rule: &Rule| match &rule.via {
         Via::Direct | Via::Refuse => Ok(None),
-        Via::Upstream(name) => upstreams
-            .get(name)
-            .map(|upstream| {
-                Some(Route {
-                    rule: Arc::clone(&rule.name),
-                    upstream: Arc::clone(upstream),
-                    group: groups.get(name).cloned(),
-                    path: rule.path,
-                })
-            })
-            .ok_or_else(|| UnknownUpstream {
-                rule: Arc::clone(&rule.name),
-                upstream: Arc::clone(name),
-            }),
+        Via::Upstream(name) => Ok(Some(Route {
+            rule: Arc::clone(&rule.name),
+            upstream: named(upstreams, name, &rule.name)?,
+            group: groups.get(name).cloned(),
+            destination: None,
+            accept_proxy: Arc::default(),
+            path: rule.path,
+        })),
     };
     rules.iter().map(route).collect()
+}
+
+/// Finds the upstream of every rule for what arrives.
+///
+/// # Errors
+/// When a rule names one that does not exist.
+pub fn arrivals(
+    rules: &[Reverse],
+    upstreams: &Upstreams,
+    groups: &Groups,
+) -> Result<RouteTable, UnknownUpstream> {
+    let route = |rule: &Reverse| {
+        let (upstream, destination) = match &rule.via {
+            ReverseVia::Direct | ReverseVia::Refuse => return Ok(None),
+            ReverseVia::Original => (unnamed("original".into(), rule), None),
+            ReverseVia::Address(to) => (unnamed(to.to_string().into(), rule), Some(*to)),
+            ReverseVia::Upstream(name) => (named(upstreams, name, &rule.name)?, None),
+        };
+        let group = match &rule.via {
+            ReverseVia::Upstream(name) => groups.get(name).cloned(),
+            _ => None,
+        };
+        Ok(Some(Route {
+            rule: Arc::clone(&rule.name),
+            upstream,
+            group,
+            destination,
+            accept_proxy: rule.accept_proxy.as_slice().into(),
+            path: rule.path,
+        }))
+    };
+    rules.iter().map(route).collect()
+}
+
+fn named(
+    upstreams: &Upstreams,
+    name: &Arc<str>,
+    rule: &Arc<str>,
+) -> Result<Arc<Upstream>, UnknownUpstream> {
+    upstreams.get(name).cloned().ok_or_else(|| UnknownUpstream {
+        rule: Arc::clone(rule),
+        upstream: Arc::clone(name),
+    })
+}
+
+/// The upstream of a rule that says itself where to.
+fn unnamed(name: Arc<str>, rule: &Reverse) -> Arc<Upstream> {
+    Arc::new(Upstream {
+        name,
+        hops: Vec::new(),
+        connect_timeout: rule.connect_timeout,
+        handshake_timeout: rule.connect_timeout,
+    })
+}
+
+/// The routes of one generation.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    number: u32,
+    forward: RouteTable,
+    /// With the tables by which they are found; `None` without rules for what arrives.
+    arrivals: Option<Arc<(MemoryTables, RouteTable)>>,
+}
+
+impl Generation {
+    /// Of a policy that will have this number.
+    #[must_use]
+    pub fn new(
+        number: u32,
+        compiled: &Compiled,
+        forward: RouteTable,
+        arrivals: RouteTable,
+    ) -> Self {
+        let tables = || MemoryTables::for_arrivals(number, compiled);
+        Self {
+            number,
+            forward,
+            arrivals: (!arrivals.is_empty()).then(|| Arc::new((tables(), arrivals))),
+        }
+    }
 }
 
 /// The routes of the last generations. Readers never wait.
 #[derive(Debug, Default)]
 pub struct Routes {
-    generations: ArcSwap<Vec<(u32, RouteTable)>>,
+    generations: ArcSwap<Vec<Generation>>,
 }
 
 impl Routes {
     /// Adds the routes of a generation. To be called before the kernel can select by it.
-    pub fn publish(&self, generation: u32, table: &RouteTable) {
+    pub fn publish(&self, generation: &Generation) {
         self.generations.rcu(|known| {
             let mut next: Vec<_> = known
                 .iter()
-                .filter(|(known, _)| *known != generation)
+                .filter(|known| known.number != generation.number)
                 .cloned()
                 .collect();
-            next.push((generation, Arc::clone(table)));
+            next.push(generation.clone());
             let surplus = next.len().saturating_sub(KEPT);
             next.drain(..surplus);
             next
@@ -99,11 +183,33 @@ impl Routes {
     #[must_use]
     pub fn find(&self, rule: RuleRef) -> Option<Route> {
         let generations = self.generations.load();
-        let (_, table) = generations
+        let generation = generations
             .iter()
             .rev()
-            .find(|(generation, _)| *generation == rule.generation)?;
-        table.get(rule.index as usize)?.clone()
+            .find(|generation| generation.number == rule.generation)?;
+        generation.forward.get(rule.index as usize)?.clone()
+    }
+
+    /// Whether connections may have arrived that no app of this host opened, as far as is known.
+    #[must_use]
+    pub fn take_arrivals(&self) -> bool {
+        let generations = self.generations.load();
+        generations.iter().any(|known| known.arrivals.is_some())
+    }
+
+    /// The route of a connection that arrived: by the newest policy that has the relay take it.
+    #[must_use]
+    pub fn of_arrival(&self, arrival: &impl Arrival) -> Option<Route> {
+        let generations = self.generations.load();
+        let newest_first = generations.iter().rev();
+        newest_first
+            .filter_map(|generation| generation.arrivals.as_deref())
+            .find_map(|(tables, routes)| match select(tables, arrival) {
+                Decision::Selected(rule, action) if action.verb == verb::RELAY => {
+                    routes.get(rule.index as usize)?.clone()
+                }
+                _ => None,
+            })
     }
 }
 
@@ -123,15 +229,21 @@ mod tests {
             rule: name.into(),
             upstream,
             group: None,
+            destination: None,
+            accept_proxy: Arc::default(),
             path: PathChoice::Auto,
         })])
+    }
+
+    fn generation_of(number: u32, name: &str) -> Generation {
+        Generation::new(number, &Compiled::default(), table_of(name), Arc::default())
     }
 
     #[test]
     fn a_connection_keeps_the_route_of_its_generation() {
         let routes = Routes::default();
         for generation in 1..=u32::try_from(KEPT).unwrap() + 1 {
-            routes.publish(generation, &table_of(&generation.to_string()));
+            routes.publish(&generation_of(generation, &generation.to_string()));
         }
         let find = |generation| {
             routes.find(RuleRef {
@@ -154,8 +266,8 @@ mod tests {
     #[test]
     fn publishing_a_generation_again_replaces_it() {
         let routes = Routes::default();
-        routes.publish(1, &table_of("old"));
-        routes.publish(1, &table_of("new"));
+        routes.publish(&generation_of(1, "old"));
+        routes.publish(&generation_of(1, "new"));
         let route = routes
             .find(RuleRef {
                 generation: 1,

@@ -3,6 +3,8 @@
 //! Plain, validated types. `config` builds them from the file, `policy` compiles them into kernel tables,
 //! `connection` reads the action of the rule the kernel chose. Nothing here knows TOML, maps or sockets.
 
+mod reverse;
+
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
     ops::RangeInclusive,
@@ -11,6 +13,8 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+pub use reverse::{Listen, Reverse, ReverseVia};
 
 /// One `[[forward]]` rule. The first rule in file order whose [`Match`] holds decides.
 #[derive(Clone, Debug, PartialEq, Eq)]

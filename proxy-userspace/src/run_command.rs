@@ -99,6 +99,12 @@ fn configuration(args: &ExecArgs) -> Result<Config> {
         Some(file) => daemon::load(file)?,
         None => through(&args.via)?,
     };
+    if !config.reverse.is_empty() {
+        return Err(Failure::usage(
+            "`culvert exec` takes what one command opens, and no `[[reverse]]` rules; `culvert run` does",
+        )
+        .into());
+    }
     if let Some(path) = &args.access_log {
         config.daemon.access_log = Some(access_log(path));
     }
@@ -125,6 +131,7 @@ fn through(urls: &[String]) -> Result<Config> {
         upstreams: BTreeMap::from([(name, Arc::new(upstream))]),
         groups: BTreeMap::new(),
         forward: vec![rule],
+        reverse: Vec::new(),
     })
 }
 

@@ -4,12 +4,14 @@
 
 use std::{
     convert::Infallible,
+    future::pending,
     os::fd::OwnedFd,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
+use tokio::time::sleep;
 
 use crate::{
     access_log,
@@ -18,10 +20,11 @@ use crate::{
     failure::Failure,
     policy::Names,
     privileges,
-    proxy::{self, Proxy, Rules, Settings},
+    proxy::{GuardNeeds, Proxy, Rules, Settings},
     record::AccessLogGuard,
     resolve,
     rule::{Calibrate, Rule, Via},
+    socket,
     status::{Status, counted},
     watch::{Watched, Watcher},
 };
@@ -69,9 +72,14 @@ impl Service {
         };
         let mut proxy = Proxy::start(&settings)?;
         let watcher = watcher(&config, &cgroups);
-        let names = resolve::resolve(&config.forward, &cgroups, &Names::default());
+        let names = resolve::resolve(
+            &config.forward,
+            &config.reverse,
+            &cgroups,
+            &Names::default(),
+        );
         proxy.install(&rules(&config, &names))?;
-        proxy.attach(&attach_point)?;
+        proxy.attach(&attach_point, &cgroups.own_dir()?)?;
         warn_of_unresolved(&names);
         Ok(Self {
             proxy,
@@ -90,7 +98,9 @@ impl Service {
     /// # Errors
     /// When there is no place to pin, or the kernel refuses.
     pub(crate) fn pin_guard(&mut self) -> Result<()> {
-        Ok(self.proxy.guard(&self.attach_point, &self.config.forward)?)
+        Ok(self
+            .proxy
+            .guard(&self.attach_point, guard_needs(&self.config))?)
     }
 
     /// Keeps them in force for as long as somebody holds what this returns.
@@ -107,6 +117,7 @@ impl Service {
             tokio::select! {
                 never = self.proxy.supervise() => match never {},
                 _ = self.watcher.next() => self.names_changed(),
+                () = interfaces_change(&self.names) => self.names_changed(),
             }
         }
     }
@@ -121,23 +132,15 @@ impl Service {
         }
         require_whole_hierarchy(&config, &self.cgroups)?;
         let watcher = watcher(&config, &self.cgroups);
-        let names = resolve::resolve(&config.forward, &self.cgroups, &self.names);
-        // A guard that is needed comes before the rules that need it; one that is not goes after them.
-        let installed = if proxy::needs_guard(&config.forward) {
-            self.proxy
-                .guard(&self.attach_point, &config.forward)
-                .and_then(|()| self.proxy.install(&rules(&config, &names)))
-        } else {
-            self.proxy.install(&rules(&config, &names))
-        };
-        let now = if installed.is_ok() {
-            &config
-        } else {
-            &self.config
-        };
-        if !proxy::needs_guard(&now.forward)
-            && let Err(error) = self.proxy.guard(&self.attach_point, &now.forward)
-        {
+        let names = resolve::resolve(&config.forward, &config.reverse, &self.cgroups, &self.names);
+        // What is needed of a guard comes before the rules that need it; what is not goes after them.
+        let (before, after) = (guard_needs(&self.config), guard_needs(&config));
+        let installed = self
+            .proxy
+            .guard(&self.attach_point, before.or(after))
+            .and_then(|()| self.proxy.install(&rules(&config, &names)));
+        let now = if installed.is_ok() { after } else { before };
+        if let Err(error) = self.proxy.guard(&self.attach_point, now) {
             tracing::error!(%error, "a pin is left; `culvert detach` removes it");
         }
         installed?;
@@ -153,10 +156,16 @@ impl Service {
 
     /// Measures, in the background, what the paths cost here, if a rule leaves the choice to us and that is wanted now.
     pub(crate) fn calibrate(&mut self) {
-        let relayed_by_choice =
-            |rule: &Rule| rule.path.is_auto() && matches!(rule.via, Via::Upstream(_));
+        // Streams that leave the shortcut are relayed by choice, too.
+        let relayed_by_choice = |rule: &Rule| {
+            let may_change = rule.path.is_auto() || rule.path.is_shortcut();
+            may_change && matches!(rule.via, Via::Upstream(_))
+        };
+        let arrivals = self.config.reverse.iter();
+        let mut arrivals = arrivals.filter(|rule| rule.via.is_relayed());
         if self.config.daemon.calibrate == Calibrate::AtStart
-            && self.config.forward.iter().any(relayed_by_choice)
+            && (self.config.forward.iter().any(relayed_by_choice)
+                || arrivals.any(|rule| rule.path.is_auto()))
         {
             self.proxy.calibrate();
         }
@@ -173,7 +182,7 @@ impl Service {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             cgroup: self.attach_point.display().to_string(),
-            rules: self.config.forward.len(),
+            rules: self.config.forward.len() + self.config.reverse.len(),
             hooks: counted(counters.into_iter()),
             ..self.proxy.status()
         }
@@ -189,22 +198,31 @@ impl Service {
         &self.config
     }
 
-    /// A cgroup or executable that rules name appeared, changed or went away.
+    /// A cgroup, executable or interface that rules name appeared, changed or went away.
     fn names_changed(&mut self) {
-        let names = resolve::resolve(&self.config.forward, &self.cgroups, &self.names);
+        let names = resolve::resolve(
+            &self.config.forward,
+            &self.config.reverse,
+            &self.cgroups,
+            &self.names,
+        );
         if names == self.names {
             return;
         }
         match self.proxy.install(&rules(&self.config, &names)) {
             Ok(()) => {
                 tracing::info!(
-                    "cgroups or executables that rules name have changed; rules updated"
+                    "cgroups, executables or interfaces that rules name have changed; rules updated"
                 );
                 self.names = names;
             }
             Err(error) => tracing::error!(%error, "cannot update the rules"),
         }
     }
+}
+
+fn guard_needs(config: &Config) -> GuardNeeds {
+    GuardNeeds::of(&config.forward, &config.reverse)
 }
 
 /// The kernel counts the depth of cgroups from the real root. From inside a cgroup namespace we do not know it.
@@ -222,6 +240,7 @@ fn require_whole_hierarchy(config: &Config, cgroups: &Cgroup2) -> Result<()> {
 fn rules<'a>(config: &'a Config, names: &'a Names) -> Rules<'a> {
     Rules {
         rules: &config.forward,
+        reverse: &config.reverse,
         upstreams: &config.upstreams,
         groups: &config.groups,
         names,
@@ -242,6 +261,21 @@ fn watcher(config: &Config, cgroups: &Cgroup2) -> Watcher {
         watched_cgroups.chain(watched_exes).collect(),
     )
 }
+
+/// Returns when an interface that rules name has appeared, gone, or become another of the same name.
+async fn interfaces_change(known: &Names) {
+    if known.interfaces.is_empty() {
+        return pending().await;
+    }
+    let is_same =
+        |(name, number): (&String, &Option<u32>)| socket::interface_number(name) == *number;
+    while known.interfaces.iter().all(is_same) {
+        sleep(INTERFACE_INTERVAL).await;
+    }
+}
+
+/// How often is looked. That is one call for each.
+const INTERFACE_INTERVAL: Duration = Duration::from_secs(1);
 
 fn warn_of_unresolved(names: &Names) {
     for missing in resolve::unresolved(names) {

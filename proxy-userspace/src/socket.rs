@@ -3,6 +3,7 @@
 //! Listeners and upstream sockets are created here and nowhere else, so that one place decides what all of them have
 //! in common. It knows neither rules nor proxies: callers bring addresses and get sockets.
 
+mod ingress;
 pub mod repair;
 
 use std::{
@@ -15,7 +16,9 @@ use std::{
 
 use nix::{
     errno::Errno,
-    getsockopt_impl, ioctl_read_bad, setsockopt_impl, sockopt_impl,
+    getsockopt_impl, ioctl_read_bad,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    setsockopt_impl, sockopt_impl,
     sys::socket::{getsockopt, setsockopt},
 };
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -137,6 +140,31 @@ pub fn has_ended(socket: &impl AsFd) -> io::Result<bool> {
     Ok(getsockopt(socket, TcpInfo)?.state == TCP_CLOSE)
 }
 
+/// The number of an interface in the network namespace of this thread; `None` when there is none of that name.
+#[must_use]
+pub fn interface_number(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok()
+}
+
+/// The number of the interface that a connection arrived by, as the kernel noted it when the handshake ended
+/// (`mc_index` and `mcast_oif` in `tcp_v4_syn_recv_sock()` and `tcp_v6_syn_recv_sock()`): what `sk_lookup` saw of the SYN.
+///
+/// # Errors
+///
+/// When the kernel does not tell.
+pub fn ingress_interface(stream: &TcpStream) -> io::Result<u32> {
+    ingress::interface(stream)
+}
+
+/// Connections that wait to be accepted (`tcp_get_info()` in `net/ipv4/tcp.c` tells it of listeners in this field).
+///
+/// # Errors
+///
+/// None in practice.
+pub fn accept_queue(listener: &impl AsFd) -> io::Result<u32> {
+    Ok(getsockopt(listener, TcpInfo)?.unacked)
+}
+
 /// Bytes of the stream that were given to the kernel to send and that the peer has not acknowledged.
 ///
 /// # Errors
@@ -154,6 +182,16 @@ pub fn unacknowledged(socket: &impl AsFd) -> io::Result<u64> {
 /// None in practice.
 pub fn unread(socket: &impl AsFd) -> io::Result<u64> {
     queued(socket, inq)
+}
+
+/// Whether bytes wait, or the peer has ended or failed the stream.
+///
+/// # Errors
+///
+/// None in practice.
+pub fn has_news(socket: &impl AsFd) -> io::Result<bool> {
+    let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut polled, PollTimeout::ZERO)? > 0)
 }
 
 /// Has the kernel handle what arrived before the socket was put into a sockmap, as if it arrived now
@@ -180,7 +218,11 @@ fn queued(socket: &impl AsFd, which: QueueLength) -> io::Result<u64> {
 #[derive(Clone, Copy, Debug)]
 pub struct TcpInfoHead {
     state: u8,
-    others: [u8; offset_of!(libc::tcp_info, tcpi_bytes_acked) - 1],
+    others: [u8; offset_of!(libc::tcp_info, tcpi_unacked) - 1],
+    unacked: u32,
+    rest: [u8; offset_of!(libc::tcp_info, tcpi_bytes_acked)
+        - offset_of!(libc::tcp_info, tcpi_unacked)
+        - 4],
     bytes_acked: u64,
 }
 

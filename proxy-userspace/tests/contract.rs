@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 
 use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
-    ABI_VERSION, Action, COUNTERS, Lane, LaneKey, MAX_RULES, MemberKey, Membership, Policy,
-    PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleSet, Sent, Socket, names,
+    ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Lane, LaneKey, MAX_RULES, MemberKey,
+    Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleSet,
+    Sent, Socket, listener, names,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -92,6 +93,7 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
         (names::REDIRECT_OF, (HASH, size_of::<u64>(), INDEX, None)),
         (names::PAIRS, (SOCKMAP, INDEX, INDEX, None)),
         (names::REDIRECT_EVENTS, (RINGBUF, 0, 0, None)),
+        (names::REPLY_EVENTS, (RINGBUF, 0, 0, None)),
         (
             names::COUNTERS,
             (PERCPU_ARRAY, INDEX, size_of::<u64>(), Some(COUNTERS.len())),
@@ -99,10 +101,42 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
     ])
 }
 
+/// As [`shapes`], the maps for what arrives.
+fn shapes_for_arrivals() -> BTreeMap<&'static str, Shape> {
+    use bpf_map_type::{
+        BPF_MAP_TYPE_ARRAY as ARRAY, BPF_MAP_TYPE_HASH as HASH, BPF_MAP_TYPE_LPM_TRIE as LPM_TRIE,
+        BPF_MAP_TYPE_SOCKMAP as SOCKMAP,
+    };
+    const INDEX: usize = size_of::<u32>();
+    let prefix = INDEX + size_of::<PrefixKey>();
+    BTreeMap::from([
+        (names::AREAS, (LPM_TRIE, prefix, size_of::<Areas>(), None)),
+        (
+            names::CELLS,
+            (
+                LPM_TRIE,
+                INDEX + size_of::<CellKey>(),
+                size_of::<Cell>(),
+                None,
+            ),
+        ),
+        (
+            names::REVERSE_ACTIONS,
+            (ARRAY, INDEX, size_of::<Action>(), Some(2 * MAX_RULES)),
+        ),
+        (
+            names::LISTENERS,
+            (SOCKMAP, INDEX, INDEX, Some(listener::COUNT)),
+        ),
+        (names::OWN, (HASH, size_of::<OwnKey>(), INDEX, None)),
+    ])
+}
+
 #[test]
 fn the_object_has_exactly_our_maps() {
     let object = object();
-    let shapes = shapes();
+    let mut shapes = shapes();
+    shapes.extend(shapes_for_arrivals());
     assert_eq!(
         shapes.keys().copied().collect::<Vec<_>>(),
         sorted(&names::MAPS)

@@ -20,9 +20,10 @@ use std::{
 use proxy_common::{BePort, Family, Record, RuleRef};
 use proxy_userspace::{
     close::CloseReason,
+    policy::Compiled,
     record::{AccessLog, Format},
     relay::{COMPARED, Calibration, Path, Paths},
-    routes::{Route, Routes},
+    routes::{Generation, Route, Routes},
     rule::PathChoice,
     shared::{OriginalDst, Shared, Stats},
     socket,
@@ -79,21 +80,25 @@ impl Rig {
         let lines = Lines::default();
         let (access_log, log_guard) = AccessLog::new(lines.clone(), Format::Json);
         let routes = Routes::default();
-        routes.publish(
+        let route = Route {
+            rule: "rule".into(),
+            upstream: Arc::new(Upstream {
+                name: "direct".into(),
+                hops: Vec::new(),
+                connect_timeout: Duration::from_secs(10),
+                handshake_timeout: Duration::from_secs(10),
+            }),
+            group: None,
+            destination: None,
+            accept_proxy: Arc::default(),
+            path,
+        };
+        routes.publish(&Generation::new(
             GENERATION,
-            &[Some(Route {
-                rule: "rule".into(),
-                upstream: Arc::new(Upstream {
-                    name: "direct".into(),
-                    hops: Vec::new(),
-                    connect_timeout: Duration::from_secs(10),
-                    handshake_timeout: Duration::from_secs(10),
-                }),
-                group: None,
-                path,
-            })]
-            .into(),
-        );
+            &Compiled::default(),
+            [Some(route)].into(),
+            Arc::default(),
+        ));
         let shared = Arc::new(Shared {
             routes,
             stats: Stats::default(),

@@ -8,7 +8,7 @@ use aya::{
     programs::{loaded_links, loaded_programs},
 };
 use nix::time::{ClockId, clock_gettime};
-use proxy_common::{COUNTERS, Lane, LaneKey, Record, RecordKey, Relay, Sent, names};
+use proxy_common::{COUNTERS, Lane, LaneKey, OwnKey, Record, RecordKey, Relay, Sent, names};
 
 /// Ids of BPF objects, which the kernel gives out once and never again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -141,6 +141,13 @@ impl Maps {
             .chain(sent.keys())
             .filter_map(Result::ok)
             .collect()
+    }
+
+    /// Connections of the daemon itself that are registered as such.
+    pub fn own(&self) -> Vec<OwnKey> {
+        let map: HashMap<MapData, OwnKey, u32> =
+            self.open(names::OWN).try_into().expect("a hash map");
+        map.keys().filter_map(Result::ok).collect()
     }
 
     /// Where the relay listens.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// Bytes, up and down, by the path they went.
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -25,15 +25,21 @@ pub struct ByPath {
 pub struct CloseRecord {
     /// Milliseconds since 1970.
     pub closed_at_ms: u64,
+    /// `forward` or `reverse`.
+    pub role: String,
     /// Rule that selected the connection.
     pub rule: Option<String>,
-    /// Process id of the app.
+    /// Process id of the app; this and what follows is nothing for connections that arrived.
+    #[serde(deserialize_with = "or_nothing")]
     pub pid: u32,
     /// Its real user id.
+    #[serde(deserialize_with = "or_nothing")]
     pub uid: u32,
     /// Its real group id.
+    #[serde(deserialize_with = "or_nothing")]
     pub gid: u32,
     /// Name of the thread that connected.
+    #[serde(deserialize_with = "or_nothing")]
     pub comm: String,
     /// Its executable.
     pub exe: Option<String>,
@@ -41,6 +47,8 @@ pub struct CloseRecord {
     pub cgroup: Option<String>,
     /// Address of its socket.
     pub client: SocketAddr,
+    /// The trusted sender that told it.
+    pub sender: Option<SocketAddr>,
     /// Where it wanted to connect.
     pub orig_dst: Option<SocketAddr>,
     /// Upstream of the rule.
@@ -81,4 +89,11 @@ pub struct CloseRecord {
     pub reason: String,
     /// The error behind the reason.
     pub error: Option<String>,
+}
+
+/// A field that is always there, and `null` where it means nothing.
+fn or_nothing<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }

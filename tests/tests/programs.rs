@@ -150,6 +150,8 @@ fn a_proxy_on_this_host_that_the_rule_selects_too_is_not_sent_to_itself() {
 
 #[test]
 fn microsocks_wants_credentials() {
+    // The reset comes after the connection was established, and curl may or may not have seen that before.
+    const CURL_CONNECT_ERROR: i32 = 7;
     const CURL_RECEIVE_ERROR: i32 = 56;
     let sandbox = Sandbox::new();
     let _server = web_server(&sandbox);
@@ -161,9 +163,11 @@ fn microsocks_wants_credentials() {
     let url = format!("http://{SERVER_V4}/file");
     let culvert = sandbox.culvert(&rules("user:wrong"));
     let refused = attempt(curl(&sandbox).arg(&url));
-    assert_eq!(
-        refused.status.code(),
-        Some(CURL_RECEIVE_ERROR),
+    assert!(
+        matches!(
+            refused.status.code(),
+            Some(CURL_CONNECT_ERROR | CURL_RECEIVE_ERROR)
+        ),
         "{refused:?}"
     );
     assert_eq!(culvert.the_record().reason, "proxy_refused");

@@ -53,6 +53,8 @@ const EXEC: &str =
 const SERVICE: &str = "sudo culvert run --config service.toml";
 const USER: &str = "sudo culvert run --config user.toml";
 const REFUSE: &str = "sudo culvert run --config refuse.toml";
+const ROUTE: &str = "sudo ip route add local 198.51.100.0/24 dev lo";
+const FRONT: &str = "sudo culvert run --config front.toml";
 const CHECK: &str = "sudo culvert check password.toml";
 const PLAN: &str = "sudo culvert plan --config password.toml";
 const SERVERS: &str = "sudo culvert run --config servers.toml";
@@ -99,7 +101,9 @@ fn file(name: &str) -> String {
 #[test]
 fn every_command_of_the_readme_is_run_by_a_test() {
     let mut known: Vec<&str> = NOT_FROM_A_TEST.to_vec();
-    known.extend([EXEC, SERVICE, USER, REFUSE, SERVERS, CHECK, PLAN, PASSWORD]);
+    known.extend([
+        EXEC, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, CHECK, PLAN, PASSWORD,
+    ]);
     known.sort_unstable();
     let mut commands = commands();
     commands.sort_unstable();
@@ -321,6 +325,22 @@ fn a_user_except_for_what_stays_in_the_house() {
     guest("192.0.2.10");
     assert_eq!(proxy.requests(), [(WEB, WEB_PORT).into()]);
     assert!(daemon.end(Signal::SIGTERM).success());
+}
+
+#[test]
+fn in_front_of_a_service_that_stays_where_it_is() {
+    let machine = Machine::new();
+    output(&mut machine.command(ROUTE));
+    machine.write("front.toml");
+    let daemon = machine.daemon(FRONT);
+    let addresses = ["192.0.2.10", "127.0.0.1", "198.51.100.77"];
+    for address in addresses {
+        assert_page(&machine.curl(address));
+    }
+    let status = output(&mut machine.command("culvert status"));
+    assert!(status.contains("arrived_relayed 3"), "{status}");
+    assert!(daemon.end(Signal::SIGTERM).success());
+    assert_page(&machine.curl("198.51.100.77"));
 }
 
 #[test]

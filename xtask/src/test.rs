@@ -1,5 +1,6 @@
 //! Running every test: those of the crates, and those of `culvert-tests` on the running kernel.
 
+mod again;
 mod tally;
 
 use std::{
@@ -9,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use self::tally::Tally;
+use self::{again::Failures, tally::Tally};
 use crate::{
     build::{self, Profile},
     command, packages, progress,
@@ -41,31 +42,53 @@ const PACKAGES: [&str; 8] = [
     "culvert-tests",
 ];
 
+/// So many failed tests are run again, each by itself: on a busy machine one may fail of what runs beside it. If it passes
+/// then, the last line names it.
+const MOST_REPEATED: usize = 3;
+
 /// Runs the tests whose name contains `filter` and prints their number last.
 pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<ExitCode> {
     let as_root = as_root()?;
     provide_programs()?;
     let binary = build::build(workspace, Profile::Release)?;
-    let cargo_test = || {
+    let cargo_test = |selection: &[&str]| {
         let mut cargo = command::cargo(&workspace.root);
-        cargo.arg("test").args(PACKAGES).env(BINARY, &binary);
+        cargo.arg("test").args(selection).env(BINARY, &binary);
         cargo
     };
     progress::step("building the tests (from scratch usually two to four minutes)");
-    command::run(cargo_test().arg("--no-run"))?;
+    command::run(cargo_test(&PACKAGES).arg("--no-run"))?;
 
-    let mut cargo = cargo_test();
-    if as_root == AsRoot::Sudo {
-        // Only the test programs become root: Cargo's folders keep their owner. sudo drops the environment,
-        // and the variables it adds would make culvert act for the user behind it.
-        cargo.arg("--config").arg(format!(
-            "target.'cfg(all())'.runner=['sudo','env','-uSUDO_UID','-uSUDO_GID','-uSUDO_USER','{BINARY}={}']",
-            binary.display()
-        ));
-    }
+    let runner = |mut cargo: Command| {
+        if as_root == AsRoot::Sudo {
+            // Only the test programs become root: Cargo's folders keep their owner. sudo drops the environment,
+            // and the variables it adds would make culvert act for the user behind it.
+            cargo.arg("--config").arg(format!(
+                "target.'cfg(all())'.runner=['sudo','env','-uSUDO_UID','-uSUDO_GID','-uSUDO_USER','{BINARY}={}']",
+                binary.display()
+            ));
+        }
+        cargo
+    };
+    let mut cargo = runner(cargo_test(&PACKAGES));
     cargo.arg("--no-fail-fast").args(filter);
     progress::step(&command::line(&cargo));
-    let tally = watch(cargo)?;
+    let (mut tally, failures) = watch(cargo)?;
+    for program in failures.few(MOST_REPEATED) {
+        if program.names.is_empty() {
+            continue;
+        }
+        let selection: Vec<_> = program.selection.iter().map(String::as_str).collect();
+        let mut cargo = runner(cargo_test(&selection));
+        cargo.args(["--", "--exact"]).args(&program.names);
+        progress::step(&format!(
+            "once more, by themselves: {}",
+            command::line(&cargo)
+        ));
+        if command::run(&mut cargo).is_ok() {
+            tally.accept(program.names);
+        }
+    }
     println!("{tally}");
     Ok(if tally.failed == 0 {
         ExitCode::SUCCESS
@@ -115,7 +138,7 @@ fn provide_programs() -> Result<()> {
 }
 
 /// Runs the tests, passes their output on as it comes and counts.
-fn watch(mut cargo: Command) -> Result<Tally> {
+fn watch(mut cargo: Command) -> Result<(Tally, Failures)> {
     // One pipe for both streams keeps Cargo's headings above the results they belong to.
     let (output, input) = io::pipe()?;
     cargo.stdout(input.try_clone()?).stderr(input);
@@ -123,12 +146,14 @@ fn watch(mut cargo: Command) -> Result<Tally> {
     // The command holds the pipe's input: while it is open, reading never ends.
     drop(cargo);
     let mut output = BufReader::new(output);
-    let mut tally = Tally::default();
+    let (mut tally, mut failures) = (Tally::default(), Failures::default());
     let mut line = Vec::new();
     while output.read_until(b'\n', &mut line)? > 0 {
         io::stdout().write_all(&line)?;
-        tally.add(&String::from_utf8_lossy(&line));
+        let text = String::from_utf8_lossy(&line);
+        tally.add(&text);
+        failures.add(&text);
         line.clear();
     }
-    Ok(tally.with_exit(child.wait()?.success()))
+    Ok((tally.with_exit(child.wait()?.success()), failures))
 }

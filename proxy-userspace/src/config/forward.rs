@@ -12,7 +12,7 @@ use super::{
     raw::{Table, Value, closest},
     report::{Finding, Findings, Span},
     selector,
-    upstream::{RESERVED, valid_name},
+    upstream::valid_name,
 };
 
 /// Most destination prefixes of all rules together: what the kernel's tables are made for.
@@ -55,7 +55,12 @@ pub(super) fn read(
     for value in tables.into_iter().take(MAX_RULES) {
         rules.extend(rule(value, references, findings));
     }
-    check_names(&rules, findings);
+    check_names(
+        rules
+            .iter()
+            .map(|placed| (&*placed.rule.name, &placed.name)),
+        findings,
+    );
     let prefixes = |matches: &Match| matches.dest.count();
     let affordable = is_affordable(
         &rules,
@@ -131,7 +136,7 @@ fn rule(
 }
 
 /// Reads a key that only means something to rules with an upstream.
-fn of_relay<T: Copy + Default>(
+pub(super) fn of_relay<T: Copy + Default>(
     table: &mut Table<'_>,
     key: &'static str,
     choices: &[(&str, T)],
@@ -190,7 +195,7 @@ fn via(value: Value<'_>, upstreams: &[&str], findings: &mut Findings) -> Option<
         _ => {}
     }
     let finding = Finding::error(format!("no upstream is named {}", quoted(text)));
-    let known = upstreams.iter().copied().chain(RESERVED);
+    let known = upstreams.iter().copied().chain(["direct", "refuse"]);
     let finding = match closest(text, known) {
         Some(known) => finding.label(format!("did you mean `{known}`?")),
         None if text.contains("://") => finding.label("expected a name, not a URL"),
@@ -249,25 +254,28 @@ fn matches(
 }
 
 /// A key that is not there selects everything.
-fn optional<'a, T>(
+pub(super) fn optional<'a, T>(
     value: Option<Value<'a>>,
     read: impl FnOnce(Value<'a>) -> Option<Selector<T>>,
 ) -> Option<Selector<T>> {
     value.map_or_else(|| Some(Selector::default()), read)
 }
 
-fn check_names(rules: &[PlacedRule], findings: &mut Findings) {
+pub(super) fn check_names<'a>(
+    names: impl Iterator<Item = (&'a str, &'a Span)>,
+    findings: &mut Findings,
+) {
     let mut first: HashMap<&str, &Span> = HashMap::new();
-    for PlacedRule { rule, name, .. } in rules {
-        if let Some(earlier) = first.get(rule.name.as_ref()) {
+    for (rule, name) in names {
+        if let Some(earlier) = first.get(rule) {
             findings.push(
-                Finding::error(format!("two rules are named `{}`", rule.name))
+                Finding::error(format!("two rules are named `{rule}`"))
                     .at(name)
                     .also(earlier, "first named here")
                     .label("logs and counters could not tell them apart"),
             );
         } else {
-            first.insert(&rule.name, name);
+            first.insert(rule, name);
         }
     }
 }

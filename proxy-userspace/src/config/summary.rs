@@ -11,7 +11,9 @@ use ipnet::IpNet;
 use crate::{
     group::Settings,
     proxy_protocol::Version,
-    rule::{Calibrate, FailMode, Match, PathChoice, Rule, Selector, Via},
+    rule::{
+        Calibrate, FailMode, Listen, Match, PathChoice, Reverse, ReverseVia, Rule, Selector, Via,
+    },
     upstream::{Hop, Host, Scheme, Upstream},
 };
 
@@ -59,6 +61,20 @@ fn write(text: &mut String, config: &Config) -> fmt::Result {
                 selected(&rule.matches) + "\n" + &action(rule),
             )
         })
+        .collect();
+    columns(text, &rules)?;
+    if config.reverse.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        text,
+        "\nrules for what arrives (the most specific decides, then the first; no match is direct)"
+    )?;
+    let rules: Vec<(String, String)> = config
+        .reverse
+        .iter()
+        .enumerate()
+        .map(|(at, rule)| (format!("{} {}", at + 1, rule.name), arrivals(rule)))
         .collect();
     columns(text, &rules)
 }
@@ -231,11 +247,15 @@ fn action(rule: &Rule) -> String {
         Via::Refuse => return "-> refuse".to_owned(),
         Via::Upstream(upstream) => upstream,
     };
-    let failing = match rule.on_relay_failure {
+    relayed(upstream, rule.path, rule.on_relay_failure)
+}
+
+fn relayed(upstream: &str, path: PathChoice, on_relay_failure: FailMode) -> String {
+    let failing = match on_relay_failure {
         FailMode::Direct => "direct",
         FailMode::Refuse => "refused",
     };
-    let path = match rule.path {
+    let path = match path {
         PathChoice::Auto => "auto",
         PathChoice::AutoOrShortcut => "auto or shortcut",
         PathChoice::Copy => "copy",
@@ -246,6 +266,49 @@ fn action(rule: &Rule) -> String {
         PathChoice::ShortcutBothWays => "shortcut-both-ways",
     };
     format!("-> {upstream}, path {path}, {failing} while the relay fails")
+}
+
+fn arrivals(rule: &Reverse) -> String {
+    let listen = rule.listen.iter();
+    let listen = Selector {
+        include: listen.collect(),
+        exclude: Vec::new(),
+    };
+    let senders = Selector {
+        include: rule.accept_proxy.clone(),
+        exclude: Vec::new(),
+    };
+    let parts = [
+        values("listen", &listen, |listen| listened(listen)),
+        values("source", &rule.source, destination),
+        values("interface", &rule.interface, String::clone),
+        values("PROXY header from", &senders, destination),
+    ];
+    let mut parts: Vec<String> = parts.into_iter().flatten().collect();
+    parts.push(match &rule.via {
+        ReverseVia::Direct => "-> direct".to_owned(),
+        ReverseVia::Refuse => "-> refuse".to_owned(),
+        ReverseVia::Original => relayed(
+            "the service on the same address and port",
+            rule.path,
+            rule.on_relay_failure,
+        ),
+        ReverseVia::Address(to) => relayed(&to.to_string(), rule.path, rule.on_relay_failure),
+        ReverseVia::Upstream(name) => relayed(name, rule.path, rule.on_relay_failure),
+    });
+    parts.join("\n")
+}
+
+/// As it may be written in the file.
+fn listened(listen: &Listen) -> String {
+    let ports = range(&listen.ports);
+    let net = destination(&listen.net);
+    match listen.net {
+        IpNet::V4(net) if net.prefix_len() == 0 => format!("0.0.0.0:{ports}"),
+        IpNet::V4(_) => format!("{net}:{ports}"),
+        IpNet::V6(net) if net.prefix_len() == 0 => format!("[::]:{ports}"),
+        IpNet::V6(_) => format!("[{net}]:{ports}"),
+    }
 }
 
 fn selected(matches: &Match) -> String {

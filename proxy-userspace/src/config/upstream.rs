@@ -25,7 +25,7 @@ use super::{
 };
 
 /// Names with a meaning of their own in `via`.
-pub(super) const RESERVED: [&str; 2] = ["direct", "refuse"];
+pub(super) const RESERVED: [&str; 3] = ["direct", "refuse", "original"];
 /// Longest chain: every hop costs a round trip before the first byte, so more is a slip.
 const MOST_HOPS: usize = 8;
 const EXAMPLE: &str = "socks5://10.0.0.5:1080";

@@ -73,7 +73,8 @@ async fn perform(cgroup: &OwnCgroup, table: &Table, ipv6: bool) -> Result<Ended>
     // Held until the proxy has stopped: it writes what is queued.
     let (access_log, _log_guard) = AccessLog::new(Lines(lines), Format::Json);
     let mut proxy = start(&config, access_log)?;
-    proxy.attach(cgroup.dir())?;
+    // Our own cgroup matters to rules for what arrives, and there are none.
+    proxy.attach(cgroup.dir(), cgroup.dir())?;
     let app = App::start().context("cannot start the app")?;
     app.place(cgroup)?;
     let objects = Objects::of_this_process();
@@ -128,6 +129,7 @@ fn start(config: &Config, access_log: AccessLog) -> Result<Proxy> {
     };
     let mut proxy = Proxy::start(&settings)?;
     proxy.install(&Rules {
+        reverse: &[],
         rules: &config.forward,
         upstreams: &config.upstreams,
         groups: &config.groups,

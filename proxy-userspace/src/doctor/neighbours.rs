@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use proxy_common::names;
 use serde::Serialize;
 
 use super::check::Check;
@@ -21,7 +22,7 @@ use crate::{
 pub(super) struct Neighbour {
     /// The hook, by the name of our program there.
     pub(super) hook: &'static str,
-    /// The cgroup, below the mount point.
+    /// The cgroup, below the mount point; `network namespace` for hooks on that.
     pub(super) cgroup: String,
     /// Its place among the programs of that hook and cgroup, from 1, in the order they run in.
     pub(super) position: usize,
@@ -42,7 +43,10 @@ pub(super) struct Process {
     pub(super) comm: String,
 }
 
-/// Every program on our hooks, in the whole hierarchy.
+/// Where programs are that no cgroup has.
+const NAMESPACE: &str = "network namespace";
+
+/// Every program on our hooks, in the whole hierarchy and on this network namespace.
 ///
 /// # Errors
 /// Without `CAP_NET_ADMIN`.
@@ -59,6 +63,15 @@ pub(super) fn find(cgroups: &Cgroup2) -> io::Result<Vec<Neighbour>> {
         failure.is_none()
     });
     failure.map_or(Ok(()), Err)?;
+    let ids = survey::attached_to_namespace().unwrap_or_default();
+    found.extend((1..).zip(ids).map(|(position, id)| Neighbour {
+        hook: names::REVERSE,
+        cgroup: NAMESPACE.to_owned(),
+        position,
+        id,
+        name: None,
+        held_by: Vec::new(),
+    }));
     if !found.is_empty() {
         name(&mut found, &survey::program_names(), &survey::holders());
     }
@@ -115,14 +128,15 @@ pub(super) fn check(found: &io::Result<Vec<Neighbour>>) -> Check {
         ),
         Ok(found) if found.is_empty() => Check::ok("other_programs", "none on our hooks"),
         Ok(found) => {
-            let cgroups: BTreeSet<_> = found.iter().map(|neighbour| &neighbour.cgroup).collect();
+            let places: BTreeSet<_> = found.iter().map(|neighbour| &neighbour.cgroup).collect();
             Check::warning(
                 "other_programs",
-                format!("{} on our hooks, in {} cgroups (listed below)", found.len(), cgroups.len()),
+                format!("{} on our hooks, in {} places (listed below)", found.len(), places.len()),
             )
             .advice(
                 "those of child cgroups run before culvert's, those of the same cgroup in the order of attaching; one \
-                 that rewrites or refuses a connect() first decides what culvert sees",
+                 that rewrites or refuses a connect() first decides what culvert sees; of those on the network namespace \
+                 the last that chooses a listener decides",
             )
         }
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::check::Check;
 use crate::{
-    intercept::{RedirectEvents, Redirects, prove_redirects},
+    intercept::{Events, Redirects, prove_redirects},
     paint::one_line,
     privileges,
     relay::{COMPARED, Calibration, Kind, Promotion, measure},
@@ -57,7 +57,7 @@ pub(super) fn examine() -> (Vec<Check>, Vec<PathCost>) {
 const SOCKMAP: &str = "sockmap";
 
 /// The kernel side of the sockmap path, if this kernel moves bytes from socket to socket as the relay would.
-fn provable() -> Result<(Promotion, RedirectEvents), Check> {
+fn provable() -> Result<(Promotion, Events), Check> {
     if privileges::require().is_err() {
         return Err(Check::unchecked(
             SOCKMAP,

@@ -8,7 +8,7 @@ use super::check::Check;
 use crate::{
     cgroup::{Cgroup2, CgroupError, OwnCgroup},
     intercept::{
-        Features,
+        Features, MissingFeature,
         guard::{self, Bpffs},
         trial::{self, Trial, try_programs},
     },
@@ -32,6 +32,14 @@ pub(super) fn checks(cgroups: &Result<Cgroup2, CgroupError>) -> Vec<Check> {
     checks.push(match &features.offsets {
         Ok(_) => Check::ok("task_selectors", "rules with `exe` and `pid` work"),
         Err(missing) => Check::warning("task_selectors", missing.to_string()),
+    });
+    checks.push(if features.ingress_interface {
+        Check::ok(
+            "interface_selector",
+            "`[[reverse]]` rules with `interface` work",
+        )
+    } else {
+        Check::warning("interface_selector", MissingFeature::Interface.to_string())
     });
     checks
 }
@@ -77,6 +85,10 @@ fn verdict(trial: Trial, done: &str) -> Check {
     match trial.program {
         names::TASK_FORK | names::TASK_EXIT => Check::warning(id, one_line(&error))
             .advice("rules with `pid` need it; select by `cgroup` instead"),
+        names::REVERSE | names::REVERSE_GUARD | names::OWN_EVENTS => {
+            Check::warning(id, one_line(&error))
+                .advice("`[[reverse]]` rules need it, and kernel 5.9 or newer")
+        }
         names::GUARD4 | names::GUARD6 => Check::warning(id, one_line(&error))
             .advice("rules with `on_relay_failure = \"refuse\"` need it"),
         names::VERDICT => Check::warning(id, one_line(&error))
@@ -218,5 +230,6 @@ mod tests {
         assert_eq!(status(names::TCP_EVENTS), Status::Missing);
         assert_eq!(status(names::GUARD4), Status::Warning);
         assert_eq!(status(names::TASK_FORK), Status::Warning);
+        assert_eq!(status(names::REVERSE), Status::Warning);
     }
 }

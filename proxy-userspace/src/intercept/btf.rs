@@ -172,6 +172,17 @@ impl QueueLayout {
     }
 }
 
+/// Whether `sk_lookup` programs are told the interface (Linux 5.17). What programs see is a struct of its own, which the kernel
+/// describes, too.
+pub(super) fn tells_ingress_interface() -> bool {
+    let told = || -> Result<bool, BtfError> {
+        let bytes = fs::read(RUNNING).map_err(BtfError::Read)?;
+        let types = Types::parse(&bytes)?;
+        Ok(types.member("bpf_sk_lookup", "ingress_ifindex")?.is_some())
+    };
+    told().unwrap_or(false)
+}
+
 /// The type section, indexed by type id.
 struct Types<'a> {
     bytes: &'a [u8],

@@ -20,7 +20,7 @@ use nix::{
 };
 use thiserror::Error;
 
-use super::syscall::detach_link;
+use super::syscall::{detach_link, pin};
 
 /// Where systems mount it.
 const SYSTEM_BPFFS: &str = "/sys/fs/bpf";
@@ -79,7 +79,7 @@ pub enum GuardError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: io::Error,
     },
 }
 
@@ -115,6 +115,7 @@ fn descriptor_of(link_id: u32) -> Option<RawFd> {
 #[derive(Debug)]
 pub struct Guard {
     place: PathBuf,
+    pinned: Vec<&'static str>,
 }
 
 impl Guard {
@@ -125,27 +126,43 @@ impl Guard {
             path: place.clone(),
             source,
         })?;
-        Ok(Self { place })
+        Ok(Self {
+            place,
+            pinned: Vec::new(),
+        })
+    }
+
+    /// Whether there is a pin of a program.
+    pub(super) fn has(&self, program: &'static str) -> bool {
+        self.pinned.contains(&program)
     }
 
     /// Pins a link under the name of its program.
     pub(super) fn pin(
         &mut self,
         program: &'static str,
-        link: CgroupSockAddrLink,
+        link: BorrowedFd<'_>,
     ) -> Result<(), GuardError> {
-        let link: FdLink = link
-            .try_into()
-            .map_err(|source| GuardError::Link { program, source })?;
         let path = self.place.join(program);
-        link.pin(&path).map(drop).map_err(|source| GuardError::Pin {
+        pin(link, &path).map_err(|source| GuardError::Pin {
             program,
             path,
-            source: source.into(),
-        })
+            source,
+        })?;
+        self.pinned.push(program);
+        Ok(())
     }
 
-    /// Removes the pins, and with them the guard.
+    /// Removes the pins of some programs, and with them their part of the guard.
+    pub(super) fn unpin(&mut self, programs: &[&'static str]) -> Result<(), GuardError> {
+        let pins = programs.iter().filter(|program| self.has(program));
+        let pins: Vec<_> = pins.map(|program| self.place.join(program)).collect();
+        remove_pins(&pins)?.iter().for_each(detach);
+        self.pinned.retain(|program| !programs.contains(program));
+        Ok(())
+    }
+
+    /// Removes all pins, and with them the guard.
     pub(super) fn remove(self) -> Result<(), GuardError> {
         remove(&self.place)
     }
@@ -244,26 +261,35 @@ fn is_running(place: &Path) -> bool {
     fs::read(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.starts_with(b"culvert"))
 }
 
-fn remove(place: &Path) -> Result<(), GuardError> {
-    let failed = |operation, path: &Path, source| GuardError::Directory {
+/// Removes pins, and returns the links, which are in force until they are dropped.
+fn remove_pins(pins: &[PathBuf]) -> Result<Vec<FdLink>, GuardError> {
+    // Held until the pins are gone: whenever we are killed, either a pin is left for the next one to find, or nothing.
+    let links = pins
+        .iter()
+        .filter_map(|pin| PinnedLink::from_pin(pin).ok())
+        .map(FdLink::from)
+        .collect();
+    for pin in pins {
+        fs::remove_file(pin).map_err(|source| failed("remove", pin, source))?;
+    }
+    Ok(links)
+}
+
+fn failed(operation: &'static str, path: &Path, source: io::Error) -> GuardError {
+    GuardError::Directory {
         operation,
         path: path.to_owned(),
         source,
-    };
+    }
+}
+
+fn remove(place: &Path) -> Result<(), GuardError> {
     let pins: Vec<PathBuf> = fs::read_dir(place)
         .map_err(|source| failed("list", place, source))?
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .collect();
-    // Held until the pins are gone: whenever we are killed, either a pin is left for the next one to find, or nothing.
-    let links: Vec<FdLink> = pins
-        .iter()
-        .filter_map(|pin| PinnedLink::from_pin(pin).ok())
-        .map(FdLink::from)
-        .collect();
-    for pin in &pins {
-        fs::remove_file(pin).map_err(|source| failed("remove", pin, source))?;
-    }
+    let links = remove_pins(&pins)?;
     fs::remove_dir(place).map_err(|source| failed("remove", place, source))?;
     if let Some(directory) = place.parent() {
         let _ = fs::remove_dir(directory);

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::{
     Overlap, Settings,
-    btf::{Offsets, QueueLayout, SocketLayout},
+    btf::{Offsets, QueueLayout, SocketLayout, tells_ingress_interface},
 };
 use crate::policy::Compiled;
 
@@ -32,6 +32,8 @@ pub struct Features {
     pub offsets: Result<Offsets, MissingFeature>,
     /// What the shortcut reads in sockets; without it no connection takes the shortcut, and this says why.
     pub sockets: Result<SocketLayout, String>,
+    /// `sk_lookup` tells by which interface a connection arrives: rules for what arrives can select by `interface`.
+    pub ingress_interface: bool,
     /// What replies past the relay read in sockets; without it they are copied, and this says why.
     pub queues: Result<QueueLayout, String>,
 }
@@ -45,6 +47,12 @@ pub enum MissingFeature {
          select by `cgroup` or `uid` instead, or run a kernel built with CONFIG_DEBUG_INFO_BTF"
     )]
     Btf(String),
+    /// `sk_lookup` does not tell the interface.
+    #[error(
+        "rules with `interface` need a kernel that tells by which interface a connection arrives, 5.17 or newer, and its \
+         type information in /sys/kernel/btf/vmlinux; select by `source`, or `listen` on addresses of the interface"
+    )]
+    Interface,
     /// Sockets cannot be looked into.
     #[error("the sockmap path needs to know how far a socket was read: {0}")]
     Sockets(String),
@@ -89,6 +97,7 @@ impl Features {
             } else {
                 Err("hooks cannot look into TCP sockets (bpf_skc_to_tcp_sock)".to_owned())
             },
+            ingress_interface: tells_ingress_interface(),
             queues: QueueLayout::of_running_kernel().map_err(|error| error.to_string()),
         }
     }
@@ -110,6 +119,9 @@ impl Features {
     /// What it needs.
     pub fn allow(&self, compiled: &Compiled) -> Result<(), MissingFeature> {
         let reads_tasks = Dimensions::EXE | Dimensions::PID;
+        if compiled.policy.dimensions & Dimensions::INTERFACE != 0 && !self.ingress_interface {
+            return Err(MissingFeature::Interface);
+        }
         match &self.offsets {
             Err(missing) if compiled.policy.dimensions & reads_tasks != 0 => Err(missing.clone()),
             _ => Ok(()),
@@ -123,6 +135,7 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
     let mptcp = u32::from(features.mptcp);
     let reads_tasks = u32::from(features.offsets.is_ok());
     let offsets = features.offsets.clone().unwrap_or_default();
+    let ingress = u32::from(features.ingress_interface);
     let shortcut = u32::from(features.sockets.is_ok() && features.offsets.is_ok());
     let sockets = features.sockets.clone().unwrap_or_default();
     let queues = features.queues.clone().unwrap_or_default();
@@ -137,9 +150,11 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
     loader
         .btf(btf.as_ref())
         .map_max_entries(names::RECORDS, settings.max_pending)
+        .map_max_entries(names::OWN, settings.max_own)
         .override_global(aya_log::LEVEL, &log_level, true)
         .override_global("HAS_SET_RETVAL", &set_retval, true)
         .override_global("HAS_MPTCP", &mptcp, true)
+        .override_global("HAS_INGRESS", &ingress, true)
         .override_global("READS_TASKS", &reads_tasks, true)
         .override_global("TASK_MM", &offsets.task_mm, true)
         .override_global("TASK_PID", &offsets.task_pid, true)
@@ -232,7 +247,8 @@ mod tests {
         let shapes = map_shapes();
         let found: Vec<_> = shapes.iter().map(|shape| shape.name).collect();
         assert_eq!(found, names::MAPS);
-        let has_values = |shape: &MapShape| shape.value > 0 || shape.name == names::REDIRECT_EVENTS;
+        let rings = [names::REDIRECT_EVENTS, names::REPLY_EVENTS];
+        let has_values = |shape: &MapShape| shape.value > 0 || rings.contains(&shape.name);
         assert!(shapes.iter().all(has_values));
     }
 }

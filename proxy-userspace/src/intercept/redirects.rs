@@ -8,10 +8,9 @@ mod proof;
 
 use std::{
     collections::VecDeque,
-    convert::Infallible,
     fmt, io,
     num::NonZeroUsize,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     ptr::NonNull,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -23,18 +22,15 @@ use std::{
 use atomic_waker::AtomicWaker;
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, RingBuf, SockMap},
+    maps::{HashMap, Map, MapData, SockMap},
     programs::{SkSkb, sk_skb::SkSkbLink},
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use proxy_common::{Redirect as Shared, RelaySide, mode, names};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
 
 use super::{
-    Features, InterceptError, Overlap, Settings,
+    Events, Features, InterceptError, Overlap, Settings,
     handles::{duplicate, map_error, typed},
     object,
 };
@@ -80,7 +76,7 @@ impl fmt::Debug for Redirects {
 
 impl Redirects {
     /// Loads the verdict program and attaches it to the sockmap, which is empty yet.
-    pub(super) fn new(ebpf: &mut Ebpf) -> Result<(Arc<Self>, RedirectEvents), InterceptError> {
+    pub(super) fn new(ebpf: &mut Ebpf) -> Result<(Arc<Self>, Events), InterceptError> {
         const NAME: &str = names::VERDICT;
         let pairs = SockMap::try_from(Map::SockMap(duplicate(ebpf, names::PAIRS)?))
             .map_err(map_error("open", names::PAIRS))?;
@@ -97,12 +93,16 @@ impl Redirects {
         let memory = Memory::map(&duplicate(ebpf, names::REDIRECTS)?)?;
         let wakers: Arc<[AtomicWaker]> =
             (0..memory.redirects).map(|_| AtomicWaker::new()).collect();
-        let events = RedirectEvents {
-            ring: RingBuf::try_from(Map::RingBuf(duplicate(ebpf, names::REDIRECT_EVENTS)?))
-                .map_err(map_error("open", names::REDIRECT_EVENTS))?,
-            readable: None,
-            wakers: Arc::clone(&wakers),
+        let owners = Arc::clone(&wakers);
+        let wake = move |index| {
+            if let Some(waker) = usize::try_from(index)
+                .ok()
+                .and_then(|index| owners.get(index))
+            {
+                waker.wake();
+            }
         };
+        let events = Events::new(ebpf, names::REDIRECT_EVENTS, Box::new(wake))?;
         let maps = Maps {
             _attached: attached,
             redirect_of: typed(duplicate(ebpf, names::REDIRECT_OF)?, names::REDIRECT_OF)?,
@@ -123,7 +123,7 @@ impl Redirects {
     ///
     /// # Errors
     /// When the kernel refuses the object or the program, or a feature it needs is missing.
-    pub fn alone() -> Result<(Arc<Self>, RedirectEvents), InterceptError> {
+    pub fn alone() -> Result<(Arc<Self>, Events), InterceptError> {
         Self::alone_with(Overlap::Cut)
     }
 
@@ -131,7 +131,7 @@ impl Redirects {
     ///
     /// # Errors
     /// As above.
-    pub fn alone_with(overlap: Overlap) -> Result<(Arc<Self>, RedirectEvents), InterceptError> {
+    pub fn alone_with(overlap: Overlap) -> Result<(Arc<Self>, Events), InterceptError> {
         let features = Features::probe();
         features.allow_redirects()?;
         let settings = Settings {
@@ -304,52 +304,6 @@ impl Redirect for Handle {
     fn register(&self, waker: &Waker) {
         if let Some(registered) = self.slot.redirects.wakers.get(self.index as usize) {
             registered.register(waker);
-        }
-    }
-}
-
-/// Tells the tasks that own redirects what the kernel has to say.
-pub struct RedirectEvents {
-    ring: RingBuf<MapData>,
-    /// The ring in the runtime that serves it.
-    readable: Option<AsyncFd<OwnedFd>>,
-    wakers: Arc<[AtomicWaker]>,
-}
-
-impl RedirectEvents {
-    /// Serves for good. May be dropped and called again.
-    ///
-    /// # Errors
-    /// When the runtime does not take the descriptor.
-    pub async fn serve(&mut self) -> io::Result<Infallible> {
-        if self.readable.is_none() {
-            let ring = self.ring.as_fd().try_clone_to_owned()?;
-            // SAFETY: an `OwnedFd` keeps the file open, whatever happens to the ring.
-            let readable = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
-            self.readable = Some(readable);
-        }
-        loop {
-            if let Some(readable) = &self.readable {
-                // Before the look, so that what comes during it is not missed.
-                readable.readable().await?.clear_ready();
-            }
-            self.flush();
-        }
-    }
-
-    /// Lets go of the runtime that served it, before that ends; another may serve it then.
-    pub fn leave_runtime(&mut self) {
-        self.readable = None;
-    }
-
-    /// Wakes whom the events are for.
-    fn flush(&mut self) {
-        while let Some(event) = self.ring.next() {
-            let index = event.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
-            let waker = index.and_then(|index| self.wakers.get(usize::try_from(index).ok()?));
-            if let Some(waker) = waker {
-                waker.wake();
-            }
         }
     }
 }

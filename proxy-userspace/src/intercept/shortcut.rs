@@ -1,5 +1,6 @@
 //! The kernel side of the shortcut: its program, its maps, and whether this kernel can be trusted with it.
 
+mod bells;
 mod proof;
 mod replies;
 
@@ -17,7 +18,7 @@ use aya::{
 use proxy_common::{Lane, LaneKey, Sent, names};
 use tokio::net::TcpStream;
 
-pub(super) use self::replies::Teller;
+pub(super) use self::replies::Office;
 use super::{
     Features, InterceptError, attach_error, handles::duplicate, handles::map_error, handles::typed,
     load_error,
@@ -33,7 +34,7 @@ use crate::relay::{
 pub(super) fn enable(
     ebpf: &mut Ebpf,
     features: &Features,
-    teller: &Teller,
+    office: &Office,
 ) -> Result<Proofs, InterceptError> {
     let apps = sockets(ebpf, names::APPS)?;
     let map = apps
@@ -53,14 +54,14 @@ pub(super) fn enable(
         .map_err(attach_error(names::SHORTCUT))?;
     match &features.queues {
         Ok(_) => {
-            if let Err(error) = replies::enable(ebpf, teller) {
+            if let Err(error) = replies::enable(ebpf, office) {
                 let error: &dyn std::error::Error = &error;
                 tracing::warn!(error, "replies are copied");
             }
         }
         Err(missing) => tracing::debug!(missing, "replies are copied"),
     }
-    proof::prove(ebpf, apps, teller)
+    proof::prove(ebpf, apps, office)
 }
 
 /// The lanes of the connections of one worker.
@@ -77,7 +78,7 @@ struct Maps {
 }
 
 impl Lanes {
-    pub(super) fn new(ebpf: &Ebpf, teller: &Teller) -> Result<Self, InterceptError> {
+    pub(super) fn new(ebpf: &Ebpf, office: &Office) -> Result<Self, InterceptError> {
         Ok(Self {
             maps: Mutex::new(Maps {
                 apps: sockets(ebpf, names::APPS)?,
@@ -85,7 +86,7 @@ impl Lanes {
                 lanes: typed(duplicate(ebpf, names::LANES)?, names::LANES)?,
                 sent: typed(duplicate(ebpf, names::SENT)?, names::SENT)?,
             }),
-            replies: Arc::new(replies::Maps::new(ebpf, teller)?),
+            replies: Arc::new(replies::Maps::new(ebpf, office)?),
         })
     }
 
@@ -102,7 +103,7 @@ impl Lanes {
             .upstreams
             .insert(app, upstream.as_raw_fd(), 0)
             // Last: the lane counts as open once it is in this map.
-            .and_then(|()| maps.lanes.insert(app, Lane { relayed }, 0));
+            .and_then(|()| maps.lanes.insert(app, Lane { relayed, rests: 0 }, 0));
         if opened.is_err() {
             _ = maps.upstreams.remove(&app);
             _ = maps.sent.remove(&app);
@@ -116,10 +117,10 @@ impl Shortcuts for Lanes {
         self.open(app, upstream, relayed).map_err(io::Error::other)
     }
 
-    fn advance(&self, app: LaneKey, relayed: u32) -> io::Result<()> {
+    fn advance(&self, app: LaneKey, lane: Lane) -> io::Result<()> {
         self.maps()
             .lanes
-            .insert(app, Lane { relayed }, 0)
+            .insert(app, lane, 0)
             .map_err(io::Error::other)
     }
 

@@ -2,8 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
-    os::fd::BorrowedFd,
+    fs::{self, File},
+    io,
+    os::fd::{AsFd, BorrowedFd},
     path::Path,
 };
 
@@ -11,7 +12,7 @@ use aya::programs::{loaded_links, loaded_programs};
 use aya_obj::generated::bpf_attach_type;
 use proxy_common::names;
 
-use super::syscall::query_programs;
+use super::{arrivals::OWN_NAMESPACE, syscall::query_programs};
 
 /// A hook of cgroups that we attach to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,33 @@ pub fn served_by(cgroup: BorrowedFd<'_>) -> Option<u32> {
     programs
         .first()
         .and_then(|id| holders.get(id)?.first())
+        .map(|holder| holder.pid)
+}
+
+/// The ids of the programs that see what arrives in our network namespace, in the order they run in.
+///
+/// # Errors
+/// Without `CAP_NET_ADMIN`, or when the kernel does not know the hook (before 5.9).
+pub fn attached_to_namespace() -> io::Result<Vec<u32>> {
+    let namespace = File::open(OWN_NAMESPACE)?;
+    query_programs(namespace.as_fd(), bpf_attach_type::BPF_SK_LOOKUP as u32)
+}
+
+/// Another process that takes what arrives in our network namespace by a program called like ours. `None` also without
+/// `CAP_SYS_ADMIN`, which it takes to look.
+#[must_use]
+pub fn arrivals_taken_by() -> Option<u32> {
+    let ids = attached_to_namespace().unwrap_or_default();
+    if ids.is_empty() {
+        return None;
+    }
+    let (called, holders) = (program_names(), holders());
+    let ours = ids
+        .iter()
+        .filter(|id| called.get(id).is_some_and(|name| name == names::REVERSE));
+    ours.filter_map(|id| holders.get(id))
+        .flatten()
+        .find(|holder| holder.comm.starts_with("culvert") && holder.pid != std::process::id())
         .map(|holder| holder.pid)
 }
 

@@ -1,25 +1,30 @@
 //! The calls of `bpf(2)` that aya does not make.
 
 use std::{
+    ffi::CString,
     io,
     mem::{self, MaybeUninit},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
     ptr,
 };
 
 use aya::Pod;
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 
-/// The ids of the programs attached to a cgroup itself, in the order they run in: `BPF_PROG_QUERY` (kernel 4.15).
+/// The ids of the programs attached to a cgroup itself, or to a network namespace, in the order they run in: `BPF_PROG_QUERY` (kernel 4.15).
 ///
 /// # Errors
 /// Without `CAP_NET_ADMIN`, or when the kernel does not know the hook.
-pub(super) fn query_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+pub(super) fn query_programs(target: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
     /// More than the kernel lets anybody attach to one hook of a cgroup (`BPF_CGROUP_MAX_PROGS`).
     const MOST: u32 = 64;
     let mut ids = [0; MOST as usize];
     let mut attr = zeroed();
-    attr.query.__bindgen_anon_1.target_fd = cgroup.as_raw_fd().unsigned_abs();
+    attr.query.__bindgen_anon_1.target_fd = target.as_raw_fd().unsigned_abs();
     attr.query.attach_type = attach_type;
     attr.query.prog_ids = ids.as_mut_ptr().addr() as u64;
     attr.query.__bindgen_anon_2.prog_cnt = MOST;
@@ -40,6 +45,39 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     attr.link_detach.link_fd = link.as_raw_fd().unsigned_abs();
     // SAFETY: the call takes a descriptor and touches no memory of ours.
     unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }
+}
+
+/// Attaches a program to what a descriptor stands for: `BPF_LINK_CREATE` (kernel 5.7). aya makes such links, too, but does not
+/// give those of `sk_lookup` away, to be pinned.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn create_link(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd().unsigned_abs();
+    attr.link_create.__bindgen_anon_2.target_fd = target.as_raw_fd().unsigned_abs();
+    attr.link_create.attach_type = attach_type;
+    // SAFETY: the call takes two descriptors and touches no memory of ours.
+    let link = unsafe { bpf_result(bpf_cmd::BPF_LINK_CREATE, &mut attr)? };
+    // SAFETY: the kernel has just made it, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(link) })
+}
+
+/// Gives an object a name in a bpffs, which keeps it: `BPF_OBJ_PIN` (kernel 4.4).
+///
+/// # Errors
+/// When the kernel refuses, or the name is none.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.bpf_fd = object.as_raw_fd().unsigned_abs();
+    attr.__bindgen_anon_4.pathname = path.as_ptr().addr() as u64;
+    // SAFETY: the kernel reads a string that ends with 0 and lives until the call returns.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr) }
 }
 
 /// Runs a raw tracepoint program once, on its own, and returns what it returns: `BPF_PROG_TEST_RUN` (kernel 5.10).
@@ -91,6 +129,15 @@ fn zeroed() -> bpf_attr {
 /// # Safety
 /// Every pointer in the attribute must be what the command wants.
 unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<()> {
+    // SAFETY: the caller's word.
+    unsafe { bpf_result(command, attr) }.map(drop)
+}
+
+/// As [`bpf`], for commands whose result says more than that they succeeded.
+///
+/// # Safety
+/// As for [`bpf`].
+unsafe fn bpf_result(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
     // SAFETY: the attribute is initialised and as long as we say; the rest is the caller's word.
     let result = unsafe {
         libc::syscall(
@@ -103,5 +150,5 @@ unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<()> {
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(())
+    RawFd::try_from(result).map_err(io::Error::other)
 }

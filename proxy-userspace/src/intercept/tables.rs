@@ -1,16 +1,19 @@
 //! Writes compiled policies into the kernel's tables, generation by generation.
 
 use aya::{
-    Ebpf,
+    Ebpf, Pod,
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
-use proxy_common::{Action, MAX_RULES, MemberKey, Membership, Policy, PrefixKey, RuleSet, names};
+use proxy_common::{
+    Action, Areas, BePort, Cell, CellKey, MAX_RULES, MemberKey, Membership, Policy, PrefixKey,
+    RuleSet, names,
+};
 
 use super::{
     InterceptError,
     handles::{duplicate, map_error, typed},
 };
-use crate::policy::{Compiled, Member, Prefix};
+use crate::policy::{CellPrefix, Compiled, Member, Prefix};
 
 /// The policy maps and what is in them.
 pub(super) struct PolicyTables {
@@ -19,6 +22,9 @@ pub(super) struct PolicyTables {
     members: HashMap<MapData, MemberKey, Membership>,
     descendants: HashMap<MapData, u32, u32>,
     actions: Array<MapData, Action>,
+    areas: LpmTrie<MapData, PrefixKey, Areas>,
+    cells: LpmTrie<MapData, CellKey, Cell>,
+    arrival_actions: Array<MapData, Action>,
     /// In force; 0 before the first policy.
     generation: u32,
     /// Keys of the generation in force and of the one before it.
@@ -31,6 +37,8 @@ pub(super) struct PolicyTables {
 struct Written {
     prefixes: Vec<Key<PrefixKey>>,
     members: Vec<MemberKey>,
+    areas: Vec<Key<PrefixKey>>,
+    cells: Vec<Key<CellKey>>,
 }
 
 impl PolicyTables {
@@ -38,12 +46,15 @@ impl PolicyTables {
         Ok(Self {
             policy: Array::try_from(Map::Array(duplicate(ebpf, names::POLICY)?))
                 .map_err(map_error("open", names::POLICY))?,
-            prefixes: LpmTrie::try_from(Map::LpmTrie(duplicate(ebpf, names::PREFIXES)?))
-                .map_err(map_error("open", names::PREFIXES))?,
+            prefixes: trie(ebpf, names::PREFIXES)?,
             members: typed(duplicate(ebpf, names::MEMBERS)?, names::MEMBERS)?,
             descendants: typed(duplicate(ebpf, names::DESCENDANTS)?, names::DESCENDANTS)?,
             actions: Array::try_from(Map::Array(duplicate(ebpf, names::ACTIONS)?))
                 .map_err(map_error("open", names::ACTIONS))?,
+            areas: trie(ebpf, names::AREAS)?,
+            cells: trie(ebpf, names::CELLS)?,
+            arrival_actions: Array::try_from(Map::Array(duplicate(ebpf, names::REVERSE_ACTIONS)?))
+                .map_err(map_error("open", names::REVERSE_ACTIONS))?,
             generation: 0,
             written: Default::default(),
             pids: Vec::new(),
@@ -114,11 +125,33 @@ impl PolicyTables {
                 .map_err(map_error("insert into", names::MEMBERS))?;
             keys.members.push(key);
         }
+        for (area, areas) in &compiled.areas {
+            let key = prefix_key(generation, area);
+            self.areas
+                .insert(&key, areas, 0)
+                .map_err(map_error("insert into", names::AREAS))?;
+            keys.areas.push(key);
+        }
+        for (prefix, cell) in &compiled.cells {
+            let key = cell_key(generation, prefix);
+            self.cells
+                .insert(&key, cell, 0)
+                .map_err(map_error("insert into", names::CELLS))?;
+            keys.cells.push(key);
+        }
         let slot = (generation % 2) * u32::try_from(MAX_RULES).unwrap_or(u32::MAX);
-        for (index, action) in (slot..).zip(&compiled.actions) {
-            self.actions
-                .set(index, action, 0)
-                .map_err(map_error("write", names::ACTIONS))?;
+        for (map, actions, name) in [
+            (&mut self.actions, &compiled.actions, names::ACTIONS),
+            (
+                &mut self.arrival_actions,
+                &compiled.arrival_actions,
+                names::REVERSE_ACTIONS,
+            ),
+        ] {
+            for (index, action) in (slot..).zip(actions) {
+                map.set(index, action, 0)
+                    .map_err(map_error("write", name))?;
+            }
         }
         Ok(())
     }
@@ -158,8 +191,21 @@ impl PolicyTables {
         for key in &oldest.members {
             forgotten(self.members.remove(key), names::MEMBERS)?;
         }
+        for key in &oldest.areas {
+            forgotten(self.areas.remove(key), names::AREAS)?;
+        }
+        for key in &oldest.cells {
+            forgotten(self.cells.remove(key), names::CELLS)?;
+        }
         Ok(())
     }
+}
+
+fn trie<K: Pod, V: Pod>(
+    ebpf: &Ebpf,
+    name: &'static str,
+) -> Result<LpmTrie<MapData, K, V>, InterceptError> {
+    LpmTrie::try_from(Map::LpmTrie(duplicate(ebpf, name)?)).map_err(map_error("open", name))
 }
 
 /// What an attempt to write a generation left in the maps.
@@ -202,6 +248,18 @@ fn prefix_key(generation: u32, prefix: &Prefix) -> Key<PrefixKey> {
             generation,
             kind: prefix.kind,
             bits: prefix.bits,
+        },
+    )
+}
+
+fn cell_key(generation: u32, prefix: &CellPrefix) -> Key<CellKey> {
+    Key::new(
+        CellKey::HEAD_BITS + prefix.len,
+        CellKey {
+            generation,
+            area: prefix.area,
+            port: BePort::new(prefix.port),
+            reserved: 0,
         },
     )
 }

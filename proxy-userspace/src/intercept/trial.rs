@@ -1,6 +1,6 @@
 //! Tries the programs one by one on the running kernel, for those who want to know what is missing before it matters.
 
-use std::os::fd::BorrowedFd;
+use std::{fs::File, os::fd::BorrowedFd};
 
 use aya::{
     EbpfError,
@@ -9,8 +9,8 @@ use aya::{
 use proxy_common::names;
 
 use super::{
-    Features, InterceptError, MODE, Settings, TASK_EVENTS, attach_error, load_error, object,
-    shortcut,
+    Features, InterceptError, MODE, Settings, TASK_EVENTS, arrivals::OWN_NAMESPACE, attach_error,
+    load_error, object, shortcut,
 };
 use crate::relay::shortcut::Proofs;
 
@@ -51,7 +51,7 @@ pub fn try_programs(
 pub fn prove_shortcut(features: &Features) -> Result<Proofs, InterceptError> {
     let mut ebpf = object::load(Settings::UNCONFIGURED, features)
         .map_err(|source: EbpfError| InterceptError::Object(Box::new(source)))?;
-    shortcut::enable(&mut ebpf, features, &shortcut::Teller::default())
+    shortcut::enable(&mut ebpf, features, &shortcut::Office::default())
 }
 
 fn try_program(
@@ -73,6 +73,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::SockOps(program) => program.load(),
         Program::SkMsg(program) => program.load(),
         Program::RawTracePoint(program) => program.load(),
+        Program::SkLookup(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
@@ -85,6 +86,10 @@ fn attach(program: &mut Program, name: &str, cgroup: BorrowedFd<'_>) -> Result<(
         Program::SockOps(program) => program.attach(cgroup, MODE).map(drop),
         // Attached to maps, not to a cgroup; what uses the maps does it.
         Program::SkMsg(_) | Program::SkSkb(_) => Ok(()),
+        Program::SkLookup(program) => {
+            let namespace = File::open(OWN_NAMESPACE).map_err(ProgramError::IOError)?;
+            program.attach(namespace).map(drop)
+        }
         Program::RawTracePoint(program) => {
             if name == names::DELIVERED {
                 // The relay runs it; it has no event.

@@ -16,7 +16,8 @@ use crate::{
     paint::one_line,
     policy::Compiled,
     privileges::{self, Privilege},
-    proxy, socket,
+    proxy::GuardNeeds,
+    socket,
 };
 
 /// What a configuration needs of the kernel.
@@ -24,6 +25,8 @@ use crate::{
 pub(super) struct Needs {
     /// Programs on hooks of the cgroup.
     pub(super) hooks: Vec<&'static str>,
+    /// Programs on the network namespace.
+    pub(super) namespace: Vec<&'static str>,
     /// Programs on tracepoints.
     pub(super) tracepoints: Vec<&'static str>,
     /// Programs that are pinned.
@@ -37,6 +40,7 @@ impl Needs {
     pub(super) fn of(config: &Config, compiled: &Compiled, bpffs: &Bpffs) -> Self {
         let mut needs = Self {
             hooks: HOOKS.map(|hook| hook.program).into(),
+            namespace: Vec::new(),
             tracepoints: Vec::new(),
             guard: Vec::new(),
             privileges: privileges::NEEDED.into(),
@@ -44,11 +48,18 @@ impl Needs {
         if !compiled.pids.is_empty() {
             needs.tracepoints = vec![names::TASK_FORK, names::TASK_EXIT];
         }
-        if proxy::needs_guard(&config.forward) {
-            needs.guard = vec![names::GUARD4, names::GUARD6];
-            if matches!(bpffs, Bpffs::Absent(_)) {
-                needs.privileges.push(privileges::MOUNT);
-            }
+        if !config.reverse.is_empty() {
+            needs.namespace = vec![names::REVERSE, names::OWN_EVENTS];
+        }
+        let guard = GuardNeeds::of(&config.forward, &config.reverse);
+        if guard.forward {
+            needs.guard.extend([names::GUARD4, names::GUARD6]);
+        }
+        if guard.reverse {
+            needs.guard.push(names::REVERSE_GUARD);
+        }
+        if guard.any() && matches!(bpffs, Bpffs::Absent(_)) {
+            needs.privileges.push(privileges::MOUNT);
         }
         needs
     }
@@ -85,7 +96,7 @@ impl Needs {
     }
 
     fn programs(&self) -> impl Iterator<Item = &'static str> {
-        [&self.hooks, &self.tracepoints, &self.guard]
+        [&self.hooks, &self.namespace, &self.tracepoints, &self.guard]
             .into_iter()
             .flatten()
             .copied()
@@ -113,6 +124,13 @@ pub(super) fn lacking_around(
                 lacking.push(format!("SO_NETNS_COOKIE, since kernel 5.14: {error}"));
             }
         }
+    }
+    if !config.reverse.is_empty()
+        && let Some(pid) = survey::arrivals_taken_by()
+    {
+        lacking.push(format!(
+            "a network namespace of its own: process {pid} is a culvert that takes what arrives in this one already"
+        ));
     }
     if let Some(log) = &config.daemon.access_log
         && let LogTarget::File(path) = &log.target

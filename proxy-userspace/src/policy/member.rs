@@ -1,11 +1,11 @@
-//! Cgroups, executables and processes that rules name.
+//! Cgroups, executables, processes and interfaces that rules name.
 
 use std::collections::BTreeMap;
 
 use proxy_common::{MemberKind, Membership, RuleSet};
 
 use super::{CompileError, Member, Names, rules_where};
-use crate::rule::{Rule, Selector};
+use crate::rule::{Reverse, Rule, Selector};
 
 /// The entries of one kind of member.
 #[derive(Default)]
@@ -91,7 +91,28 @@ pub(super) fn pids(rules: &[Rule]) -> Table {
     table
 }
 
-fn empty<T>(rules: &[Rule], selector: impl Fn(&Rule) -> &Selector<T>) -> Table {
+/// Interfaces that connections arrive by.
+pub(super) fn interfaces(rules: &[Reverse], names: &Names) -> Table {
+    let mut table = empty(rules, |rule| &rule.interface);
+    let Ok(()) = each(
+        rules,
+        |rule| &rule.interface,
+        |index, name, field| {
+            if let Some(Some(number)) = names.interfaces.get(name) {
+                let member = Member {
+                    kind: MemberKind::INTERFACE,
+                    id: u64::from(*number),
+                    device: 0,
+                };
+                field(table.entries.entry(member).or_default()).insert(index);
+            }
+            Ok::<(), std::convert::Infallible>(())
+        },
+    );
+    table
+}
+
+fn empty<R, T>(rules: &[R], selector: impl Fn(&R) -> &Selector<T>) -> Table {
     Table {
         needed: rules.iter().any(|rule| !selector(rule).is_any()),
         any: rules_where(rules, |rule| selector(rule).include.is_empty()),
@@ -100,9 +121,9 @@ fn empty<T>(rules: &[Rule], selector: impl Fn(&Rule) -> &Selector<T>) -> Table {
 }
 
 /// Calls back for every value that a rule lists, with the set that it belongs to.
-fn each<T, E>(
-    rules: &[Rule],
-    selector: impl Fn(&Rule) -> &Selector<T>,
+fn each<R, T, E>(
+    rules: &[R],
+    selector: impl Fn(&R) -> &Selector<T>,
     mut listed: impl FnMut(usize, &T, fn(&mut Membership) -> &mut RuleSet) -> Result<(), E>,
 ) -> Result<(), E> {
     for (index, rule) in rules.iter().enumerate() {

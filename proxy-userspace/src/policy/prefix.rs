@@ -1,4 +1,4 @@
-//! Destination prefixes.
+//! Prefixes of destinations, and of the sources of what arrives.
 //!
 //! For an address whose longest listed prefix is P, membership in every other listed prefix is known too: it
 //! either contains P or is disjoint from the address. So the rules that an address allows can be worked out per
@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proxy_common::{Addr, PrefixKind, RuleSet};
 
 use super::{Prefix, rules_where};
-use crate::rule::{LOOPBACK, Rule, is_loopback};
+use crate::rule::{LOOPBACK, Reverse, Rule, Selector, is_loopback};
 
 /// Bits before an IPv4 address in its IPv4-mapped form.
 const V4_OFFSET: u8 = 96;
@@ -41,20 +41,7 @@ pub(super) fn destinations(rules: &[Rule]) -> Vec<(Prefix, RuleSet)> {
         listed.entry(net).or_default();
     }
     for (index, rule) in rules.iter().enumerate() {
-        for net in &rule.matches.dest.include {
-            listed
-                .entry(unmapped(*net))
-                .or_default()
-                .include
-                .insert(index);
-        }
-        for net in &rule.matches.dest.exclude {
-            listed
-                .entry(unmapped(*net))
-                .or_default()
-                .exclude
-                .insert(index);
-        }
+        list(&rule.matches.dest, index, &mut listed);
     }
 
     // IpNet orders by family, network, then prefix length: a prefix comes after all that contain it.
@@ -83,18 +70,72 @@ pub(super) fn destinations(rules: &[Rule]) -> Vec<(Prefix, RuleSet)> {
         } else {
             area.include.or(&anywhere)
         };
-        table.push((prefix_of(net), allowed.and_not(&area.exclude)));
+        table.push((
+            prefix_of(PrefixKind::DEST, net),
+            allowed.and_not(&area.exclude),
+        ));
     }
     table
 }
 
+/// The prefix table of all sources; empty when no rule selects by source.
+pub(super) fn sources(rules: &[Reverse]) -> Vec<(Prefix, RuleSet)> {
+    if rules.iter().all(|rule| rule.source.is_any()) {
+        return Vec::new();
+    }
+    let mut anywhere = RuleSet::EMPTY;
+    let mut listed: BTreeMap<IpNet, Listed> = BTreeMap::new();
+    for net in roots() {
+        listed.entry(net).or_default();
+    }
+    for (index, rule) in rules.iter().enumerate() {
+        if rule.source.include.is_empty() {
+            anywhere.insert(index);
+        }
+        list(&rule.source, index, &mut listed);
+    }
+    let mut table = Vec::with_capacity(listed.len());
+    let mut around: Vec<(IpNet, Listed)> = Vec::new();
+    for (net, own) in listed {
+        while around
+            .last()
+            .is_some_and(|(outer, _)| !outer.contains(&net))
+        {
+            around.pop();
+        }
+        let outer = around
+            .last()
+            .map_or_else(Listed::default, |(_, outer)| *outer);
+        let here = Listed {
+            include: outer.include.or(&own.include),
+            exclude: outer.exclude.or(&own.exclude),
+        };
+        around.push((net, here));
+        let allowed = here.include.or(&anywhere).and_not(&here.exclude);
+        table.push((prefix_of(PrefixKind::SOURCE, net), allowed));
+    }
+    table
+}
+
+/// Notes the prefixes of one rule.
+fn list(selector: &Selector<IpNet>, index: usize, listed: &mut BTreeMap<IpNet, Listed>) {
+    for net in &selector.include {
+        let listed = listed.entry(unmapped(*net)).or_default();
+        listed.include.insert(index);
+    }
+    for net in &selector.exclude {
+        let listed = listed.entry(unmapped(*net)).or_default();
+        listed.exclude.insert(index);
+    }
+}
+
 /// The whole of each family.
-fn roots() -> [IpNet; 2] {
+pub(super) fn roots() -> [IpNet; 2] {
     [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())]
 }
 
 /// An IPv4-mapped IPv6 prefix is the IPv4 prefix it maps.
-fn unmapped(net: IpNet) -> IpNet {
+pub(super) fn unmapped(net: IpNet) -> IpNet {
     if let IpNet::V6(v6) = net
         && let Some(len) = v6.prefix_len().checked_sub(V4_OFFSET)
         && let Some(addr) = v6.network().to_ipv4_mapped()
@@ -106,7 +147,7 @@ fn unmapped(net: IpNet) -> IpNet {
     }
 }
 
-fn prefix_of(net: IpNet) -> Prefix {
+pub(super) fn prefix_of(kind: u32, net: IpNet) -> Prefix {
     let (bits, len) = match net {
         IpNet::V4(v4) => (
             Addr::from_v4(v4.network().octets()),
@@ -115,7 +156,7 @@ fn prefix_of(net: IpNet) -> Prefix {
         IpNet::V6(v6) => (Addr::from_v6(v6.network().octets()), v6.prefix_len()),
     };
     Prefix {
-        kind: PrefixKind::DEST,
+        kind,
         len: u32::from(len),
         bits,
     }

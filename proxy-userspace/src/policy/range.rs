@@ -60,27 +60,28 @@ pub(super) fn table(
     table
 }
 
-/// Covers an interval with the largest aligned blocks that fit.
+/// Covers an interval of the numbers with the largest aligned blocks that fit.
 fn cover(kind: u32, first: u32, last: u32, set: RuleSet, table: &mut Vec<(Prefix, RuleSet)>) {
+    blocks(32, first, last, |value, len| {
+        let bits = PrefixKey::number(0, kind, value).bits;
+        table.push((Prefix { kind, len, bits }, set));
+    });
+}
+
+/// The largest aligned blocks that cover an interval of the numbers of so many bits: first number and leading bits of each.
+pub(super) fn blocks(width: u32, first: u32, last: u32, mut take: impl FnMut(u32, u32)) {
     let (mut at, last) = (u64::from(first), u64::from(last));
     while at <= last {
         let alignment = if at == 0 {
-            32
+            width
         } else {
-            at.trailing_zeros().min(32)
+            at.trailing_zeros().min(width)
         };
         let fits = (last - at + 1).ilog2();
         let size = alignment.min(fits);
         // Cannot fail: `at` is at most `last`, which was a u32.
         let Ok(value) = u32::try_from(at) else { break };
-        table.push((
-            Prefix {
-                kind,
-                len: 32 - size,
-                bits: PrefixKey::number(0, kind, value).bits,
-            },
-            set,
-        ));
+        take(value, width - size);
         at += 1 << size;
     }
 }

@@ -1,5 +1,7 @@
 //! `decide` over compiled tables against a naive reading of the rules.
 
+mod arrivals;
+
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -9,73 +11,21 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::{collection::vec, prelude::*, sample::select};
-use proxy_common::{
-    Action, Addr, BePort, Decision, MemberKey, Membership, Policy, PrefixKey, RuleRef, RuleSet,
-    Subject, Tables, decide,
-};
+use proxy_common::{Addr, BePort, Decision, RuleRef, Subject, decide};
 
-use super::{CgroupRef, Compiled, ExeRef, Member, Names, Prefix, action, compile};
+use super::{CgroupRef, Compiled, ExeRef, Names, action, compile, memory::MemoryTables};
 use crate::rule::{FailMode, Match, PathChoice, Rule, Selector, Via};
 
 const GENERATION: u32 = 7;
 
-/// The kernel's tables in memory.
-struct MemoryTables {
-    policy: Policy,
-    prefixes: HashMap<Prefix, RuleSet>,
-    members: HashMap<Member, Membership>,
-    actions: Vec<Action>,
-}
-
-impl From<Compiled> for MemoryTables {
-    fn from(compiled: Compiled) -> Self {
-        let count = compiled.prefixes.len();
-        let prefixes: HashMap<_, _> = compiled.prefixes.into_iter().collect();
-        assert_eq!(prefixes.len(), count, "a prefix is listed twice");
-        Self {
-            policy: Policy {
-                generation: GENERATION,
-                ..compiled.policy
-            },
-            prefixes,
-            members: compiled.members.into_iter().collect(),
-            actions: compiled.actions,
-        }
-    }
-}
-
-fn masked(bits: Addr, len: u32) -> Addr {
-    let mask = u128::MAX.checked_shl(128 - len).unwrap_or(0);
-    Addr::from_v6((u128::from_be_bytes(bits.octets()) & mask).to_be_bytes())
-}
-
-impl Tables for MemoryTables {
-    fn policy(&self) -> Option<&Policy> {
-        Some(&self.policy)
-    }
-
-    fn prefix(&self, key: &PrefixKey) -> Option<&RuleSet> {
-        assert_eq!(key.generation, GENERATION);
-        (0..=128).rev().find_map(|len| {
-            self.prefixes.get(&Prefix {
-                kind: key.kind,
-                len,
-                bits: masked(key.bits, len),
-            })
-        })
-    }
-
-    fn member(&self, key: &MemberKey) -> Option<&Membership> {
-        self.members.get(&Member {
-            kind: key.kind,
-            id: key.id,
-            device: key.device,
-        })
-    }
-
-    fn action(&self, rule: RuleRef) -> Option<&Action> {
-        self.actions.get(rule.index as usize)
-    }
+fn tables(compiled: &Compiled) -> MemoryTables {
+    let prefixes: HashMap<_, _> = compiled.prefixes.iter().copied().collect();
+    assert_eq!(
+        prefixes.len(),
+        compiled.prefixes.len(),
+        "a prefix is listed twice"
+    );
+    MemoryTables::new(GENERATION, compiled)
 }
 
 #[derive(Clone, Debug)]
@@ -157,7 +107,7 @@ fn naive(rules: &[Rule], names: &Names, caller: &Caller) -> Option<usize> {
     })
 }
 
-fn selector<T: Clone + std::fmt::Debug + 'static>(
+pub(super) fn selector<T: Clone + std::fmt::Debug + 'static>(
     value: impl Strategy<Value = T> + Clone + 'static,
 ) -> impl Strategy<Value = Selector<T>> {
     prop_oneof![
@@ -246,6 +196,7 @@ fn names() -> Names {
             (PathBuf::from("/bin/x"), vec![exe(1), exe(2)]),
             (PathBuf::from("/bin/y"), vec![exe(3)]),
         ]),
+        interfaces: BTreeMap::new(),
     }
 }
 
@@ -285,7 +236,7 @@ proptest! {
     #[test]
     fn decides_as_the_rules_read(rules in vec(rule(), 0..12), callers in vec(caller(), 16)) {
         let names = names();
-        let tables = MemoryTables::from(compile(&rules, &names).unwrap());
+        let tables = tables(&compile(&rules, &[], &names).unwrap());
         for caller in callers {
             let expected = match naive(&rules, &names, &caller) {
                 None => Decision::Unselected,
@@ -314,7 +265,7 @@ fn a_mapped_prefix_is_the_ipv4_prefix() {
         on_relay_failure: FailMode::Direct,
         path: PathChoice::Auto,
     }];
-    let tables = MemoryTables::from(compile(&rules, &Names::default()).unwrap());
+    let tables = tables(&compile(&rules, &[], &Names::default()).unwrap());
     for dest in ["10.1.2.3", "::ffff:10.1.2.3"] {
         let caller = Caller {
             dest: dest.parse().unwrap(),

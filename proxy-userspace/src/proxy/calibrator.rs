@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     intercept::{
-        Exempter, Features, InterceptError, Interceptor, RedirectEvents, Redirects, prove_redirects,
+        Events, Exempter, Features, InterceptError, Interceptor, Redirects, prove_redirects,
     },
     relay::{Calibration, Kind, Paths, Promotion, Times, Worth, measure},
     upstream::Exempt as _,
@@ -30,7 +30,7 @@ struct Outcome {
 }
 
 /// The sockmap path with what the kernel has to tell of it, or the test that failed.
-type Tested = Result<(Promotion, RedirectEvents), &'static str>;
+type Tested = Result<(Promotion, Events), &'static str>;
 
 impl Calibrator {
     pub(super) fn new(paths: Arc<Paths>, promote: Worth) -> Self {
@@ -50,7 +50,7 @@ impl Calibrator {
         &mut self,
         interceptor: &mut Interceptor,
         features: &Features,
-    ) -> Result<Option<RedirectEvents>, InterceptError> {
+    ) -> Result<Option<Events>, InterceptError> {
         if self.paths.is_sockmap_tested() || self.running.is_some() {
             return Ok(None);
         }
@@ -89,7 +89,7 @@ impl Calibrator {
     }
 
     /// Resolves when a measurement is over, and puts it in force. Who calls this serves the events from then on.
-    pub(super) async fn finished(&mut self) -> Option<RedirectEvents> {
+    pub(super) async fn finished(&mut self) -> Option<Events> {
         let Some(running) = &mut self.running else {
             return pending().await;
         };
@@ -103,7 +103,7 @@ impl Calibrator {
         outcome.sockmap.and_then(|tested| self.know(tested))
     }
 
-    fn know(&self, tested: Tested) -> Option<RedirectEvents> {
+    fn know(&self, tested: Tested) -> Option<Events> {
         match tested {
             Ok((promotion, events)) => {
                 self.paths.set_sockmap(Ok(promotion));
@@ -117,7 +117,7 @@ impl Calibrator {
     }
 }
 
-type Loaded = Result<(Arc<Redirects>, RedirectEvents), &'static str>;
+type Loaded = Result<(Arc<Redirects>, Events), &'static str>;
 
 fn load(interceptor: &mut Interceptor, features: &Features) -> Loaded {
     interceptor.redirects(features).map_err(|error| {
@@ -166,7 +166,7 @@ fn find_out(
 }
 
 /// Until it fails.
-async fn serve(events: &mut RedirectEvents) {
+async fn serve(events: &mut Events) {
     match events.serve().await {
         Err(error) => tracing::error!(%error, "cannot serve the sockmap path"),
     }

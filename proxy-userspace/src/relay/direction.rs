@@ -120,6 +120,11 @@ impl Direction {
         matches!(self.stage, Stage::Open) && !matches!(self.held, Held::Pipe(_))
     }
 
+    /// Whether more may come, and all that came has been passed on.
+    pub(super) fn waits(&self) -> bool {
+        matches!((&self.stage, &self.held), (Stage::Open, Held::Nothing)) && !self.unflushed
+    }
+
     /// Reads that brought bytes.
     pub(super) fn reads(&self) -> u32 {
         self.reads

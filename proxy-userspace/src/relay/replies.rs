@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use super::{
     Progress,
     passage::{self, Passage, Pause},
+    rest::Bell,
 };
 
 /// The replies of one connection in the kernel, until it is dropped.
@@ -34,6 +35,9 @@ pub trait Replies: Debug + Send + Sync {
     /// # Errors
     /// When the kernel cannot be asked.
     fn delivery(&self) -> io::Result<Delivery>;
+
+    /// Rung when a reply is passed to a relay that rests; nothing if nobody would ring it.
+    fn bell(&self) -> Option<&Bell>;
 }
 
 /// Where replies are that went past the relay.
@@ -199,6 +203,10 @@ mod tests {
             }
             *travels -= 1;
             Ok(Delivery::Travels)
+        }
+
+        fn bell(&self) -> Option<&Bell> {
+            None
         }
     }
 

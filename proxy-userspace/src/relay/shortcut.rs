@@ -1,6 +1,6 @@
 //! The shortcut path: the app's own socket sends straight into the upstream socket, in the kernel.
 //!
-//! The relay goes on as on the copy path, with whatever still comes over its own connection to the app: all replies,
+//! The relay goes on as on the path that `auto` chooses, with whatever still comes over its own connection to the app: all replies,
 //! and those of the app's bytes that may not or cannot take the shortcut. All it adds is to say, after each turn, how many
 //! of the app's bytes upstream has accepted. The kernel lets a piece take the shortcut only when that is as many as the
 //! app ever sent over the relay's connection, so that nothing is overtaken; there is no mode to switch and no barrier
@@ -9,7 +9,7 @@
 //!
 //! Nor do streams, for long. An upload fills the upstream socket, and then each piece costs the program on top of the way
 //! through the relay; small pieces in a row cost it more than the relay, which gathers them. Such a connection leaves the
-//! shortcut for good, and its app's socket is as it would be on the copy path.
+//! shortcut for good, and its app's socket is as it would be without one.
 //!
 //! Replies take it only where the rule says `shortcut-both-ways`: see [`replies`]. The kernel keeps such bytes apart from
 //! those that came by TCP, and then `splice()` finds nothing and closing with unread bytes sends no reset. An app that
@@ -23,12 +23,13 @@ use std::{
     },
 };
 
-use proxy_common::{LaneKey, Sent, standing};
+use proxy_common::{Lane as State, LaneKey, Sent, standing};
 use tokio::net::TcpStream;
 
 use super::{
     Progress,
     replies::{self, Replies},
+    rest::Bell,
 };
 use crate::rule::PathChoice;
 
@@ -40,11 +41,11 @@ pub trait Shortcuts: Send + Sync {
     /// When the kernel does not take the upstream socket (another program's sockmap has it), or a map is full.
     fn open(&self, app: LaneKey, upstream: &TcpStream, relayed: u32) -> io::Result<()>;
 
-    /// Says how many bytes of the app upstream has accepted from the relay, modulo 2³².
+    /// Says how far the relay is.
     ///
     /// # Errors
     /// When the map cannot be written.
-    fn advance(&self, app: LaneKey, relayed: u32) -> io::Result<()>;
+    fn advance(&self, app: LaneKey, lane: State) -> io::Result<()>;
 
     /// What the app sent while the lane was open.
     ///
@@ -188,6 +189,7 @@ pub struct Lane {
     app: LaneKey,
     progress: Arc<Progress>,
     told: AtomicU32,
+    rests: AtomicU32,
     is_open: AtomicBool,
     replies: Option<Arc<dyn Replies>>,
     /// Bytes through the relay when its share was last looked at.
@@ -215,6 +217,7 @@ impl Lane {
             app,
             progress,
             told: AtomicU32::new(modulo(relayed)),
+            rests: AtomicU32::new(0),
             is_open: AtomicBool::new(true),
             replies: None,
             seen_relayed: AtomicU64::new(relayed),
@@ -253,10 +256,34 @@ impl Lane {
         if self.is_stream() {
             self.close();
             self.progress.left_shortcut.store(true, Relaxed);
-        } else if self.kernel.advance(self.app, relayed).is_ok() {
+        } else if self.tell(relayed, self.rests.load(Relaxed)).is_ok() {
             self.told.store(relayed, Relaxed);
         }
         // A kernel that was not told keeps the app on the relay's connection, and is told after the next turn.
+    }
+
+    /// From now on the kernel rings the bell when it passes a reply to the relay.
+    pub(super) fn begin_rest(&self) -> io::Result<()> {
+        let rests = self.rests.load(Relaxed).wrapping_add(1);
+        self.tell(self.told.load(Relaxed), rests)?;
+        self.rests.store(rests, Relaxed);
+        Ok(())
+    }
+
+    /// Whether the kernel would ring for a relay that rests.
+    pub(super) fn bell(&self) -> Option<&Bell> {
+        let replies = self.replies.as_ref().filter(|_| self.is_open.load(Relaxed));
+        replies?.bell()
+    }
+
+    /// Bytes of replies that the kernel has passed to the relay.
+    pub(super) fn passed(&self) -> io::Result<u64> {
+        let state = self.replies.as_ref().map(|replies| replies.state());
+        Ok(state.transpose()?.map_or(0, |state| state.passed))
+    }
+
+    fn tell(&self, relayed: u32, rests: u32) -> io::Result<()> {
+        self.kernel.advance(self.app, State { relayed, rests })
     }
 
     /// Counts what took the shortcut as progress.
@@ -345,12 +372,12 @@ mod tests {
 
     impl Shortcuts for Kernel {
         fn open(&self, app: LaneKey, _: &TcpStream, relayed: u32) -> io::Result<()> {
-            self.advance(app, relayed)
+            self.advance(app, State { relayed, rests: 0 })
         }
 
-        fn advance(&self, app: LaneKey, relayed: u32) -> io::Result<()> {
+        fn advance(&self, app: LaneKey, lane: State) -> io::Result<()> {
             assert_eq!(app, APP);
-            self.told.lock().unwrap().push(relayed);
+            self.told.lock().unwrap().push(lane.relayed);
             Ok(())
         }
 

@@ -102,11 +102,8 @@ fn the_error_of_a_reset_waits_on_the_socket_and_is_taken_once() {
         .set_linger(Some(Duration::ZERO))
         .expect("SO_LINGER");
     drop(far);
-    let mut ready = [nix::poll::PollFd::new(
-        near.as_fd(),
-        nix::poll::PollFlags::POLLIN,
-    )];
-    nix::poll::poll(&mut ready, nix::poll::PollTimeout::NONE).expect("poll");
+    let mut ready = [PollFd::new(near.as_fd(), PollFlags::POLLIN)];
+    poll(&mut ready, PollTimeout::NONE).expect("poll");
     let error = take_error(&near)
         .expect("SO_ERROR")
         .expect("an error waits");

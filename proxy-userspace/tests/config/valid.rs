@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use proxy_userspace::{
     config::{AccessLog, LogFormat, LogTarget, summary, upstream_from_urls},
     relay::Worth,
-    rule::{Calibrate, FailMode, Match, PathChoice, Selector, Via},
+    rule::{Calibrate, FailMode, Match, PathChoice, ReverseVia, Selector, Via},
     upstream::{Host, Scheme, Upstream},
 };
 use secrecy::ExposeSecret;
@@ -84,8 +84,67 @@ rules (the first that matches decides; no match is direct)
   6 local-database  dest 127.0.0.1
                     port 5432
                     -> relayed, path splice, direct while the relay fails
+
+rules for what arrives (the most specific decides, then the first; no match is direct)
+  1 site   listen 192.0.2.10:443 198.51.100.0/24:8000-8999
+           source 0.0.0.0/0 !10.66.0.0/16
+           interface eth0
+           PROXY header from 10.0.0.0/24
+           -> the service on the same address and port, path auto, direct while the relay fails
+  2 moved  listen [2001:db8::10]:25
+           -> 127.0.0.1:2525, path auto, direct while the relay fails
 "
     );
+}
+
+#[test]
+fn rules_for_what_arrives_are_read() {
+    let listen = |text: &str| {
+        let text = format!("[[reverse]]\nname = \"a\"\nlisten = {text}\nvia = \"original\"\n");
+        let rule = valid(&text).config.reverse.remove(0);
+        let shown = rule.listen.iter();
+        let shown: Vec<String> = shown
+            .map(|listen| format!("{} {:?}", listen.net, listen.ports))
+            .collect();
+        shown.join(", ")
+    };
+    for (text, expected) in [
+        ("\"192.0.2.1:80\"", "192.0.2.1/32 80..=80"),
+        ("\"0.0.0.0:80\"", "0.0.0.0/0 80..=80"),
+        ("\"[::]:80\"", "::/0 80..=80"),
+        ("\"*:1-65535\"", "0.0.0.0/0 1..=65535, ::/0 1..=65535"),
+        ("\"[2001:db8::/32]:7\"", "2001:db8::/32 7..=7"),
+        ("\"[2001:db8::]/32:7\"", "2001:db8::/32 7..=7"),
+        (
+            "[\"192.0.2.0/24:7-9\", \"[::1]:7\"]",
+            "192.0.2.0/24 7..=9, ::1/128 7..=7",
+        ),
+    ] {
+        assert_eq!(listen(text), expected, "{text}");
+    }
+    let via = |text: &str| {
+        let text = format!(
+            "[upstream.web]\nurl = \"direct://\"\n[[reverse]]\nname = \"a\"\nlisten = \"*:80\"\nvia = {text}\n\
+             [[forward]]\nname = \"b\"\nvia = \"web\"\n"
+        );
+        valid(&text).config.reverse.remove(0).via
+    };
+    for (text, expected) in [
+        ("\"direct\"", ReverseVia::Direct),
+        ("\"refuse\"", ReverseVia::Refuse),
+        ("\"original\"", ReverseVia::Original),
+        ("\"web\"", ReverseVia::Upstream("web".into())),
+        (
+            "\"[::1]:25\"",
+            ReverseVia::Address("[::1]:25".parse().unwrap()),
+        ),
+    ] {
+        assert_eq!(via(text), expected);
+    }
+    let full = valid(EXAMPLE).config.reverse.remove(0);
+    assert_eq!(full.connect_timeout, Duration::from_secs(5));
+    assert_eq!(full.interface.include, ["eth0"]);
+    assert_eq!(full.on_relay_failure, FailMode::Direct);
 }
 
 #[test]

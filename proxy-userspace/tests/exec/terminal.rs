@@ -152,14 +152,14 @@ const LOOP: &str = "while :; do sleep 0.01; done";
 
 fn ctrl_c_reaches_the_command_once() {
     let counter = script(
-        "import signal, sys\n\
+        "import signal, sys, time\n\
          count = 0\n\
          def on_int(*_):\n    global count\n    count += 1\n    print('int=%d' % count, flush=True)\n\
          def on_quit(*_):\n    print('total=%d' % count, flush=True)\n    sys.exit(6)\n\
          signal.signal(signal.SIGINT, on_int)\n\
          signal.signal(signal.SIGQUIT, on_quit)\n\
          print('ready=1', flush=True)\n\
-         while True: signal.pause()\n",
+         while True: time.sleep(0.01)\n",
     );
     let mut terminal = Terminal::open();
     terminal.line(&format!("culvert python3 {}", counter.path().display()));
@@ -234,7 +234,7 @@ fn a_job_in_the_background_goes_on_and_waits_for_input() {
 fn a_command_that_catches_ctrl_z_decides_itself() {
     // As editors do: tidy up, then stop the whole process group.
     let editor = script(
-        "import os, signal\n\
+        "import os, signal, time\n\
          def on_stop(*_):\n    \
              print('tidy=1', flush=True)\n    \
              signal.signal(signal.SIGTSTP, signal.SIG_DFL)\n    \
@@ -243,7 +243,7 @@ fn a_command_that_catches_ctrl_z_decides_itself() {
              print('back=1', flush=True)\n\
          signal.signal(signal.SIGTSTP, on_stop)\n\
          print('ready=1', flush=True)\n\
-         while True: signal.pause()\n",
+         while True: time.sleep(0.01)\n",
     );
     let mut terminal = Terminal::open();
     terminal.line(&format!("culvert python3 {}", editor.path().display()));

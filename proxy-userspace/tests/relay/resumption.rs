@@ -11,7 +11,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, task::yield_now};
 
 use crate::{
     payload::{Payload, expect_end},
-    rig::{Veiled, connected, in_time, measured},
+    rig::{Veiled, connected, in_time, measured, over},
 };
 
 /// Relays by one path and the others in turns, each for a few polls.
@@ -28,7 +28,7 @@ async fn alternate(mut downstream: TcpStream, mut upstream: TcpStream) -> (Ended
         };
         tokio::select! {
             biased;
-            ended = relay.run(&mut downstream, &mut upstream, path) => return (ended, switches),
+            ended = relay.run(&mut downstream, &mut upstream, path) => return (over(ended), switches),
             () = stay => {}
         }
     }

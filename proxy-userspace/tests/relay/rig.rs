@@ -11,7 +11,7 @@ use std::{
 
 use proxy_userspace::{
     intercept::{Overlap, Redirects},
-    relay::{COMPARED, Calibration, Ended, Path, Paths, Progress, Promotion, Relay, Side},
+    relay::{COMPARED, Calibration, Ended, Path, Paths, Progress, Promotion, Relay, Side, Turn},
     rule::PathChoice,
     socket::{self, repair},
 };
@@ -253,12 +253,20 @@ pub(crate) async fn relay_and_close(
     mut upstream: TcpStream,
     path: PathChoice,
 ) -> Ended {
-    let ended = relay.run(&mut downstream, &mut upstream, path).await;
+    let ended = over(relay.run(&mut downstream, &mut upstream, path).await);
     if ended.must_reset() {
         reset(downstream);
         reset(upstream);
     }
     ended
+}
+
+/// How a relay ended that has no shortcut, and so nothing to rest from.
+pub(crate) fn over(turn: Turn) -> Ended {
+    match turn {
+        Turn::Ended(ended) => ended,
+        Turn::Quiet => panic!("rests while it is needed"),
+    }
 }
 
 /// A connected pair: who connected, who accepted.

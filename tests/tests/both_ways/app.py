@@ -282,6 +282,52 @@ def both_half_close():
     return None
 
 
+def lie_down(flow):
+    """Exchanges past the relay for so long that it rests."""
+    for _ in range(20):
+        answered(flow, b"?", b"!")
+        time.sleep(0.002)
+
+
+def woken():
+    """A relay that rests is there when it is needed."""
+    for length in (20_000, 1_000_000):
+        flow = Flow()
+        for number in range(3):
+            lie_down(flow)
+            answered(flow, b"?", payload(length, number))
+        lie_down(flow)
+        flow.app.setsockopt(socket.SOL_SOCKET, SO_RCVLOWAT, 2)
+        answered(flow, b"?", b"to be copied")
+    flow = Flow()
+    lie_down(flow)
+    flow.server.close()
+    assert everything(flow.app) == b""
+    flow = Flow()
+    lie_down(flow)
+    flow.app.shutdown(socket.SHUT_WR)
+    assert everything(flow.server) == b""
+    flow.server.sendall(b"answer")
+    flow.server.close()
+    assert everything(flow.app) == b"answer"
+    for closing, other in (("app", "server"), ("server", "app")):
+        flow = Flow()
+        lie_down(flow)
+        reset_on_close(getattr(flow, closing))
+        getattr(flow, closing).close()
+        fails(errno.ECONNRESET, getattr(flow, other).recv, 10)
+    return None
+
+
+def forgotten():
+    """Both ends are silent for longer than a connection may be."""
+    flow = Flow()
+    lie_down(flow)
+    fails(errno.ECONNRESET, flow.app.recv, 10)
+    fails(errno.ECONNRESET, flow.server.recv, 10)
+    return None
+
+
 # What does not work, as the README says.
 
 
@@ -335,6 +381,25 @@ def without_the_relay():
         answered(flow, b"request %d" % number, b"answer %d" % number)
     print("done", flush=True)
     sys.stdin.readline()
+    return None
+
+
+def crash_with_answers_unread():
+    """The relay is killed between two lines of input."""
+    flow = asked()
+    flow.server.sendall(b"answer")
+    select.select([flow.app], [], [], PATIENCE)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    fails(errno.ECONNRESET, exactly, flow.server, 1)
+    # Whole, cut off at the end, or not at all: but never anything else, and then the reset.
+    received = b""
+    try:
+        while part := flow.app.recv(10):
+            received += part
+        raise AssertionError("an orderly end")
+    except ConnectionResetError:
+        assert b"answer".startswith(received), received
     return None
 
 

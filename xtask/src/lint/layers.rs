@@ -20,7 +20,6 @@ const LAYERS: [&[&str]; 11] = [
         "failure",
         "paint",
         "process",
-        "proxy_protocol",
         "rule",
         "socket",
     ],
@@ -30,6 +29,7 @@ const LAYERS: [&[&str]; 11] = [
         "exec",
         "policy",
         "privileges",
+        "proxy_protocol",
         "record",
         "relay",
         "status",
@@ -43,7 +43,7 @@ const LAYERS: [&[&str]; 11] = [
     // What the connections of one thread share, and what they ask the kernel side for.
     &["access_log", "shared"],
     // The kernel side, and the life of a connection. Neither knows the other.
-    &["connection", "intercept", "listener"],
+    &["connection", "intercept", "listener", "origin"],
     // Both together.
     &["proxy", "pulse", "worker"],
     // A proxy kept right while the machine and its configuration change.
@@ -56,8 +56,9 @@ const LAYERS: [&[&str]; 11] = [
 ];
 
 /// What a module may use in its own layer.
-const SIBLINGS: [(&str, &[&str]); 7] = [
+const SIBLINGS: [(&str, &[&str]); 8] = [
     ("cgroup", &["rule"]),
+    ("connection", &["origin"]),
     ("listener", &["connection"]),
     ("main", &["commands"]),
     ("plan", &["daemon"]),

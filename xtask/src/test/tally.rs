@@ -9,6 +9,8 @@ pub(crate) struct Tally {
     pub(crate) passed: u64,
     /// Tests that failed, and test programs that died.
     pub(crate) failed: u64,
+    /// Names of those that failed at first and passed by themselves.
+    pub(crate) unstable: Vec<String>,
 }
 
 impl Tally {
@@ -29,6 +31,14 @@ impl Tally {
         }
     }
 
+    /// Counts tests that failed as passed, and keeps their names.
+    pub(crate) fn accept(&mut self, names: Vec<String>) {
+        let count = names.len() as u64;
+        self.failed = self.failed.saturating_sub(count);
+        self.passed += count;
+        self.unstable.extend(names);
+    }
+
     /// A test program that dies prints no result; Cargo's exit status still tells.
     pub(crate) fn with_exit(mut self, success: bool) -> Self {
         if !success && self.failed == 0 {
@@ -40,7 +50,12 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} passed, {} failed", self.passed, self.failed)
+        write!(formatter, "{} passed, {} failed", self.passed, self.failed)?;
+        if !self.unstable.is_empty() {
+            let names = self.unstable.join(", ");
+            write!(formatter, "; unstable, passed only by themselves: {names}")?;
+        }
+        Ok(())
     }
 }
 
@@ -49,7 +64,11 @@ mod tests {
     use super::*;
 
     fn tally(passed: u64, failed: u64) -> Tally {
-        Tally { passed, failed }
+        Tally {
+            passed,
+            failed,
+            unstable: Vec::new(),
+        }
     }
 
     #[test]
@@ -65,6 +84,14 @@ mod tests {
         }
         assert_eq!(sum, tally(12, 2));
         assert_eq!(sum.to_string(), "12 passed, 2 failed");
+    }
+
+    #[test]
+    fn names_what_passes_by_itself_only() {
+        let mut sum = tally(5, 2);
+        sum.accept(vec!["shy".to_owned()]);
+        assert_eq!((sum.passed, sum.failed), (6, 1));
+        assert!(sum.to_string().ends_with(": shy"), "{sum}");
     }
 
     #[test]

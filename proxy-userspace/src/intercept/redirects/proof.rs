@@ -15,7 +15,7 @@ use std::{io, sync::Arc, thread, time::Duration};
 use tokio::{runtime::Builder, time::timeout};
 
 use self::flow::Bench;
-use super::{RedirectEvents, Redirects};
+use super::{Events, Redirects};
 use crate::upstream::Exempt;
 
 /// How long one test may take, on a machine that is busy with other things.
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The name of the test that fails here.
 pub fn prove(
     redirects: &Arc<Redirects>,
-    events: &mut RedirectEvents,
+    events: &mut Events,
     exempt: &dyn Exempt,
 ) -> Result<(), &'static str> {
     let bench = Bench::new(redirects, exempt);

@@ -16,10 +16,10 @@ use aya::{
     maps::{Map, MapData, SkStorage, SockHash},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use proxy_common::{LaneKey, Record, Socket, names, role};
+use proxy_common::{Lane, LaneKey, Record, Socket, names, role};
 use socket2::{Domain, Protocol, Type};
 
-use super::{Lanes, Teller};
+use super::{Lanes, Office};
 use crate::{
     intercept::{InterceptError, handles::duplicate, handles::map_error},
     relay::shortcut::{Proof, Proofs, Shortcuts},
@@ -35,19 +35,19 @@ const TOO_MUCH: usize = 64 * 1024 * 1024;
 pub(super) fn prove(
     ebpf: &Ebpf,
     apps: SockHash<MapData, LaneKey>,
-    teller: &Teller,
+    office: &Office,
 ) -> Result<Proofs, InterceptError> {
     let sockets = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, names::SOCKETS)?))
         .map_err(map_error("open", names::SOCKETS))?;
     let mut bench = Bench {
         apps,
         sockets,
-        lanes: Lanes::new(ebpf, teller)?,
+        lanes: Lanes::new(ebpf, office)?,
     };
     let requests = requests(&mut bench);
     let replies = if matches!(requests, Proof::Failed(_)) {
         Err("requests")
-    } else if teller.get().is_none() {
+    } else if office.teller.get().is_none() {
         Err("program")
     } else {
         replies::prove(&mut bench)
@@ -170,7 +170,13 @@ fn order(lanes: &Lanes, flow: &Flow) -> io::Result<bool> {
         .open(flow.key, &flow.upstream, 0)
         .map_err(io::Error::other)?;
     let behind = flow.arrives(b"behind", &flow.relay)?;
-    lanes.advance(flow.key, 12)?;
+    lanes.advance(
+        flow.key,
+        Lane {
+            relayed: 12,
+            rests: 0,
+        },
+    )?;
     let after = flow.arrives(b"after", &flow.server)?;
     let sent = lanes.close(flow.key, false)?;
     let closed = flow.arrives(b"closed", &flow.relay)?;

@@ -13,20 +13,41 @@ use aya::{
 };
 use proxy_common::{Delivery as Bits, LaneKey, Replies as State, names};
 
-use super::sockets;
+use super::{
+    bells::{Bells, Ringer},
+    sockets,
+};
 use crate::{
     intercept::{
-        InterceptError, attach_error, handles::duplicate, handles::typed, load_error, syscall,
+        Events, InterceptError, attach_error, handles::duplicate, handles::typed, load_error,
+        syscall,
     },
-    relay::replies::{Delivery, Replies},
+    relay::{
+        replies::{Delivery, Replies},
+        rest::Bell,
+    },
     socket,
 };
 
-/// The program that tells where replies are, once it is loaded.
-pub(in crate::intercept) type Teller = Arc<OnceLock<ProgramFd>>;
+/// What there is once for all connections, in clones.
+#[derive(Clone, Default)]
+pub(in crate::intercept) struct Office {
+    /// The program that tells where replies are, once it is loaded.
+    pub(super) teller: Arc<OnceLock<ProgramFd>>,
+    bells: Arc<Bells>,
+}
+
+impl Office {
+    /// Rings for relays that rest, as long as it is there. Until then, and without it, they do not.
+    pub(in crate::intercept) fn events(&self, ebpf: &Ebpf) -> Result<Events, InterceptError> {
+        let ringer = Ringer::new(Arc::clone(&self.bells));
+        let wake = move |upstream| ringer.ring(upstream);
+        Events::new(ebpf, names::REPLY_EVENTS, Box::new(wake))
+    }
+}
 
 /// Loads both programs, and attaches the one to the map of upstream sockets.
-pub(super) fn enable(ebpf: &mut Ebpf, teller: &Teller) -> Result<(), InterceptError> {
+pub(super) fn enable(ebpf: &mut Ebpf, office: &Office) -> Result<(), InterceptError> {
     let answers = sockets(ebpf, names::ANSWERS)?;
     let program: &mut SkSkb = ebpf
         .program_mut(names::REPLY)
@@ -47,7 +68,7 @@ pub(super) fn enable(ebpf: &mut Ebpf, teller: &Teller) -> Result<(), InterceptEr
         source,
     })?;
     // Only the first one counts, and it is the same program.
-    _ = teller.set(fd);
+    _ = office.teller.set(fd);
     Ok(())
 }
 
@@ -55,15 +76,15 @@ pub(super) fn enable(ebpf: &mut Ebpf, teller: &Teller) -> Result<(), InterceptEr
 pub(super) struct Maps {
     answers: Mutex<SockHash<MapData, LaneKey>>,
     replies: Mutex<HashMap<MapData, u64, State>>,
-    teller: Teller,
+    office: Office,
 }
 
 impl Maps {
-    pub(super) fn new(ebpf: &Ebpf, teller: &Teller) -> Result<Self, InterceptError> {
+    pub(super) fn new(ebpf: &Ebpf, office: &Office) -> Result<Self, InterceptError> {
         Ok(Self {
             answers: Mutex::new(sockets(ebpf, names::ANSWERS)?),
             replies: Mutex::new(typed(duplicate(ebpf, names::REPLIES)?, names::REPLIES)?),
-            teller: Arc::clone(teller),
+            office: office.clone(),
         })
     }
 
@@ -85,6 +106,7 @@ impl Maps {
         let entry = Entry {
             maps: Arc::clone(self),
             upstream: upstream_cookie,
+            bell: self.office.bells.hang(upstream_cookie),
         };
         lock(&self.answers)
             .insert(app, upstream.as_raw_fd(), 0)
@@ -99,6 +121,7 @@ pub(super) struct Entry {
     maps: Arc<Maps>,
     /// Cookie of the upstream socket.
     upstream: u64,
+    bell: Arc<Bell>,
 }
 
 impl Replies for Entry {
@@ -108,8 +131,17 @@ impl Replies for Entry {
             .map_err(io::Error::other)
     }
 
+    fn bell(&self) -> Option<&Bell> {
+        self.maps.office.bells.are_rung().then_some(&*self.bell)
+    }
+
     fn delivery(&self) -> io::Result<Delivery> {
-        let teller = self.maps.teller.get().ok_or(io::ErrorKind::Unsupported)?;
+        let teller = self
+            .maps
+            .office
+            .teller
+            .get()
+            .ok_or(io::ErrorKind::Unsupported)?;
         let bits = syscall::run_program(teller.as_fd(), &[self.upstream])?;
         Ok(match bits {
             bits if bits & Bits::FAULTY != 0 => Delivery::Faulty,
@@ -122,6 +154,7 @@ impl Replies for Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        self.maps.office.bells.take_down(self.upstream);
         // The upstream socket leaves its map by itself when it is closed.
         _ = lock(&self.maps.replies).remove(&self.upstream);
     }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
-use culvert_tests::{Sandbox, daemon::Settings};
+use culvert_tests::{Sandbox, daemon::Settings, eventually::eventually};
 
 use super::{Relay, redsocks};
 
@@ -13,7 +13,7 @@ pub(super) fn configuration(path: &str, over_socks: bool, workers: usize) -> Str
 }
 
 fn daemon(workers: usize) -> String {
-    format!("workers = {workers}")
+    format!("workers = {workers}\ncalibrate = \"start\"")
 }
 
 fn rules(path: &str, over_socks: bool) -> String {
@@ -50,5 +50,11 @@ pub(super) fn start<'a>(
         .then(|| redsocks::start_socks(sandbox))
         .transpose()?;
     let culvert = Box::new(sandbox.culvert_with(&settings, &rules(path, over_socks)));
+    if path.starts_with("auto") || path.starts_with("shortcut") {
+        // In the background, a moment after the start; a daemon has it behind itself for most of its life.
+        eventually("the paths to be measured", || {
+            culvert.log().contains("measured the paths").then_some(())
+        });
+    }
     Ok(Relay::Culvert { culvert, socks })
 }

@@ -1,0 +1,216 @@
+//! `sk_lookup`: which connections that arrive at this host go to the relay.
+//!
+//! The kernel runs it where it looks for a listener: for a SYN, and for the last packet of a handshake by SYN cookie. What
+//! is established already never comes here, nor does what a program gave a listener to once. `SK_PASS` without a listener
+//! leaves the search to the kernel, `SK_DROP` has it answer by a reset (`inet_lookup_run_sk_lookup()` in
+//! `net/ipv4/inet_hashtables.c`).
+
+use aya_ebpf::{
+    bindings::bpf_sk_lookup, helpers::generated::bpf_ktime_get_ns, programs::SkLookupContext,
+};
+use proxy_common::{
+    Action, Addr, Arrival, BePort, Counter, Decision, Family, OwnKey, fail_mode, listener, select,
+    verb,
+};
+
+use crate::{
+    connect::is_alive,
+    globals::has_ingress_interface,
+    maps::{LISTENERS, OWN, RELAY, count},
+    policy::KernelTables,
+};
+
+/// Verdict of a `sk_lookup` program: use the listener that was assigned, or look for one as ever.
+const PASS: u32 = 1;
+/// Verdict of a `sk_lookup` program: there is no listener.
+const DROP: u32 = 0;
+
+const IPPROTO_TCP: u32 = 6;
+
+/// Decides about one SYN.
+#[inline(always)]
+pub fn lookup(ctx: &SkLookupContext) -> u32 {
+    let Some(incoming) = Incoming::of(ctx) else {
+        return PASS;
+    };
+    count(Counter::Arrived);
+    if incoming.is_exempt() {
+        count(Counter::ArrivedOwn);
+        return PASS;
+    }
+    match select(&KernelTables, &incoming) {
+        Decision::Selected(_, action) if action.verb == verb::RELAY => {
+            match to_relay(ctx, &incoming) {
+                Ok(()) => {
+                    count(Counter::ArrivedRelayed);
+                    PASS
+                }
+                Err(why) => {
+                    count(why);
+                    fail(&action)
+                }
+            }
+        }
+        Decision::Selected(_, action) if action.verb == verb::REFUSE => {
+            count(Counter::ArrivedRefused);
+            DROP
+        }
+        _ => PASS,
+    }
+}
+
+/// What stays when the daemon is gone: refuses what must not reach the service past the relay. Where [`lookup`] runs, too,
+/// and assigned a listener, that one is used whatever is said here (`BPF_PROG_SK_LOOKUP_RUN_ARRAY` in
+/// `include/linux/filter.h`), so neither needs to know of the other.
+#[inline(always)]
+pub fn guard(ctx: &SkLookupContext) -> u32 {
+    let Some(incoming) = Incoming::of(ctx) else {
+        return PASS;
+    };
+    if incoming.is_exempt() {
+        return PASS;
+    }
+    match select(&KernelTables, &incoming) {
+        Decision::Selected(_, action)
+            if action.verb != verb::DIRECT && action.on_relay_failure == fail_mode::REFUSE =>
+        {
+            DROP
+        }
+        _ => PASS,
+    }
+}
+
+/// Hands the connection to a listener of the relay; the kernel then chooses one of those that share its port.
+///
+/// No listener is bound to what is looked for, and none needs to be: neither address nor port are compared, and
+/// `IP_TRANSPARENT` is not needed. Only the family must be that of the packet. (`bpf_sk_lookup_assign()` in
+/// `net/core/filter.c`.)
+#[inline(always)]
+fn to_relay(ctx: &SkLookupContext, incoming: &Incoming) -> Result<(), Counter> {
+    let Some(relay) = RELAY.get(0) else {
+        return Err(Counter::FailHeartbeat);
+    };
+    // SAFETY: no arguments, a plain number out.
+    if !is_alive(relay, unsafe { bpf_ktime_get_ns() }) {
+        return Err(Counter::FailHeartbeat);
+    }
+    let index = if incoming.family == Family::V4 {
+        listener::V4
+    } else {
+        listener::V6
+    };
+    LISTENERS
+        .redirect_sk_lookup(ctx, index, 0)
+        .map_err(|_| Counter::FailListener)
+}
+
+/// Applies a rule's fail mode.
+#[inline(always)]
+fn fail(action: &Action) -> u32 {
+    if action.on_relay_failure == fail_mode::REFUSE {
+        count(Counter::FailedRefused);
+        DROP
+    } else {
+        count(Counter::FailedDirect);
+        PASS
+    }
+}
+
+/// A TCP connection that arrives.
+struct Incoming {
+    family: u16,
+    key: OwnKey,
+    raw: *mut bpf_sk_lookup,
+}
+
+impl Incoming {
+    /// `None` for other protocols.
+    #[inline(always)]
+    fn of(ctx: &SkLookupContext) -> Option<Self> {
+        let raw = ctx.lookup;
+        // SAFETY: the context is valid while the program runs. Volatile, field by field: the verifier knows these only as
+        // single accesses, and LLVM would join or choose between them.
+        unsafe {
+            if (&raw const (*raw).protocol).read_volatile() != IPPROTO_TCP {
+                return None;
+            }
+            let family = (&raw const (*raw).family).read_volatile() as u16;
+            // Both forms: LLVM would otherwise choose between the two offsets and load once.
+            let v4 = [
+                (&raw const (*raw).remote_ip4).read_volatile(),
+                (&raw const (*raw).local_ip4).read_volatile(),
+            ];
+            let v6 = [
+                words_at((&raw const (*raw).remote_ip6).cast()),
+                words_at((&raw const (*raw).local_ip6).cast()),
+            ];
+            let [source, dest] = if family == Family::V4 {
+                v4.map(Addr::from_v4_word)
+            } else {
+                v6
+            };
+            Some(Self {
+                family,
+                key: OwnKey {
+                    source,
+                    dest,
+                    source_port: BePort((&raw const (*raw).remote_port).read_volatile()),
+                    dest_port: BePort::new((&raw const (*raw).local_port).read_volatile() as u16),
+                },
+                raw,
+            })
+        }
+    }
+
+    /// Whether it is the daemon's own connection, or one to the daemon's listener.
+    #[inline(always)]
+    fn is_exempt(&self) -> bool {
+        let own = &self.key;
+        // SAFETY: the value means nothing; that there is one does.
+        unsafe { OWN.get(own) }.is_some()
+            || RELAY
+                .get(0)
+                .is_some_and(|relay| relay.listens_on(&own.dest, own.dest_port))
+    }
+}
+
+impl Arrival for Incoming {
+    #[inline(always)]
+    fn local(&self) -> Addr {
+        self.key.dest
+    }
+
+    #[inline(always)]
+    fn port(&self) -> BePort {
+        self.key.dest_port
+    }
+
+    #[inline(always)]
+    fn source(&self) -> Addr {
+        self.key.source
+    }
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        if !has_ingress_interface() {
+            return 0;
+        }
+        // SAFETY: as in `of`; kernels that have no such field are told so before they see this.
+        unsafe { (&raw const (*self.raw).ingress_ifindex).read_volatile() }
+    }
+}
+
+/// # Safety
+/// The four words must be there.
+#[inline(always)]
+unsafe fn words_at(words: *const u32) -> Addr {
+    // SAFETY: the caller's word.
+    unsafe {
+        Addr::from_words([
+            words.read_volatile(),
+            words.add(1).read_volatile(),
+            words.add(2).read_volatile(),
+            words.add(3).read_volatile(),
+        ])
+    }
+}

@@ -1,0 +1,314 @@
+//! The `[[reverse]]` sections: one rule each.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use proxy_common::MAX_RULES;
+
+use crate::{
+    policy::{self, Names},
+    rule::{FailMode, Listen, PathChoice, Reverse, ReverseVia, Selector},
+};
+
+use super::{
+    daemon::Daemon,
+    duration,
+    forward::{check_names, of_relay, optional},
+    mask::quoted,
+    raw::{Value, closest},
+    report::{Finding, Findings, Span},
+    selector,
+    upstream::{RESERVED, valid_name},
+};
+
+/// Most values of `listen` of all rules together: what the kernel's tables are made for.
+const MOST_LISTENS: usize = 100_000;
+/// Most sources of all rules together.
+const MOST_SOURCES: usize = 100_000;
+/// The kernel's own bound of the name of an interface, in bytes (`IFNAMSIZ`, less the zero at its end).
+const LONGEST_INTERFACE: usize = 15;
+const EXAMPLE: &str = "192.0.2.10:443";
+
+/// A rule and where its parts stand.
+pub(super) struct PlacedReverse {
+    pub(super) rule: Reverse,
+    /// The value of `name`.
+    pub(super) name: Span,
+}
+
+/// Reads all rules. Those with errors are left out.
+pub(super) fn read(
+    value: Value<'_>,
+    upstreams: &[&str],
+    daemon: &Daemon,
+    findings: &mut Findings,
+) -> Vec<PlacedReverse> {
+    let tables = value.tables(findings);
+    if let Some(first_beyond) = tables.get(MAX_RULES) {
+        findings.push(
+            Finding::error(format!("there are {} reverse rules", tables.len()))
+                .at(&first_beyond.span())
+                .label(format!("at most {MAX_RULES}: this one is too many"))
+                .help("rules with the same `via` can often be one: `listen` may be a list"),
+        );
+    }
+    let mut rules = Vec::new();
+    for value in tables.into_iter().take(MAX_RULES) {
+        rules.extend(rule(value, upstreams, daemon, findings));
+    }
+    check_names(
+        rules
+            .iter()
+            .map(|placed| (&*placed.rule.name, &placed.name)),
+        findings,
+    );
+    let affordable = is_affordable(
+        &rules,
+        MOST_LISTENS,
+        "values in `listen`",
+        findings,
+        |rule| rule.listen.len(),
+    ) & is_affordable(
+        &rules,
+        MOST_SOURCES,
+        "values in `source`",
+        findings,
+        |rule| rule.source.count(),
+    );
+    if affordable {
+        check_tables(&rules, findings);
+    }
+    rules
+}
+
+fn rule(
+    value: Value<'_>,
+    upstreams: &[&str],
+    daemon: &Daemon,
+    findings: &mut Findings,
+) -> Option<PlacedReverse> {
+    let mut table = value.table("`[[reverse]]`", "the section `[[reverse]]`", findings)?;
+    let name = table.require("name", "name = \"site\"", findings);
+    let text = name.and_then(|value| {
+        let text = value.text("site", findings)?;
+        findings.keep(valid_name(text, "a rule"), &value.span())
+    });
+    let listen = table
+        .require("listen", &format!("listen = \"{EXAMPLE}\""), findings)
+        .and_then(|value| listens(value, findings));
+    let matches = match table.get("match") {
+        None => Some((Selector::default(), Selector::default())),
+        Some(value) => matches(value, findings),
+    };
+    let via = table
+        .require("via", "via = \"original\"", findings)
+        .and_then(|value| via(value, upstreams, findings));
+    let relayed = via.as_ref().is_none_or(ReverseVia::is_relayed);
+    let fail_modes = [("direct", FailMode::Direct), ("refuse", FailMode::Refuse)];
+    let on_relay_failure = of_relay(
+        &mut table,
+        "on_relay_failure",
+        &fail_modes,
+        relayed,
+        findings,
+    );
+    let paths = [
+        ("auto", PathChoice::Auto),
+        ("copy", PathChoice::Copy),
+        ("splice", PathChoice::Splice),
+        ("sockmap", PathChoice::Sockmap),
+    ];
+    let path = of_relay(&mut table, "path", &paths, relayed, findings);
+    let accept_proxy = match table.get("accept_proxy") {
+        None => Some(Vec::new()),
+        Some(value) => senders(value, findings),
+    };
+    let connect_timeout = match table.get("connect_timeout") {
+        None => Some(daemon.connect_timeout),
+        Some(value) => duration::read(value, duration::ANY, findings),
+    };
+    table.finish(findings);
+    let (source, interface) = matches?;
+    Some(PlacedReverse {
+        rule: Reverse {
+            name: Arc::from(text?),
+            listen: listen?,
+            source,
+            interface,
+            via: via?,
+            connect_timeout: connect_timeout?,
+            accept_proxy: accept_proxy?,
+            on_relay_failure: on_relay_failure?,
+            path: path?,
+        },
+        name: name?.span(),
+    })
+}
+
+fn matches(
+    value: Value<'_>,
+    findings: &mut Findings,
+) -> Option<(Selector<IpNet>, Selector<String>)> {
+    let mut table = value.table(
+        "`match`",
+        "a table such as `{ source = \"10.0.0.0/8\" }`",
+        findings,
+    )?;
+    let source = optional(table.get("source"), |value| {
+        selector::read(value, "10.0.0.0/8", findings, selector::prefix)
+    });
+    let interface = optional(table.get("interface"), |value| {
+        selector::read(value, "eth0", findings, interface)
+    });
+    table.finish(findings);
+    Some((source?, interface?))
+}
+
+/// The name of an interface, which may appear later.
+fn interface(text: &str) -> Result<String, Finding> {
+    let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'/' && byte != b':';
+    let named = (1..=LONGEST_INTERFACE).contains(&text.len()) && text.bytes().all(plain);
+    if named && text != "." && text != ".." {
+        return Ok(text.to_owned());
+    }
+    Err(
+        Finding::error(format!("{} is not the name of an interface", quoted(text)))
+            .label("expected one that `ip link` shows, such as `eth0`"),
+    )
+}
+
+/// Senders of PROXY headers: prefixes, and no exclusions.
+fn senders(value: Value<'_>, findings: &mut Findings) -> Option<Vec<IpNet>> {
+    let read = selector::read(value, "10.0.0.0/8", findings, selector::prefix)?;
+    if read.exclude.is_empty() {
+        return Some(read.include);
+    }
+    findings.push(
+        Finding::error("`accept_proxy` lists whom to believe, and nobody else is")
+            .at(&value.span())
+            .label("leave out what begins with `!`"),
+    );
+    None
+}
+
+fn listens(value: Value<'_>, findings: &mut Findings) -> Option<Vec<Listen>> {
+    let items = value.one_or_many(findings);
+    let count = items.len();
+    let mut listens = Vec::new();
+    let mut read = 0;
+    for item in items {
+        if let Some(text) = item.text(EXAMPLE, findings)
+            && let Some(listen) = findings.keep(listen(text), &item.span())
+        {
+            listens.extend(listen);
+            read += 1;
+        }
+    }
+    (count > 0 && read == count).then_some(listens)
+}
+
+/// Addresses and ports: `192.0.2.10:443`, `[2001:db8::/64]:8000-8999`, `*:80`; the unspecified address of a family is all of
+/// it, as it is for a socket.
+fn listen(text: &str) -> Result<Vec<Listen>, Finding> {
+    let malformed = || {
+        Finding::error(format!("{} is not an address with a port", quoted(text))).label(
+            "expected one such as `192.0.2.10:443`, `[2001:db8::1]:80`, `198.51.100.0/24:8000-8999` or `*:80`",
+        )
+    };
+    let (address, ports) = text.rsplit_once(':').ok_or_else(malformed)?;
+    let ports = selector::ports(ports)?;
+    let all_v4 = IpNet::from(Ipv4Net::default());
+    let all_v6 = IpNet::from(Ipv6Net::default());
+    let nets = if address == "*" {
+        vec![all_v4, all_v6]
+    } else {
+        let bracketed = address.starts_with('[');
+        // The length of a prefix may stand before the bracket or behind it.
+        let plain = match address.strip_prefix('[') {
+            None => address.to_owned(),
+            Some(rest) => {
+                let (inside, behind) = rest.split_once(']').ok_or_else(malformed)?;
+                format!("{inside}{behind}")
+            }
+        };
+        let net = selector::prefix(&plain)?;
+        if matches!(net, IpNet::V6(_)) != bracketed {
+            return Err(malformed().help("IPv6 addresses stand in brackets here, others do not"));
+        }
+        let is_one = net.prefix_len() == net.max_prefix_len();
+        if is_one && net.addr().is_unspecified() {
+            vec![if bracketed { all_v6 } else { all_v4 }]
+        } else {
+            vec![net]
+        }
+    };
+    let of = |net| Listen {
+        net,
+        ports: ports.clone(),
+    };
+    Ok(nets.into_iter().map(of).collect())
+}
+
+fn via(value: Value<'_>, upstreams: &[&str], findings: &mut Findings) -> Option<ReverseVia> {
+    let text = value.text("original", findings)?;
+    match text {
+        "direct" => return Some(ReverseVia::Direct),
+        "refuse" => return Some(ReverseVia::Refuse),
+        "original" => return Some(ReverseVia::Original),
+        name if upstreams.contains(&name) => return Some(ReverseVia::Upstream(Arc::from(name))),
+        _ => {}
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        if address.port() != 0 && !address.ip().is_unspecified() {
+            return Some(ReverseVia::Address(address));
+        }
+        findings.push(
+            Finding::error(format!("{} is nothing to connect to", quoted(text)))
+                .at(&value.span())
+                .label("expected the address and port of a service"),
+        );
+        return None;
+    }
+    let finding = Finding::error(format!("no upstream is named {}", quoted(text)));
+    let known = upstreams.iter().copied().chain(RESERVED);
+    let finding = match closest(text, known) {
+        Some(known) => finding.label(format!("did you mean `{known}`?")),
+        None => finding.label(
+            "expected `original`, an address with a port, an upstream, `direct` or `refuse`",
+        ),
+    };
+    findings.push(finding.at(&value.span()));
+    None
+}
+
+fn is_affordable(
+    rules: &[PlacedReverse],
+    most: usize,
+    what: &str,
+    findings: &mut Findings,
+    count: impl Fn(&Reverse) -> usize,
+) -> bool {
+    let mut total = 0;
+    let crossing = rules.iter().find(|placed| {
+        total += count(&placed.rule);
+        total > most
+    });
+    if let Some(placed) = crossing {
+        findings.push(
+            Finding::error(format!("the reverse rules have more than {most} {what}"))
+                .at(&placed.name)
+                .label("from this rule on"),
+        );
+    }
+    crossing.is_none()
+}
+
+/// Whether the kernel's tables can hold them together.
+fn check_tables(rules: &[PlacedReverse], findings: &mut Findings) {
+    let all: Vec<Reverse> = rules.iter().map(|placed| placed.rule.clone()).collect();
+    if let (Err(error), Some(first)) =
+        (policy::compile(&[], &all, &Names::default()), rules.first())
+    {
+        findings.push(Finding::error(error.to_string()).at(&first.name));
+    }
+}

@@ -1,0 +1,42 @@
+//! What the rules of a configuration need to be in force beyond the daemon's life.
+
+use crate::rule::{FailMode, Reverse, Rule};
+
+/// Which rules are to hold after a kill.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuardNeeds {
+    /// Some for what apps open.
+    pub forward: bool,
+    /// Some for what arrives.
+    pub reverse: bool,
+}
+
+impl GuardNeeds {
+    /// Of the rules of both roles.
+    #[must_use]
+    pub fn of(forward: &[Rule], reverse: &[Reverse]) -> Self {
+        Self {
+            forward: forward
+                .iter()
+                .any(|rule| rule.on_relay_failure == FailMode::Refuse),
+            reverse: reverse
+                .iter()
+                .any(|rule| rule.on_relay_failure == FailMode::Refuse),
+        }
+    }
+
+    /// Whether there are any.
+    #[must_use]
+    pub const fn any(self) -> bool {
+        self.forward || self.reverse
+    }
+
+    /// Both together.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self {
+            forward: self.forward || other.forward,
+            reverse: self.reverse || other.reverse,
+        }
+    }
+}

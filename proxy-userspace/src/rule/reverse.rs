@@ -1,0 +1,62 @@
+//! What a `[[reverse]]` rule is: which connections that arrive at this host it takes, and where they go.
+
+use std::{net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+
+use super::{FailMode, PathChoice, Selector};
+
+/// One `[[reverse]]` rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reverse {
+    /// Unique name, shown in logs, counters and close records.
+    pub name: Arc<str>,
+    /// What it takes; never empty. The most specific of all rules decides: see [`proxy_common::select()`].
+    pub listen: Vec<Listen>,
+    /// Where connections come from.
+    pub source: Selector<IpNet>,
+    /// Names of the interfaces that connections arrive by.
+    pub interface: Selector<String>,
+    /// What becomes of them.
+    pub via: ReverseVia,
+    /// Limit for the TCP connect to what is no named upstream.
+    pub connect_timeout: Duration,
+    /// Senders whose connections begin with a PROXY header.
+    pub accept_proxy: Vec<IpNet>,
+    /// What becomes of connections while the relay is dead, hung or cannot answer.
+    pub on_relay_failure: FailMode,
+    /// How relayed bytes are moved.
+    pub path: PathChoice,
+}
+
+/// Addresses of this host and ports of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// The addresses; all of a family for a wildcard.
+    pub net: IpNet,
+    /// The ports.
+    pub ports: RangeInclusive<u16>,
+}
+
+/// What becomes of a connection that arrives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReverseVia {
+    /// The kernel gives it to whoever listens; the relay never sees it.
+    Direct,
+    /// It is refused.
+    Refuse,
+    /// The relay takes it and connects to the same address and port, where the service listens.
+    Original,
+    /// The relay takes it and connects to this address.
+    Address(SocketAddr),
+    /// The relay takes it and dials the named upstream.
+    Upstream(Arc<str>),
+}
+
+impl ReverseVia {
+    /// Whether the relay takes part.
+    #[must_use]
+    pub const fn is_relayed(&self) -> bool {
+        !matches!(self, Self::Direct | Self::Refuse)
+    }
+}

@@ -1,0 +1,279 @@
+//! What becomes of connections that arrive when the daemon is killed, hangs or ends.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use culvert_tests::{
+    Load, Sandbox,
+    app::{Route, protocol::Storm},
+    daemon::Settings,
+    eventually,
+    load::Round,
+    peer::Server,
+    process::output,
+    sandbox::{OTHER_V4, SERVER_V4, SERVER_V6},
+};
+use nix::errno::Errno;
+
+fn site(of: &[(SocketAddr, &str)]) -> String {
+    let rule = |(address, mode): &(SocketAddr, &str)| {
+        format!(
+            "[[reverse]]\nname = \"site-{mode}-{}\"\nlisten = \"{address}\"\nvia = \"original\"\non_relay_failure = \"{mode}\"\n",
+            address.port()
+        )
+    };
+    of.iter().map(rule).collect()
+}
+
+/// Small enough that a round is over soon, large enough that some connections are in every stage at any time.
+fn storm(addresses: &[SocketAddr]) -> Storm {
+    Storm {
+        addresses: addresses.to_vec(),
+        threads: 4,
+        each: 5,
+        length: 4096,
+    }
+}
+
+fn load(sandbox: &Sandbox, addresses: &[SocketAddr]) -> Load {
+    let load = Load::start(sandbox.app(), storm(addresses));
+    load.await_rounds(3);
+    load
+}
+
+fn begun_after(rounds: &[Round], moment: Instant) -> Vec<&Round> {
+    let after: Vec<_> = rounds
+        .iter()
+        .filter(|round| round.begun >= moment)
+        .collect();
+    assert!(!after.is_empty());
+    after
+}
+
+fn assert_flawless_before(rounds: &[Round], moment: Instant) {
+    for round in rounds.iter().filter(|round| round.ended < moment) {
+        assert!(round.is_flawless(), "{round:?}");
+    }
+}
+
+fn detach(sandbox: &Sandbox) -> String {
+    output(sandbox.culvert_command().arg("detach"))
+}
+
+#[test]
+fn after_a_kill_the_service_answers_every_new_connection_itself() {
+    let sandbox = Sandbox::new();
+    let v4 = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let v6 = sandbox.within(|| Server::echo((SERVER_V6, 0)));
+    let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let addresses = [v4.address(), v6.address()];
+    let all = [v4.address(), v6.address(), mirror.address()].map(|address| (address, "direct"));
+    let mut culvert = sandbox.culvert(&site(&all));
+    let app = sandbox.app();
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+    let load = load(&sandbox, &addresses);
+
+    let before = Instant::now();
+    culvert.kill();
+    let dead = Instant::now();
+
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Direct));
+    load.await_rounds(5);
+    let rounds = load.finish();
+    assert_flawless_before(&rounds, before);
+    for round in begun_after(&rounds, dead) {
+        assert!(round.is_flawless(), "{round:?}");
+    }
+    assert_eq!(detach(&sandbox), "nothing was left in force\n");
+}
+
+#[test]
+fn after_a_kill_rules_that_refuse_refuse_until_detached() {
+    let sandbox = Sandbox::new();
+    let closed = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let open = sandbox.within(|| Server::echo((OTHER_V4, 0)));
+    let free = sandbox.within(|| Server::echo((OTHER_V4, 0)));
+    let mut culvert = sandbox.culvert(&site(&[
+        (closed.address(), "refuse"),
+        (open.address(), "direct"),
+    ]));
+    let load = load(&sandbox, &[closed.address()]);
+
+    culvert.kill();
+    let dead = Instant::now();
+
+    load.await_rounds(3);
+    let rounds = load.finish();
+    let refused = BTreeMap::from([(Errno::ECONNREFUSED as i32, 20)]);
+    for round in begun_after(&rounds, dead) {
+        assert_eq!(round.outcomes, refused);
+    }
+    let app = sandbox.app();
+    let flawless = BTreeMap::from([(0, 20)]);
+    assert_eq!(
+        app.storm(&storm(&[open.address(), free.address()])),
+        flawless
+    );
+
+    assert_eq!(
+        detach(&sandbox),
+        "removed what a killed daemon had left in force\n"
+    );
+    eventually("connections that go direct", || {
+        (app.storm(&storm(&[closed.address()])) == flawless).then_some(())
+    });
+}
+
+#[test]
+fn the_next_daemon_takes_over_from_a_killed_one() {
+    let sandbox = Sandbox::new();
+    let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let rules = site(&[(mirror.address(), "refuse")]);
+    let app = sandbox.app();
+    let mut killed = sandbox.culvert(&rules);
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+    killed.kill();
+    assert_eq!(app.probe(mirror.address()), Err(Errno::ECONNREFUSED));
+    let mut next = sandbox.culvert(&rules);
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+    // What no rule needs any more is not kept.
+    next.reload(&site(&[(mirror.address(), "direct")]));
+    next.kill();
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Direct));
+    assert_eq!(detach(&sandbox), "nothing was left in force\n");
+}
+
+/// A hung relay is one that a signal has stopped: its sockets are all there, and nobody answers.
+#[test]
+fn a_hung_relay_counts_as_failed_until_it_goes_on() {
+    const TIMEOUT: Duration = Duration::from_millis(500);
+    let sandbox = Sandbox::new();
+    let open = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let closed = sandbox.within(|| Server::mirror((OTHER_V4, 0)));
+    let echo = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let settings = Settings::daemon("heartbeat_timeout = \"500ms\"");
+    let culvert = sandbox.culvert_with(
+        &settings,
+        &site(&[
+            (open.address(), "direct"),
+            (echo.address(), "direct"),
+            (closed.address(), "refuse"),
+        ]),
+    );
+    let app = sandbox.app();
+    assert_eq!(app.probe(open.address()), Ok(Route::Relayed));
+    assert_eq!(app.probe(closed.address()), Ok(Route::Relayed));
+    let load = load(&sandbox, &[echo.address()]);
+
+    culvert.freeze();
+    eventually("a heartbeat that is too old", || {
+        (culvert.maps().heartbeat_age() > TIMEOUT).then_some(())
+    });
+    let hung = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(app.probe(open.address()), Ok(Route::Direct));
+        assert_eq!(app.probe(closed.address()), Err(Errno::ECONNREFUSED));
+    }
+    let busy = sandbox.app();
+    let flawless = BTreeMap::from([(0, 20)]);
+    for _ in 0..5 {
+        assert_eq!(busy.storm(&storm(&[echo.address()])), flawless);
+    }
+
+    // What was given to the relay just before it hung is answered when it goes on.
+    culvert.thaw();
+    for address in [open.address(), closed.address()] {
+        eventually("relayed connections", || {
+            (app.probe(address) == Ok(Route::Relayed)).then_some(())
+        });
+    }
+    load.await_rounds(2);
+    let rounds = load.finish();
+    for round in &rounds {
+        assert!(round.is_flawless(), "{round:?}");
+    }
+    begun_after(&rounds, hung);
+}
+
+#[test]
+fn an_orderly_end_fails_no_connection() {
+    let sandbox = Sandbox::new();
+    let v4 = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let v6 = sandbox.within(|| Server::echo((SERVER_V6, 0)));
+    let settings = Settings::daemon("drain_timeout = \"20s\"");
+    let rules = site(&[(v4.address(), "refuse"), (v6.address(), "direct")]);
+    let load = Load::start(sandbox.app(), storm(&[v4.address(), v6.address()]));
+    for _ in 0..5 {
+        let mut culvert = sandbox.culvert_with(&settings, &rules);
+        load.await_rounds(3);
+        assert!(culvert.stop().success());
+        load.await_rounds(1);
+    }
+    for round in load.finish() {
+        assert!(round.is_flawless(), "{round:?}");
+    }
+}
+
+#[test]
+fn a_kill_resets_what_is_relayed() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let mut culvert = sandbox.culvert(&site(&[(server.address(), "direct")]));
+    let app = sandbox.app();
+    let socket = app.tcp(server.address());
+    socket.connect(server.address()).unwrap();
+    socket.assert_echo();
+    culvert.kill();
+    assert_eq!(socket.receive_all(), Err(Errno::ECONNRESET));
+}
+
+/// What a hung relay has not accepted is lost with it: the handshake is done, so the service cannot have it.
+#[test]
+fn a_kill_resets_what_waits_to_be_accepted() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let settings = Settings::daemon("heartbeat_timeout = \"60s\"");
+    let mut culvert = sandbox.culvert_with(&settings, &site(&[(server.address(), "direct")]));
+    culvert.freeze();
+    let app = sandbox.app();
+    let waiting = app.tcp(server.address());
+    waiting.connect(server.address()).unwrap();
+    culvert.kill();
+    assert_eq!(waiting.receive_all(), Err(Errno::ECONNRESET));
+    let next = app.tcp(server.address());
+    next.connect(server.address()).unwrap();
+    next.assert_echo();
+}
+
+#[test]
+fn a_second_daemon_on_the_same_network_is_refused() {
+    let sandbox = Sandbox::new();
+    let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let rules = site(&[(mirror.address(), "direct")]);
+    let first = sandbox.culvert(&rules);
+    // Not for its cgroup, which is another.
+    let settings = Settings {
+        cgroup: Some(sandbox.app_cgroup().name().to_owned()),
+        ..Settings::default()
+    };
+    let mut second = sandbox.launch(&settings, &rules);
+    let status = second.wait();
+    assert_eq!(status.code(), Some(1), "{}", second.log());
+    assert!(
+        second.log().contains(&first.pid().to_string()),
+        "{}",
+        second.log()
+    );
+    assert_eq!(sandbox.app().probe(mirror.address()), Ok(Route::Relayed));
+}
