@@ -8,6 +8,7 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
+mod arrivals;
 mod proxy_header;
 
 use std::{
@@ -36,13 +37,17 @@ use serde_json::Value;
 /// Where apps connect; nobody listens there.
 const SERVICE: (Ipv4Addr, u16) = (OTHER_V4, 80);
 
-/// A group of endpoints for all connections to [`SERVICE`], with more lines for its section.
+/// A group of endpoints, with more lines for its section.
+fn group_section(endpoints: &[String], more: &str) -> String {
+    format!("[upstream.web]\nendpoints = {endpoints:?}\n{more}\n")
+}
+
+/// A group of endpoints for all connections to [`SERVICE`].
 fn group(endpoints: &[String], more: &str) -> String {
+    let section = group_section(endpoints, more);
     format!(
         r#"
-        [upstream.web]
-        endpoints = {endpoints:?}
-        {more}
+        {section}
         [[forward]]
         name = "service"
         match = {{ dest = "{}", port = {} }}

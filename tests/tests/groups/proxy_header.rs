@@ -32,10 +32,10 @@ fn announced(
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Announced {
-    client: SocketAddr,
-    destination: SocketAddr,
-    unique_id: Option<String>,
+pub(super) struct Announced {
+    pub(super) client: SocketAddr,
+    pub(super) destination: SocketAddr,
+    pub(super) unique_id: Option<String>,
 }
 
 fn read_v1(stream: &mut TcpStream) -> Announced {
@@ -64,7 +64,7 @@ fn read_v1(stream: &mut TcpStream) -> Announced {
     }
 }
 
-fn read_v2(stream: &mut TcpStream) -> Announced {
+pub(super) fn read_v2(stream: &mut TcpStream) -> Announced {
     let mut head = [0; 16];
     stream.read_exact(&mut head).unwrap();
     assert_eq!(&head[..12], b"\r\n\r\n\0\r\nQUIT\n");
