@@ -166,3 +166,121 @@ impl Group {
         Some(next.saturating_sub(clock::monotonic()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::Ipv4Addr,
+        sync::atomic::{AtomicU32, Ordering::SeqCst},
+    };
+
+    use tokio::{task::JoinSet, time::sleep};
+
+    use super::*;
+    use crate::{
+        balance::Method,
+        group::{Member, Settings, Source, health::HealthRules},
+    };
+
+    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    fn settings(limits: Limits) -> Arc<Settings> {
+        let member = |host| Member {
+            source: Source::Address(Address::Tcp(([10, 0, 0, host], 80).into())),
+            weight: 1,
+        };
+        Arc::new(Settings {
+            members: vec![member(1), member(2)],
+            method: Method::P2c,
+            health: HealthRules::default(),
+            check: None,
+            limits,
+            send_proxy: None,
+            connect_timeout: Duration::from_secs(1),
+        })
+    }
+
+    fn group(limits: Limits) -> Arc<Group> {
+        Arc::new(Group::new("web".into(), settings(limits)))
+    }
+
+    /// So long that only a wake-up that is lost meets it.
+    const NEVER: Duration = Duration::from_mins(10);
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn nobody_who_waits_is_forgotten() {
+        let limits = Limits {
+            total: Some(5),
+            endpoint: Some(3),
+            queue: 1000,
+            queue_timeout: NEVER,
+            ..Limits::default()
+        };
+        let (group, open) = (group(limits), Arc::new(AtomicU32::new(0)));
+        let mut tasks = JoinSet::new();
+        for key in 0..1000 {
+            let (group, open) = (Arc::clone(&group), Arc::clone(&open));
+            tasks.spawn(async move {
+                let permit = group.admit(CLIENT, key, &[]).await.expect("a place");
+                assert!(open.fetch_add(1, SeqCst) < 5, "more than may");
+                if key % 3 == 0 {
+                    sleep(Duration::from_millis(1)).await;
+                } else {
+                    tokio::task::yield_now().await;
+                }
+                open.fetch_sub(1, SeqCst);
+                drop(permit);
+            });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            ended.expect("a connection");
+        }
+        assert_eq!((group.queue.length(), group.lock().live()), (0, 0));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_wider_limit_lets_all_in_who_fit() {
+        let mut limits = Limits {
+            total: Some(1),
+            queue_timeout: NEVER,
+            ..Limits::default()
+        };
+        let group = group(limits);
+        let mut tasks = JoinSet::new();
+        for key in 0..10 {
+            let group = Arc::clone(&group);
+            // Each keeps its place: only the reload makes room.
+            tasks.spawn(async move { group.admit(CLIENT, key, &[]).await.map(std::mem::forget) });
+        }
+        while group.queue.length() < 9 {
+            sleep(Duration::from_millis(1)).await;
+        }
+        limits.total = Some(10);
+        group.change(&settings(limits));
+        while let Some(ended) = tasks.join_next().await {
+            ended.expect("no panic").expect("a place");
+        }
+        assert_eq!(group.lock().live(), 10);
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_leaves_its_place() {
+        let limits = Limits {
+            total: Some(1),
+            queue: 2,
+            queue_timeout: Duration::from_millis(20),
+            ..Limits::default()
+        };
+        let group = group(limits);
+        let held = group.admit(CLIENT, 0, &[]).await.expect("a place");
+        let (first, second) =
+            tokio::join!(group.admit(CLIENT, 1, &[]), group.admit(CLIENT, 2, &[]));
+        for refused in [first, second] {
+            let error = refused.expect_err("no room");
+            assert_eq!(error, Refusal::QueueTimeout(limits.queue_timeout));
+        }
+        assert_eq!(group.queue.length(), 0);
+        drop(held);
+        group.admit(CLIENT, 3, &[]).await.expect("a place again");
+    }
+}
