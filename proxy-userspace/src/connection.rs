@@ -1,19 +1,20 @@
 //! One connection, from accept to its close record, whichever role it is in. Read it top to bottom.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::SystemTime,
 };
 
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     clock,
     close::CloseReason,
     group::{Asked, Group, Permit},
     origin::{self, App, Origin, Rejected},
-    proxy_protocol::UniqueId,
+    proxy_protocol::{self, UniqueId},
     record::{ByPath, CloseRecord, comm_text},
     relay::{
         Ended, Path, Progress, Reason, Relay, Side, Turn,
@@ -73,6 +74,7 @@ struct Destination {
     peer: Option<SocketAddr>,
     endpoint: Option<String>,
     attempts: u32,
+    is_announced: bool,
     unique_id: Option<UniqueId>,
     /// Counts it as long as it lives.
     permit: Option<Permit>,
@@ -81,13 +83,17 @@ struct Destination {
 impl Flow<'_> {
     /// Dials and relays. Whatever goes wrong, the app sees a reset and never an orderly end.
     async fn run(&mut self, mut downstream: TcpStream) -> (CloseReason, Option<String>) {
-        let upstream = match self.dial().await {
+        let mut upstream = match self.dial().await {
             Ok(upstream) => upstream,
             Err((reason, error)) => {
                 socket::reset(downstream);
                 return (reason, error);
             }
         };
+        if let Err(error) = self.introduce(&mut upstream).await {
+            socket::reset(downstream);
+            return (CloseReason::UpstreamReset, Some(error.to_string()));
+        }
         let mut relay = Relay::new(Arc::clone(&self.progress), self.worker.shared.idle_timeout)
             .with_paths(Arc::clone(&self.worker.shared.paths));
         let mut obstacle = None;
@@ -133,6 +139,24 @@ impl Flow<'_> {
             ended.reason,
             ended.first_error.map(|error| error.to_string()),
         )
+    }
+
+    /// Tells the service who the client is, if the rule says so and the group has not done it.
+    async fn introduce(&self, upstream: &mut UpstreamStream) -> io::Result<()> {
+        let Origin {
+            route,
+            client,
+            orig_dst,
+            ..
+        } = &self.origin;
+        match route.send_proxy.filter(|_| !self.reached.is_announced) {
+            None => Ok(()),
+            Some(version) => {
+                let header = proxy_protocol::header(version, *client, *orig_dst, None);
+                upstream.write_all(&header).await?;
+                upstream.flush().await
+            }
+        }
     }
 
     /// Opens the shortcut, if the rule asks for it.
@@ -228,6 +252,7 @@ impl Flow<'_> {
                     peer: reached.peer,
                     endpoint: Some(reached.permit.address().to_string()),
                     attempts: reached.attempts,
+                    is_announced: reached.is_announced,
                     unique_id: reached.unique_id,
                     permit: Some(reached.permit),
                 };

@@ -240,6 +240,7 @@ fn arrival_action(rule: &Reverse) -> Action {
     Action {
         verb: match rule.via {
             ReverseVia::Direct => verb::DIRECT,
+            _ if rule.steered_to().is_some() => verb::STEER,
             ReverseVia::Refuse => verb::REFUSE,
             ReverseVia::Original | ReverseVia::Address(_) | ReverseVia::Upstream(_) => verb::RELAY,
         },

@@ -8,6 +8,7 @@ mod calibrator;
 mod keeper;
 mod needs;
 mod status;
+mod steer;
 
 use std::{
     convert::Infallible,
@@ -272,6 +273,7 @@ impl Proxy {
             keeper.keep(groups.clone());
         }
         self.groups = groups;
+        self.steer(policy.reverse);
         self.hook_arrivals()
     }
 

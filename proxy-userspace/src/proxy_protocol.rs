@@ -5,4 +5,4 @@ mod receive;
 mod send;
 
 pub(crate) use self::receive::receive;
-pub use self::send::{UniqueId, Version, header, own_header};
+pub use self::send::{UniqueId, header, own_header};

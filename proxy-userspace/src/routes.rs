@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::{
     group::{Group, Groups},
     policy::{Compiled, memory::MemoryTables},
-    rule::{PathChoice, Reverse, ReverseVia, Rule, Via},
+    rule::{PathChoice, ProxyHeader, Reverse, ReverseVia, Rule, Via},
     upstream::Upstream,
 };
 
@@ -34,6 +34,8 @@ pub struct Route {
     pub destination: Option<SocketAddr>,
     /// Senders whose connections begin with a PROXY header.
     pub accept_proxy: Arc<[IpNet]>,
+    /// How whoever is connected to is told who the client is, if it is.
+    pub send_proxy: Option<ProxyHeader>,
     /// How bytes are moved.
     pub path: PathChoice,
 }
@@ -71,6 +73,7 @@ pub fn table(
             group: groups.get(name).cloned(),
             destination: None,
             accept_proxy: Arc::default(),
+            send_proxy: None,
             path: rule.path,
         })),
     };
@@ -103,6 +106,7 @@ pub fn arrivals(
             group,
             destination,
             accept_proxy: rule.accept_proxy.as_slice().into(),
+            send_proxy: rule.send_proxy,
             path: rule.path,
         }))
     };
@@ -205,7 +209,9 @@ impl Routes {
         newest_first
             .filter_map(|generation| generation.arrivals.as_deref())
             .find_map(|(tables, routes)| match select(tables, arrival) {
-                Decision::Selected(rule, action) if action.verb == verb::RELAY => {
+                Decision::Selected(rule, action)
+                    if action.verb == verb::RELAY || action.verb == verb::STEER =>
+                {
                     routes.get(rule.index as usize)?.clone()
                 }
                 _ => None,
@@ -231,6 +237,7 @@ mod tests {
             group: None,
             destination: None,
             accept_proxy: Arc::default(),
+            send_proxy: None,
             path: PathChoice::Auto,
         })])
     }

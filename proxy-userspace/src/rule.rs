@@ -14,7 +14,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-pub use reverse::{Listen, Reverse, ReverseVia};
+pub use reverse::{Listen, ProxyHeader, Reverse, ReverseVia};
 
 /// One `[[forward]]` rule. The first rule in file order whose [`Match`] holds decides.
 #[derive(Clone, Debug, PartialEq, Eq)]

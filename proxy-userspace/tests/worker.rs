@@ -91,6 +91,7 @@ impl Rig {
             group: None,
             destination: None,
             accept_proxy: Arc::default(),
+            send_proxy: None,
             path,
         };
         routes.publish(&Generation::new(

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use crate::{
     balance::Method,
     group::{Address, Limits, Member, Settings, Source},
-    proxy_protocol::Version,
+    rule::ProxyHeader,
 };
 
 use super::{
@@ -46,7 +46,7 @@ pub(super) fn read(
     let limits = limits(table, findings);
     let send_proxy = match table.get("send_proxy") {
         None => Some(None),
-        Some(value) => value.choice(&Version::ALL, findings).map(Some),
+        Some(value) => value.choice(&ProxyHeader::ALL, findings).map(Some),
     };
     if let (Some(method), Some(value)) = (method, slow_start)
         && method.hashes()

@@ -10,9 +10,9 @@ use ipnet::IpNet;
 
 use crate::{
     group::Settings,
-    proxy_protocol::Version,
     rule::{
-        Calibrate, FailMode, Listen, Match, PathChoice, Reverse, ReverseVia, Rule, Selector, Via,
+        Calibrate, FailMode, Listen, Match, PathChoice, ProxyHeader, Reverse, ReverseVia, Rule,
+        Selector, Via,
     },
     upstream::{Hop, Host, Scheme, Upstream},
 };
@@ -183,7 +183,7 @@ fn group(group: &Settings) -> String {
         lines.push(format!("queue of {queue}, {timeout}"));
     }
     if let Some(version) = group.send_proxy {
-        let name = Version::ALL
+        let name = ProxyHeader::ALL
             .into_iter()
             .find(|(_, known)| *known == version);
         lines.extend(name.map(|(name, _)| format!("PROXY protocol {name}")));
@@ -285,7 +285,7 @@ fn arrivals(rule: &Reverse) -> String {
         values("PROXY header from", &senders, destination),
     ];
     let mut parts: Vec<String> = parts.into_iter().flatten().collect();
-    parts.push(match &rule.via {
+    let mut last = match &rule.via {
         ReverseVia::Direct => "-> direct".to_owned(),
         ReverseVia::Refuse => "-> refuse".to_owned(),
         ReverseVia::Original => relayed(
@@ -293,9 +293,19 @@ fn arrivals(rule: &Reverse) -> String {
             rule.path,
             rule.on_relay_failure,
         ),
+        ReverseVia::Address(to) if rule.steer => {
+            let relayed = relayed(&to.to_string(), rule.path, rule.on_relay_failure);
+            format!("{relayed}, steered where its listener is known")
+        }
         ReverseVia::Address(to) => relayed(&to.to_string(), rule.path, rule.on_relay_failure),
         ReverseVia::Upstream(name) => relayed(name, rule.path, rule.on_relay_failure),
+    };
+    last.push_str(match rule.send_proxy {
+        None => "",
+        Some(ProxyHeader::V1) => ", with a PROXY header of version 1",
+        Some(ProxyHeader::V2) => ", with a PROXY header of version 2",
     });
+    parts.push(last);
     parts.join("\n")
 }
 

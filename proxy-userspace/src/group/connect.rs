@@ -22,6 +22,7 @@ use crate::{
     },
     close::CloseReason,
     proxy_protocol::{self, UniqueId},
+    rule::ProxyHeader,
     upstream::{Connected, DialError, Dialer, Target, Timings, UpstreamStream},
 };
 
@@ -50,6 +51,8 @@ pub struct Reached {
     pub timings: Timings,
     /// Endpoints that were tried, this one included.
     pub attempts: u32,
+    /// Whether it was told who connects.
+    pub is_announced: bool,
     /// What the endpoint was told that the connection is called.
     pub unique_id: Option<UniqueId>,
 }
@@ -105,6 +108,7 @@ impl Group {
                         peer: connected.peer,
                         timings: connected.timings,
                         attempts: attempts + 1,
+                        is_announced: settings.send_proxy.is_some(),
                         unique_id,
                     });
                 }
@@ -149,14 +153,13 @@ async fn attempt(
     let Some(version) = settings.send_proxy else {
         return Ok((connected, None));
     };
-    let unique_id = UniqueId::new();
-    let header = proxy_protocol::header(version, asked.client, asked.orig_dst, &unique_id);
+    // The text of version 1 has no room for one.
+    let unique_id = (version == ProxyHeader::V2).then(UniqueId::new);
+    let id = unique_id.as_ref();
+    let header = proxy_protocol::header(version, asked.client, asked.orig_dst, id);
     let rest = limit.saturating_sub(begun.elapsed());
     match timeout(rest, connected.stream.write_all(&header)).await {
-        Ok(Ok(())) => {
-            let unique_id = version.carries_tlvs().then_some(unique_id);
-            Ok((connected, unique_id))
-        }
+        Ok(Ok(())) => Ok((connected, unique_id)),
         Ok(Err(source)) => Err(DialError::Announce {
             target: Target::Endpoint(address.to_string()),
             source,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{check::Check, health::HealthRules};
-use crate::{balance::Method, proxy_protocol::Version};
+use crate::{balance::Method, rule::ProxyHeader};
 
 /// A group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Settings {
     /// How many connections there may be.
     pub limits: Limits,
     /// The header that endpoints want before the first byte.
-    pub send_proxy: Option<Version>,
+    pub send_proxy: Option<ProxyHeader>,
     /// Limit for reaching an endpoint, all attempts together.
     pub connect_timeout: Duration,
 }

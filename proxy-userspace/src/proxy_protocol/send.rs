@@ -13,25 +13,7 @@ use std::{
 
 use ppp::{v1, v2};
 
-/// How the header is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
-    /// One line of text.
-    V1,
-    /// Binary, with more than addresses.
-    V2,
-}
-
-impl Version {
-    /// Both with their names in configurations.
-    pub const ALL: [(&'static str, Self); 2] = [("v1", Self::V1), ("v2", Self::V2)];
-
-    /// Whether the header has room for a [`UniqueId`].
-    #[must_use]
-    pub const fn carries_tlvs(self) -> bool {
-        matches!(self, Self::V2)
-    }
-}
+use crate::rule::ProxyHeader;
 
 /// What a connection is called, at the server as in our close record (`PP2_TYPE_UNIQUE_ID`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,34 +51,38 @@ impl fmt::Display for UniqueId {
 /// they are; of two families, as no header can have them, IPv4 becomes IPv4-mapped.
 #[must_use]
 pub fn header(
-    version: Version,
+    version: ProxyHeader,
     client: SocketAddr,
     destination: SocketAddr,
-    unique_id: &UniqueId,
+    unique_id: Option<&UniqueId>,
 ) -> Vec<u8> {
     let (client, destination) = of_one_family(client, destination);
     match version {
-        Version::V1 => v1::Addresses::from((client, destination))
+        ProxyHeader::V1 => v1::Addresses::from((client, destination))
             .to_string()
             .into_bytes(),
-        Version::V2 => v2::Builder::with_addresses(
-            v2::Version::Two | v2::Command::Proxy,
-            v2::Protocol::Stream,
-            (client, destination),
-        )
-        .write_tlv(v2::Type::UniqueId, unique_id.0.as_bytes())
-        .and_then(v2::Builder::build)
-        // It fails for more than 64 KiB only.
-        .unwrap_or_default(),
+        ProxyHeader::V2 => {
+            let builder = v2::Builder::with_addresses(
+                v2::Version::Two | v2::Command::Proxy,
+                v2::Protocol::Stream,
+                (client, destination),
+            );
+            let named = match unique_id {
+                Some(id) => builder.write_tlv(v2::Type::UniqueId, id.0.as_bytes()),
+                None => Ok(builder),
+            };
+            // It fails for more than 64 KiB only.
+            named.and_then(v2::Builder::build).unwrap_or_default()
+        }
     }
 }
 
 /// The header for a connection of our own, which is nobody's: a check.
 #[must_use]
-pub fn own_header(version: Version) -> Vec<u8> {
+pub fn own_header(version: ProxyHeader) -> Vec<u8> {
     match version {
-        Version::V1 => v1::Addresses::Unknown.to_string().into_bytes(),
-        Version::V2 => v2::Builder::with_addresses(
+        ProxyHeader::V1 => v1::Addresses::Unknown.to_string().into_bytes(),
+        ProxyHeader::V2 => v2::Builder::with_addresses(
             v2::Version::Two | v2::Command::Local,
             v2::Protocol::Unspecified,
             v2::Addresses::Unspecified,
@@ -135,7 +121,12 @@ mod tests {
 
     fn text(client: &str, destination: &str) -> String {
         let id = UniqueId::new();
-        let header = header(Version::V1, address(client), address(destination), &id);
+        let header = header(
+            ProxyHeader::V1,
+            address(client),
+            address(destination),
+            Some(&id),
+        );
         String::from_utf8(header).unwrap()
     }
 
@@ -163,10 +154,10 @@ mod tests {
     fn version_2_has_addresses_and_the_unique_id() {
         let id = UniqueId(String::from("ab-1"));
         let v4 = header(
-            Version::V2,
+            ProxyHeader::V2,
             address("192.0.2.1:5000"),
             address("198.51.100.7:443"),
-            &id,
+            Some(&id),
         );
         // Byte by byte from the specification, not from the crate that wrote it.
         let expected = [
@@ -178,19 +169,19 @@ mod tests {
         .concat();
         assert_eq!(v4, expected);
         let v6 = header(
-            Version::V2,
+            ProxyHeader::V2,
             address("[2001:db8::1]:1"),
             address("192.0.2.1:2"),
-            &id,
+            Some(&id),
         );
         assert_eq!(&v6[12..16], [0x21, 0x21, 0, 36 + 7]);
     }
 
     #[test]
     fn a_check_is_nobodys_connection() {
-        assert_eq!(own_header(Version::V1), b"PROXY UNKNOWN\r\n");
+        assert_eq!(own_header(ProxyHeader::V1), b"PROXY UNKNOWN\r\n");
         let local = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
-        assert_eq!(own_header(Version::V2), local);
+        assert_eq!(own_header(ProxyHeader::V2), local);
     }
 
     #[test]

@@ -121,12 +121,14 @@ fn rule() -> impl Strategy<Value = Reverse> {
             via,
             connect_timeout: Duration::from_secs(1),
             accept_proxy: Vec::new(),
+            send_proxy: None,
             on_relay_failure: if refuse {
                 FailMode::Refuse
             } else {
                 FailMode::Direct
             },
             path: PathChoice::Auto,
+            steer: false,
         })
 }
 
@@ -181,8 +183,10 @@ fn listening(listen: Vec<Listen>) -> Reverse {
         via: ReverseVia::Original,
         connect_timeout: Duration::from_secs(1),
         accept_proxy: Vec::new(),
+        send_proxy: None,
         on_relay_failure: FailMode::Direct,
         path: PathChoice::Auto,
+        steer: false,
     }
 }
 
