@@ -48,7 +48,7 @@ impl fmt::Display for UniqueId {
 }
 
 /// The header for a connection from `client` to `destination`. IPv4-mapped addresses are written as the IPv4 addresses
-/// they are; of two families, as no header can have them, IPv4 becomes IPv4-mapped.
+/// they are; of two families, as no header can have them, IPv4 becomes IPv4-mapped. Version 1 has no room for a [`UniqueId`].
 #[must_use]
 pub fn header(
     version: ProxyHeader,
