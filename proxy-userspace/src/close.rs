@@ -37,11 +37,19 @@ pub enum CloseReason {
     OutOfResources,
     /// A trusted sender's PROXY header was missing, malformed or late.
     SenderProtocol,
+    /// Its source had as many connections to the group as it may have.
+    SourceLimit,
+    /// As many waited for an endpoint of the group as may.
+    QueueFull,
+    /// No endpoint of the group had room in time.
+    QueueTimeout,
+    /// The group has no endpoint: its names stand for none.
+    NoEndpoint,
 }
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::Done,
         Self::DownstreamReset,
         Self::UpstreamReset,
@@ -58,6 +66,10 @@ impl CloseReason {
         Self::RuleGone,
         Self::OutOfResources,
         Self::SenderProtocol,
+        Self::SourceLimit,
+        Self::QueueFull,
+        Self::QueueTimeout,
+        Self::NoEndpoint,
     ];
 
     /// The stable name in logs, records and counters.
@@ -80,6 +92,10 @@ impl CloseReason {
             Self::RuleGone => "rule_gone",
             Self::OutOfResources => "out_of_resources",
             Self::SenderProtocol => "sender_protocol",
+            Self::SourceLimit => "source_limit",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
+            Self::NoEndpoint => "no_endpoint",
         }
     }
 }

@@ -7,13 +7,14 @@ use std::{
     time::SystemTime,
 };
 
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     clock,
     close::CloseReason,
+    group::{Asked, Group, Permit},
     origin::{self, App, Origin, Rejected},
-    proxy_protocol,
+    proxy_protocol::{self, UniqueId},
     record::{ByPath, CloseRecord, comm_text},
     relay::{
         Ended, Path, Progress, Reason, Relay, Side, Turn,
@@ -22,7 +23,7 @@ use crate::{
     rule::PathChoice,
     shared::Worker,
     socket,
-    upstream::{Connected, Timings, UpstreamStream},
+    upstream::{Timings, UpstreamStream},
 };
 
 /// Takes an accepted connection to its end.
@@ -46,7 +47,7 @@ pub(crate) async fn serve(
         worker,
         origin,
         progress: Arc::new(Progress::default()),
-        peer: None,
+        reached: Destination::default(),
         reason: None,
         timings: Timings::default(),
     };
@@ -60,10 +61,23 @@ struct Flow<'a> {
     worker: &'a Worker,
     origin: Origin,
     progress: Arc<Progress>,
-    peer: Option<SocketAddr>,
+    reached: Destination,
     /// Why it is not on a better path.
     reason: Option<Reason>,
     timings: Timings,
+}
+
+/// Where a connection was brought to.
+#[derive(Default)]
+struct Destination {
+    is_reached: bool,
+    peer: Option<SocketAddr>,
+    endpoint: Option<String>,
+    attempts: u32,
+    is_announced: bool,
+    unique_id: Option<UniqueId>,
+    /// Counts it as long as it lives.
+    permit: Option<Permit>,
 }
 
 impl Flow<'_> {
@@ -76,17 +90,17 @@ impl Flow<'_> {
                 return (reason, error);
             }
         };
-        if let Err(error) = self.introduce(&mut upstream.stream).await {
+        if let Err(error) = self.introduce(&mut upstream).await {
             socket::reset(downstream);
             return (CloseReason::UpstreamReset, Some(error.to_string()));
         }
         let mut relay = Relay::new(Arc::clone(&self.progress), self.worker.shared.idle_timeout)
             .with_paths(Arc::clone(&self.worker.shared.paths));
         let mut obstacle = None;
-        match self.lane(&upstream.stream) {
+        match self.lane(&upstream) {
             Ok(Some(mut lane)) => {
                 if self.origin.route.path == PathChoice::ShortcutBothWays {
-                    obstacle = self.open_replies(&mut lane, &upstream.stream).err();
+                    obstacle = self.open_replies(&mut lane, &upstream).err();
                 }
                 relay.take_shortcut(lane);
             }
@@ -94,12 +108,8 @@ impl Flow<'_> {
             Err(why) => obstacle = Some(why),
         }
         let mut stop = self.worker.stop.clone();
-        let relayed = relay_to_end(
-            &mut relay,
-            self.origin.route.path,
-            &mut downstream,
-            upstream.stream,
-        );
+        let path = self.origin.route.path;
+        let relayed = relay_to_end(&mut relay, path, &mut downstream, upstream);
         let (ended, upstream) = tokio::select! {
             relayed = relayed => relayed,
             _ = stop.wait_for(|stop| *stop) => {
@@ -113,7 +123,7 @@ impl Flow<'_> {
         if ended.must_reset() {
             socket::reset(downstream);
             if let Some(upstream) = upstream {
-                socket::reset(upstream.into_tcp());
+                upstream.reset();
             }
         } else {
             tokio::select! {
@@ -122,7 +132,7 @@ impl Flow<'_> {
             }
             socket::end_orderly(&downstream);
             if let Some(upstream) = &upstream {
-                socket::end_orderly(upstream.tcp());
+                upstream.end_orderly();
             }
         }
         (
@@ -131,7 +141,7 @@ impl Flow<'_> {
         )
     }
 
-    /// Tells the service who the client is, if the rule says so.
+    /// Tells the service who the client is, if the rule says so and the group has not done it.
     async fn introduce(&self, upstream: &mut UpstreamStream) -> io::Result<()> {
         let Origin {
             route,
@@ -139,9 +149,13 @@ impl Flow<'_> {
             orig_dst,
             ..
         } = &self.origin;
-        match route.send_proxy {
+        match route.send_proxy.filter(|_| !self.reached.is_announced) {
             None => Ok(()),
-            Some(version) => proxy_protocol::send(upstream, version, *client, *orig_dst).await,
+            Some(version) => {
+                let header = proxy_protocol::header(version, *client, *orig_dst, None);
+                upstream.write_all(&header).await?;
+                upstream.flush().await
+            }
         }
     }
 
@@ -184,40 +198,86 @@ impl Flow<'_> {
             })
     }
 
-    async fn dial(&mut self) -> Result<Connected, (CloseReason, Option<String>)> {
-        let Origin {
-            route, orig_dst, ..
-        } = &self.origin;
-        let destination = route.destination.unwrap_or(*orig_dst);
+    async fn dial(&mut self) -> Result<UpstreamStream, (CloseReason, Option<String>)> {
         let mut stop = self.worker.stop.clone();
         let dialled = tokio::select! {
-            dialled = self.worker.dialer.dial(&route.upstream, destination) => dialled,
+            dialled = self.dial_upstream() => dialled,
             _ = stop.wait_for(|stop| *stop) => return Err((CloseReason::Shutdown, None)),
         };
-        match dialled {
-            Ok(connected) => {
-                self.peer = Some(connected.peer);
-                self.timings = connected.timings;
-                Ok(connected)
+        dialled.map_err(|(reason, text)| {
+            if self.worker.may_warn(reason.label()) {
+                tracing::warn!(
+                    rule = &*self.origin.route.rule,
+                    upstream = &*self.origin.route.upstream.name,
+                    destination = %self.destination(),
+                    "{text}"
+                );
             }
-            Err(error) => {
-                let reason = error.close_reason();
-                let text = error.with_causes();
-                if self.worker.may_warn(reason.label()) {
-                    tracing::warn!(
-                        rule = &*route.rule,
-                        upstream = &*route.upstream.name,
-                        %destination,
-                        "{text}"
-                    );
-                }
-                Err((reason, Some(text)))
+            (reason, Some(text))
+        })
+    }
+
+    async fn dial_upstream(&mut self) -> Result<UpstreamStream, (CloseReason, String)> {
+        if let Some(group) = self.origin.route.group.clone() {
+            // Boxed: it holds more than the direct path, which most connections take.
+            return Box::pin(self.dial_group(&group)).await;
+        }
+        let upstream = &self.origin.route.upstream;
+        let dialled = self.worker.dialer.dial(upstream, self.destination());
+        let connected = dialled
+            .await
+            .map_err(|error| (error.close_reason(), error.with_causes()))?;
+        self.timings = connected.timings;
+        self.reached = Destination {
+            is_reached: true,
+            peer: connected.peer,
+            ..Destination::default()
+        };
+        Ok(connected.stream)
+    }
+
+    async fn dial_group(
+        &mut self,
+        group: &Arc<Group>,
+    ) -> Result<UpstreamStream, (CloseReason, String)> {
+        let asked = Asked {
+            client: self.origin.client,
+            orig_dst: self.origin.orig_dst,
+        };
+        match group.connect(&self.worker.dialer, &asked).await {
+            Ok(reached) => {
+                self.timings = reached.timings;
+                self.reached = Destination {
+                    is_reached: true,
+                    peer: reached.peer,
+                    endpoint: Some(reached.permit.address().to_string()),
+                    attempts: reached.attempts,
+                    is_announced: reached.is_announced,
+                    unique_id: reached.unique_id,
+                    permit: Some(reached.permit),
+                };
+                Ok(reached.stream)
+            }
+            Err(failure) => {
+                self.reached = Destination {
+                    endpoint: failure.endpoint.map(|endpoint| endpoint.to_string()),
+                    attempts: failure.attempts,
+                    ..Destination::default()
+                };
+                Err((failure.reason, failure.text))
             }
         }
     }
 
+    fn destination(&self) -> SocketAddr {
+        let origin = &self.origin;
+        origin.route.destination.unwrap_or(origin.orig_dst)
+    }
+
     /// Counts and records the end.
-    fn finish(&self, reason: CloseReason, error: Option<&str>) {
+    fn finish(&mut self, reason: CloseReason, error: Option<&str>) {
+        // Whoever sees the end of it may take its place.
+        self.reached.permit = None;
         let progress = &self.progress;
         self.worker.shared.stats.count_close(reason);
         self.worker.shared.stats.count_moved(progress);
@@ -243,8 +303,11 @@ impl Flow<'_> {
             sender: origin.sender,
             orig_dst: Some(origin.orig_dst),
             upstream: Some(&origin.route.upstream.name),
-            peer: self.peer,
-            path: self.peer.map(|_| progress.path().label()),
+            peer: self.reached.peer,
+            endpoint: self.reached.endpoint.as_deref(),
+            attempts: self.reached.attempts,
+            unique_id: self.reached.unique_id.as_ref().map(UniqueId::as_str),
+            path: self.reached.is_reached.then(|| progress.path().label()),
             path_reason: self.reason.map(Reason::label),
             up: progress.up(),
             down: progress.down(),
@@ -286,7 +349,7 @@ async fn relay_to_end(
                 Ok(tcp) => UpstreamStream::Tcp(tcp),
                 Err(ended) => return (ended, None),
             },
-            tls @ UpstreamStream::Tls(_) => tls,
+            other @ (UpstreamStream::Tls(_) | UpstreamStream::Unix(_)) => other,
         };
     }
 }
@@ -306,7 +369,7 @@ impl Side for UpstreamStream {
     fn plain(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(tcp) => Some(tcp),
-            Self::Tls(_) => None,
+            Self::Tls(_) | Self::Unix(_) => None,
         }
     }
 }

@@ -12,6 +12,7 @@ use proxy_common::{Arrival, Decision, RuleRef, select, verb};
 use thiserror::Error;
 
 use crate::{
+    group::{Group, Groups},
     policy::{Compiled, memory::MemoryTables},
     rule::{PathChoice, ProxyHeader, Reverse, ReverseVia, Rule, Via},
     upstream::Upstream,
@@ -27,6 +28,8 @@ pub struct Route {
     pub rule: Arc<str>,
     /// By way of what.
     pub upstream: Arc<Upstream>,
+    /// Who says where to instead, if it is a group.
+    pub group: Option<Arc<Group>>,
     /// Where to, if not to where they were going.
     pub destination: Option<SocketAddr>,
     /// Senders whose connections begin with a PROXY header.
@@ -57,12 +60,17 @@ pub type Upstreams = BTreeMap<Arc<str>, Arc<Upstream>>;
 ///
 /// # Errors
 /// When a rule names one that does not exist.
-pub fn table(rules: &[Rule], upstreams: &Upstreams) -> Result<RouteTable, UnknownUpstream> {
+pub fn table(
+    rules: &[Rule],
+    upstreams: &Upstreams,
+    groups: &Groups,
+) -> Result<RouteTable, UnknownUpstream> {
     let route = |rule: &Rule| match &rule.via {
         Via::Direct | Via::Refuse => Ok(None),
         Via::Upstream(name) => Ok(Some(Route {
             rule: Arc::clone(&rule.name),
             upstream: named(upstreams, name, &rule.name)?,
+            group: groups.get(name).cloned(),
             destination: None,
             accept_proxy: Arc::default(),
             send_proxy: None,
@@ -76,7 +84,11 @@ pub fn table(rules: &[Rule], upstreams: &Upstreams) -> Result<RouteTable, Unknow
 ///
 /// # Errors
 /// When a rule names one that does not exist.
-pub fn arrivals(rules: &[Reverse], upstreams: &Upstreams) -> Result<RouteTable, UnknownUpstream> {
+pub fn arrivals(
+    rules: &[Reverse],
+    upstreams: &Upstreams,
+    groups: &Groups,
+) -> Result<RouteTable, UnknownUpstream> {
     let route = |rule: &Reverse| {
         let (upstream, destination) = match &rule.via {
             ReverseVia::Direct | ReverseVia::Refuse => return Ok(None),
@@ -84,9 +96,14 @@ pub fn arrivals(rules: &[Reverse], upstreams: &Upstreams) -> Result<RouteTable, 
             ReverseVia::Address(to) => (unnamed(to.to_string().into(), rule), Some(*to)),
             ReverseVia::Upstream(name) => (named(upstreams, name, &rule.name)?, None),
         };
+        let group = match &rule.via {
+            ReverseVia::Upstream(name) => groups.get(name).cloned(),
+            _ => None,
+        };
         Ok(Some(Route {
             rule: Arc::clone(&rule.name),
             upstream,
+            group,
             destination,
             accept_proxy: rule.accept_proxy.as_slice().into(),
             send_proxy: rule.send_proxy,
@@ -217,6 +234,7 @@ mod tests {
         Arc::new([Some(Route {
             rule: name.into(),
             upstream,
+            group: None,
             destination: None,
             accept_proxy: Arc::default(),
             send_proxy: None,
