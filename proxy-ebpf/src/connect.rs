@@ -24,8 +24,9 @@ use proxy_common::{
 
 use crate::{
     globals::{self, has_shortcut},
-    maps::{HEARTBEAT, OURS, RECORDS_FULL, RELAY, SOCKETS, count, mptcp_socket_of},
+    maps::{OURS, RECORDS_FULL, RELAY, SOCKETS, count, mptcp_socket_of},
     policy::{Connector, KernelTables},
+    relay::{is_alive, is_listener, is_taken},
     version::Version,
 };
 
@@ -124,23 +125,6 @@ pub fn is_own(ctx: &SockAddrContext) -> bool {
     !unsafe { OURS.get_ptr_mut(ctx) }.is_null()
 }
 
-/// Whether the daemon whose place we take has sent the connection to its own listener: while both are attached its hooks run
-/// before ours. It has counted it, too.
-#[inline(always)]
-pub fn is_taken(ctx: &SockAddrContext, addr: &Addr, port: BePort) -> bool {
-    RELAY
-        .get(relay::PREDECESSOR)
-        .is_some_and(|relay| is_listener(ctx, relay, addr, port))
-}
-
-/// Whether a destination is one of our listeners, which are on the loopback of one network namespace only.
-#[inline(always)]
-pub fn is_listener(ctx: &SockAddrContext, relay: &Relay, addr: &Addr, port: BePort) -> bool {
-    relay.listens_on(addr, port)
-        // SAFETY: a plain helper call.
-        && unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == relay.netns_cookie
-}
-
 /// Remembers the connection on its socket, then points the call at the listener.
 #[inline(always)]
 fn to_relay(
@@ -219,14 +203,6 @@ fn fill(socket: &mut Socket, family: u16, rule: RuleRef, addr: Addr, port: BePor
     // SAFETY: no arguments, a plain number out.
     record.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
     record.comm = bpf_get_current_comm().unwrap_or_default();
-}
-
-/// Whether the relay gave a sign of life within the timeout.
-#[inline(always)]
-pub fn is_alive(relay: &Relay, now: u64) -> bool {
-    let last = HEARTBEAT.get(0).map_or(0, |at| *at);
-    // The heartbeat may be written between our reading the clock and reading it: then it is in the future.
-    last != 0 && (last >= now || now - last < relay.heartbeat_timeout)
 }
 
 /// Unbinds the socket from its device (`SO_BINDTODEVICE`): the listener is reachable through loopback only.

@@ -8,9 +8,10 @@ use aya_ebpf::programs::SockAddrContext;
 use proxy_common::{Counter, Decision, decide, fail_mode, relay, verb};
 
 use crate::{
-    connect::{PROCEED, is_listener, is_own, is_taken, is_tcp, refuse},
+    connect::{PROCEED, is_own, is_tcp, refuse},
     maps::{RELAY, count},
     policy::{Connector, KernelTables},
+    relay::{is_listener, is_taken},
     version::Version,
 };
 

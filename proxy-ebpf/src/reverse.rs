@@ -14,10 +14,10 @@ use proxy_common::{
 };
 
 use crate::{
-    connect::is_alive,
     globals::has_ingress_interface,
     maps::{LISTENERS, OWN, RELAY, SERVICES, count},
     policy::KernelTables,
+    relay::is_alive,
 };
 
 /// Verdict of a `sk_lookup` program: use the listener that was assigned, or look for one as ever.

@@ -105,16 +105,15 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     }
 
     drop(admin);
-    match service.successor() {
+    if let Some(pid) = service.successor() {
         // The service manager follows that one, and must not hear that the service ends.
-        Some(pid) => tracing::info!(
+        tracing::info!(
             pid,
             "another culvert has taken over; open connections may finish"
-        ),
-        None => {
-            notify(&[NotifyState::Stopping]);
-            tracing::info!("detaching; open connections may finish");
-        }
+        );
+    } else {
+        notify(&[NotifyState::Stopping]);
+        tracing::info!("detaching; open connections may finish");
     }
     let drain_timeout = service.config().daemon.drain_timeout;
     tokio::select! {

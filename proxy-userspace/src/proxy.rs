@@ -5,6 +5,7 @@
 //! and `demo` are three ways to use it.
 
 mod calibrator;
+mod ending;
 mod keeper;
 mod needs;
 mod status;
@@ -18,16 +19,13 @@ use std::{
     num::NonZeroUsize,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use proxy_common::{BePort, Relay};
 use thiserror::Error;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::sync::watch;
 
 pub use self::needs::GuardNeeds;
 
@@ -135,9 +133,6 @@ impl ProxyError {
     }
 }
 
-/// Connections of the daemon that are no relayed ones: to name servers, and those that are being closed.
-const OWN_BESIDE: u32 = 4096;
-
 /// Connections that may wait in the kernel for each listener; capped by `net.core.somaxconn`.
 pub(crate) const BACKLOG: i32 = 4096;
 
@@ -193,7 +188,7 @@ impl Proxy {
         let features = Features::probe();
         let kernel = crate::intercept::Settings {
             max_pending: settings.max_pending,
-            max_own: own_connections(settings.max_connections),
+            max_own: ending::own_connections(settings.max_connections, predecessor),
             log_faults: settings.log_faults,
             overlap: Overlap::Cut,
         };
@@ -424,20 +419,6 @@ impl Proxy {
         }
     }
 
-    /// The daemon whose place we have taken has ended.
-    ///
-    /// # Errors
-    /// When the map cannot be written.
-    pub fn forget_predecessor(&mut self) -> Result<(), ProxyError> {
-        Ok(self.interceptor.forget_predecessor()?)
-    }
-
-    /// The process that has taken our place.
-    #[must_use]
-    pub fn successor(&self) -> Option<u32> {
-        self.interceptor.successor()
-    }
-
     /// What the relay counted.
     #[must_use]
     pub fn stats(&self) -> &Stats {
@@ -451,56 +432,7 @@ impl Proxy {
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, ProxyError> {
         Ok(self.interceptor.counters()?.read()?)
     }
-
-    /// Detaches, lets open connections finish until the deadline, resets the rest and waits for the workers.
-    pub async fn stop(mut self, drain_timeout: Duration) {
-        // The guard first: it would refuse what the other hooks no longer take.
-        if let Err(error) = self.interceptor.detach_guard() {
-            tracing::error!(%error, "a pin is left; `culvert detach` removes it");
-        }
-        self.interceptor.detach();
-        let now = Instant::now();
-        let deadline = now + drain_timeout;
-        // A handshake that has begun with us cannot go on with anybody else. Nor can a `connect()` that our hook has sent here
-        // and that has no port yet, which nothing shows; a takeover has to wait for that one, too.
-        let handshakes = if self.takes_arrivals || self.successor().is_some() {
-            now + HANDSHAKE
-        } else {
-            now
-        };
-        while (!self.is_idle() || Instant::now() < handshakes) && Instant::now() < deadline {
-            sleep(DRAIN_POLL).await;
-        }
-        let left = self.shared.stats.live.load(Relaxed);
-        if left > 0 {
-            tracing::warn!(
-                left,
-                "the drain timeout is over; resetting open connections"
-            );
-        }
-        self.stop.send_replace(true);
-        self.supervisor.join();
-        if let Some(keeper) = self.keeper {
-            keeper.join();
-        }
-    }
-
-    /// Whether no connection is open, and none waits to be accepted.
-    fn is_idle(&self) -> bool {
-        self.shared.stats.live.load(Relaxed) == 0
-            && self.pending.pending().is_ok_and(|pending| pending == 0)
-            && self
-                .listeners
-                .iter()
-                .all(|listener| socket::accept_queue(listener).is_ok_and(|waiting| waiting == 0))
-    }
 }
-
-/// How long a handshake may take that had begun when the proxy was told to stop.
-const HANDSHAKE: Duration = Duration::from_millis(500);
-
-/// How often a draining proxy looks whether it may end.
-const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 /// Rules with everything they refer to.
 #[derive(Clone, Copy, Debug)]
@@ -515,14 +447,6 @@ pub struct Rules<'a> {
     pub groups: &'a SettingsByName,
     /// What the names in the rules stand for.
     pub names: &'a Names,
-}
-
-/// How many connections of its own a daemon may have: to servers, as many again while a successor shares the table, and a few.
-fn own_connections(relayed: usize) -> u32 {
-    u32::try_from(relayed)
-        .unwrap_or(u32::MAX)
-        .saturating_mul(2)
-        .saturating_add(OWN_BESIDE)
 }
 
 /// As many listeners on one port as there are workers; the kernel spreads connections over them.

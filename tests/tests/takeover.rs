@@ -86,6 +86,21 @@ fn connections(rounds: &[Round]) -> usize {
     usize::try_from(made.sum::<u64>()).unwrap()
 }
 
+/// To be asked once its predecessor has ended, whose maps it held until then.
+fn assert_faultless(culvert: &Culvert<'_>) {
+    for counter in [
+        "loop",
+        "fail_listener",
+        "failed_direct",
+        "failed_refused",
+        "guard_refused",
+        "unpublished",
+        "unregistered",
+    ] {
+        assert_eq!(culvert.counter(counter), 0, "{counter}");
+    }
+}
+
 /// One daemon after the other under load. Each connection is relayed, once, by one of them.
 fn take_over_again_and_again(sandbox: &Sandbox, servers: &[Server], rules: &str) {
     const TAKEOVERS: usize = 3;
@@ -100,8 +115,9 @@ fn take_over_again_and_again(sandbox: &Sandbox, servers: &[Server], rules: &str)
         assert!(!last.has_said("STOPPING=1"));
         daemons.insert(0, last);
         daemons.push(next);
+        loads[0].await_rounds(3);
+        assert_faultless(daemons.last().unwrap());
     }
-    loads[0].await_rounds(3);
     let rounds: Vec<_> = loads.into_iter().flat_map(Load::finish).collect();
     let made = connections(&rounds);
     eventually("a record of each connection", || {

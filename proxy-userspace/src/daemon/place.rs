@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     future::pending,
+    io,
     os::fd::AsFd as _,
     path::Path,
     time::{Duration, Instant},
@@ -70,18 +71,17 @@ impl Place {
         match &predecessor {
             Some(found) => tracing::info!(pid = found.pid(), "taking over"),
             None if takeover => {
-                tracing::info!("no culvert serves the cgroup; nothing to take over")
+                tracing::info!("no culvert serves the cgroup; nothing to take over");
             }
             None => {}
         }
-        // SAFETY: a `Predecessor` keeps its one descriptor open until it is dropped, which the `AsyncFd` does.
-        let watch = |found| unsafe { AsyncFd::register_with_interest(found, Interest::READABLE) };
+        let predecessor = predecessor
+            .map(watch)
+            .transpose()
+            .context("cannot watch the process that is to be taken over from")?;
         Ok(Self {
             claim: Some(claim),
-            predecessor: predecessor
-                .map(watch)
-                .transpose()
-                .context("cannot watch the process that is to be taken over from")?,
+            predecessor,
         })
     }
 
@@ -130,6 +130,12 @@ impl Place {
         self.predecessor = None;
         tracing::info!(pid, "the culvert that was taken over from has ended");
     }
+}
+
+fn watch(predecessor: Predecessor) -> io::Result<AsyncFd<Predecessor>> {
+    // SAFETY: a `Predecessor` keeps its one descriptor open until it is dropped, which the `AsyncFd` does.
+    let watched = unsafe { AsyncFd::register_with_interest(predecessor, Interest::READABLE) };
+    Ok(watched?)
 }
 
 fn refuse_a_second(directory: &File, cgroup: &Path) -> Result<()> {

@@ -67,6 +67,7 @@ pub struct Predecessor {
     relays: Array<MapData, Relay>,
     shelf: Shelf,
     shared: Vec<&'static str>,
+    own_room: Option<u32>,
 }
 
 impl Predecessor {
@@ -108,13 +109,17 @@ impl Predecessor {
             relays,
             shelf: Shelf::new().map_err(failed("share the maps of"))?,
             shared: Vec::new(),
+            own_room: None,
         };
         let ours = map_of::<i32, u32>(program, names::OURS);
         found.share(names::OURS, ours)?;
         // Without this hook nothing is told by its tuple.
         let taken = survey::arrivals_taken().into_iter();
         for (program, _) in taken.filter(|(_, holder)| holder.pid == pid).take(1) {
-            found.share(names::OWN, map_of::<OwnKey, u32>(program, names::OWN))?;
+            let own = map_of::<OwnKey, u32>(program, names::OWN);
+            let info = own.as_ref().and_then(|own| own.info().ok());
+            found.own_room = info.map(|info| info.max_entries());
+            found.share(names::OWN, own)?;
         }
         Ok(Some(found))
     }
@@ -142,6 +147,12 @@ impl Predecessor {
     #[must_use]
     pub(super) fn listens(&self) -> Relay {
         self.listens
+    }
+
+    /// How many connections the table has room for that is shared, if one is.
+    #[must_use]
+    pub fn own_room(&self) -> Option<u32> {
+        self.own_room
     }
 
     /// Its network namespace.
