@@ -41,6 +41,8 @@ pub struct Settings {
     pub arguments: Vec<String>,
     /// Its limit of open files, if not the test's.
     pub open_files: Option<u64>,
+    /// It runs in the cgroup of apps.
+    pub among_apps: bool,
     /// It takes the place of the daemon that runs.
     pub takeover: bool,
     /// It writes no close records.
@@ -108,7 +110,11 @@ impl<'a> Culvert<'a> {
             .expect("cannot make the notify socket non-blocking");
         let log = File::create(&files.log).expect("cannot make the log");
         write_private(&files.config, &config(sandbox, settings, &files, rules));
-        let mut command = sandbox.culvert_command();
+        let mut command = if settings.among_apps {
+            sandbox.culvert_command_among_apps()
+        } else {
+            sandbox.culvert_command()
+        };
         if let Some(limit) = settings.open_files {
             limit_files(&mut command, limit);
         }

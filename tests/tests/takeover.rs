@@ -156,7 +156,7 @@ fn what_apps_open_is_always_relayed_by_one_of_them() {
     take_over_again_and_again(&sandbox, &servers, &forward(&of));
 }
 
-/// A guard that knows nothing of the other daemon would refuse what that one relays: its listeners are selected, too.
+/// The daemons' own connections are selected, too.
 #[test]
 fn so_it_is_where_a_rule_selects_everything() {
     for mode in ["direct", "refuse"] {
@@ -181,6 +181,83 @@ fn what_arrives_is_always_relayed_by_one_of_them() {
     let modes = ["direct", "direct", "refuse", "refuse"];
     let of: Vec<_> = servers.iter().map(Server::address).zip(modes).collect();
     take_over_again_and_again(&sandbox, &servers, &reverse(&of));
+}
+
+/// Whether a process that stands still has been told to end.
+fn is_told(pid: u32) -> bool {
+    const SIGTERM: u64 = 1 << (15 - 1);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+    u64::from_str_radix(pending.unwrap().trim(), 16).unwrap() & SIGTERM != 0
+}
+
+/// While both are attached. The old one stands still, so that this lasts, and dials when the new one has been in force for long.
+#[test]
+fn what_the_old_one_takes_the_new_one_leaves_alone() {
+    let sandbox = Sandbox::new();
+    let v4 = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let v6 = sandbox.within(|| Server::echo((SERVER_V6, 0)));
+    let ports = format!("[{}, \"1024-65535\"]", v4.address().port());
+    // Everything, the listeners of the old one included, to be refused if it is not relayed, in both roles.
+    let rules = format!(
+        "[upstream.relay]\nurl = \"direct://\"\n\
+         [[forward]]\nname = \"all\"\nvia = \"relay\"\non_relay_failure = \"refuse\"\n\
+         match = {{ dest = [\"0.0.0.0/0\", \"::/0\", \"127.0.0.0/8\", \"::1\"], port = {ports} }}\n\
+         [[reverse]]\nname = \"site\"\nlisten = \"*:1024-65535\"\nvia = \"original\"\non_relay_failure = \"refuse\"\n"
+    );
+    let slow = Settings {
+        daemon: "drain_timeout = \"20s\"\nheartbeat_timeout = \"1m\"".to_owned(),
+        ..Settings::default()
+    };
+    for among_apps in [false, true] {
+        let mut old = sandbox.culvert_with(&slow, &rules);
+        let app = sandbox.app();
+        let outsider = App::start(&mut sandbox.outsider(culvert_tests::process::app_binary()));
+        old.freeze();
+        let new = Settings {
+            takeover: true,
+            among_apps,
+            ..slow.clone()
+        };
+        let new = sandbox.launch(&new, &rules);
+        eventually("word to the old one", || is_told(old.pid()).then_some(()));
+        let sockets: Vec<_> = [&app, &outsider]
+            .into_iter()
+            .flat_map(|from| [&v4, &v6].map(|server| (from, server.address())))
+            .map(|(from, address)| {
+                let socket = from.tcp(address);
+                socket.connect(address).unwrap();
+                assert_eq!(socket.peer(), Ok(address));
+                socket
+            })
+            .collect();
+        assert_faultless(&new);
+        old.thaw();
+        new.await_notice("READY=1");
+        for socket in sockets {
+            socket.exchange(1, 10_000).unwrap();
+            socket.shutdown().unwrap();
+            assert_eq!(socket.receive_all(), Ok(Vec::new()));
+        }
+        assert!(old.wait().success());
+        let roles: Vec<_> = old
+            .records()
+            .into_iter()
+            .map(|record| record.role)
+            .collect();
+        for role in ["forward", "reverse"] {
+            assert_eq!(
+                roles.iter().filter(|found| *found == role).count(),
+                2,
+                "{roles:?}"
+            );
+        }
+        assert_faultless(&new);
+        for counter in ["relayed", "arrived_relayed"] {
+            assert_eq!(new.counter(counter), 0, "{counter}");
+        }
+        assert!(new.records().is_empty());
+    }
 }
 
 #[test]

@@ -29,7 +29,8 @@ use super::{
 pub enum PredecessorError {
     /// Its programs are there, and it is not.
     #[error(
-        "a culvert serves this cgroup, but its process cannot be seen from here: start this one in the same process namespace"
+        "a culvert serves this cgroup, but its process cannot be seen from here, or is called otherwise: start this one in the same \
+         process namespace"
     )]
     Unseen,
     /// It is of a version that did not know of this, or of one that does it otherwise.
