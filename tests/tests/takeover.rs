@@ -262,7 +262,17 @@ fn what_the_old_one_takes_the_new_one_leaves_alone() {
 
 #[test]
 fn open_connections_finish_where_they_began() {
+    for bpffs in [false, true] {
+        finish_where_they_began(bpffs);
+    }
+}
+
+/// With a bpffs of the system the daemon gives up `CAP_SYS_ADMIN`.
+fn finish_where_they_began(bpffs: bool) {
     let sandbox = Sandbox::new();
+    if bpffs {
+        sandbox.mounts().mount_bpffs();
+    }
     let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
     let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
     let rules = everything("refuse");
