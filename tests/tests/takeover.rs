@@ -419,6 +419,25 @@ fn one_that_is_killed_while_it_starts_breaks_no_connection() {
     }
 }
 
+#[test]
+fn two_at_once_take_turns() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let rules = everything("refuse");
+    let mut old = sandbox.culvert_with(&settings(), &rules);
+    let load = Load::start(sandbox.app(), storm(&[server.address()]));
+    let mut new = [(); 2].map(|()| sandbox.launch(&successor(), &rules));
+    assert!(old.wait().success());
+    let first = eventually("the end of one of them", || {
+        new.iter().position(|culvert| !culvert.is_running())
+    });
+    assert!(new[first].wait().success(), "{}", new[first].log());
+    assert!(new[first].log().contains("another culvert has taken over"));
+    load.await_rounds(2);
+    connections(&load.finish());
+    assert!(new[1 - first].is_running());
+}
+
 fn status(sandbox: &Sandbox, admin: &Path) -> Option<serde_json::Value> {
     let mut command = sandbox.culvert_command();
     let asked = attempt(command.args(["status", "--json", "--admin"]).arg(admin));

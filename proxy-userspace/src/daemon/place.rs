@@ -1,19 +1,16 @@
 //! A cgroup is served by one daemon: nobody else is there, or gives it up.
 
 use std::{
-    fs::File,
+    fs::{File, TryLockError},
     future::pending,
     io,
     os::fd::AsFd as _,
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     time::sleep,
@@ -25,7 +22,7 @@ use crate::{
     service::Service,
 };
 
-/// How long a predecessor may take to detach.
+/// How long a predecessor may take to detach, and another daemon to begin.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often is looked.
 const POLL: Duration = Duration::from_millis(5);
@@ -33,7 +30,7 @@ const POLL: Duration = Duration::from_millis(5);
 /// Our place at a cgroup.
 pub(super) struct Place {
     /// Locked while a daemon begins there. Gone when we serve.
-    claim: Option<Flock<File>>,
+    claim: Option<File>,
     predecessor: Option<AsyncFd<Predecessor>>,
 }
 
@@ -53,19 +50,11 @@ impl Place {
                 predecessor: None,
             });
         };
-        let claim = Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(
-            |(_, error)| match error {
-                Errno::EWOULDBLOCK => anyhow::anyhow!(
-                    "another culvert begins to serve the cgroup {} at this moment; try again when it does",
-                    cgroup.display()
-                ),
-                error => anyhow::anyhow!("cannot lock the cgroup {}: {error}", cgroup.display()),
-            },
-        )?;
+        await_turn(&directory, cgroup);
         let predecessor = if takeover {
-            Predecessor::find(claim.as_fd())?
+            Predecessor::find(directory.as_fd())?
         } else {
-            refuse_a_second(&claim, cgroup)?;
+            refuse_a_second(&directory, cgroup)?;
             None
         };
         match &predecessor {
@@ -80,7 +69,7 @@ impl Place {
             .transpose()
             .context("cannot watch the process that is to be taken over from")?;
         Ok(Self {
-            claim: Some(claim),
+            claim: Some(directory),
             predecessor,
         })
     }
@@ -129,6 +118,19 @@ impl Place {
         let pid = predecessor.get_ref().pid();
         self.predecessor = None;
         tracing::info!(pid, "the culvert that was taken over from has ended");
+    }
+}
+
+/// Waits until no other daemon begins at a cgroup, and has others wait. Anybody may lock what he may read, so nobody is waited for
+/// for ever.
+fn await_turn(directory: &File, cgroup: &Path) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = directory.try_lock() {
+        if matches!(error, TryLockError::Error(_)) || Instant::now() > deadline {
+            tracing::warn!(%error, cgroup = %cgroup.display(), "cannot tell whether another culvert begins here, too");
+            return;
+        }
+        thread::sleep(POLL);
     }
 }
 
