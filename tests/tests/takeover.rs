@@ -198,7 +198,7 @@ fn what_the_old_one_takes_the_new_one_leaves_alone() {
     let v4 = sandbox.within(|| Server::echo((SERVER_V4, 0)));
     let v6 = sandbox.within(|| Server::echo((SERVER_V6, 0)));
     let ports = format!("[{}, \"1024-65535\"]", v4.address().port());
-    // Everything, the listeners of the old one included, to be refused if it is not relayed, in both roles.
+    // Everything, the listeners of the old one included, to be refused if it is not relayed, in both served.
     let rules = format!(
         "[upstream.relay]\nurl = \"direct://\"\n\
          [[forward]]\nname = \"all\"\nvia = \"relay\"\non_relay_failure = \"refuse\"\n\
@@ -240,16 +240,16 @@ fn what_the_old_one_takes_the_new_one_leaves_alone() {
             assert_eq!(socket.receive_all(), Ok(Vec::new()));
         }
         assert!(old.wait().success());
-        let roles: Vec<_> = old
+        let served: Vec<_> = old
             .records()
             .into_iter()
             .map(|record| record.role)
             .collect();
         for role in ["forward", "reverse"] {
             assert_eq!(
-                roles.iter().filter(|found| *found == role).count(),
+                served.iter().filter(|found| *found == role).count(),
                 2,
-                "{roles:?}"
+                "{served:?}"
             );
         }
         assert_faultless(&new);
