@@ -37,11 +37,13 @@ pub enum CloseReason {
     OutOfResources,
     /// A trusted sender's PROXY header was missing, malformed or late.
     SenderProtocol,
+    /// The rule refuses what asks for that name, or for none, or cannot be read.
+    NameRefused,
 }
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Done,
         Self::DownstreamReset,
         Self::UpstreamReset,
@@ -58,6 +60,7 @@ impl CloseReason {
         Self::RuleGone,
         Self::OutOfResources,
         Self::SenderProtocol,
+        Self::NameRefused,
     ];
 
     /// The stable name in logs, records and counters.
@@ -80,6 +83,7 @@ impl CloseReason {
             Self::RuleGone => "rule_gone",
             Self::OutOfResources => "out_of_resources",
             Self::SenderProtocol => "sender_protocol",
+            Self::NameRefused => "name_refused",
         }
     }
 }

@@ -12,12 +12,14 @@ use crate::{
     clock,
     close::CloseReason,
     origin::{self, App, Origin, Rejected},
+    peek::{self, Flight, Seen},
     record::{ByPath, CloseRecord, comm_text},
     relay::{
         Ended, Path, Progress, Reason, Relay, Side, Turn,
         shortcut::{Lane, Obstacle, of_app},
     },
-    rule::PathChoice,
+    routes::ByName,
+    rule::{Name, PathChoice},
     shared::Worker,
     socket,
     upstream::{Connected, Timings, UpstreamStream},
@@ -45,6 +47,7 @@ pub(crate) async fn serve(
         origin,
         progress: Arc::new(Progress::default()),
         peer: None,
+        asked: Asked::default(),
         reason: None,
         timings: Timings::default(),
     };
@@ -59,14 +62,46 @@ struct Flow<'a> {
     origin: Origin,
     progress: Arc<Progress>,
     peer: Option<SocketAddr>,
+    /// What the client asked for by name.
+    asked: Asked,
     /// Why it is not on a better path.
     reason: Option<Reason>,
     timings: Timings,
 }
 
+/// What a client asked for by name.
+#[derive(Default)]
+struct Asked {
+    name: Option<Name>,
+    /// The protocols that it offers.
+    alpn: Option<String>,
+}
+
+/// So many protocols are recorded: a client can offer thousands.
+const PROTOCOLS_RECORDED: usize = 8;
+
+impl Asked {
+    fn of(flight: Flight) -> Self {
+        let offered = flight.alpn().take(PROTOCOLS_RECORDED);
+        let offered: Vec<_> = offered
+            .map(|name| name.escape_ascii().to_string())
+            .collect();
+        Self {
+            name: flight.name,
+            alpn: (!offered.is_empty()).then(|| offered.join(",")),
+        }
+    }
+}
+
 impl Flow<'_> {
     /// Dials and relays. Whatever goes wrong, the app sees a reset and never an orderly end.
     async fn run(&mut self, mut downstream: TcpStream) -> (CloseReason, Option<String>) {
+        if let Some(names) = self.origin.route.names.clone()
+            && let Err((reason, error)) = self.choose(&names, &downstream).await
+        {
+            socket::reset(downstream);
+            return (reason, error);
+        }
         let upstream = match self.dial().await {
             Ok(upstream) => upstream,
             Err((reason, error)) => {
@@ -123,6 +158,36 @@ impl Flow<'_> {
             ended.reason,
             ended.first_error.map(|error| error.to_string()),
         )
+    }
+
+    /// Looks for the name that the client asks for, and goes where that leads.
+    async fn choose(
+        &mut self,
+        names: &ByName,
+        downstream: &TcpStream,
+    ) -> Result<(), (CloseReason, Option<String>)> {
+        let mut stop = self.worker.stop.clone();
+        let seen = tokio::select! {
+            seen = peek::first_flight(downstream, names.limits) => seen,
+            _ = stop.wait_for(|stop| *stop) => return Err((CloseReason::Shutdown, None)),
+        };
+        let seen = seen.map_err(|error| (CloseReason::DownstreamReset, Some(error.to_string())))?;
+        self.worker.shared.stats.count_peeked(seen.counted());
+        let target = names.target(&seen).cloned();
+        let why = match seen {
+            Seen::Malformed(why) => Some(format!("what the client says first is malformed: {why}")),
+            Seen::Late => Some("no name came in time".to_owned()),
+            Seen::Whole(flight) => {
+                self.asked = Asked::of(flight);
+                None
+            }
+        };
+        let Some(target) = target else {
+            return Err((CloseReason::NameRefused, why));
+        };
+        self.origin.route.upstream = target.upstream;
+        self.origin.route.destination = target.destination;
+        Ok(())
     }
 
     /// Opens the shortcut, if the rule asks for it.
@@ -222,6 +287,8 @@ impl Flow<'_> {
             client: origin.client,
             sender: origin.sender,
             orig_dst: Some(origin.orig_dst),
+            name: self.asked.name.as_ref().map(Name::as_str),
+            alpn: self.asked.alpn.as_deref(),
             upstream: Some(&origin.route.upstream.name),
             peer: self.peer,
             path: self.peer.map(|_| progress.path().label()),

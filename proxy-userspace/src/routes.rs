@@ -4,6 +4,8 @@
 //! and is looked up as the kernel did. Either may be accepted after a reload put the next policy in force, so the routes of
 //! the last few generations stay.
 
+mod names;
+
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
@@ -17,6 +19,8 @@ use crate::{
     upstream::Upstream,
 };
 
+pub use names::ByName;
+
 /// Generations that are kept.
 const KEPT: usize = 8;
 
@@ -29,10 +33,21 @@ pub struct Route {
     pub upstream: Arc<Upstream>,
     /// Where to, if not to where they were going.
     pub destination: Option<SocketAddr>,
+    /// Where to instead, by the name that the client asks for.
+    pub names: Option<Arc<ByName>>,
     /// Senders whose connections begin with a PROXY header.
     pub accept_proxy: Arc<[IpNet]>,
     /// How bytes are moved.
     pub path: PathChoice,
+}
+
+/// Where connections can go.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// See [`Route::upstream`].
+    pub upstream: Arc<Upstream>,
+    /// See [`Route::destination`].
+    pub destination: Option<SocketAddr>,
 }
 
 /// A rule names an upstream that does not exist.
@@ -62,6 +77,7 @@ pub fn table(rules: &[Rule], upstreams: &Upstreams) -> Result<RouteTable, Unknow
             rule: Arc::clone(&rule.name),
             upstream: named(upstreams, name, &rule.name)?,
             destination: None,
+            names: None,
             accept_proxy: Arc::default(),
             path: rule.path,
         })),
@@ -75,21 +91,52 @@ pub fn table(rules: &[Rule], upstreams: &Upstreams) -> Result<RouteTable, Unknow
 /// When a rule names one that does not exist.
 pub fn arrivals(rules: &[Reverse], upstreams: &Upstreams) -> Result<RouteTable, UnknownUpstream> {
     let route = |rule: &Reverse| {
-        let (upstream, destination) = match &rule.via {
-            ReverseVia::Direct | ReverseVia::Refuse => return Ok(None),
-            ReverseVia::Original => (unnamed("original".into(), rule), None),
-            ReverseVia::Address(to) => (unnamed(to.to_string().into(), rule), Some(*to)),
-            ReverseVia::Upstream(name) => (named(upstreams, name, &rule.name)?, None),
+        if !rule.is_relayed() {
+            return Ok(None);
+        }
+        let target = |via: &ReverseVia| target(via, rule, upstreams);
+        let own = target(&rule.via)?;
+        let names = match &rule.names {
+            None => None,
+            Some(names) => Some(Arc::new(ByName::new(names, own.clone(), target)?)),
         };
+        let refused = || Target {
+            upstream: unnamed("refuse".into(), rule),
+            destination: None,
+        };
+        // Without names there always is one, and with names it is asked for by them alone.
+        let Target {
+            upstream,
+            destination,
+        } = own.unwrap_or_else(refused);
         Ok(Some(Route {
             rule: Arc::clone(&rule.name),
             upstream,
             destination,
+            names,
             accept_proxy: rule.accept_proxy.as_slice().into(),
             path: rule.path,
         }))
     };
     rules.iter().map(route).collect()
+}
+
+/// Where connections go that the relay takes; `None` for those that it resets.
+fn target(
+    via: &ReverseVia,
+    rule: &Reverse,
+    upstreams: &Upstreams,
+) -> Result<Option<Target>, UnknownUpstream> {
+    let (upstream, destination) = match via {
+        ReverseVia::Direct | ReverseVia::Refuse => return Ok(None),
+        ReverseVia::Original => (unnamed("original".into(), rule), None),
+        ReverseVia::Address(to) => (unnamed(to.to_string().into(), rule), Some(*to)),
+        ReverseVia::Upstream(name) => (named(upstreams, name, &rule.name)?, None),
+    };
+    Ok(Some(Target {
+        upstream,
+        destination,
+    }))
 }
 
 fn named(
@@ -212,6 +259,7 @@ mod tests {
             rule: name.into(),
             upstream,
             destination: None,
+            names: None,
             accept_proxy: Arc::default(),
             path: PathChoice::Auto,
         })])

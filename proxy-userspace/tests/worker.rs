@@ -89,6 +89,7 @@ impl Rig {
                 handshake_timeout: Duration::from_secs(10),
             }),
             destination: None,
+            names: None,
             accept_proxy: Arc::default(),
             path,
         };

@@ -15,6 +15,7 @@ use super::{
     duration,
     forward::{check_names, of_relay, optional},
     mask::quoted,
+    names,
     raw::{Value, closest},
     report::{Finding, Findings, Span},
     selector,
@@ -25,6 +26,8 @@ use super::{
 const MOST_LISTENS: usize = 100_000;
 /// Most sources of all rules together.
 const MOST_SOURCES: usize = 100_000;
+/// Most names of all rules together.
+const MOST_NAMES: usize = 100_000;
 /// The kernel's own bound of the name of an interface, in bytes (`IFNAMSIZ`, less the zero at its end).
 const LONGEST_INTERFACE: usize = 15;
 const EXAMPLE: &str = "192.0.2.10:443";
@@ -74,7 +77,9 @@ pub(super) fn read(
         "values in `source`",
         findings,
         |rule| rule.source.count(),
-    );
+    ) & is_affordable(&rules, MOST_NAMES, "names", findings, |rule| {
+        rule.names.as_ref().map_or(0, |names| names.entries.len())
+    });
     if affordable {
         check_tables(&rules, findings);
     }
@@ -103,7 +108,9 @@ fn rule(
     let via = table
         .require("via", "via = \"original\"", findings)
         .and_then(|value| via(value, upstreams, findings));
-    let relayed = via.as_ref().is_none_or(ReverseVia::is_relayed);
+    let names = names::read(&mut table, upstreams, via.as_ref(), findings);
+    let has_names = !matches!(names, Some(None));
+    let relayed = has_names || via.as_ref().is_none_or(ReverseVia::is_relayed);
     let fail_modes = [("direct", FailMode::Direct), ("refuse", FailMode::Refuse)];
     let on_relay_failure = of_relay(
         &mut table,
@@ -136,6 +143,7 @@ fn rule(
             source,
             interface,
             via: via?,
+            names: names?,
             connect_timeout: connect_timeout?,
             accept_proxy: accept_proxy?,
             on_relay_failure: on_relay_failure?,
@@ -249,7 +257,11 @@ fn listen(text: &str) -> Result<Vec<Listen>, Finding> {
     Ok(nets.into_iter().map(of).collect())
 }
 
-fn via(value: Value<'_>, upstreams: &[&str], findings: &mut Findings) -> Option<ReverseVia> {
+pub(super) fn via(
+    value: Value<'_>,
+    upstreams: &[&str],
+    findings: &mut Findings,
+) -> Option<ReverseVia> {
     let text = value.text("original", findings)?;
     match text {
         "direct" => return Some(ReverseVia::Direct),

@@ -26,6 +26,7 @@ const LAYERS: [&[&str]; 10] = [
     &[
         "admin",
         "exec",
+        "peek",
         "policy",
         "privileges",
         "proxy_protocol",
