@@ -246,11 +246,13 @@ fn pattern(text: &str, kind: Kind) -> Result<Pattern, Finding> {
         no_name()
     })?;
     if name.is_address() && (kind == Kind::Sni || below) {
-        return Err(Finding::error(format!("{} is an address", quoted(text)))
-            .label("expected a name")
-            .help(
+        let finding = Finding::error(format!("{} is an address", quoted(text)));
+        return Err(match kind {
+            Kind::Sni => finding.label("expected a name").help(
                 "clients that connect to an address send no name in TLS: `unnamed` is for them",
-            ));
+            ),
+            Kind::Host => finding.label("no name is below it: leave `*.` out"),
+        });
     }
     Ok(if below {
         Pattern::Below(name)

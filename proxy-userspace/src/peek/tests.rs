@@ -2,6 +2,7 @@
 
 mod http;
 mod sockets;
+mod table;
 mod tls;
 
 use proptest::prelude::*;
@@ -71,7 +72,7 @@ proptest! {
 
     #[test]
     fn one_wrong_byte_is_no_catastrophe(
-        hello in proptest::sample::select(tls::captured().as_slice()),
+        hello in proptest::sample::select(tls::captured().to_vec()),
         at in any::<proptest::sample::Index>(),
         byte in any::<u8>(),
         keep in any::<proptest::sample::Index>(),

@@ -92,9 +92,13 @@ async fn an_early_end_is_seen_at_once() {
 #[tokio::test]
 async fn a_reset_is_an_error() {
     let (client, server) = pair().await;
-    let say = async {
+    let client = client.into_std().unwrap();
+    socket2::SockRef::from(&client)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+    let say = async move {
         sleep(Duration::from_millis(20)).await;
-        crate::socket::reset(client);
+        drop(client);
     };
     let (found, ()) = tokio::join!(first_flight(&server, PATIENT), say);
     assert_eq!(found.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
@@ -137,4 +141,21 @@ async fn long_beginnings_are_seen_up_to_the_limit() {
             assert_unread(&mut server, &bytes).await;
         }
     }
+}
+
+/// `SO_RCVLOWAT` is what keeps a client that sends byte by byte from waking us for each.
+#[tokio::test]
+async fn nobody_is_woken_before_there_is_enough() {
+    let (mut client, server) = pair().await;
+    let nothing_yet = server.try_io(Interest::READABLE, || {
+        socket::wake_at(&server, 10)?;
+        Err::<(), _>(io::ErrorKind::WouldBlock.into())
+    });
+    assert!(nothing_yet.is_err());
+    client.write_all(b"123456789").await.unwrap();
+    let woken = timeout(Duration::from_millis(100), server.readable());
+    assert!(woken.await.is_err(), "woken for 9 bytes of 10");
+    client.write_all(b"0").await.unwrap();
+    let woken = timeout(Duration::from_secs(20), server.readable());
+    woken.await.expect("10 bytes of 10").unwrap();
 }
