@@ -59,7 +59,7 @@
 //! - **Names are peeked at, and left in the queue.** To read them and to hand on what was read would be a second way for the first bytes
 //!   into every path of the relay, and `sockmap` may only be given a socket that nobody has read from in part. Looking again from the
 //!   beginning costs a copy of some hundred bytes.
-//! - **A ClientHello is read, not judged**: `rustls` would refuse those of old clients, which are the server's to refuse.
+//! - **A `ClientHello` is read, not judged**: `rustls` would refuse those of old clients, which are the server's to refuse.
 //! - **A guard of its own for `refuse`.** Pinning the whole set of hooks would leave connections of `direct` rules being sent to
 //!   a dead port until somebody noticed. The guard only refuses, and needs no sign from the other programs: a connection
 //!   that still shows its own destination was not relayed.

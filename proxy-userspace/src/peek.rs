@@ -1,4 +1,4 @@
-//! What a client asks for by name in its first bytes: the name in a TLS ClientHello, the host of an HTTP request.
+//! What a client asks for by name in its first bytes: the name in a TLS `ClientHello`, the host of an HTTP request.
 //!
 //! The bytes are looked at where they lie (`MSG_PEEK`) and stay there for the relay: nothing is answered, ended or changed.
 //! Looking is bounded in bytes and in time, and costs a connection no memory: each look reads into a buffer of the thread and
@@ -150,12 +150,12 @@ async fn look(stream: &TcpStream, most: usize, waited: &Cell<bool>) -> io::Resul
                 (Sight::Malformed(why), _) => Ok(Seen::Malformed(why)),
                 (Sight::More(_), 0) if ended => Ok(Seen::Whole(Flight::default())),
                 (Sight::More(_), _) if ended => Ok(Seen::Malformed("it ends too early")),
-                (Sight::More(wanted), count) if wanted > most || count == most => {
+                (Sight::More(least), count) if least > most || count == most => {
                     Ok(Seen::Malformed("it is longer than may be looked at"))
                 }
-                (Sight::More(wanted), count) => {
+                (Sight::More(least), count) => {
                     waited.set(true);
-                    socket::wake_at(stream, wanted.max(count + 1))?;
+                    socket::wake_at(stream, least.max(count + 1))?;
                     Err(io::ErrorKind::WouldBlock.into())
                 }
             }

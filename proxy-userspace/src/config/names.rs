@@ -17,7 +17,7 @@ use super::{
 const TIME: Duration = Duration::from_secs(1);
 /// Longer is for no client, and a server that speaks first is silent meanwhile.
 const LONGEST_TIME: Duration = Duration::from_mins(1);
-/// Enough for a ClientHello with keys of any kind, and for the heads that servers take.
+/// Enough for a `ClientHello` with keys of any kind, and for the heads that servers take.
 const BYTES: usize = 16 * 1024;
 const LEAST_BYTES: u64 = 512;
 /// Longest name of a protocol (RFC 7301 section 3.1).
@@ -27,13 +27,13 @@ const ENTRY: &str = "{ sni = \"www.example.com\", via = \"web\" }";
 /// The keys that mean nothing without `names`.
 const BESIDE: [&str; 4] = ["unnamed", "malformed", "peek_timeout", "peek_bytes"];
 
-/// Reads `names` and what belongs to it. `Some(None)`: the rule has none.
+/// Reads `names` and what belongs to it. An error has its finding.
 pub(super) fn read(
     table: &mut Table<'_>,
     upstreams: &[&str],
     rule_via: Option<&ReverseVia>,
     findings: &mut Findings,
-) -> Option<Option<Names>> {
+) -> Result<Option<Names>, ()> {
     let names = table.get("names");
     let [unnamed, malformed, time, bytes] = BESIDE.map(|key| table.get(key));
     let Some(names) = names else {
@@ -50,7 +50,7 @@ pub(super) fn read(
                     .help(format!("add `names = [{ENTRY}]`, or leave it out")),
             );
         }
-        return is_right.then_some(None);
+        return if is_right { Ok(None) } else { Err(()) };
     };
     if rule_via == Some(&ReverseVia::Direct) {
         findings.push(
@@ -78,15 +78,18 @@ pub(super) fn read(
         Some(value) => size::read(value, LEAST_BYTES..=MOST_PEEKED as u64, findings)
             .and_then(|bytes| usize::try_from(bytes).ok()),
     };
-    Some(Some(Names {
-        entries: entries?,
-        unnamed: unnamed?,
-        malformed: malformed?,
-        limits: Limits {
-            time: time?,
-            bytes: bytes?,
-        },
-    }))
+    let names = || {
+        Some(Names {
+            entries: entries?,
+            unnamed: unnamed?,
+            malformed: malformed?,
+            limits: Limits {
+                time: time?,
+                bytes: bytes?,
+            },
+        })
+    };
+    names().map(Some).ok_or(())
 }
 
 /// Where to, as far as one can go once a connection is accepted.

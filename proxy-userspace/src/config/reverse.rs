@@ -109,7 +109,7 @@ fn rule(
         .require("via", "via = \"original\"", findings)
         .and_then(|value| via(value, upstreams, findings));
     let names = names::read(&mut table, upstreams, via.as_ref(), findings);
-    let has_names = !matches!(names, Some(None));
+    let has_names = !matches!(names, Ok(None));
     let relayed = has_names || via.as_ref().is_none_or(ReverseVia::is_relayed);
     let fail_modes = [("direct", FailMode::Direct), ("refuse", FailMode::Refuse)];
     let on_relay_failure = of_relay(
@@ -143,7 +143,7 @@ fn rule(
             source,
             interface,
             via: via?,
-            names: names?,
+            names: names.ok()?,
             connect_timeout: connect_timeout?,
             accept_proxy: accept_proxy?,
             on_relay_failure: on_relay_failure?,

@@ -1,5 +1,5 @@
 //! The first request of HTTP/2 without TLS, where the client knows that the server speaks it ("prior knowledge", RFC 9113
-//! section 3.3). Over TLS the name is in the ClientHello.
+//! section 3.3). Over TLS the name is in the `ClientHello`.
 //!
 //! A client may send its first request at once. One that waits for the server's SETTINGS says no name before we must have
 //! chosen a server, and so has none.

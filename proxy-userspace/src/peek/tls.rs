@@ -1,7 +1,7 @@
-//! The ClientHello of TLS, whatever version it offers.
+//! The `ClientHello` of TLS, whatever version it offers.
 //!
 //! Not by rustls' `Acceptor`: that one decides like a server, and refuses what clients of TLS 1.1 and older say (no
-//! `signature_algorithms`). A ClientHello that only we dislike is still for the server to answer. `tls-parser` reads
+//! `signature_algorithms`). A `ClientHello` that only we dislike is still for the server to answer. `tls-parser` reads
 //! without judging; GREASE (RFC 8701) and extensions that nobody knows are bytes to pass over. With Encrypted Client Hello
 //! what is read is the outer name, which is the only one that anybody but the server can see.
 
@@ -14,7 +14,7 @@ use crate::rule::{Kind, Name};
 
 use super::{Flight, Sight};
 
-/// The type of the record that holds a ClientHello, and the first byte of the connection.
+/// The type of the record that holds a `ClientHello`, and the first byte of the connection.
 pub(super) const HANDSHAKE: u8 = 22;
 /// The major version of every TLS so far, and of SSL 3, which no record changes any more (RFC 8446 section 5.1).
 const MAJOR: u8 = 3;

@@ -107,7 +107,7 @@ impl std::fmt::Display for Pattern {
 /// Where a name stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// In a TLS ClientHello (server name indication, RFC 6066).
+    /// In a TLS `ClientHello` (server name indication, RFC 6066).
     Sni,
     /// In an HTTP request: its target, or `Host`, or `:authority`.
     Host,

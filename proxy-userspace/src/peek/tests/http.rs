@@ -210,7 +210,7 @@ fn short_code_for_long_fields_is_no_flood() {
     let long = "x".repeat(3000);
     let mut block = vec![0x40, 1, b'a', 0x7f, 0xb9, 0x16];
     block.extend(long.as_bytes());
-    block.extend(std::iter::repeat_n(0x80 | 62, (1 << 14) - block.len()));
+    block.extend(std::iter::repeat_n(0x80 + 62, (1 << 14) - block.len()));
     let bytes = [PREFACE, &settings(), &frame(1, 4, 1, &block)].concat();
     assert_eq!(name(&bytes), None);
 }

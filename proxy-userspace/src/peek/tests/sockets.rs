@@ -13,7 +13,7 @@ use super::*;
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
 const PATIENT: Limits = Limits {
     bytes: 16 * 1024,
-    time: Duration::from_secs(60),
+    time: Duration::from_mins(1),
 };
 const HASTY: Limits = Limits {
     bytes: 16 * 1024,

@@ -1,4 +1,4 @@
-//! The ClientHello: of OpenSSL, as it was on the wire, and of rustls.
+//! The `ClientHello`: of OpenSSL, as it was on the wire, and of rustls.
 
 use std::sync::Arc;
 
@@ -115,7 +115,7 @@ fn cut_anywhere_it_is_waited_for() {
 
 #[test]
 fn records_of_any_length_are_one_message() {
-    for length in 1..message(OPENSSL).len() + 1 {
+    for length in 1..=message(OPENSSL).len() {
         let hello = in_records(message(OPENSSL), length);
         assert_eq!(
             name(&hello).as_deref(),
@@ -158,7 +158,7 @@ fn grease_and_what_nobody_knows_is_passed_over() {
     assert_eq!(whole(&hello), whole(OPENSSL));
 }
 
-/// The outer ClientHello has the name of the front, and the inner one is sealed (RFC 9849).
+/// The outer `ClientHello` has the name of the front, and the inner one is sealed (RFC 9849).
 #[test]
 fn of_an_encrypted_one_the_outer_name_is_read() {
     // Outer, HKDF-SHA256 and AES-128-GCM, some configuration, then the key and what is sealed.
