@@ -48,6 +48,8 @@ pub enum Counter {
     ArrivedRefused,
     /// Of those, given to the relay.
     ArrivedRelayed,
+    /// Of those, given to the listener of a service.
+    ArrivedSteered,
     /// The relay had no listener to give it to; fail mode.
     FailListener,
     /// The daemon's own connections that found no room in the table of those; one may be intercepted again.
@@ -55,7 +57,7 @@ pub enum Counter {
 }
 
 /// Every counter with its stable name, in index order.
-pub const COUNTERS: [(Counter, &str); 24] = [
+pub const COUNTERS: [(Counter, &str); 25] = [
     (Counter::Seen, "seen"),
     (Counter::Direct, "direct"),
     (Counter::Refused, "refused"),
@@ -78,6 +80,7 @@ pub const COUNTERS: [(Counter, &str); 24] = [
     (Counter::ArrivedOwn, "arrived_own"),
     (Counter::ArrivedRefused, "arrived_refused"),
     (Counter::ArrivedRelayed, "arrived_relayed"),
+    (Counter::ArrivedSteered, "arrived_steered"),
     (Counter::FailListener, "fail_listener"),
     (Counter::Unregistered, "unregistered"),
 ];

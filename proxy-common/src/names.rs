@@ -18,6 +18,8 @@ pub const CELLS: &str = "CELLS";
 pub const REVERSE_ACTIONS: &str = "REVERSE_ACTIONS";
 /// Sockmap of a listener of each family, by [`listener`](crate::listener).
 pub const LISTENERS: &str = "LISTENERS";
+/// Sockhash of listeners of services, by the slot of a rule's [`Action`](crate::Action) in [`REVERSE_ACTIONS`].
+pub const SERVICES: &str = "SERVICES";
 /// Hash of [`OwnKey`](crate::OwnKey), as a set: connections of the daemon that are open.
 pub const OWN: &str = "OWN";
 /// Array of one [`Relay`](crate::Relay).
@@ -95,7 +97,7 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 27] = [
+pub const MAPS: [&str; 28] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -105,6 +107,7 @@ pub const MAPS: [&str; 27] = [
     CELLS,
     REVERSE_ACTIONS,
     LISTENERS,
+    SERVICES,
     OWN,
     RELAY,
     HEARTBEAT,

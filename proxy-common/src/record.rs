@@ -1,6 +1,6 @@
 //! What the kernel remembers of an intercepted connection.
 
-use crate::{Addr, BePort, LaneKey};
+use crate::{Addr, BePort, LaneKey, MAX_RULES};
 
 /// Which rule of which policy.
 #[repr(C)]
@@ -11,6 +11,18 @@ pub struct RuleRef {
     /// Index in that generation's rules.
     pub index: u32,
 }
+
+impl RuleRef {
+    /// Where the action of the rule is, among those of two generations.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(&self) -> u32 {
+        (self.generation % 2) * RULES + self.index
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a small constant")]
+const RULES: u32 = MAX_RULES as u32;
 
 /// An intercepted connection as the relay needs to know it.
 #[repr(C)]

@@ -171,6 +171,8 @@ pub mod verb {
     pub const REFUSE: u32 = 1;
     /// The connection goes to the relay.
     pub const RELAY: u32 = 2;
+    /// What arrives is given to the listener of a service; to the relay, where that is not known.
+    pub const STEER: u32 = 3;
 }
 
 /// What an [`Action`] does while the relay cannot answer.

@@ -49,6 +49,9 @@ pub static REVERSE_ACTIONS: Array<Action, { 2 * MAX_RULES }> = Array::new();
 pub static LISTENERS: SockMap<{ listener::COUNT }> = SockMap::new();
 
 #[btf_map]
+pub static SERVICES: SockHash<u32, { 2 * MAX_RULES }> = SockHash::new();
+
+#[btf_map]
 pub static OWN: HashMap<OwnKey, u32, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map]

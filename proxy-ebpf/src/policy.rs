@@ -8,8 +8,8 @@ use aya_ebpf::{
     },
 };
 use proxy_common::{
-    Action, Addr, Areas, BePort, Bindings, Cell, CellKey, MAX_RULES, MemberKey, Membership, Policy,
-    PrefixKey, RuleRef, RuleSet, Subject, Tables,
+    Action, Addr, Areas, BePort, Bindings, Cell, CellKey, MemberKey, Membership, Policy, PrefixKey,
+    RuleRef, RuleSet, Subject, Tables,
 };
 
 use crate::{
@@ -41,7 +41,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn action(&self, rule: RuleRef) -> Option<&Action> {
-        ACTIONS.get(slot(rule))
+        ACTIONS.get(rule.slot())
     }
 }
 
@@ -58,14 +58,8 @@ impl Bindings for KernelTables {
 
     #[inline(always)]
     fn arrival_action(&self, rule: RuleRef) -> Option<&Action> {
-        REVERSE_ACTIONS.get(slot(rule))
+        REVERSE_ACTIONS.get(rule.slot())
     }
-}
-
-/// Where the action of a rule is, among those of two generations.
-#[inline(always)]
-fn slot(rule: RuleRef) -> u32 {
-    (rule.generation % 2) * MAX_RULES as u32 + rule.index
 }
 
 /// The task that calls `connect()`, and where to.

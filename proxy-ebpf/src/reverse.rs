@@ -16,7 +16,7 @@ use proxy_common::{
 use crate::{
     connect::is_alive,
     globals::has_ingress_interface,
-    maps::{LISTENERS, OWN, RELAY, count},
+    maps::{LISTENERS, OWN, RELAY, SERVICES, count},
     policy::KernelTables,
 };
 
@@ -39,7 +39,16 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
         return PASS;
     }
     match select(&KernelTables, &incoming) {
-        Decision::Selected(_, action) if action.verb == verb::RELAY => {
+        Decision::Selected(rule, action)
+            if action.verb == verb::STEER
+                && SERVICES.redirect_sk_lookup(ctx, rule.slot(), 0).is_ok() =>
+        {
+            count(Counter::ArrivedSteered);
+            PASS
+        }
+        Decision::Selected(_, action)
+            if action.verb == verb::RELAY || action.verb == verb::STEER =>
+        {
             match to_relay(ctx, &incoming) {
                 Ok(()) => {
                     count(Counter::ArrivedRelayed);

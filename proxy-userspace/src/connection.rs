@@ -1,6 +1,7 @@
 //! One connection, from accept to its close record, whichever role it is in. Read it top to bottom.
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::SystemTime,
@@ -13,6 +14,7 @@ use crate::{
     close::CloseReason,
     origin::{self, App, Origin, Rejected},
     peek::{self, Flight, Seen},
+    proxy_protocol,
     record::{ByPath, CloseRecord, comm_text},
     relay::{
         Ended, Path, Progress, Reason, Relay, Side, Turn,
@@ -102,13 +104,17 @@ impl Flow<'_> {
             socket::reset(downstream);
             return (reason, error);
         }
-        let upstream = match self.dial().await {
+        let mut upstream = match self.dial().await {
             Ok(upstream) => upstream,
             Err((reason, error)) => {
                 socket::reset(downstream);
                 return (reason, error);
             }
         };
+        if let Err(error) = self.introduce(&mut upstream.stream).await {
+            socket::reset(downstream);
+            return (CloseReason::UpstreamReset, Some(error.to_string()));
+        }
         let mut relay = Relay::new(Arc::clone(&self.progress), self.worker.shared.idle_timeout)
             .with_paths(Arc::clone(&self.worker.shared.paths));
         let mut obstacle = None;
@@ -188,6 +194,20 @@ impl Flow<'_> {
         self.origin.route.upstream = target.upstream;
         self.origin.route.destination = target.destination;
         Ok(())
+    }
+
+    /// Tells the service who the client is, if the rule says so.
+    async fn introduce(&self, upstream: &mut UpstreamStream) -> io::Result<()> {
+        let Origin {
+            route,
+            client,
+            orig_dst,
+            ..
+        } = &self.origin;
+        match route.send_proxy {
+            None => Ok(()),
+            Some(version) => proxy_protocol::send(upstream, version, *client, *orig_dst).await,
+        }
     }
 
     /// Opens the shortcut, if the rule asks for it.

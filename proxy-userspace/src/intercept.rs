@@ -20,7 +20,7 @@ pub mod trial;
 
 use std::{
     net::TcpListener,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
 };
@@ -32,7 +32,7 @@ use aya::{
         cgroup_sock_addr::CgroupSockAddrLink,
     },
 };
-use proxy_common::{Relay, names};
+use proxy_common::{Relay, RuleRef, names};
 
 pub use error::InterceptError;
 pub use events::Events;
@@ -42,7 +42,7 @@ pub use redirects::{Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
 
 use crate::{policy::Compiled, relay::shortcut::Proofs};
-use arrivals::Arrivals;
+use arrivals::{Arrivals, Services};
 use error::{attach_error, load_error};
 use guard::Guard;
 
@@ -89,6 +89,7 @@ pub struct Interceptor {
     /// Of the `connect` hooks; dropping them detaches.
     connect: Vec<CgroupSockAddrLink>,
     arrivals: Arrivals,
+    services: Services,
     guard: Option<Guard>,
 }
 
@@ -117,6 +118,7 @@ impl Interceptor {
         let mut ebpf = object::load(settings, features)
             .map_err(|source| InterceptError::Object(Box::new(source)))?;
         let tables = tables::PolicyTables::take(&mut ebpf)?;
+        let services = Services::take(&ebpf)?;
         let mut interceptor = Self {
             ebpf,
             tables,
@@ -124,6 +126,7 @@ impl Interceptor {
             office: shortcut::Office::default(),
             connect: Vec::new(),
             arrivals: Arrivals::default(),
+            services,
             guard: None,
         };
         for name in SOCK_ADDR {
@@ -159,7 +162,22 @@ impl Interceptor {
         if !compiled.pids.is_empty() {
             self.follow_tasks()?;
         }
+        self.services.clear(self.next_generation())?;
         self.tables.install(compiled)
+    }
+
+    /// Whether the listener of the service of a rule is known.
+    #[must_use]
+    pub fn knows_service(&self, rule: RuleRef) -> bool {
+        self.services.knows(rule)
+    }
+
+    /// Has the connections of a rule for what arrives given to the listener of a service, until that closes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn steer(&mut self, rule: RuleRef, listener: &impl AsRawFd) -> Result<(), InterceptError> {
+        self.services.set(rule, listener)
     }
 
     /// Attaches all hooks to a cgroup: from here on its connections are ours.

@@ -23,6 +23,7 @@
 //! 3. `origin` tells it from one that an app opened by that local address, and asks the same function over the same tables in
 //!    memory which rule it was. From there on its life is that of any other connection.
 //!    Where its rule has names, [`peek`] first looks for the one that the client asks for, and [`routes`] says where that leads.
+//!    A rule that is steered needs none of this: the listener that is assigned is the service's own.
 //! 4. When the relay dials the service, `own_events` registers the tuple of its SYN before that leaves; `reverse` lets it pass.
 //!
 //! # Layers

@@ -239,6 +239,7 @@ fn action(rule: &Rule) -> Action {
 fn arrival_action(rule: &Reverse) -> Action {
     Action {
         verb: match rule.via {
+            _ if rule.steered_to().is_some() => verb::STEER,
             _ if rule.is_relayed() => verb::RELAY,
             ReverseVia::Refuse => verb::REFUSE,
             _ => verb::DIRECT,

@@ -28,7 +28,7 @@ pub(crate) const NEEDED: [Privilege; 3] = [
 pub(crate) const USEFUL: [Privilege; 2] = [
     (
         Capability::CAP_SYS_PTRACE,
-        "tell the executable of other users' processes in close records",
+        "tell the executable of other users' processes in close records, and steer to their listeners",
     ),
     (
         Capability::CAP_DAC_READ_SEARCH,

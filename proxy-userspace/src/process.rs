@@ -10,7 +10,7 @@ use std::{
     fs,
     io::Read,
     net::SocketAddr,
-    os::unix::fs::MetadataExt,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -42,6 +42,12 @@ pub struct Process {
     pub exe: Option<PathBuf>,
     /// Its cgroup, as a path in the hierarchy.
     pub cgroup: Option<PathBuf>,
+}
+
+/// A descriptor of the listener of a service on this host, if it can be had: see `server`.
+#[must_use]
+pub(crate) fn listener_at(address: SocketAddr) -> Option<OwnedFd> {
+    server::listener_at(address)
 }
 
 /// What was answered within the last second.

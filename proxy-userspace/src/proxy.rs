@@ -7,6 +7,7 @@
 mod calibrator;
 mod needs;
 mod status;
+mod steer;
 
 use std::{
     convert::Infallible,
@@ -258,6 +259,7 @@ impl Proxy {
         self.shared.routes.publish(&generation);
         self.generation = self.interceptor.install(&compiled, &self.features)?;
         debug_assert_eq!(next, self.generation);
+        self.steer(policy.reverse);
         self.hook_arrivals()
     }
 

@@ -1,13 +1,23 @@
-//! PROXY protocol: what a trusted sender says about a connection before its first byte.
+//! PROXY protocol: what a trusted sender says about a connection before its first byte, and what we say to services.
 //!
-//! The header is taken off the stream exactly, so that the next byte is the client's. Whom to believe is up to the
+//! The header of a sender is taken off the stream exactly, so that the next byte is the client's. Whom to believe is up to the
 //! caller. Strict: a trusted sender always sends a header, a whole one, and at once.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use ppp::{v1, v2};
 use thiserror::Error;
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::rule::ProxyHeader;
 
 /// How long a sender may take for its header.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,6 +53,45 @@ pub(crate) async fn receive(stream: &mut TcpStream) -> Result<Option<SocketAddr>
     timeout(PATIENCE, header(stream))
         .await
         .map_err(|_| HeaderError::Late)?
+}
+
+/// Tells whoever is connected to who the client is, and where it connected.
+///
+/// # Errors
+/// That of writing.
+pub(crate) async fn send(
+    stream: &mut (impl AsyncWrite + Unpin),
+    version: ProxyHeader,
+    client: SocketAddr,
+    destination: SocketAddr,
+) -> io::Result<()> {
+    let (client, destination) = of_one_family(client, destination);
+    let header = match version {
+        ProxyHeader::V1 => v1::Addresses::from((client, destination))
+            .to_string()
+            .into_bytes(),
+        ProxyHeader::V2 => v2::Builder::with_addresses(
+            v2::Version::Two | v2::Command::Proxy,
+            v2::Protocol::Stream,
+            (client, destination),
+        )
+        .build()?,
+    };
+    stream.write_all(&header).await?;
+    stream.flush().await
+}
+
+/// A header has addresses of one family; a sender before us may have told of a client of the other one.
+fn of_one_family(client: SocketAddr, destination: SocketAddr) -> (SocketAddr, SocketAddr) {
+    let mapped = |address: SocketAddr| match address.ip() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), address.port()),
+        IpAddr::V6(_) => address,
+    };
+    if client.is_ipv4() == destination.is_ipv4() {
+        (client, destination)
+    } else {
+        (mapped(client), mapped(destination))
+    }
 }
 
 async fn header(stream: &mut TcpStream) -> Result<Option<SocketAddr>, HeaderError> {

@@ -191,6 +191,12 @@ fn meaning(counter: &str) -> Option<&'static str> {
         "fail_device" => {
             "sockets are bound to a device and may not leave it; the rules' fail mode was applied"
         }
+        "fail_listener" => {
+            "the relay has no listener of this family; the fail mode of rules for what arrives was applied"
+        }
+        "unregistered" => {
+            "too many connections of our own; some may have been taken for a client's where they arrived"
+        }
         "unpublished" => "too many connections wait to be accepted (max_pending); they are reset",
         _ => return None,
     })

@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use crate::{
     policy::{Compiled, memory::MemoryTables},
-    rule::{PathChoice, Reverse, ReverseVia, Rule, Via},
+    rule::{PathChoice, ProxyHeader, Reverse, ReverseVia, Rule, Via},
     upstream::Upstream,
 };
 
@@ -37,6 +37,8 @@ pub struct Route {
     pub names: Option<Arc<ByName>>,
     /// Senders whose connections begin with a PROXY header.
     pub accept_proxy: Arc<[IpNet]>,
+    /// How whoever is connected to is told who the client is, if it is.
+    pub send_proxy: Option<ProxyHeader>,
     /// How bytes are moved.
     pub path: PathChoice,
 }
@@ -79,6 +81,7 @@ pub fn table(rules: &[Rule], upstreams: &Upstreams) -> Result<RouteTable, Unknow
             destination: None,
             names: None,
             accept_proxy: Arc::default(),
+            send_proxy: None,
             path: rule.path,
         })),
     };
@@ -115,6 +118,7 @@ pub fn arrivals(rules: &[Reverse], upstreams: &Upstreams) -> Result<RouteTable, 
             destination,
             names,
             accept_proxy: rule.accept_proxy.as_slice().into(),
+            send_proxy: rule.send_proxy,
             path: rule.path,
         }))
     };
@@ -235,7 +239,9 @@ impl Routes {
         newest_first
             .filter_map(|generation| generation.arrivals.as_deref())
             .find_map(|(tables, routes)| match select(tables, arrival) {
-                Decision::Selected(rule, action) if action.verb == verb::RELAY => {
+                Decision::Selected(rule, action)
+                    if action.verb == verb::RELAY || action.verb == verb::STEER =>
+                {
                     routes.get(rule.index as usize)?.clone()
                 }
                 _ => None,
@@ -261,6 +267,7 @@ mod tests {
             destination: None,
             names: None,
             accept_proxy: Arc::default(),
+            send_proxy: None,
             path: PathChoice::Auto,
         })])
     }

@@ -16,7 +16,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use name::{Kind, Limits, MOST_PEEKED, Name, NameEntry, Names, Pattern};
-pub use reverse::{Listen, Reverse, ReverseVia};
+pub use reverse::{Listen, ProxyHeader, Reverse, ReverseVia};
 
 /// One `[[forward]]` rule. The first rule in file order whose [`Match`] holds decides.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -23,7 +23,7 @@ use crate::{
     proxy::{GuardNeeds, Proxy, Rules, Settings},
     record::AccessLogGuard,
     resolve,
-    rule::{Calibrate, Rule, Via},
+    rule::{Calibrate, Reverse, Rule, Via},
     socket,
     status::{Status, counted},
     watch::{Watched, Watcher},
@@ -118,6 +118,7 @@ impl Service {
                 never = self.proxy.supervise() => match never {},
                 _ = self.watcher.next() => self.names_changed(),
                 () = interfaces_change(&self.names) => self.names_changed(),
+                () = time_to_steer(&self.config.reverse) => self.proxy.steer(&self.config.reverse),
             }
         }
     }
@@ -260,6 +261,17 @@ fn watcher(config: &Config, cgroups: &Cgroup2) -> Watcher {
         watched_cgroups.chain(watched_exes).collect(),
     )
 }
+
+/// Returns when it is time to look for the listeners of services; never if no rule is steered.
+async fn time_to_steer(rules: &[Reverse]) {
+    if rules.iter().all(|rule| rule.steered_to().is_none()) {
+        return pending().await;
+    }
+    sleep(STEER_INTERVAL).await;
+}
+
+/// How soon the listener of a service that was restarted is known.
+const STEER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Returns when an interface that rules name has appeared, gone, or become another of the same name.
 async fn interfaces_change(known: &Names) {

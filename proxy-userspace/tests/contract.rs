@@ -105,7 +105,7 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
 fn shapes_for_arrivals() -> BTreeMap<&'static str, Shape> {
     use bpf_map_type::{
         BPF_MAP_TYPE_ARRAY as ARRAY, BPF_MAP_TYPE_HASH as HASH, BPF_MAP_TYPE_LPM_TRIE as LPM_TRIE,
-        BPF_MAP_TYPE_SOCKMAP as SOCKMAP,
+        BPF_MAP_TYPE_SOCKHASH as SOCKHASH, BPF_MAP_TYPE_SOCKMAP as SOCKMAP,
     };
     const INDEX: usize = size_of::<u32>();
     let prefix = INDEX + size_of::<PrefixKey>();
@@ -127,6 +127,10 @@ fn shapes_for_arrivals() -> BTreeMap<&'static str, Shape> {
         (
             names::LISTENERS,
             (SOCKMAP, INDEX, INDEX, Some(listener::COUNT)),
+        ),
+        (
+            names::SERVICES,
+            (SOCKHASH, INDEX, size_of::<i32>(), Some(2 * MAX_RULES)),
         ),
         (names::OWN, (HASH, size_of::<OwnKey>(), INDEX, None)),
     ])

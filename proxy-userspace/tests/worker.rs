@@ -91,6 +91,7 @@ impl Rig {
             destination: None,
             names: None,
             accept_proxy: Arc::default(),
+            send_proxy: None,
             path,
         };
         routes.publish(&Generation::new(

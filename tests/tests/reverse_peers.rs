@@ -223,6 +223,113 @@ fn haproxy_before_the_relay_tells_the_client() {
     }
 }
 
+/// A service that wants a header sees the client, also one that only a sender before us knows of.
+#[test]
+fn the_service_is_told_who_the_client_is() {
+    let sandbox = Sandbox::new();
+    let server = echo(&sandbox);
+    for version in ["v1", "v2"] {
+        let rules = format!(
+            "{}send_proxy = \"{version}\"\n",
+            believing(server.address())
+        );
+        let culvert = sandbox.culvert(&rules);
+        let app = sandbox.app();
+        let socket = say(&app, OTHER_V4, server.address(), &[b"hello"]);
+        let client = socket.local().unwrap();
+        let addresses = |client: &[u8], port: u16| {
+            let mut bytes = client.to_vec();
+            bytes.extend(SERVER_V4.octets());
+            bytes.extend(port.to_be_bytes());
+            bytes.extend(server.address().port().to_be_bytes());
+            bytes
+        };
+        let expected = match version {
+            "v1" => format!(
+                "PROXY TCP4 {OTHER_V4} {SERVER_V4} {} {}\r\nhello",
+                client.port(),
+                server.address().port()
+            )
+            .into_bytes(),
+            _ => [
+                binary(1, 0x11, &addresses(&OTHER_V4.octets(), client.port())),
+                b"hello".to_vec(),
+            ]
+            .concat(),
+        };
+        // The service is an echo: what it was told comes back.
+        assert_eq!(
+            socket.receive(expected.len()).unwrap(),
+            expected,
+            "{version}"
+        );
+        socket.close();
+        assert_eq!(culvert.the_record().up, 5, "the header is no payload");
+
+        // A client of the other family, by hearsay: both addresses are IPv6 then.
+        let line = b"PROXY TCP6 2001:db8:9::7 2001:db8::1 40001 443\r\nhello";
+        let socket = say(&app, SERVER_V4, server.address(), &[line]);
+        let expected = if version == "v1" {
+            let port = server.address().port();
+            format!("PROXY TCP6 2001:db8:9::7 ::ffff:192.0.2.1 40001 {port}\r\nhello").into_bytes()
+        } else {
+            let mut bytes = v6_addresses()[..16].to_vec();
+            bytes.extend(SERVER_V4.to_ipv6_mapped().octets());
+            bytes.extend(40_001u16.to_be_bytes());
+            bytes.extend(server.address().port().to_be_bytes());
+            [binary(1, 0x21, &bytes), b"hello".to_vec()].concat()
+        };
+        let told = socket.receive(expected.len()).unwrap();
+        assert_eq!(told, expected, "{}", String::from_utf8_lossy(&told));
+        socket.close();
+    }
+}
+
+#[test]
+fn nginx_behind_the_relay_is_told_the_client() {
+    let sandbox = Sandbox::new();
+    let directory = sandbox.directory();
+    let place = directory.display();
+    let text = format!(
+        "daemon off;\nmaster_process off;\nuser root;\npid {place}/nginx.pid;\nerror_log {place}/error.log;\n\
+         events {{}}\nhttp {{\n access_log off;\n client_body_temp_path {place}/a;\n proxy_temp_path {place}/b;\n \
+         fastcgi_temp_path {place}/c;\n uwsgi_temp_path {place}/d;\n scgi_temp_path {place}/e;\n \
+         server {{ listen 127.0.0.1:8081 proxy_protocol;\n \
+         location / {{ return 200 \"$proxy_protocol_addr to $proxy_protocol_server_addr\"; }} }}\n}}\n"
+    );
+    let file = directory.join("nginx.conf");
+    fs::write(&file, text).unwrap();
+    let _nginx = Running::start(
+        sandbox
+            .outsider("nginx")
+            .arg("-c")
+            .arg(&file)
+            .stderr(Stdio::null()),
+    );
+    for version in ["v1", "v2"] {
+        let _culvert = sandbox.culvert(&format!(
+            "[[reverse]]\nname = \"site\"\nlisten = \"192.0.2.1:80\"\nvia = \"127.0.0.1:8081\"\nsend_proxy = \"{version}\"\n"
+        ));
+        let told = eventually("nginx", || {
+            let mut curl = sandbox.command("curl");
+            curl.args([
+                "-sS",
+                "--max-time",
+                "20",
+                "--interface",
+                "192.0.2.2",
+                "http://192.0.2.1/",
+            ]);
+            let output = attempt(&mut curl);
+            output
+                .status
+                .success()
+                .then(|| String::from_utf8(output.stdout).unwrap())
+        });
+        assert_eq!(told, "192.0.2.2 to 192.0.2.1", "{version}");
+    }
+}
+
 #[test]
 fn nginx_stays_on_its_port_and_the_relay_before_it() {
     let sandbox = Sandbox::new();

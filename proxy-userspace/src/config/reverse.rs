@@ -7,7 +7,7 @@ use proxy_common::MAX_RULES;
 
 use crate::{
     policy::{self, Names},
-    rule::{FailMode, Listen, PathChoice, Reverse, ReverseVia, Selector},
+    rule::{FailMode, Listen, PathChoice, ProxyHeader, Reverse, ReverseVia, Selector},
 };
 
 use super::{
@@ -120,23 +120,38 @@ fn rule(
         findings,
     );
     let paths = [
-        ("auto", PathChoice::Auto),
-        ("copy", PathChoice::Copy),
-        ("splice", PathChoice::Splice),
-        ("sockmap", PathChoice::Sockmap),
+        ("auto", (PathChoice::Auto, false)),
+        ("steer", (PathChoice::Auto, true)),
+        ("copy", (PathChoice::Copy, false)),
+        ("splice", (PathChoice::Splice, false)),
+        ("sockmap", (PathChoice::Sockmap, false)),
     ];
+    let path_span = table.get("path").map(|value| value.span());
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
     let accept_proxy = match table.get("accept_proxy") {
         None => Some(Vec::new()),
         Some(value) => senders(value, findings),
     };
+    let headers = [("v1", Some(ProxyHeader::V1)), ("v2", Some(ProxyHeader::V2))];
+    let send_proxy = of_relay(&mut table, "send_proxy", &headers, relayed, findings);
+    if let (Some((_, true)), Some(place)) = (path, &path_span) {
+        let headers = accept_proxy.as_ref().is_some_and(|who| !who.is_empty())
+            || send_proxy.is_some_and(|sent| sent.is_some());
+        let of_relay = if has_names {
+            Some("look for names")
+        } else {
+            headers.then_some("read or write a PROXY header")
+        };
+        findings.keep(can_steer(via.as_ref(), of_relay), place)?;
+    }
     let connect_timeout = match table.get("connect_timeout") {
         None => Some(daemon.connect_timeout),
         Some(value) => duration::read(value, duration::ANY, findings),
     };
+    let place = table.span.clone();
     table.finish(findings);
     let (source, interface) = matches?;
-    Some(PlacedReverse {
+    let placed = PlacedReverse {
         rule: Reverse {
             name: Arc::from(text?),
             listen: listen?,
@@ -146,11 +161,45 @@ fn rule(
             names: names.ok()?,
             connect_timeout: connect_timeout?,
             accept_proxy: accept_proxy?,
+            send_proxy: send_proxy?,
             on_relay_failure: on_relay_failure?,
-            path: path?,
+            path: path?.0,
+            steer: path?.1,
         },
         name: name?.span(),
-    })
+    };
+    check_sent(&placed.rule, &place, findings);
+    Some(placed)
+}
+
+/// Whether the kernel alone can do what a rule wants. `of_relay` is what it wants of the relay.
+fn can_steer(via: Option<&ReverseVia>, of_relay: Option<&str>) -> Result<(), Finding> {
+    let why = match (via, of_relay) {
+        (Some(ReverseVia::Address(_)), None) => return Ok(()),
+        (Some(ReverseVia::Address(_)), Some(what)) => {
+            format!("the rule needs the relay: only that can {what}")
+        }
+        _ => {
+            "`via` is not the address of a service: only its own listener can be given connections"
+                .to_owned()
+        }
+    };
+    Err(Finding::error("`path = \"steer\"` cannot be had here").label(why))
+}
+
+/// Warns of a service that believes what clients say while the relay fails.
+fn check_sent(rule: &Reverse, place: &Span, findings: &mut Findings) {
+    if rule.send_proxy.is_some()
+        && rule.vias().any(|via| *via == ReverseVia::Original)
+        && rule.on_relay_failure == FailMode::Direct
+    {
+        findings.push(
+            Finding::warning("a service that waits for PROXY headers gets connections without")
+                .at(place)
+                .label("while the relay fails, clients reach it directly")
+                .help("add `on_relay_failure = \"refuse\"`: a client could otherwise begin with a header of its own making"),
+        );
+    }
 }
 
 fn matches(

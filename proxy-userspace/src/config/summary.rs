@@ -11,8 +11,8 @@ use ipnet::IpNet;
 
 use crate::{
     rule::{
-        Calibrate, FailMode, Listen, Match, Names, PathChoice, Reverse, ReverseVia, Rule, Selector,
-        Via,
+        Calibrate, FailMode, Listen, Match, Names, PathChoice, ProxyHeader, Reverse, ReverseVia,
+        Rule, Selector, Via,
     },
     upstream::{Hop, Host, Scheme, Upstream},
 };
@@ -213,11 +213,20 @@ fn arrivals(rule: &Reverse) -> String {
     let mut parts: Vec<String> = parts.into_iter().flatten().collect();
     parts.extend(rule.names.iter().flat_map(by_name));
     let to = gone_to(&rule.via);
-    parts.push(if rule.is_relayed() {
+    let mut last = if rule.is_relayed() {
         relayed(&to, rule.path, rule.on_relay_failure)
     } else {
         format!("-> {to}")
+    };
+    if rule.steered_to().is_some() {
+        last.push_str(", steered where its listener is known");
+    }
+    last.push_str(match rule.send_proxy {
+        None => "",
+        Some(ProxyHeader::V1) => ", with a PROXY header of version 1",
+        Some(ProxyHeader::V2) => ", with a PROXY header of version 2",
     });
+    parts.push(last);
     parts.join("\n")
 }
 

@@ -11,11 +11,11 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Map, MapData, SockMap},
+    maps::{Map, MapData, SockHash, SockMap},
     programs::{Program, SkLookup, SockOps},
 };
 use aya_obj::generated::bpf_attach_type;
-use proxy_common::{listener, names};
+use proxy_common::{MAX_RULES, RuleRef, listener, names};
 
 use super::{
     InterceptError, MODE, attach_error,
@@ -97,6 +97,56 @@ impl Arrivals {
         }
     }
 }
+
+/// The listeners of services that connections are given to. The kernel forgets one that closes.
+pub(super) struct Services {
+    map: SockHash<MapData, u32>,
+}
+
+impl Services {
+    pub(super) fn take(ebpf: &Ebpf) -> Result<Self, InterceptError> {
+        let map = SockHash::try_from(Map::SockHash(duplicate(ebpf, names::SERVICES)?))
+            .map_err(map_error("open", names::SERVICES))?;
+        Ok(Self { map })
+    }
+
+    /// Forgets those of a generation that is to be written.
+    pub(super) fn clear(&mut self, generation: u32) -> Result<(), InterceptError> {
+        for slot in self.slots() {
+            if slot / RULES == generation % 2
+                && let Err(error) = self.map.remove(&slot)
+                // One that closed meanwhile is gone already.
+                && self.slots().contains(&slot)
+            {
+                return Err(map_error("remove from", names::SERVICES)(error));
+            }
+        }
+        Ok(())
+    }
+
+    fn slots(&self) -> Vec<u32> {
+        self.map.keys().filter_map(Result::ok).collect()
+    }
+
+    /// Whether the listener of a rule's service is known.
+    pub(super) fn knows(&self, rule: RuleRef) -> bool {
+        self.slots().contains(&rule.slot())
+    }
+
+    /// Has the connections of a rule given to a listener.
+    pub(super) fn set(
+        &mut self,
+        rule: RuleRef,
+        listener: &impl AsRawFd,
+    ) -> Result<(), InterceptError> {
+        self.map
+            .insert(rule.slot(), listener.as_raw_fd(), 0)
+            .map_err(map_error("insert into", names::SERVICES))
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a small constant")]
+const RULES: u32 = MAX_RULES as u32;
 
 /// Attaches and pins what keeps rules for what arrives in force without us.
 pub(super) fn pin_guard(ebpf: &mut Ebpf, guard: &mut Guard) -> Result<(), InterceptError> {

@@ -1,4 +1,4 @@
-//! Whether a process is the one that accepts connections at an address of this host.
+//! Whether a process is the one that accepts connections at an address of this host, and which one is.
 //!
 //! Asked of the process that opened an intercepted connection, when the connection would go to a proxy on the same
 //! host: is it that proxy itself?
@@ -6,8 +6,9 @@
 use std::{
     collections::HashSet,
     fs::File,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader},
     net::{IpAddr, SocketAddr},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use nix::{ifaddrs::getifaddrs, sys::socket::SockaddrStorage};
@@ -41,6 +42,47 @@ pub(super) fn serves(process: &ProcDir, address: SocketAddr) -> bool {
         .any(|file| matches!(file.target, FDTarget::Socket(inode) if listening.contains(&inode)))
 }
 
+/// A descriptor of a socket that listens at an address of this network namespace, taken from the process that holds it
+/// (`pidfd_getfd`, kernel 5.6). To be given up soon: while it is open the socket listens, whatever becomes of the process.
+pub(super) fn listener_at(address: SocketAddr) -> Option<OwnedFd> {
+    // As the kernel prefers them: at the very address, then at all of its family; a socket of IPv6 may take IPv4, too.
+    let rank = |local: &SocketAddr| {
+        let is_exact = !local.ip().is_unspecified();
+        (!is_exact, local.is_ipv4() != address.is_ipv4())
+    };
+    let best = sockets_at(address).min_by_key(|(local, _)| rank(local));
+    let (_, wanted) = best?;
+    procfs::process::all_processes()
+        .ok()?
+        .flatten()
+        .find_map(|process| {
+            let mut files = process.fd().ok()?.flatten();
+            let held = files
+                .find(|file| matches!(file.target, FDTarget::Socket(inode) if inode == wanted))?;
+            take(process.pid, held.fd).ok()
+        })
+}
+
+/// A descriptor of what another process has under a number.
+fn take(pid: i32, number: i32) -> io::Result<OwnedFd> {
+    let process = descriptor(
+        // SAFETY: the call takes numbers and touches no memory of ours.
+        unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) },
+    )?;
+    // SAFETY: as above; the descriptor is open.
+    let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+    descriptor(taken)
+}
+
+fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let number = RawFd::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made it, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// Whether packets to an address stay on this host.
 fn is_local(ip: IpAddr) -> bool {
     let own = || {
@@ -58,7 +100,12 @@ fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {
 
 /// Inode numbers of the sockets that take connections to an address.
 fn listening_at(address: SocketAddr) -> HashSet<u64> {
-    let takes = |local: SocketAddr| {
+    sockets_at(address).map(|(_, inode)| inode).collect()
+}
+
+/// The sockets that take connections to an address: where they listen, and their inode numbers.
+fn sockets_at(address: SocketAddr) -> impl Iterator<Item = (SocketAddr, u64)> {
+    let takes = move |local: SocketAddr| {
         let ip = local.ip().to_canonical();
         local.port() == address.port() && (ip.is_unspecified() || ip == address.ip())
     };
@@ -66,9 +113,8 @@ fn listening_at(address: SocketAddr) -> HashSet<u64> {
         .iter()
         .filter_map(|table| listeners(BufReader::new(File::open(table).ok()?)).ok())
         .flat_map(|table| table.0)
-        .filter(|socket| takes(socket.local_address))
-        .map(|socket| socket.inode)
-        .collect()
+        .filter(move |socket| takes(socket.local_address))
+        .map(|socket| (socket.local_address, socket.inode))
 }
 
 /// The listening sockets of a table. They come first (`tcp_get_idx()` in `net/ipv4/tcp_ipv4.c`), so what is read does

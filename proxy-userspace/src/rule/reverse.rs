@@ -25,10 +25,35 @@ pub struct Reverse {
     pub connect_timeout: Duration,
     /// Senders whose connections begin with a PROXY header.
     pub accept_proxy: Vec<IpNet>,
+    /// How the service is told who the client is, if it is.
+    pub send_proxy: Option<ProxyHeader>,
     /// What becomes of connections while the relay is dead, hung or cannot answer.
     pub on_relay_failure: FailMode,
     /// How relayed bytes are moved.
     pub path: PathChoice,
+    /// Whether the kernel is to give connections to the service's own listener, as long as that is known; they are relayed
+    /// otherwise.
+    pub steer: bool,
+}
+
+impl Reverse {
+    /// The service whose listener gets the connections.
+    #[must_use]
+    pub const fn steered_to(&self) -> Option<SocketAddr> {
+        match self.via {
+            ReverseVia::Address(to) if self.steer => Some(to),
+            _ => None,
+        }
+    }
+}
+
+/// A version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyHeader {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 impl Reverse {

@@ -74,8 +74,8 @@ rules for what arrives (the most specific decides, then the first; no match is d
              interface eth0
              PROXY header from 10.0.0.0/24
              -> the service on the same address and port, path auto, direct while the relay fails
-  2 moved    listen [2001:db8::10]:25
-             -> 127.0.0.1:2525, path auto, direct while the relay fails
+  2 moved    listen 192.0.2.10:25
+             -> 127.0.0.1:2525, path auto, direct while the relay fails, steered where its listener is known
   3 by-name  listen [2001:db8::10]:80 [2001:db8::10]:443
              names within 16KiB and 1s
                sni www.example.com -> 127.0.0.1:8443

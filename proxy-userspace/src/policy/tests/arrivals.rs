@@ -122,12 +122,14 @@ fn rule() -> impl Strategy<Value = Reverse> {
             connect_timeout: Duration::from_secs(1),
             names: None,
             accept_proxy: Vec::new(),
+            send_proxy: None,
             on_relay_failure: if refuse {
                 FailMode::Refuse
             } else {
                 FailMode::Direct
             },
             path: PathChoice::Auto,
+            steer: false,
         })
 }
 
@@ -183,8 +185,10 @@ fn listening(listen: Vec<Listen>) -> Reverse {
         connect_timeout: Duration::from_secs(1),
         names: None,
         accept_proxy: Vec::new(),
+        send_proxy: None,
         on_relay_failure: FailMode::Direct,
         path: PathChoice::Auto,
+        steer: false,
     }
 }
 

@@ -1,0 +1,164 @@
+//! `path = "steer"`: connections that arrive are given to the service's own listener.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use culvert_tests::{
+    App, Sandbox,
+    app::{Route, protocol::Storm},
+    eventually,
+    peer::Server,
+    sandbox::{OTHER_V4, SERVER_V4, SERVER_V6},
+};
+use nix::errno::Errno;
+
+fn steered(listen: SocketAddr, via: SocketAddr, more: &str) -> String {
+    format!(
+        "[[reverse]]\nname = \"site\"\nlisten = \"{listen}\"\nvia = \"{via}\"\npath = \"steer\"\n{more}\n"
+    )
+}
+
+/// The client's own address is what the service sees: nobody is between them.
+fn await_steered(app: &App, address: SocketAddr) {
+    eventually("a connection that is steered", || {
+        (app.probe(address) == Ok(Route::Direct)).then_some(())
+    });
+}
+
+#[test]
+fn the_service_sees_the_client_itself() {
+    let sandbox = Sandbox::new();
+    let places: [(IpAddr, IpAddr); 4] = [
+        (Ipv4Addr::LOCALHOST.into(), SERVER_V4.into()),
+        (Ipv6Addr::LOCALHOST.into(), SERVER_V6.into()),
+        (Ipv4Addr::UNSPECIFIED.into(), OTHER_V4.into()),
+        // A socket that listens for both families.
+        (Ipv6Addr::UNSPECIFIED.into(), OTHER_V4.into()),
+    ];
+    for (at, listen) in places {
+        let mirror = sandbox.within(|| Server::mirror((at, 0)));
+        let port = mirror.address().port();
+        let via = SocketAddr::new(
+            if at.is_unspecified() {
+                SERVER_V4.into()
+            } else {
+                at
+            },
+            port,
+        );
+        let listen = SocketAddr::new(listen, 443);
+        let culvert = sandbox.culvert(&steered(listen, via, ""));
+        let app = sandbox.app();
+        for _ in 0..5 {
+            assert_eq!(app.probe(listen), Ok(Route::Direct), "{at}");
+        }
+        assert_eq!(culvert.counter("arrived_steered"), 5);
+        assert_eq!(culvert.counter("arrived_relayed"), 0);
+        assert_eq!(culvert.records().len(), 0);
+    }
+}
+
+#[test]
+fn payload_is_whole_and_a_hung_relay_is_no_matter() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((Ipv4Addr::LOCALHOST, 0)));
+    let listen = SocketAddr::from((SERVER_V4, 443));
+    let culvert = sandbox.culvert(&steered(listen, server.address(), ""));
+    let storm = Storm {
+        addresses: vec![listen],
+        threads: 8,
+        each: 10,
+        length: 100_000,
+    };
+    let app = sandbox.app();
+    assert_eq!(app.storm(&storm), [(0, 80)].into());
+    culvert.freeze();
+    assert_eq!(app.storm(&storm), [(0, 80)].into());
+    culvert.thaw();
+    assert_eq!(culvert.counter("arrived_steered"), 160);
+}
+
+#[test]
+fn a_service_that_is_restarted_is_found_again() {
+    let sandbox = Sandbox::new();
+    let listen = SocketAddr::from((SERVER_V4, 443));
+    let mirror = sandbox.within(|| Server::mirror((Ipv4Addr::LOCALHOST, 7443)));
+    let culvert = sandbox.culvert(&steered(listen, mirror.address(), ""));
+    let app = sandbox.app();
+    assert_eq!(app.probe(listen), Ok(Route::Direct));
+    drop(mirror);
+    // The relay says what there is to say.
+    let refused = app.tcp(listen);
+    refused.connect(listen).unwrap();
+    assert_eq!(refused.receive_all(), Err(Errno::ECONNRESET));
+    refused.close();
+    assert_eq!(culvert.the_record().reason, "destination_refused");
+
+    let mirror = sandbox.within(|| Server::mirror((Ipv4Addr::LOCALHOST, 7443)));
+    // At once by the relay, and soon by itself.
+    assert!(app.probe(listen).is_ok());
+    await_steered(&app, listen);
+    // Nothing of ours keeps its socket open.
+    drop(mirror);
+    let closed = SocketAddr::from((Ipv4Addr::LOCALHOST, 7443));
+    assert_eq!(app.tcp(closed).connect(closed), Err(Errno::ECONNREFUSED));
+}
+
+#[test]
+fn reload_steers_elsewhere_and_back_to_the_relay() {
+    let sandbox = Sandbox::new();
+    let listen = SocketAddr::from((SERVER_V4, 443));
+    let first = sandbox.within(|| Server::mirror((Ipv4Addr::LOCALHOST, 0)));
+    let second = sandbox.within(|| Server::mirror((Ipv4Addr::LOCALHOST, 0)));
+    let culvert = sandbox.culvert(&steered(listen, first.address(), ""));
+    let app = sandbox.app();
+    assert_eq!(app.probe(listen), Ok(Route::Direct));
+    for _ in 0..3 {
+        culvert.reload(&steered(listen, second.address(), ""));
+        await_steered(&app, listen);
+        let before = first.clients().len();
+        assert_eq!(app.probe(listen), Ok(Route::Direct));
+        assert_eq!(first.clients().len(), before);
+        culvert.reload(&steered(listen, first.address(), "").replace("steer", "auto"));
+        assert_eq!(app.probe(listen), Ok(Route::Relayed));
+        assert_eq!(first.clients().len(), before + 1);
+    }
+}
+
+#[test]
+fn the_fail_mode_holds() {
+    let sandbox = Sandbox::new();
+    let listen = SocketAddr::from((SERVER_V4, 443));
+    // Behind the rule another service is on the very port.
+    let other = sandbox.within(|| Server::mirror((SERVER_V4, 443)));
+    let mirror = sandbox.within(|| Server::mirror((Ipv4Addr::LOCALHOST, 0)));
+    let app = sandbox.app();
+    for (mode, after) in [
+        ("direct", Ok(Route::Direct)),
+        ("refuse", Err(Errno::ECONNREFUSED)),
+    ] {
+        let more = format!("on_relay_failure = \"{mode}\"");
+        let mut culvert = sandbox.culvert(&steered(listen, mirror.address(), &more));
+        let (steered, direct) = (mirror.clients().len(), other.clients().len());
+        assert_eq!(app.probe(listen), Ok(Route::Direct));
+        assert_eq!(mirror.clients().len(), steered + 1);
+        culvert.kill();
+        assert_eq!(app.probe(listen), after, "{mode}");
+        assert_eq!(mirror.clients().len(), steered + 1);
+        assert_eq!(
+            other.clients().len(),
+            direct + usize::from(mode == "direct")
+        );
+    }
+    culvert_tests::process::output(sandbox.culvert_command().arg("detach"));
+    eventually("the other service", || {
+        (app.probe(listen) == Ok(Route::Direct)).then_some(())
+    });
+}
