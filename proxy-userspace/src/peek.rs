@@ -9,8 +9,8 @@
 //!   Linux 4.18). Setting it rings for what waits already, so bytes that came in between are not missed.
 //! - A look does not take bytes, so the queue never runs empty and the end of the stream shows by no read of 0 bytes, but by
 //!   `EPOLLRDHUP` alone.
-//! - Bytes that are only looked at keep the window from growing. The least that a socket takes unread is its first window, and
-//!   [`crate::rule::MOST_PEEKED`] is within that.
+//! - It also raises a receive buffer that is too small for so many bytes (`tcp_set_rcvlowat()`), so none are waited for that have no
+//!   room. With twice [`crate::rule::MOST_PEEKED`] within the default of `tcp_rmem` it is left alone as a rule.
 
 mod h2;
 mod http;

@@ -17,7 +17,7 @@ use std::{
 };
 
 use culvert_tests::{
-    App, Culvert, Sandbox, eventually,
+    App, Culvert, Sandbox, Socket, eventually,
     peer::Server,
     process::{Running, attempt, output},
     sandbox::{OTHER_V4, SERVER_V4},
@@ -89,6 +89,11 @@ fn nginx(sandbox: &Sandbox, page: &str) -> Running {
     nginx
 }
 
+fn page() -> String {
+    let lines: Vec<_> = (0..40_000).map(|line| format!("line {line}")).collect();
+    lines.join("\n")
+}
+
 fn at(port: u16) -> String {
     format!("{SERVER_V4}:{port}")
 }
@@ -129,7 +134,7 @@ fn counted(sandbox: &Sandbox, culvert: &Culvert<'_>) -> Value {
     told["connections"]["names"].clone()
 }
 
-fn connected<'a>(app: &'a App, port: u16) -> culvert_tests::Socket<'a> {
+fn connected(app: &App, port: u16) -> Socket<'_> {
     let address = SocketAddr::from((OTHER_V4, port));
     let socket = app.tcp(address);
     socket.connect(address).unwrap();
@@ -139,7 +144,7 @@ fn connected<'a>(app: &'a App, port: u16) -> culvert_tests::Socket<'a> {
 #[test]
 fn tls_goes_where_its_server_name_leads() {
     let sandbox = Sandbox::new();
-    let page: String = (0..40_000).map(|line| format!("line {line}\n")).collect();
+    let page = page();
     let _nginx = nginx(&sandbox, &page);
     let names = [
         sni("www.example.com", "", &at(TLS[0])),
@@ -225,7 +230,7 @@ fn openssl_sees_the_certificate_of_the_server() {
 #[test]
 fn http_goes_where_its_host_leads() {
     let sandbox = Sandbox::new();
-    let page: String = (0..40_000).map(|line| format!("line {line}\n")).collect();
+    let page = page();
     let _nginx = nginx(&sandbox, &page);
     let names = [
         host("one.example", &at(HTTP[0])),
@@ -308,6 +313,30 @@ fn first_bytes_may_come_in_pieces_and_none_is_lost() {
         assert_eq!(record.up, 300_000 + request.len() as u64);
         assert_eq!(record.up, record.down);
     }
+}
+
+/// Where the receive buffer is too small for what is to be looked at, looking makes it larger.
+#[test]
+fn a_small_receive_buffer_is_no_obstacle() {
+    let sandbox = Sandbox::new();
+    sandbox
+        .netns()
+        .sysctl("net.ipv4.tcp_rmem", "4096 8192 6291456");
+    let echo = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let names = [host("a.example", &echo.address().to_string())];
+    let more = "peek_timeout = \"60s\"\npeek_bytes = \"48KiB\"";
+    let culvert = sandbox.culvert(&rule(80, "refuse", &names, more));
+    let app = sandbox.app();
+    let cookie = "x".repeat(40_000);
+    let head = format!("GET / HTTP/1.1\r\nCookie: {cookie}\r\nHost: a.example\r\n\r\n");
+    let socket = connected(&app, 80);
+    socket.send(head.as_bytes()).unwrap();
+    assert_eq!(socket.receive(head.len()).unwrap(), head.as_bytes());
+    socket.exchange(1, 1_000_000).unwrap();
+    socket.close();
+    let record = culvert.the_record();
+    assert_eq!(record.name.as_deref(), Some("a.example"));
+    assert_eq!(record.peer, Some(echo.address()));
 }
 
 #[test]

@@ -37,6 +37,10 @@ pub(super) fn may_be(bytes: &[u8]) -> bool {
 }
 
 pub(super) fn judge(bytes: &[u8]) -> Sight {
+    if bytes.len() < PREFACE.len() {
+        // It may still be a request of HTTP/1, and a short one: `PUT`.
+        return Sight::More(bytes.len() + 1);
+    }
     let mut walk = Walk {
         bytes,
         at: PREFACE.len(),

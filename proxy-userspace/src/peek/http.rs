@@ -49,6 +49,10 @@ fn named(request: &Request<'_, '_>) -> Result<Flight, &'static str> {
         return Err("it has two hosts");
     }
     let target: Option<Uri> = request.path.and_then(|target| target.parse().ok());
+    let is_local = |target: &str| target.starts_with('/') || target == "*";
+    if target.is_none() && !request.path.is_some_and(is_local) {
+        return Err("its target is none");
+    }
     let in_target = target.as_ref().and_then(Uri::authority);
     let name = match (in_target, host) {
         (Some(authority), _) => Some(of_authority(authority)),
@@ -67,7 +71,8 @@ fn named(request: &Request<'_, '_>) -> Result<Flight, &'static str> {
     })
 }
 
-/// The name in `name:port`.
+/// The name in `name:port`. No user may stand before it (RFC 9110 section 4.2.4).
 pub(super) fn of_authority(authority: &Authority) -> Option<Name> {
-    Name::of(authority.host().as_bytes())
+    let is_plain = !authority.as_str().contains('@');
+    is_plain.then(|| Name::of(authority.host().as_bytes()))?
 }

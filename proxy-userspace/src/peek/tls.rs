@@ -29,7 +29,7 @@ const ALPN: u16 = 16;
 
 pub(super) fn judge(bytes: &[u8]) -> Sight {
     match bytes.get(1) {
-        None => return Sight::More(RECORD_HEADER + MESSAGE_HEADER),
+        None => return Sight::More(2),
         Some(&MAJOR) => {}
         // Something else that begins with this byte.
         Some(_) => return Sight::Whole(Flight::default()),
