@@ -45,18 +45,7 @@ impl Reverse {
             _ => None,
         }
     }
-}
 
-/// A version of the PROXY protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyHeader {
-    /// A line of text.
-    V1,
-    /// Binary.
-    V2,
-}
-
-impl Reverse {
     /// Whether the relay takes part: also to refuse by name.
     #[must_use]
     pub const fn is_relayed(&self) -> bool {
@@ -70,6 +59,15 @@ impl Reverse {
             listed.chain(&names.unnamed).chain([&names.malformed])
         }))
     }
+}
+
+/// A version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyHeader {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// Addresses of this host and ports of them.
