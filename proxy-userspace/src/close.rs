@@ -37,13 +37,21 @@ pub enum CloseReason {
     OutOfResources,
     /// A trusted sender's PROXY header was missing, malformed or late.
     SenderProtocol,
+    /// Its source had as many connections to the group as it may have.
+    SourceLimit,
+    /// As many waited for an endpoint of the group as may.
+    QueueFull,
+    /// No endpoint of the group had room in time.
+    QueueTimeout,
+    /// The group has no endpoint: its names stand for none.
+    NoEndpoint,
     /// The rule refuses what asks for that name, or for none, or cannot be read.
     NameRefused,
 }
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::Done,
         Self::DownstreamReset,
         Self::UpstreamReset,
@@ -60,6 +68,10 @@ impl CloseReason {
         Self::RuleGone,
         Self::OutOfResources,
         Self::SenderProtocol,
+        Self::SourceLimit,
+        Self::QueueFull,
+        Self::QueueTimeout,
+        Self::NoEndpoint,
         Self::NameRefused,
     ];
 
@@ -83,6 +95,10 @@ impl CloseReason {
             Self::RuleGone => "rule_gone",
             Self::OutOfResources => "out_of_resources",
             Self::SenderProtocol => "sender_protocol",
+            Self::SourceLimit => "source_limit",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
+            Self::NoEndpoint => "no_endpoint",
             Self::NameRefused => "name_refused",
         }
     }

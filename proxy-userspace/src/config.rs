@@ -13,6 +13,8 @@ mod daemon;
 mod duration;
 mod environment;
 mod forward;
+mod group;
+mod health;
 mod intervals;
 mod mask;
 mod names;
@@ -36,6 +38,8 @@ use std::{
 use toml::de::DeTable;
 
 use crate::{
+    balance::Method,
+    group::SettingsByName,
     rule::{Reverse, ReverseVia, Rule, Via},
     upstream::Upstream,
 };
@@ -63,6 +67,8 @@ pub struct Config {
     pub daemon: Daemon,
     /// Every upstream by its name. All that rules name are here.
     pub upstreams: BTreeMap<Arc<str>, Arc<Upstream>>,
+    /// Those of them that are groups.
+    pub groups: SettingsByName,
     /// The rules in the order of the file, which decides.
     pub forward: Vec<Rule>,
     /// The rules for what arrives, in the order of the file.
@@ -187,9 +193,14 @@ fn document(
     let declared = declared(table.get("upstream"), findings);
     let mut sources = Sources::new(environment, origin);
     let mut upstreams = BTreeMap::new();
+    let mut groups = BTreeMap::new();
     for (name, span, value) in &declared {
         let read = upstream::read(name, span, *value, &daemon, &mut sources, findings);
-        upstreams.extend(read.map(|upstream| (Arc::clone(&upstream.name), Arc::new(upstream))));
+        let Some((upstream, group)) = read else {
+            continue;
+        };
+        groups.extend(group.map(|group| (Arc::clone(&upstream.name), Arc::new(group))));
+        upstreams.insert(Arc::clone(&upstream.name), Arc::new(upstream));
     }
     let names: Vec<&str> = declared.iter().map(|(name, ..)| *name).collect();
     let accounts = Accounts::new(environment);
@@ -214,9 +225,11 @@ fn document(
     }
     reach::check(&rules, &daemon.cgroup, findings);
     check_use(&declared, &rules, &arrivals, findings);
+    check_hashes(&declared, &rules, &groups, findings);
     Config {
         daemon,
         upstreams,
+        groups,
         forward: rules.into_iter().map(|placed| placed.rule).collect(),
         reverse: arrivals.into_iter().map(|placed| placed.rule).collect(),
     }
@@ -251,6 +264,34 @@ fn check_use(
                 Finding::warning(format!("upstream `{name}` is never used"))
                     .at(span)
                     .label("no rule has it as its `via`"),
+            );
+        }
+    }
+}
+
+/// All connections of forward rules come from this host.
+fn check_hashes(
+    declared: &[(&str, Span, Value<'_>)],
+    rules: &[PlacedRule],
+    groups: &SettingsByName,
+    findings: &mut Findings,
+) {
+    for placed in rules {
+        let Via::Upstream(via) = &placed.rule.via else {
+            continue;
+        };
+        let upstream = declared.iter().find(|(name, ..)| *name == via.as_ref());
+        if groups
+            .get(via)
+            .is_some_and(|group| group.method == Method::SourceHash)
+            && let Some((name, span, _)) = upstream
+        {
+            findings.push(
+                Finding::warning(format!("all connections to `{name}` go to one endpoint"))
+                    .at(span)
+                    .also(&placed.name, "this rule's connections come from this host")
+                    .label("`source-hash` chooses by the source address")
+                    .help("`balance = \"maglev\"` chooses by the connection"),
             );
         }
     }

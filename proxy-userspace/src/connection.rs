@@ -1,5 +1,7 @@
 //! One connection, from accept to its close record, whichever role it is in. Read it top to bottom.
 
+mod by_name;
+
 use std::{
     io,
     net::SocketAddr,
@@ -7,25 +9,26 @@ use std::{
     time::SystemTime,
 };
 
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     clock,
     close::CloseReason,
+    group::{Asked, Group, Permit},
     origin::{self, App, Origin, Rejected},
-    peek::{self, Flight, Seen},
-    proxy_protocol,
+    proxy_protocol::{self, UniqueId},
     record::{ByPath, CloseRecord, comm_text},
     relay::{
         Ended, Path, Progress, Reason, Relay, Side, Turn,
         shortcut::{Lane, Obstacle, of_app},
     },
-    routes::ByName,
     rule::{Name, PathChoice},
     shared::Worker,
     socket,
-    upstream::{Connected, Timings, UpstreamStream},
+    upstream::{Timings, UpstreamStream},
 };
+
+use self::by_name::Named;
 
 /// Takes an accepted connection to its end.
 pub(crate) async fn serve(
@@ -48,8 +51,8 @@ pub(crate) async fn serve(
         worker,
         origin,
         progress: Arc::new(Progress::default()),
-        peer: None,
-        asked: Asked::default(),
+        reached: Destination::default(),
+        named: Named::default(),
         reason: None,
         timings: Timings::default(),
     };
@@ -63,46 +66,33 @@ struct Flow<'a> {
     worker: &'a Worker,
     origin: Origin,
     progress: Arc<Progress>,
-    peer: Option<SocketAddr>,
-    /// What the client asked for by name.
-    asked: Asked,
+    reached: Destination,
+    named: Named,
     /// Why it is not on a better path.
     reason: Option<Reason>,
     timings: Timings,
 }
 
-/// What a client asked for by name.
+/// Where a connection was brought to.
 #[derive(Default)]
-struct Asked {
-    name: Option<Name>,
-    /// The protocols that it offers.
-    alpn: Option<String>,
-}
-
-/// So many protocols are recorded: a client can offer thousands.
-const PROTOCOLS_RECORDED: usize = 8;
-
-impl Asked {
-    fn of(flight: Flight) -> Self {
-        let offered = flight.alpn().take(PROTOCOLS_RECORDED);
-        let offered: Vec<_> = offered
-            .map(|name| name.escape_ascii().to_string())
-            .collect();
-        Self {
-            name: flight.name,
-            alpn: (!offered.is_empty()).then(|| offered.join(",")),
-        }
-    }
+struct Destination {
+    is_reached: bool,
+    peer: Option<SocketAddr>,
+    endpoint: Option<String>,
+    attempts: u32,
+    is_announced: bool,
+    unique_id: Option<UniqueId>,
+    /// Counts it as long as it lives.
+    permit: Option<Permit>,
 }
 
 impl Flow<'_> {
     /// Dials and relays. Whatever goes wrong, the app sees a reset and never an orderly end.
     async fn run(&mut self, mut downstream: TcpStream) -> (CloseReason, Option<String>) {
-        if let Some(names) = self.origin.route.names.clone()
-            && let Err((reason, error)) = self.choose(&names, &downstream).await
-        {
+        let route = &mut self.origin.route;
+        if let Err(why) = self.named.choose(self.worker, route, &downstream).await {
             socket::reset(downstream);
-            return (reason, error);
+            return why;
         }
         let mut upstream = match self.dial().await {
             Ok(upstream) => upstream,
@@ -111,17 +101,17 @@ impl Flow<'_> {
                 return (reason, error);
             }
         };
-        if let Err(error) = self.introduce(&mut upstream.stream).await {
+        if let Err(error) = self.introduce(&mut upstream).await {
             socket::reset(downstream);
             return (CloseReason::UpstreamReset, Some(error.to_string()));
         }
         let mut relay = Relay::new(Arc::clone(&self.progress), self.worker.shared.idle_timeout)
             .with_paths(Arc::clone(&self.worker.shared.paths));
         let mut obstacle = None;
-        match self.lane(&upstream.stream) {
+        match self.lane(&upstream) {
             Ok(Some(mut lane)) => {
                 if self.origin.route.path == PathChoice::ShortcutBothWays {
-                    obstacle = self.open_replies(&mut lane, &upstream.stream).err();
+                    obstacle = self.open_replies(&mut lane, &upstream).err();
                 }
                 relay.take_shortcut(lane);
             }
@@ -129,12 +119,8 @@ impl Flow<'_> {
             Err(why) => obstacle = Some(why),
         }
         let mut stop = self.worker.stop.clone();
-        let relayed = relay_to_end(
-            &mut relay,
-            self.origin.route.path,
-            &mut downstream,
-            upstream.stream,
-        );
+        let path = self.origin.route.path;
+        let relayed = relay_to_end(&mut relay, path, &mut downstream, upstream);
         let (ended, upstream) = tokio::select! {
             relayed = relayed => relayed,
             _ = stop.wait_for(|stop| *stop) => {
@@ -148,7 +134,7 @@ impl Flow<'_> {
         if ended.must_reset() {
             socket::reset(downstream);
             if let Some(upstream) = upstream {
-                socket::reset(upstream.into_tcp());
+                upstream.reset();
             }
         } else {
             tokio::select! {
@@ -157,7 +143,7 @@ impl Flow<'_> {
             }
             socket::end_orderly(&downstream);
             if let Some(upstream) = &upstream {
-                socket::end_orderly(upstream.tcp());
+                upstream.end_orderly();
             }
         }
         (
@@ -166,37 +152,7 @@ impl Flow<'_> {
         )
     }
 
-    /// Looks for the name that the client asks for, and goes where that leads.
-    async fn choose(
-        &mut self,
-        names: &ByName,
-        downstream: &TcpStream,
-    ) -> Result<(), (CloseReason, Option<String>)> {
-        let mut stop = self.worker.stop.clone();
-        let seen = tokio::select! {
-            seen = peek::first_flight(downstream, names.limits) => seen,
-            _ = stop.wait_for(|stop| *stop) => return Err((CloseReason::Shutdown, None)),
-        };
-        let seen = seen.map_err(|error| (CloseReason::DownstreamReset, Some(error.to_string())))?;
-        self.worker.shared.stats.count_peeked(seen.counted());
-        let target = names.target(&seen).cloned();
-        let why = match seen {
-            Seen::Malformed(why) => Some(format!("what the client says first is malformed: {why}")),
-            Seen::Late => Some("no name came in time".to_owned()),
-            Seen::Whole(flight) => {
-                self.asked = Asked::of(flight);
-                None
-            }
-        };
-        let Some(target) = target else {
-            return Err((CloseReason::NameRefused, why));
-        };
-        self.origin.route.upstream = target.upstream;
-        self.origin.route.destination = target.destination;
-        Ok(())
-    }
-
-    /// Tells the service who the client is, if the rule says so.
+    /// Tells the service who the client is, if the rule says so and the group has not done it.
     async fn introduce(&self, upstream: &mut UpstreamStream) -> io::Result<()> {
         let Origin {
             route,
@@ -204,9 +160,19 @@ impl Flow<'_> {
             orig_dst,
             ..
         } = &self.origin;
-        match route.send_proxy {
+        match route.send_proxy.filter(|_| !self.reached.is_announced) {
             None => Ok(()),
-            Some(version) => proxy_protocol::send(upstream, version, *client, *orig_dst).await,
+            Some(version) => {
+                let header = proxy_protocol::header(
+                    version,
+                    *client,
+                    *orig_dst,
+                    None,
+                    self.named.authority(),
+                );
+                upstream.write_all(&header).await?;
+                upstream.flush().await
+            }
         }
     }
 
@@ -249,40 +215,87 @@ impl Flow<'_> {
             })
     }
 
-    async fn dial(&mut self) -> Result<Connected, (CloseReason, Option<String>)> {
-        let Origin {
-            route, orig_dst, ..
-        } = &self.origin;
-        let destination = route.destination.unwrap_or(*orig_dst);
+    async fn dial(&mut self) -> Result<UpstreamStream, (CloseReason, Option<String>)> {
         let mut stop = self.worker.stop.clone();
         let dialled = tokio::select! {
-            dialled = self.worker.dialer.dial(&route.upstream, destination) => dialled,
+            dialled = self.dial_upstream() => dialled,
             _ = stop.wait_for(|stop| *stop) => return Err((CloseReason::Shutdown, None)),
         };
-        match dialled {
-            Ok(connected) => {
-                self.peer = Some(connected.peer);
-                self.timings = connected.timings;
-                Ok(connected)
+        dialled.map_err(|(reason, text)| {
+            if self.worker.may_warn(reason.label()) {
+                tracing::warn!(
+                    rule = &*self.origin.route.rule,
+                    upstream = &*self.origin.route.upstream.name,
+                    destination = %self.destination(),
+                    "{text}"
+                );
             }
-            Err(error) => {
-                let reason = error.close_reason();
-                let text = error.with_causes();
-                if self.worker.may_warn(reason.label()) {
-                    tracing::warn!(
-                        rule = &*route.rule,
-                        upstream = &*route.upstream.name,
-                        %destination,
-                        "{text}"
-                    );
-                }
-                Err((reason, Some(text)))
+            (reason, Some(text))
+        })
+    }
+
+    async fn dial_upstream(&mut self) -> Result<UpstreamStream, (CloseReason, String)> {
+        if let Some(group) = self.origin.route.group.clone() {
+            // Boxed: it holds more than the direct path, which most connections take.
+            return Box::pin(self.dial_group(&group)).await;
+        }
+        let upstream = &self.origin.route.upstream;
+        let dialled = self.worker.dialer.dial(upstream, self.destination());
+        let connected = dialled
+            .await
+            .map_err(|error| (error.close_reason(), error.with_causes()))?;
+        self.timings = connected.timings;
+        self.reached = Destination {
+            is_reached: true,
+            peer: connected.peer,
+            ..Destination::default()
+        };
+        Ok(connected.stream)
+    }
+
+    async fn dial_group(
+        &mut self,
+        group: &Arc<Group>,
+    ) -> Result<UpstreamStream, (CloseReason, String)> {
+        let asked = Asked {
+            client: self.origin.client,
+            orig_dst: self.origin.orig_dst,
+            authority: self.named.authority(),
+        };
+        match group.connect(&self.worker.dialer, &asked).await {
+            Ok(reached) => {
+                self.timings = reached.timings;
+                self.reached = Destination {
+                    is_reached: true,
+                    peer: reached.peer,
+                    endpoint: Some(reached.permit.address().to_string()),
+                    attempts: reached.attempts,
+                    is_announced: reached.is_announced,
+                    unique_id: reached.unique_id,
+                    permit: Some(reached.permit),
+                };
+                Ok(reached.stream)
+            }
+            Err(failure) => {
+                self.reached = Destination {
+                    endpoint: failure.endpoint.map(|endpoint| endpoint.to_string()),
+                    attempts: failure.attempts,
+                    ..Destination::default()
+                };
+                Err((failure.reason, failure.text))
             }
         }
     }
 
+    fn destination(&self) -> SocketAddr {
+        let origin = &self.origin;
+        origin.route.destination.unwrap_or(origin.orig_dst)
+    }
+
     /// Counts and records the end.
-    fn finish(&self, reason: CloseReason, error: Option<&str>) {
+    fn finish(&mut self, reason: CloseReason, error: Option<&str>) {
+        // Whoever sees the end of it may take its place.
+        self.reached.permit = None;
         let progress = &self.progress;
         self.worker.shared.stats.count_close(reason);
         self.worker.shared.stats.count_moved(progress);
@@ -307,11 +320,14 @@ impl Flow<'_> {
             client: origin.client,
             sender: origin.sender,
             orig_dst: Some(origin.orig_dst),
-            name: self.asked.name.as_ref().map(Name::as_str),
-            alpn: self.asked.alpn.as_deref(),
+            name: self.named.name.as_ref().map(Name::as_str),
+            alpn: self.named.alpn.as_deref(),
             upstream: Some(&origin.route.upstream.name),
-            peer: self.peer,
-            path: self.peer.map(|_| progress.path().label()),
+            peer: self.reached.peer,
+            endpoint: self.reached.endpoint.as_deref(),
+            attempts: self.reached.attempts,
+            unique_id: self.reached.unique_id.as_ref().map(UniqueId::as_str),
+            path: self.reached.is_reached.then(|| progress.path().label()),
             path_reason: self.reason.map(Reason::label),
             up: progress.up(),
             down: progress.down(),
@@ -353,7 +369,7 @@ async fn relay_to_end(
                 Ok(tcp) => UpstreamStream::Tcp(tcp),
                 Err(ended) => return (ended, None),
             },
-            tls @ UpstreamStream::Tls(_) => tls,
+            other @ (UpstreamStream::Tls(_) | UpstreamStream::Unix(_)) => other,
         };
     }
 }
@@ -373,7 +389,7 @@ impl Side for UpstreamStream {
     fn plain(&self) -> Option<&TcpStream> {
         match self {
             Self::Tcp(tcp) => Some(tcp),
-            Self::Tls(_) => None,
+            Self::Tls(_) | Self::Unix(_) => None,
         }
     }
 }

@@ -11,7 +11,7 @@
 //! 4. `TCP_CONNECT_CB` runs when the source port is chosen and the SYN is not yet built. It publishes the record under the
 //!    tuple that the relay will see, so that accept can never come before it.
 //! 5. A worker's `listener` accepts, and `connection` takes the record, finds the [`routes`] of the rule's generation, dials
-//!    the [`upstream`] and lets [`relay`] move the bytes.
+//!    the [`upstream`], where it is a [`group`] an endpoint of it, and lets [`relay`] move the bytes.
 //! 6. The close record says what happened ([`record`], [`close`]).
 //!
 //! # One connection that arrives
@@ -30,9 +30,10 @@
 //!
 //! | layer | modules | may know |
 //! |---|---|---|
-//! | words | [`rule`], [`close`], [`clock`] | nothing of ours |
-//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`watch`], [`relay`], [`peek`] | words, and pieces named in their heading |
+//! | words | [`rule`], [`close`], [`clock`], [`balance`] | nothing of ours |
+//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
+//! | groups | [`group`] | words and pieces |
 //! | threads | [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
 //! | whole | [`proxy`] (start and stop order), `pulse`, `service`, [`config`] | everything below |
 //! | commands | [`daemon`], [`exec`], `run_command`, [`commands`], [`cli`] | everything |
@@ -78,6 +79,12 @@
 //!   processor to processor, and between messages and bulk; no version number tells. Measured is the time on one core, with app,
 //!   relay and server on it: that is processor time including the kernel's own threads, which nothing else accounts for. A
 //!   file with the result would save later starts half a second in the background, and be something that is left behind.
+//! - **A group is one lock**, taken some times per connection and for less than a microsecond. Endpoints of each worker's own would
+//!   need none, but limits would hold per worker, turns would not come round, and a failure would have to happen to each worker.
+//!   What is decided under the lock is pure ([`group::roster`]): it is told the time, and tests write it down.
+//! - **Who is ejected by connections is limited, who is turned down by checks is not.** Connections that fail may fail for reasons of our
+//!   own, and then at all endpoints; `panic` is for that. Checks were asked for and are believed. An endpoint that is down is not tried while
+//!   another one is up, not even when that one is full: its connections wait.
 //! - **The heartbeat stands for all workers**: it is written by the main thread, but only while every worker's runtime turns.
 //! - **One runtime per core, no work stealing.** A connection stays on the core that accepted it; buffers are per thread and
 //!   used only while bytes wait, which is what lets ten thousand idle connections cost little.
@@ -85,6 +92,7 @@
 mod access_log;
 pub mod admin;
 mod arguments;
+pub mod balance;
 pub mod cgroup;
 pub mod cli;
 pub mod clock;
@@ -97,6 +105,7 @@ pub mod demo;
 pub mod doctor;
 pub mod exec;
 pub mod failure;
+pub mod group;
 pub mod intercept;
 mod listener;
 mod origin;
@@ -107,7 +116,7 @@ pub mod policy;
 mod privileges;
 pub mod process;
 pub mod proxy;
-mod proxy_protocol;
+pub mod proxy_protocol;
 mod pulse;
 pub mod record;
 pub mod relay;

@@ -5,6 +5,7 @@
 //! and `demo` are three ways to use it.
 
 mod calibrator;
+mod keeper;
 mod needs;
 mod status;
 mod steer;
@@ -30,8 +31,9 @@ use tokio::{
 
 pub use self::needs::GuardNeeds;
 
-use self::calibrator::Calibrator;
+use self::{calibrator::Calibrator, keeper::Keeper};
 use crate::{
+    group::{Groups, SettingsByName},
     intercept::{Features, InterceptError, Interceptor, Overlap, Records, guard},
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
@@ -137,6 +139,8 @@ pub struct Proxy {
     calibrator: Calibrator,
     supervisor: Supervisor,
     pending: Records,
+    groups: Groups,
+    keeper: Option<Keeper>,
     stop: watch::Sender<bool>,
     generation: u32,
     /// Of all workers: the hook on what arrives gives connections to them.
@@ -221,6 +225,8 @@ impl Proxy {
             features,
             calibrator: Calibrator::new(Arc::clone(&shared.paths), settings.promote),
             shared,
+            groups: Groups::default(),
+            keeper: None,
             stop,
             generation: 0,
             listeners: shown,
@@ -235,8 +241,10 @@ impl Proxy {
     /// # Errors
     /// When the rules do not fit, go nowhere, or need what this kernel lacks.
     pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
-        let forward: RouteTable = routes::table(policy.rules, policy.upstreams)?;
-        let arrivals = routes::arrivals(policy.reverse, policy.upstreams)?;
+        let groups = self.groups.with(policy.groups);
+        self.provide_keeper(&groups)?;
+        let forward: RouteTable = routes::table(policy.rules, policy.upstreams, &groups)?;
+        let arrivals = routes::arrivals(policy.reverse, policy.upstreams, &groups)?;
         let mut compiled = compile(policy.rules, policy.reverse, policy.names)?;
         let paths = policy.rules.iter().map(|rule| rule.path);
         let mut paths = paths.chain(policy.reverse.iter().map(|rule| rule.path));
@@ -259,8 +267,24 @@ impl Proxy {
         self.shared.routes.publish(&generation);
         self.generation = self.interceptor.install(&compiled, &self.features)?;
         debug_assert_eq!(next, self.generation);
+        // Nothing can go wrong with the groups any more.
+        groups.change(policy.groups);
+        if let Some(keeper) = &self.keeper {
+            keeper.keep(groups.clone());
+        }
+        self.groups = groups;
         self.steer(policy.reverse);
         self.hook_arrivals()
+    }
+
+    /// Starts what resolves names of groups and checks endpoints, if there is a group.
+    fn provide_keeper(&mut self, groups: &Groups) -> Result<(), ProxyError> {
+        if self.keeper.is_none() && !groups.is_empty() {
+            let exempt = Arc::new(self.interceptor.exempter()?);
+            let keeper = Keeper::start(exempt, self.stop.subscribe());
+            self.keeper = Some(keeper.map_err(ProxyError::Worker)?);
+        }
+        Ok(())
     }
 
     /// Attaches or detaches the hook on what arrives, as the rules in force want it.
@@ -422,6 +446,9 @@ impl Proxy {
         }
         self.stop.send_replace(true);
         self.supervisor.join();
+        if let Some(keeper) = self.keeper {
+            keeper.join();
+        }
     }
 
     /// Whether no connection is open, and none waits to be accepted.
@@ -450,6 +477,8 @@ pub struct Rules<'a> {
     pub reverse: &'a [Reverse],
     /// By name.
     pub upstreams: &'a Upstreams,
+    /// Those of them that are groups.
+    pub groups: &'a SettingsByName,
     /// What the names in the rules stand for.
     pub names: &'a Names,
 }

@@ -53,6 +53,12 @@ pub struct CloseRecord<'a> {
     pub upstream: Option<&'a str>,
     /// What was connected to: the destination itself, or the first proxy.
     pub peer: Option<SocketAddr>,
+    /// The endpoint of a group, as the configuration writes it; where none could be reached, the last that was tried.
+    pub endpoint: Option<&'a str>,
+    /// How many were tried.
+    pub attempts: u32,
+    /// What the endpoint was told that the connection is called (`send_proxy = "v2"`).
+    pub unique_id: Option<&'a str>,
     /// How bytes were moved last.
     pub path: Option<&'static str>,
     /// Why it was not on a better path; absent when it was on the best that is known.
@@ -228,6 +234,12 @@ impl std::fmt::Display for CloseRecord<'_> {
         }
         if let (Some(rule), Some(upstream)) = (self.rule, self.upstream) {
             write!(f, " rule {rule} via {upstream}")?;
+        }
+        if let Some(endpoint) = self.endpoint {
+            write!(f, " at {endpoint}")?;
+        }
+        if self.attempts > 1 {
+            write!(f, " in {} attempts", self.attempts)?;
         }
         if let Some(path) = self.path {
             write!(f, " {path}")?;

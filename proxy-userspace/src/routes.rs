@@ -14,6 +14,7 @@ use proxy_common::{Arrival, Decision, RuleRef, select, verb};
 use thiserror::Error;
 
 use crate::{
+    group::{Group, Groups},
     policy::{Compiled, memory::MemoryTables},
     rule::{PathChoice, ProxyHeader, Reverse, ReverseVia, Rule, Via},
     upstream::Upstream,
@@ -31,6 +32,8 @@ pub struct Route {
     pub rule: Arc<str>,
     /// By way of what.
     pub upstream: Arc<Upstream>,
+    /// Who says where to instead, if it is a group.
+    pub group: Option<Arc<Group>>,
     /// Where to, if not to where they were going.
     pub destination: Option<SocketAddr>,
     /// Where to instead, by the name that the client asks for.
@@ -48,6 +51,8 @@ pub struct Route {
 pub struct Target {
     /// See [`Route::upstream`].
     pub upstream: Arc<Upstream>,
+    /// See [`Route::group`].
+    pub group: Option<Arc<Group>>,
     /// See [`Route::destination`].
     pub destination: Option<SocketAddr>,
 }
@@ -72,12 +77,17 @@ pub type Upstreams = BTreeMap<Arc<str>, Arc<Upstream>>;
 ///
 /// # Errors
 /// When a rule names one that does not exist.
-pub fn table(rules: &[Rule], upstreams: &Upstreams) -> Result<RouteTable, UnknownUpstream> {
+pub fn table(
+    rules: &[Rule],
+    upstreams: &Upstreams,
+    groups: &Groups,
+) -> Result<RouteTable, UnknownUpstream> {
     let route = |rule: &Rule| match &rule.via {
         Via::Direct | Via::Refuse => Ok(None),
         Via::Upstream(name) => Ok(Some(Route {
             rule: Arc::clone(&rule.name),
             upstream: named(upstreams, name, &rule.name)?,
+            group: groups.get(name).cloned(),
             destination: None,
             names: None,
             accept_proxy: Arc::default(),
@@ -92,12 +102,16 @@ pub fn table(rules: &[Rule], upstreams: &Upstreams) -> Result<RouteTable, Unknow
 ///
 /// # Errors
 /// When a rule names one that does not exist.
-pub fn arrivals(rules: &[Reverse], upstreams: &Upstreams) -> Result<RouteTable, UnknownUpstream> {
+pub fn arrivals(
+    rules: &[Reverse],
+    upstreams: &Upstreams,
+    groups: &Groups,
+) -> Result<RouteTable, UnknownUpstream> {
     let route = |rule: &Reverse| {
         if !rule.is_relayed() {
             return Ok(None);
         }
-        let target = |via: &ReverseVia| target(via, rule, upstreams);
+        let target = |via: &ReverseVia| target(via, rule, upstreams, groups);
         let own = target(&rule.via)?;
         let names = match &rule.names {
             None => None,
@@ -105,16 +119,19 @@ pub fn arrivals(rules: &[Reverse], upstreams: &Upstreams) -> Result<RouteTable, 
         };
         let refused = || Target {
             upstream: unnamed("refuse".into(), rule),
+            group: None,
             destination: None,
         };
         // Without names there always is one, and with names it is asked for by them alone.
         let Target {
             upstream,
+            group,
             destination,
         } = own.unwrap_or_else(refused);
         Ok(Some(Route {
             rule: Arc::clone(&rule.name),
             upstream,
+            group,
             destination,
             names,
             accept_proxy: rule.accept_proxy.as_slice().into(),
@@ -130,6 +147,7 @@ fn target(
     via: &ReverseVia,
     rule: &Reverse,
     upstreams: &Upstreams,
+    groups: &Groups,
 ) -> Result<Option<Target>, UnknownUpstream> {
     let (upstream, destination) = match via {
         ReverseVia::Direct | ReverseVia::Refuse => return Ok(None),
@@ -137,8 +155,13 @@ fn target(
         ReverseVia::Address(to) => (unnamed(to.to_string().into(), rule), Some(*to)),
         ReverseVia::Upstream(name) => (named(upstreams, name, &rule.name)?, None),
     };
+    let group = match via {
+        ReverseVia::Upstream(name) => groups.get(name).cloned(),
+        _ => None,
+    };
     Ok(Some(Target {
         upstream,
+        group,
         destination,
     }))
 }
@@ -264,6 +287,7 @@ mod tests {
         Arc::new([Some(Route {
             rule: name.into(),
             upstream,
+            group: None,
             destination: None,
             names: None,
             accept_proxy: Arc::default(),

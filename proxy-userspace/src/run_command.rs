@@ -129,6 +129,7 @@ fn through(urls: &[String]) -> Result<Config> {
             ..Daemon::default()
         },
         upstreams: BTreeMap::from([(name, Arc::new(upstream))]),
+        groups: BTreeMap::new(),
         forward: vec![rule],
         reverse: Vec::new(),
     })

@@ -243,6 +243,7 @@ fn rules<'a>(config: &'a Config, names: &'a Names) -> Rules<'a> {
         rules: &config.forward,
         reverse: &config.reverse,
         upstreams: &config.upstreams,
+        groups: &config.groups,
         names,
     }
 }

@@ -23,6 +23,9 @@ pub struct Status {
     pub connections: Connections,
     /// The ways in which bytes are moved.
     pub paths: Vec<PathStatus>,
+    /// Upstreams with several endpoints.
+    #[serde(default)]
+    pub groups: Vec<GroupStatus>,
     /// What `path = "auto"` takes, by the kind of connection; empty while nothing was measured.
     pub auto: Vec<AutoStatus>,
     /// Times that a direction of a connection, now closed, was given to a better path than copying.
@@ -53,6 +56,60 @@ pub struct Connections {
     /// Looked at for a name, by what came of it; what occurred.
     #[serde(default)]
     pub names: BTreeMap<String, u64>,
+}
+
+/// An upstream with several endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// How an endpoint is chosen.
+    pub balance: String,
+    /// Connections that are open.
+    pub live: u32,
+    /// Connections that wait.
+    pub waiting: u32,
+    /// Connections that waited.
+    pub queued: u64,
+    /// Connections that were reset because as many waited as may.
+    pub queue_full: u64,
+    /// Connections that were reset because they waited for too long.
+    pub queue_timeouts: u64,
+    /// Connections that were reset because their source had as many as it may.
+    pub source_limit: u64,
+    /// Attempts beyond a connection's first.
+    pub retries: u64,
+    /// Times that a name could not be resolved.
+    pub unresolved: u64,
+    /// Its endpoints.
+    pub endpoints: Vec<EndpointStatus>,
+}
+
+/// An endpoint of a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    /// Where it is.
+    pub address: String,
+    /// The entry in the configuration that it comes from.
+    pub source: String,
+    /// `up`, `down`, `ejected`, or `leaving`: no part of the group any more, with connections that may finish.
+    pub state: String,
+    /// Its part of the connections.
+    pub weight: u32,
+    /// Connections that are open.
+    pub live: u32,
+    /// Connections that were made.
+    pub connections: u64,
+    /// Connections that could not be made.
+    pub failures: u64,
+    /// Checks that failed.
+    pub failed_checks: u64,
+    /// Changes of its state.
+    pub changes: u64,
+    /// How long it takes to accept a connection, as `p2c` counts it; 0 while that is not known.
+    pub latency_us: u64,
+    /// What went wrong last.
+    pub last_error: Option<String>,
 }
 
 /// One way in which bytes are moved.
@@ -98,6 +155,7 @@ impl Status {
         )?;
         writeln!(text, "  {} rules, for {}", self.rules, self.cgroup)?;
         self.write_connections(text, paint)?;
+        self.write_groups(text, paint)?;
         self.write_paths(text, paint)?;
         writeln!(text, "\n{}", paint.text(Tone::Strong, "Hooks"))?;
         writeln!(text, "  {}", wrapped(2, &listed(&self.hooks)))
@@ -134,6 +192,47 @@ impl Status {
             if count > 0 {
                 let count = paint.text(Tone::Doubtful, count);
                 writeln!(text, "  {count} {what}")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_groups(&self, text: &mut String, paint: Paint) -> std::fmt::Result {
+        for group in &self.groups {
+            let title = format!("Group {}", group.name);
+            writeln!(text, "\n{}", paint.text(Tone::Strong, title))?;
+            writeln!(
+                text,
+                "  {}; {} open, {} waiting, {} retries",
+                group.balance, group.live, group.waiting, group.retries
+            )?;
+            for (count, what) in [
+                (group.queue_full, "reset: the queue was full"),
+                (group.queue_timeouts, "reset: waited for too long"),
+                (group.source_limit, "reset: too many of one source"),
+                (group.unresolved, "times a name could not be resolved"),
+            ] {
+                if count > 0 {
+                    writeln!(text, "  {} {what}", paint.text(Tone::Doubtful, count))?;
+                }
+            }
+            for one in &group.endpoints {
+                let tone = match one.state.as_str() {
+                    "up" => Tone::Good,
+                    "leaving" => Tone::Faint,
+                    _ => Tone::Doubtful,
+                };
+                let state = paint.text(tone, format!("{:8}", one.state));
+                let (live, made, failed) = (one.live, one.connections, one.failures);
+                write!(
+                    text,
+                    "  {state}  {} weight {}: {live} open, {made} made, {failed} failed",
+                    one.address, one.weight
+                )?;
+                match &one.last_error {
+                    Some(error) if one.state != "up" => writeln!(text, "; {error}")?,
+                    _ => writeln!(text)?,
+                }
             }
         }
         Ok(())

@@ -8,6 +8,7 @@ mod dial;
 mod error;
 mod http;
 mod names;
+mod probe;
 mod socks5;
 mod stream;
 mod tls;
@@ -26,7 +27,8 @@ pub use self::{
     connect::{Exempt, NoExemption},
     dial::{Connected, Dialer, Timings},
     error::{DialError, OnwardCause, ProtocolCause, RefusalCause, Target},
-    names::ResolveError,
+    names::{Answer, ResolveError, Service},
+    probe::{HttpProbe, Probe, ProbeError, TlsProbe},
     stream::UpstreamStream,
     tls::TrustError,
 };

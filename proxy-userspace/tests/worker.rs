@@ -88,6 +88,7 @@ impl Rig {
                 connect_timeout: Duration::from_secs(10),
                 handshake_timeout: Duration::from_secs(10),
             }),
+            group: None,
             destination: None,
             names: None,
             accept_proxy: Arc::default(),

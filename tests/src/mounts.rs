@@ -37,6 +37,20 @@ impl Mounts {
         self.within(|| mount_at("/sys/fs/bpf", Some("bpf"), MsFlags::empty()));
     }
 
+    /// Has a file of the test's stand where one of the host's does.
+    pub fn replace(&self, path: &str, with: &Path) {
+        self.within(|| {
+            mount(
+                Some(with),
+                path,
+                None::<&str>,
+                MsFlags::MS_BIND,
+                None::<&str>,
+            )
+            .unwrap_or_else(|error| panic!("cannot mount {} at {path}: {error}", with.display()));
+        });
+    }
+
     /// Moves the calling process into it; it must have one thread, as a child between fork and exec does.
     ///
     /// # Errors

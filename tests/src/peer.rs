@@ -4,6 +4,7 @@
 //! test process is in no cgroup of the test's, so nothing that they do is intercepted.
 
 mod http_proxy;
+mod name_server;
 mod socks5;
 
 use std::{
@@ -20,6 +21,7 @@ use std::{
 use socket2::{Domain, SockRef, Socket, Type};
 
 pub use http_proxy::HttpProxy;
+pub use name_server::NameServer;
 pub use socks5::Socks5;
 
 /// Connections that may wait to be accepted.

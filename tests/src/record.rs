@@ -59,6 +59,12 @@ pub struct CloseRecord {
     pub upstream: Option<String>,
     /// What the relay connected to.
     pub peer: Option<SocketAddr>,
+    /// The endpoint of a group.
+    pub endpoint: Option<String>,
+    /// How many were tried.
+    pub attempts: u32,
+    /// What the endpoint was told that the connection is called.
+    pub unique_id: Option<String>,
     /// How bytes were moved last.
     pub path: Option<String>,
     /// Why it was not on a better path.

@@ -58,6 +58,7 @@ const FRONT: &str = "sudo culvert run --config front.toml";
 const NAMES: &str = "sudo culvert run --config names.toml";
 const CHECK: &str = "sudo culvert check password.toml";
 const PLAN: &str = "sudo culvert plan --config password.toml";
+const SERVERS: &str = "sudo culvert run --config servers.toml";
 const PASSWORD: &str = "sudo culvert run --config password.toml";
 
 /// Where the README has its web server.
@@ -102,7 +103,7 @@ fn file(name: &str) -> String {
 fn every_command_of_the_readme_is_run_by_a_test() {
     let mut known: Vec<&str> = NOT_FROM_A_TEST.to_vec();
     known.extend([
-        EXEC, SERVICE, USER, REFUSE, ROUTE, FRONT, NAMES, CHECK, PLAN, PASSWORD,
+        EXEC, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, NAMES, CHECK, PLAN, PASSWORD,
     ]);
     known.sort_unstable();
     let mut commands = commands();
@@ -371,6 +372,17 @@ fn everything_refused_but_one_network() {
     let elsewhere = machine.sandbox.app();
     let address = (Ipv4Addr::new(198, 51, 100, 1), WEB_PORT).into();
     elsewhere.tcp(address).connect(address).unwrap();
+    assert!(daemon.end(Signal::SIGTERM).success());
+}
+
+#[test]
+fn several_servers_behind_one_address() {
+    let machine = Machine::new();
+    machine.write("servers.toml");
+    let daemon = machine.daemon(SERVERS);
+    for _ in 0..3 {
+        assert_page(&machine.curl("203.0.113.80"));
+    }
     assert!(daemon.end(Signal::SIGTERM).success());
 }
 

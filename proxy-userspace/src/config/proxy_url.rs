@@ -178,13 +178,25 @@ fn host(url: &Url) -> Result<Host, Finding> {
             Ok(Host::Ip(address.into()))
         }
         Ok(url::Host::Ipv4(_)) => Err(bad_host("an IPv4 address has four numbers from 0 to 255")),
-        Ok(url::Host::Domain(name)) => {
-            let name = name.strip_suffix('.').unwrap_or(&name);
-            let fits = |label: &str| (1..=63).contains(&label.len());
-            if name.len() > LONGEST_HOST || !name.split('.').all(fits) {
-                return Err(bad_host("a part of its name is empty or too long"));
-            }
-            Ok(Host::Name(name.to_owned()))
-        }
+        Ok(url::Host::Domain(name)) => name_that_fits(&name).map(Host::Name).map_err(bad_host),
     }
+}
+
+/// A host name, which is neither an address nor longer than DNS allows; or why it is none.
+pub(super) fn host_name(text: &str) -> Result<String, &'static str> {
+    match url::Host::parse(text) {
+        _ if text.is_empty() => Err("it is empty"),
+        Ok(url::Host::Domain(name)) => name_that_fits(&name),
+        Ok(_) => Err("it is an address"),
+        Err(_) => Err("it has a letter that no name has"),
+    }
+}
+
+fn name_that_fits(name: &str) -> Result<String, &'static str> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let fits = |label: &str| (1..=63).contains(&label.len());
+    if name.len() > LONGEST_HOST || !name.split('.').all(fits) {
+        return Err("a part of its name is empty or too long");
+    }
+    Ok(name.to_owned())
 }

@@ -132,7 +132,7 @@ fn rule(
         None => Some(Vec::new()),
         Some(value) => senders(value, findings),
     };
-    let headers = [("v1", Some(ProxyHeader::V1)), ("v2", Some(ProxyHeader::V2))];
+    let headers = ProxyHeader::ALL.map(|(name, header)| (name, Some(header)));
     let send_proxy = of_relay(&mut table, "send_proxy", &headers, relayed, findings);
     if let (Some((_, true)), Some(place)) = (path, &path_span) {
         let headers = accept_proxy.as_ref().is_some_and(|who| !who.is_empty())

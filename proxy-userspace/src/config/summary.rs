@@ -10,6 +10,7 @@ use std::{
 use ipnet::IpNet;
 
 use crate::{
+    group::Settings,
     rule::{
         Calibrate, FailMode, Listen, Match, Names, PathChoice, ProxyHeader, Reverse, ReverseVia,
         Rule, Selector, Via,
@@ -38,7 +39,13 @@ fn write(text: &mut String, config: &Config) -> fmt::Result {
     let upstreams: Vec<(String, String)> = config
         .upstreams
         .iter()
-        .map(|(name, upstream)| (name.to_string(), chain(upstream)))
+        .map(|(name, upstream)| {
+            let text = config
+                .groups
+                .get(name)
+                .map_or_else(|| chain(upstream), |one| group(one));
+            (name.to_string(), text)
+        })
         .collect();
     columns(text, &upstreams)?;
     writeln!(
@@ -146,6 +153,74 @@ fn chain(upstream: &Upstream) -> String {
         "{}, connect {connect}, handshake {handshake}",
         hops.join(" then ")
     )
+}
+
+fn group(group: &Settings) -> String {
+    let mut lines = vec![format!(
+        "{} over {} endpoints, connect {}",
+        group.method.name(),
+        group.members.len(),
+        time(group.connect_timeout)
+    )];
+    let shown = group.members.iter().take(SHOWN);
+    lines.extend(shown.map(|member| format!("{} weight {}", member.source, member.weight)));
+    if let Some(more @ 1..) = group.members.len().checked_sub(SHOWN) {
+        lines.push(format!("and {more} more"));
+    }
+    lines.push(health(group));
+    if !group.health.slow_start.is_zero() {
+        lines.push(format!("slow start {}", time(group.health.slow_start)));
+    }
+    let limits = &group.limits;
+    for (limit, of) in [
+        (limits.total, "the group"),
+        (limits.endpoint, "each endpoint"),
+        (limits.source, "each source"),
+    ] {
+        lines.extend(limit.map(|limit| format!("at most {limit} connections of {of}")));
+    }
+    if limits.total.or(limits.endpoint).is_some() {
+        let (queue, timeout) = (limits.queue, time(limits.queue_timeout));
+        lines.push(format!("queue of {queue}, {timeout}"));
+    }
+    if let Some(version) = group.send_proxy {
+        let name = ProxyHeader::ALL
+            .into_iter()
+            .find(|(_, known)| *known == version);
+        lines.extend(name.map(|(name, _)| format!("PROXY protocol {name}")));
+    }
+    lines.join("\n")
+}
+
+fn health(group: &Settings) -> String {
+    let rules = &group.health;
+    let checks = match &group.check {
+        None => "no checks".to_owned(),
+        Some(check) => {
+            let kind = match (&check.probe.tls, &check.probe.http) {
+                (None, None) => "tcp".to_owned(),
+                (Some(_), None) => "tls".to_owned(),
+                (None, Some(http)) => format!("http {}", http.path),
+                (Some(_), Some(http)) => format!("https {}", http.path),
+            };
+            format!(
+                "checks by {kind} every {}, limit {}, rise {}, fall {}",
+                time(check.interval),
+                time(check.timeout),
+                rules.rise,
+                rules.fall
+            )
+        }
+    };
+    match &rules.passive {
+        None => format!("{checks}; never ejected"),
+        Some(passive) => format!(
+            "{checks}; ejected for {} after {} failures, {} % stay",
+            time(passive.eject),
+            passive.failures,
+            rules.panic
+        ),
+    }
 }
 
 fn hop(hop: &Hop) -> String {

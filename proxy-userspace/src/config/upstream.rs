@@ -1,4 +1,4 @@
-//! The `[upstream.NAME]` sections: chains of proxies.
+//! The `[upstream.NAME]` sections: chains of proxies, and the part that groups have in common with them.
 
 use std::{
     path::{Path, PathBuf},
@@ -8,12 +8,15 @@ use std::{
 
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
-use crate::upstream::{Hop, Scheme, Upstream};
+use crate::{
+    group::Settings as Group,
+    upstream::{Hop, Scheme, Upstream},
+};
 
 use super::{
     credentials::{self, CredentialKeys, Sources},
     daemon::{Daemon, TIMEOUT},
-    duration,
+    duration, group,
     mask::{clean, quoted},
     proxy_url::{self, Address, ProxyUrl},
     raw::{LONGEST_NAME, Table, Value},
@@ -35,7 +38,7 @@ pub(super) fn read(
     daemon: &Daemon,
     sources: &mut Sources<'_>,
     findings: &mut Findings,
-) -> Option<Upstream> {
+) -> Option<(Upstream, Option<Group>)> {
     let named = findings.keep(valid_name(name, "an upstream"), name_span);
     if RESERVED.contains(&name) {
         findings.push(
@@ -45,24 +48,68 @@ pub(super) fn read(
         );
     }
     let place = format!("`[upstream.{}]`", clean(name));
-    let wanted = format!("the section {place} with its `url`");
+    let wanted = format!("the section {place} with its `url` or `endpoints`");
     let mut table = value.table(place, &wanted, findings)?;
-    let url = table.require("url", &format!("url = \"{EXAMPLE}\""), findings);
+    let connect_timeout = timeout(
+        &mut table,
+        "connect_timeout",
+        daemon.connect_timeout,
+        findings,
+    );
+    if let Some(endpoints) = table.get("endpoints") {
+        let group = group::read(endpoints, &mut table, connect_timeout, sources, findings);
+        exclude_url(&mut table, &endpoints, findings);
+        table.finish(findings);
+        let upstream = Upstream {
+            name: named.map(Arc::from)?,
+            hops: Vec::new(),
+            connect_timeout: connect_timeout?,
+            handshake_timeout: daemon.handshake_timeout,
+        };
+        return Some((upstream, Some(group?)));
+    }
+    let missing = format!("url = \"{EXAMPLE}\"` or `endpoints = [\"10.0.0.5:8080\"]");
+    let url = table.require("url", &missing, findings);
     let beside = HopKeys::take(&mut table);
     let hops = url.and_then(|url| hops(url, &beside, sources, findings));
-    let mut timeout = |key, default| match table.get(key) {
-        None => Some(default),
-        Some(value) => duration::read(value, duration::ANY, findings),
-    };
-    let connect_timeout: Option<Duration> = timeout("connect_timeout", daemon.connect_timeout);
-    let handshake_timeout = timeout("handshake_timeout", daemon.handshake_timeout);
+    let handshake_timeout = timeout(
+        &mut table,
+        "handshake_timeout",
+        daemon.handshake_timeout,
+        findings,
+    );
     table.finish(findings);
-    Some(Upstream {
+    let upstream = Upstream {
         name: named.map(Arc::from)?,
         hops: hops?,
         connect_timeout: connect_timeout?,
         handshake_timeout: handshake_timeout?,
-    })
+    };
+    Some((upstream, None))
+}
+
+fn timeout(
+    table: &mut Table<'_>,
+    key: &'static str,
+    default: Duration,
+    findings: &mut Findings,
+) -> Option<Duration> {
+    match table.get(key) {
+        None => Some(default),
+        Some(value) => duration::read(value, duration::ANY, findings),
+    }
+}
+
+/// An upstream is either a chain or a group.
+fn exclude_url(table: &mut Table<'_>, endpoints: &Value<'_>, findings: &mut Findings) {
+    if let Some(url) = table.get("url") {
+        findings.push(
+            Finding::error("an upstream has either `url` or `endpoints`")
+                .at(&url.span())
+                .also(&endpoints.span(), "this makes it a group")
+                .label("leave it out: endpoints are connected to directly"),
+        );
+    }
 }
 
 /// A name that is safe in logs, labels and tables. `bearer` is what it names, such as "a rule".
@@ -224,7 +271,6 @@ fn ca_file(
     sources: &Sources<'_>,
     findings: &mut Findings,
 ) -> Option<PathBuf> {
-    let text = value.text("/etc/culvert/ca.pem", findings)?;
     if scheme != Scheme::Https {
         findings.push(
             Finding::error("`ca_file` is for `https://` only")
@@ -233,6 +279,16 @@ fn ca_file(
         );
         return None;
     }
+    trusted(value, sources, findings)
+}
+
+/// A file of certificates.
+pub(super) fn trusted(
+    value: Value<'_>,
+    sources: &Sources<'_>,
+    findings: &mut Findings,
+) -> Option<PathBuf> {
+    let text = value.text("/etc/culvert/ca.pem", findings)?;
     let path = findings.keep(selector::absolute_path(text), &value.span())?;
     let readable = certificates(&path, sources);
     findings.keep(readable, &value.span())?;

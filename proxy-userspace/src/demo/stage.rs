@@ -132,6 +132,7 @@ fn start(config: &Config, access_log: AccessLog) -> Result<Proxy> {
         reverse: &[],
         rules: &config.forward,
         upstreams: &config.upstreams,
+        groups: &config.groups,
         names: &Names::default(),
     })?;
     Ok(proxy)

@@ -4,7 +4,7 @@
 //! A client may send its first request at once. One that waits for the server's SETTINGS says no name before we must have
 //! chosen a server, and so has none.
 
-use http::uri::Authority;
+use hyper::http::uri::Authority;
 use loona_hpack::Decoder;
 
 use crate::rule::Kind;

@@ -1,8 +1,8 @@
 //! The head of an HTTP/1 request. What comes before a request is recognised is no HTTP, and so has no name; what is wrong
 //! with one afterwards is malformed.
 
-use http::{Uri, uri::Authority};
 use httparse::{EMPTY_HEADER, Request, Status};
+use hyper::http::{Uri, uri::Authority};
 
 use crate::rule::{Kind, Name};
 

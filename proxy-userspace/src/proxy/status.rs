@@ -20,6 +20,7 @@ impl Proxy {
                 .bytes()
                 .map(|(path, bytes)| self.path_status(path, bytes))
                 .collect(),
+            groups: self.groups.iter().map(|group| group.status()).collect(),
             auto: measured.map_or_else(Vec::new, |measured| {
                 Kind::ALL.map(|kind| auto(&measured, kind)).into()
             }),

@@ -66,8 +66,13 @@ impl Reverse {
 pub enum ProxyHeader {
     /// A line of text.
     V1,
-    /// Binary.
+    /// Binary, with more than addresses.
     V2,
+}
+
+impl ProxyHeader {
+    /// Both with their names in configurations.
+    pub const ALL: [(&'static str, Self); 2] = [("v1", Self::V1), ("v2", Self::V2)];
 }
 
 /// Addresses of this host and ports of them.

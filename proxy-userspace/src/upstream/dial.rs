@@ -4,17 +4,19 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use tokio::{
-    net::TcpStream,
+    net::UnixStream,
     time::{Instant, timeout, timeout_at},
 };
 
 use super::{
-    DialError, Exempt, Hop, Host, Next, Scheme, Target, Upstream, UpstreamStream,
+    Answer, DialError, Exempt, Hop, Host, Next, ResolveError, Scheme, Service, Target, Upstream,
+    UpstreamStream,
     connect::connect,
     error::HandshakeError,
     http,
@@ -35,8 +37,8 @@ pub struct Dialer {
 pub struct Connected {
     /// The connection.
     pub stream: UpstreamStream,
-    /// The address that was connected to: the destination's, or the first hop's.
-    pub peer: SocketAddr,
+    /// The address that was connected to: the destination's, or the first hop's. None at a Unix socket.
+    pub peer: Option<SocketAddr>,
     /// What took how long.
     pub timings: Timings,
 }
@@ -99,24 +101,86 @@ impl Dialer {
     ) -> Result<Connected, DialError> {
         let destination = canonical(destination);
         if upstream.hops.is_empty() {
-            self.direct(upstream.connect_timeout, destination).await
+            let target = Next::Destination(destination).into();
+            self.direct(upstream.connect_timeout, destination, target)
+                .await
         } else {
             // Boxed: handshakes are rare beside the direct path and many times its size.
             Box::pin(self.through(upstream, destination)).await
         }
     }
 
-    async fn direct(&self, limit: Duration, address: SocketAddr) -> Result<Connected, DialError> {
+    /// Connects to an endpoint of a group.
+    ///
+    /// # Errors
+    ///
+    /// A [`DialError`] when that failed or took too long.
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        limit: Duration,
+    ) -> Result<Connected, DialError> {
+        let address = canonical(address);
+        let target = Target::Endpoint(address.to_string());
+        self.direct(limit, address, target).await
+    }
+
+    /// Connects to an endpoint at a Unix socket, which no interception is about.
+    ///
+    /// # Errors
+    ///
+    /// A [`DialError`] when that failed or took too long.
+    pub async fn connect_unix(&self, path: &Path, limit: Duration) -> Result<Connected, DialError> {
         let begun = Instant::now();
-        let target = Next::Destination(address);
-        let attempt = connect(self.exempt.as_ref(), address);
-        match timeout(limit, attempt).await {
-            Ok(Ok(tcp)) => Ok(established(tcp, address, begun)),
-            Ok(Err(error)) => Err(DialError::connecting(target.into(), error)),
+        let target = || Target::Endpoint(format!("unix:{}", path.display()));
+        match timeout(limit, UnixStream::connect(path)).await {
+            Ok(Ok(unix)) => Ok(established(UpstreamStream::Unix(unix), None, begun)),
+            Ok(Err(source)) => Err(DialError::Connect {
+                target: target(),
+                address: None,
+                source,
+            }),
             Err(_) => Err(DialError::ConnectTimeout {
-                target: target.into(),
+                target: target(),
                 limit,
             }),
+        }
+    }
+
+    /// The addresses of a name, and how long they hold.
+    ///
+    /// # Errors
+    ///
+    /// A [`ResolveError`] when nobody knows any.
+    pub async fn resolve(&self, name: &str) -> Result<Answer<IpAddr>, ResolveError> {
+        self.names.resolve(name).await
+    }
+
+    /// The hosts of a service by its SRV records, and how long they hold.
+    ///
+    /// # Errors
+    ///
+    /// A [`ResolveError`] when nobody knows any.
+    pub async fn services(&self, name: &str) -> Result<Answer<Service>, ResolveError> {
+        self.names.services(name).await
+    }
+
+    pub(super) const fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
+    async fn direct(
+        &self,
+        limit: Duration,
+        address: SocketAddr,
+        target: Target,
+    ) -> Result<Connected, DialError> {
+        let begun = Instant::now();
+        let attempt = connect(self.exempt.as_ref(), address);
+        match timeout(limit, attempt).await {
+            Ok(Ok(tcp)) => Ok(established(UpstreamStream::Tcp(tcp), Some(address), begun)),
+            Ok(Err(error)) => Err(DialError::connecting(target, error)),
+            Err(_) => Err(DialError::ConnectTimeout { target, limit }),
         }
     }
 
@@ -126,7 +190,10 @@ impl Dialer {
         destination: SocketAddr,
     ) -> Result<Connected, DialError> {
         let Some(first) = upstream.hops.first() else {
-            return self.direct(upstream.connect_timeout, destination).await;
+            let target = Next::Destination(destination).into();
+            return self
+                .direct(upstream.connect_timeout, destination, target)
+                .await;
         };
         let mut connected = self.reach(first, upstream.connect_timeout).await?;
 
@@ -174,7 +241,9 @@ impl Dialer {
             let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
             let share = deadline.saturating_duration_since(Instant::now()) / left;
             match timeout(share, attempt).await {
-                Ok(Ok(tcp)) => return Ok(established(tcp, address, begun)),
+                Ok(Ok(tcp)) => {
+                    return Ok(established(UpstreamStream::Tcp(tcp), Some(address), begun));
+                }
                 Ok(Err(error)) => failure = DialError::connecting(target.into(), error),
                 Err(_) => failure = too_late(),
             }
@@ -216,13 +285,13 @@ impl Dialer {
     }
 }
 
-fn established(tcp: TcpStream, peer: SocketAddr, begun: Instant) -> Connected {
+fn established(stream: UpstreamStream, peer: Option<SocketAddr>, begun: Instant) -> Connected {
     let timings = Timings {
         connect: begun.elapsed(),
         handshake: Duration::ZERO,
     };
     Connected {
-        stream: UpstreamStream::Tcp(tcp),
+        stream,
         peer,
         timings,
     }

@@ -40,8 +40,8 @@ pub enum DialError {
     Connect {
         /// Who was to be reached.
         target: Target,
-        /// The address that was tried, or the last one of several.
-        address: SocketAddr,
+        /// The address that was tried, or the last one of several; none at a Unix socket.
+        address: Option<SocketAddr>,
         /// What the kernel said.
         #[source]
         source: io::Error,
@@ -53,6 +53,15 @@ pub enum DialError {
         target: Target,
         /// The limit.
         limit: Duration,
+    },
+    /// An endpoint hung up before it was told who connects.
+    #[error("cannot send the PROXY protocol header to {target}; check that it wants one")]
+    Announce {
+        /// The endpoint.
+        target: Target,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
     },
     /// The handshakes took too long.
     #[error("{hop} did not connect to {target} within the handshake timeout of {limit:?}")]
@@ -124,6 +133,8 @@ pub enum Target {
     Proxy(String),
     /// The original destination.
     Destination(SocketAddr),
+    /// An endpoint of a group, as the configuration writes it.
+    Endpoint(String),
 }
 
 /// Why a proxy will not serve us.
@@ -231,10 +242,12 @@ impl DialError {
         match self {
             Self::Socket { .. } => CloseReason::OutOfResources,
             Self::Resolve { .. } => CloseReason::ProxyUnreachable,
-            Self::Connect { target, source, .. } => connect_reason(target, source),
+            Self::Connect { target, source, .. } | Self::Announce { target, source } => {
+                connect_reason(target, source)
+            }
             Self::ConnectTimeout { target, .. } => match target {
                 Target::Proxy(_) => CloseReason::ProxyUnreachable,
-                Target::Destination(_) => CloseReason::ConnectTimeout,
+                Target::Destination(_) | Target::Endpoint(_) => CloseReason::ConnectTimeout,
             },
             Self::HandshakeTimeout { .. } => CloseReason::HandshakeTimeout,
             Self::Refused { .. } => CloseReason::ProxyRefused,
@@ -247,8 +260,8 @@ impl DialError {
             }
             Self::Onward { target, source, .. } => match (target, source) {
                 (Target::Proxy(_), _) => CloseReason::ProxyUnreachable,
-                (Target::Destination(_), OnwardCause::Refused) => CloseReason::DestinationRefused,
-                (Target::Destination(_), _) => CloseReason::DestinationUnreachable,
+                (_, OnwardCause::Refused) => CloseReason::DestinationRefused,
+                (_, _) => CloseReason::DestinationUnreachable,
             },
         }
     }
@@ -262,7 +275,7 @@ impl DialError {
             },
             ConnectError::Connect { address, source } => Self::Connect {
                 target,
-                address,
+                address: Some(address),
                 source,
             },
         }
@@ -294,21 +307,21 @@ fn connect_reason(target: &Target, error: &io::Error) -> CloseReason {
     match (target, error.kind()) {
         (Target::Proxy(_), _) => CloseReason::ProxyUnreachable,
         // It took the connection, and reset it before we looked.
-        (Target::Destination(_), io::ErrorKind::ConnectionReset) => CloseReason::UpstreamReset,
-        (Target::Destination(_), io::ErrorKind::ConnectionRefused) => {
-            CloseReason::DestinationRefused
+        (_, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
+            CloseReason::UpstreamReset
         }
-        (Target::Destination(_), io::ErrorKind::TimedOut) => CloseReason::ConnectTimeout,
-        (Target::Destination(_), _) => CloseReason::DestinationUnreachable,
+        (_, io::ErrorKind::ConnectionRefused) => CloseReason::DestinationRefused,
+        (_, io::ErrorKind::TimedOut) => CloseReason::ConnectTimeout,
+        (_, _) => CloseReason::DestinationUnreachable,
     }
 }
 
 impl Target {
     /// The URL of a proxy does not tell which of its addresses was tried.
-    fn at(&self, address: SocketAddr) -> String {
-        match self {
-            Self::Proxy(_) => format!("{self} at {address}"),
-            Self::Destination(_) => self.to_string(),
+    fn at(&self, address: Option<SocketAddr>) -> String {
+        match (self, address) {
+            (Self::Proxy(_), Some(address)) => format!("{self} at {address}"),
+            _ => self.to_string(),
         }
     }
 
@@ -316,7 +329,7 @@ impl Target {
     const fn hint(&self) -> &'static str {
         match self {
             Self::Proxy(_) => "; check that it runs and can be reached from here",
-            Self::Destination(_) => "",
+            Self::Destination(_) | Self::Endpoint(_) => "",
         }
     }
 }
@@ -335,6 +348,7 @@ impl fmt::Display for Target {
         match self {
             Self::Proxy(url) => write!(formatter, "proxy {url}"),
             Self::Destination(address) => write!(formatter, "destination {address}"),
+            Self::Endpoint(name) => write!(formatter, "endpoint {name}"),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
     pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use hickory_resolver::{
@@ -23,7 +23,7 @@ use hickory_resolver::{
     },
     proto::{
         op::Query,
-        rr::{Name, RecordType},
+        rr::{Name, RData, RecordType},
     },
     system_conf::parse_resolv_conf,
 };
@@ -41,6 +41,39 @@ const LOCAL_NAME_SERVER: &[u8] = b"\nnameserver 127.0.0.1\n";
 const SECOND_FAMILY: Duration = Duration::from_millis(100);
 /// For a TCP query when the resolver names no limit of its own.
 const TCP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the hosts file's word holds: it is looked at again.
+const HOSTS_FILE: Duration = Duration::from_secs(5);
+
+/// What is known of a name, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer<T> {
+    /// What it stands for.
+    pub found: Vec<T>,
+    /// How long that holds.
+    pub valid_for: Duration,
+}
+
+impl<T> Answer<T> {
+    /// The same, made of other things.
+    pub fn map<U>(self, made_of: impl FnMut(T) -> U) -> Answer<U> {
+        Answer {
+            found: self.found.into_iter().map(made_of).collect(),
+            valid_for: self.valid_for,
+        }
+    }
+}
+
+/// A host that offers a service (RFC 2782).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its name.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// Its part of the connections.
+    pub weight: u32,
+}
 
 /// Why a name has no address.
 #[derive(Debug, Error)]
@@ -121,19 +154,46 @@ impl Names {
 
     /// The addresses of a name, IPv6 and IPv4 in turns; never none.
     pub(super) async fn lookup(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
+        self.resolve(name).await.map(|answer| answer.found)
+    }
+
+    /// As [`Names::lookup`], with how long the answer holds.
+    pub(super) async fn resolve(&self, name: &str) -> Result<Answer<IpAddr>, ResolveError> {
         let Built {
             hosts, resolver, ..
         } = self.current()?;
-        let mut found = listed(&hosts, name);
-        if found.is_empty() {
-            found = ask(&resolver, name)
-                .await
-                .map_err(|source| ResolveError::Lookup {
-                    name: name.to_owned(),
-                    source,
-                })?;
+        let mut answer = Answer {
+            found: listed(&hosts, name),
+            valid_for: HOSTS_FILE,
+        };
+        if answer.found.is_empty() {
+            answer = ask(&resolver, name).await.map_err(no_address(name))?;
         }
-        Ok(in_turns(found))
+        answer.found = in_turns(answer.found);
+        Ok(answer)
+    }
+
+    /// Where a service is offered, by its SRV records: those of the best priority.
+    pub(super) async fn services(&self, name: &str) -> Result<Answer<Service>, ResolveError> {
+        let Built { resolver, .. } = self.current()?;
+        let lookup = resolver.srv_lookup(name).await.map_err(no_address(name))?;
+        let records = lookup.answers().iter();
+        let records = records.filter_map(|record| match &record.data {
+            RData::SRV(record) => Some(record),
+            _ => None,
+        });
+        let best = records.clone().map(|record| record.priority).min();
+        let found = records
+            .filter(|record| Some(record.priority) == best)
+            .map(|record| Service {
+                host: record.target.to_utf8(),
+                port: record.port,
+                weight: u32::from(record.weight).max(1),
+            });
+        Ok(Answer {
+            found: found.collect(),
+            valid_for: remaining(&lookup),
+        })
     }
 
     /// Two `stat` calls a lookup keep a daemon that runs for months on the name servers of today.
@@ -202,13 +262,13 @@ fn listed(hosts: &Hosts, name: &str) -> Vec<IpAddr> {
     [RecordType::AAAA, RecordType::A]
         .into_iter()
         .filter_map(|kind| hosts.lookup_static_host(&Query::query(name.clone(), kind)))
-        .flat_map(|known| addresses(&known))
+        .flat_map(|known| addresses(&known).collect::<Vec<_>>())
         .collect()
 }
 
 /// Asks for both families at once. Some name servers never answer one of the questions, which must not cost more than
 /// [`SECOND_FAMILY`].
-async fn ask(resolver: &Resolver<Exempted>, name: &str) -> Result<Vec<IpAddr>, NetError> {
+async fn ask(resolver: &Resolver<Exempted>, name: &str) -> Result<Answer<IpAddr>, NetError> {
     let mut v6 = pin!(resolver.ipv6_lookup(name));
     let mut v4 = pin!(resolver.ipv4_lookup(name));
     tokio::select! {
@@ -220,20 +280,40 @@ async fn ask(resolver: &Resolver<Exempted>, name: &str) -> Result<Vec<IpAddr>, N
 async fn settle(
     first: Result<Lookup, NetError>,
     second: impl Future<Output = Result<Lookup, NetError>>,
-) -> Result<Vec<IpAddr>, NetError> {
-    let mut found = match first {
-        Ok(answer) => addresses(&answer),
-        Err(_) => return second.await.map(|answer| addresses(&answer)),
+) -> Result<Answer<IpAddr>, NetError> {
+    let Ok(first) = first else {
+        return second.await.map(|answer| Answer {
+            found: addresses(&answer).collect(),
+            valid_for: remaining(&answer),
+        });
     };
-    if let Ok(Ok(answer)) = timeout(SECOND_FAMILY, second).await {
-        found.extend(addresses(&answer));
+    let mut answer = Answer {
+        found: addresses(&first).collect(),
+        valid_for: remaining(&first),
+    };
+    if let Ok(Ok(second)) = timeout(SECOND_FAMILY, second).await {
+        answer.found.extend(addresses(&second));
+        answer.valid_for = answer.valid_for.min(remaining(&second));
     }
-    Ok(found)
+    Ok(answer)
 }
 
-fn addresses(lookup: &Lookup) -> Vec<IpAddr> {
+fn no_address(name: &str) -> impl FnOnce(NetError) -> ResolveError {
+    |source| ResolveError::Lookup {
+        name: name.to_owned(),
+        source,
+    }
+}
+
+fn remaining(lookup: &Lookup) -> Duration {
+    lookup
+        .valid_until()
+        .saturating_duration_since(Instant::now())
+}
+
+fn addresses(lookup: &Lookup) -> impl Iterator<Item = IpAddr> {
     let records = lookup.answers().iter();
-    records.filter_map(|record| record.data.ip_addr()).collect()
+    records.filter_map(|record| record.data.ip_addr())
 }
 
 /// A file that is not there says as much as an empty one.

@@ -7,10 +7,12 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
 };
 use tokio_rustls::client::TlsStream;
+
+use crate::socket;
 
 /// A connection whose next byte is the destination's.
 ///
@@ -22,30 +24,41 @@ pub enum UpstreamStream {
     Tcp(TcpStream),
     /// TLS over what reaches the `https` hop.
     Tls(Box<TlsStream<UpstreamStream>>),
+    /// An endpoint on this host; never beneath TLS or a proxy.
+    Unix(UnixStream),
 }
 
 impl UpstreamStream {
     /// The socket beneath, however many layers of TLS are on it.
     #[must_use]
-    pub fn tcp(&self) -> &TcpStream {
+    pub fn tcp(&self) -> Option<&TcpStream> {
         let mut stream = self;
         loop {
             match stream {
-                Self::Tcp(tcp) => return tcp,
+                Self::Tcp(tcp) => return Some(tcp),
                 Self::Tls(tls) => stream = tls.get_ref().0,
+                Self::Unix(_) => return None,
             }
         }
     }
 
-    /// The socket beneath, given up by every layer of TLS without a closing alert: for [`crate::socket::reset`].
-    #[must_use]
-    pub fn into_tcp(self) -> TcpStream {
+    /// Closes it by [`crate::socket::reset`], without a closing alert of any layer of TLS. A Unix socket knows no reset: the
+    /// server sees an end, or `ECONNRESET` where we left bytes of its unread.
+    pub fn reset(self) {
         let mut stream = self;
         loop {
             match stream {
-                Self::Tcp(tcp) => return tcp,
+                Self::Tcp(tcp) => return socket::reset(tcp),
                 Self::Tls(tls) => stream = tls.into_inner().0,
+                Self::Unix(_) => return,
             }
+        }
+    }
+
+    /// Lets the next close be an orderly one.
+    pub fn end_orderly(&self) {
+        if let Some(tcp) = self.tcp() {
+            socket::end_orderly(tcp);
         }
     }
 
@@ -63,6 +76,8 @@ impl UpstreamStream {
                     .map(|(to, from)| *to = *from)
                     .count())
             }
+            // Nobody shakes hands with one.
+            Self::Unix(unix) => unix.read(into).await,
         }
     }
 }
@@ -76,6 +91,7 @@ impl AsyncRead for UpstreamStream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_read(context, buffer),
             Self::Tls(tls) => Pin::new(tls).poll_read(context, buffer),
+            Self::Unix(unix) => Pin::new(unix).poll_read(context, buffer),
         }
     }
 }
@@ -89,6 +105,7 @@ impl AsyncWrite for UpstreamStream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_write(context, bytes),
             Self::Tls(tls) => Pin::new(tls).poll_write(context, bytes),
+            Self::Unix(unix) => Pin::new(unix).poll_write(context, bytes),
         }
     }
 
@@ -96,6 +113,7 @@ impl AsyncWrite for UpstreamStream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_flush(context),
             Self::Tls(tls) => Pin::new(tls).poll_flush(context),
+            Self::Unix(unix) => Pin::new(unix).poll_flush(context),
         }
     }
 
@@ -103,6 +121,7 @@ impl AsyncWrite for UpstreamStream {
         match self.get_mut() {
             Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(context),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(context),
+            Self::Unix(unix) => Pin::new(unix).poll_shutdown(context),
         }
     }
 }

@@ -5,6 +5,7 @@ mod direct;
 mod http;
 mod names;
 mod peer;
+mod probe;
 mod socks5;
 mod tls;
 

@@ -14,7 +14,7 @@ use rustls_pki_types::{CertificateDer, InvalidDnsNameError, ServerName, pem, pem
 use thiserror::Error;
 use tokio_rustls::TlsConnector;
 
-use super::{Hop, Host, UpstreamStream, error::HandshakeError};
+use super::{Hop, Host, UpstreamStream, error::HandshakeError, probe::ProbeError};
 
 /// Why there is no trust for a hop.
 #[derive(Debug, Error)]
@@ -95,6 +95,24 @@ pub(super) async fn wrap(
         .connect(name, stream)
         .await
         .map_err(HandshakeError::Tls)?;
+    Ok(UpstreamStream::Tls(Box::new(tls)))
+}
+
+/// Shakes hands with a server that may speak any protocol.
+pub(super) async fn verify(
+    trust: &Trust,
+    host: &Host,
+    ca_file: Option<&Path>,
+    stream: UpstreamStream,
+) -> Result<UpstreamStream, ProbeError> {
+    let untrusted = |error| ProbeError::Trust(Box::new(error));
+    let name = server_name(host).map_err(untrusted)?;
+    let mut settings = (*trust.settings(ca_file).map_err(untrusted)?).clone();
+    settings.alpn_protocols.clear();
+    let tls = TlsConnector::from(Arc::new(settings))
+        .connect(name, stream)
+        .await
+        .map_err(ProbeError::Tls)?;
     Ok(UpstreamStream::Tls(Box::new(tls)))
 }
 

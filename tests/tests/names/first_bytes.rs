@@ -14,6 +14,78 @@ use nix::errno::Errno;
 
 use super::{connected, counted, host, rule, sni};
 
+/// The least that is a ClientHello of TLS 1.2 with a server name.
+fn hello(name: &str) -> Vec<u8> {
+    let counted = |bytes: &[u8]| {
+        let length = u16::try_from(bytes.len()).unwrap().to_be_bytes();
+        [length.as_slice(), bytes].concat()
+    };
+    let server_name = counted(&[&[0], counted(name.as_bytes()).as_slice()].concat());
+    let extensions = counted(&[&[0, 0], counted(&server_name).as_slice()].concat());
+    let suites = counted(&[0xc0, 0x2f]);
+    let body = [
+        &[3, 3],
+        [7; 32].as_slice(),
+        &[0],
+        &suites,
+        &[1, 0],
+        &extensions,
+    ]
+    .concat();
+    let message = [&[1, 0], counted(&body).as_slice()].concat();
+    [&[22, 3, 1], counted(&message).as_slice()].concat()
+}
+
+/// What the server is told of a client whose name led to it.
+#[test]
+fn a_proxy_header_says_the_name_that_tls_has() {
+    let sandbox = Sandbox::new();
+    let alone = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let of_group = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let names = [
+        sni("alone.example", "", &alone.address().to_string()),
+        sni("group.example", "", "web"),
+        host("alone.example", &alone.address().to_string()),
+    ];
+    let group = format!(
+        "[upstream.web]\nendpoints = [\"{}\"]\nsend_proxy = \"v2\"\n",
+        of_group.address()
+    );
+    let rule = rule(443, "refuse", &names, "send_proxy = \"v2\"");
+    let culvert = sandbox.culvert(&(group + &rule));
+    let app = sandbox.app();
+    let name_in_header = |bytes: &[u8]| {
+        let socket = connected(&app, 443);
+        for piece in bytes.chunks(10) {
+            socket.send(piece).unwrap();
+        }
+        let head = socket.receive(16).unwrap();
+        assert_eq!(&head[..12], b"\r\n\r\n\0\r\nQUIT\n");
+        let length = usize::from(u16::from_be_bytes([head[14], head[15]]));
+        let rest = socket.receive(length).unwrap();
+        assert_eq!(socket.receive(bytes.len()).unwrap(), bytes);
+        socket.close();
+        // Behind the addresses: each with its type and its length.
+        let mut values = &rest[12..];
+        while let [kind, high, low, behind @ ..] = values {
+            let (value, more) = behind.split_at(usize::from(u16::from_be_bytes([*high, *low])));
+            if *kind == 2 {
+                return Some(String::from_utf8(value.to_vec()).unwrap());
+            }
+            values = more;
+        }
+        None
+    };
+    for name in ["alone.example", "group.example"] {
+        assert_eq!(name_in_header(&hello(name)).as_deref(), Some(name));
+    }
+    let request = b"GET / HTTP/1.1\r\nHost: alone.example\r\n\r\n";
+    assert_eq!(name_in_header(request), None, "it is the name in TLS alone");
+    let records = culvert.await_records(3);
+    assert_eq!(records[1].upstream.as_deref(), Some("web"));
+    assert_eq!(records[1].peer, Some(of_group.address()));
+}
+
 #[test]
 fn first_bytes_may_come_in_pieces_and_none_is_lost() {
     let sandbox = Sandbox::new();

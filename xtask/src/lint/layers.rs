@@ -8,10 +8,11 @@ use super::source::{self, Source};
 
 /// The modules, lowest layer first. A module uses only modules of lower layers and those that
 /// [`SIBLINGS`] allows it.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     // Plain types, and what needs the standard library and system calls only.
     &[
         "arguments",
+        "balance",
         "cgroup",
         "cli",
         "clock",
@@ -36,6 +37,8 @@ const LAYERS: [&[&str]; 10] = [
         "upstream",
         "watch",
     ],
+    // Upstreams that connections have a choice of.
+    &["group"],
     // What a file's text becomes, and what becomes of that.
     &["config", "resolve", "routes"],
     // What the connections of one thread share, and what they ask the kernel side for.

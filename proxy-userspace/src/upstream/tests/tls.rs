@@ -105,7 +105,7 @@ async fn words_behind_the_answer_are_the_destinations() {
     let connected = dialer().dial(&upstream, elsewhere()).await;
     let mut connected = connected.unwrap_or_else(|error| panic!("{}", told(&error)));
     assert!(matches!(connected.stream, UpstreamStream::Tls(_)));
-    assert_eq!(connected.peer, proxy.address);
+    assert_eq!(connected.peer, Some(proxy.address));
     assert!(!connected.timings.handshake.is_zero());
     let mut words = [0; peer::GREETING.len()];
     connected
@@ -138,9 +138,14 @@ async fn a_connection_in_tls_can_be_reset() {
         .dial(&upstream, elsewhere())
         .await
         .expect("a connection");
-    let peer = connected.stream.tcp().peer_addr().expect("its address");
-    assert_eq!(peer, connected.peer);
-    crate::socket::reset(connected.stream.into_tcp());
+    let peer = connected
+        .stream
+        .tcp()
+        .expect("TCP")
+        .peer_addr()
+        .expect("its address");
+    assert_eq!(Some(peer), connected.peer);
+    connected.stream.reset();
     proxy.finish().await;
 }
 
