@@ -9,8 +9,8 @@
 //!   Linux 4.18). Setting it rings for what waits already, so bytes that came in between are not missed.
 //! - A look does not take bytes, so the queue never runs empty and the end of the stream shows by no read of 0 bytes, but by
 //!   `EPOLLRDHUP` alone.
-//! - It also raises a receive buffer that is too small for so many bytes (`tcp_set_rcvlowat()`), so none are waited for that have no
-//!   room. With twice [`crate::rule::MOST_PEEKED`] within the default of `tcp_rmem` it is left alone as a rule.
+//! - It also raises a receive buffer that is too small for so many bytes, and for no more (`tcp_set_rcvlowat()`). So the limit is asked
+//!   for once, or a buffer of a few KiB (`tcp_rmem`) would be full for ever: nobody takes anything out of it.
 
 mod h2;
 mod http;
@@ -154,7 +154,10 @@ async fn look(stream: &TcpStream, most: usize, waited: &Cell<bool>) -> io::Resul
                     Ok(Seen::Malformed("it is longer than may be looked at"))
                 }
                 (Sight::More(least), count) => {
-                    waited.set(true);
+                    if !waited.replace(true) {
+                        // For the room that it makes.
+                        socket::wake_at(stream, most)?;
+                    }
                     socket::wake_at(stream, least.max(count + 1))?;
                     Err(io::ErrorKind::WouldBlock.into())
                 }
