@@ -14,7 +14,7 @@ use nix::errno::Errno;
 
 use super::{connected, counted, host, rule, sni};
 
-/// The least that is a ClientHello of TLS 1.2 with a server name.
+/// The least that is a `ClientHello` of TLS 1.2 with a server name.
 fn hello(name: &str) -> Vec<u8> {
     let counted = |bytes: &[u8]| {
         let length = u16::try_from(bytes.len()).unwrap().to_be_bytes();
