@@ -109,7 +109,7 @@ fn every_command_of_the_readme_is_run_by_a_test() {
     let mut commands = commands();
     commands.sort_unstable();
     assert_eq!(commands, known);
-    assert_eq!(blocks("toml").len(), 6);
+    assert_eq!(blocks("toml").len(), 7);
 }
 
 /// The machine of the README.
