@@ -45,11 +45,13 @@ pub enum CloseReason {
     QueueTimeout,
     /// The group has no endpoint: its names stand for none.
     NoEndpoint,
+    /// The rule refuses what asks for that name, or for none, or cannot be read.
+    NameRefused,
 }
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Done,
         Self::DownstreamReset,
         Self::UpstreamReset,
@@ -70,6 +72,7 @@ impl CloseReason {
         Self::QueueFull,
         Self::QueueTimeout,
         Self::NoEndpoint,
+        Self::NameRefused,
     ];
 
     /// The stable name in logs, records and counters.
@@ -96,6 +99,7 @@ impl CloseReason {
             Self::QueueFull => "queue_full",
             Self::QueueTimeout => "queue_timeout",
             Self::NoEndpoint => "no_endpoint",
+            Self::NameRefused => "name_refused",
         }
     }
 }

@@ -17,6 +17,7 @@ mod group;
 mod health;
 mod intervals;
 mod mask;
+mod names;
 mod proxy_url;
 mod raw;
 mod reach;
@@ -252,7 +253,12 @@ fn check_use(
 ) {
     for (name, span, _) in declared {
         let used = |placed: &PlacedRule| matches!(&placed.rule.via, Via::Upstream(via) if via.as_ref() == *name);
-        let used_by = |placed: &PlacedReverse| matches!(&placed.rule.via, ReverseVia::Upstream(via) if via.as_ref() == *name);
+        let used_by = |placed: &PlacedReverse| {
+            placed
+                .rule
+                .vias()
+                .any(|via| matches!(via, ReverseVia::Upstream(via) if via.as_ref() == *name))
+        };
         if !rules.iter().any(used) && !arrivals.iter().any(used_by) {
             findings.push(
                 Finding::warning(format!("upstream `{name}` is never used"))

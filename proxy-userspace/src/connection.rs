@@ -1,5 +1,7 @@
 //! One connection, from accept to its close record, whichever role it is in. Read it top to bottom.
 
+mod by_name;
+
 use std::{
     io,
     net::SocketAddr,
@@ -20,11 +22,13 @@ use crate::{
         Ended, Path, Progress, Reason, Relay, Side, Turn,
         shortcut::{Lane, Obstacle, of_app},
     },
-    rule::PathChoice,
+    rule::{Name, PathChoice},
     shared::Worker,
     socket,
     upstream::{Timings, UpstreamStream},
 };
+
+use self::by_name::Named;
 
 /// Takes an accepted connection to its end.
 pub(crate) async fn serve(
@@ -48,6 +52,7 @@ pub(crate) async fn serve(
         origin,
         progress: Arc::new(Progress::default()),
         reached: Destination::default(),
+        named: Named::default(),
         reason: None,
         timings: Timings::default(),
     };
@@ -62,6 +67,7 @@ struct Flow<'a> {
     origin: Origin,
     progress: Arc<Progress>,
     reached: Destination,
+    named: Named,
     /// Why it is not on a better path.
     reason: Option<Reason>,
     timings: Timings,
@@ -83,6 +89,11 @@ struct Destination {
 impl Flow<'_> {
     /// Dials and relays. Whatever goes wrong, the app sees a reset and never an orderly end.
     async fn run(&mut self, mut downstream: TcpStream) -> (CloseReason, Option<String>) {
+        let route = &mut self.origin.route;
+        if let Err(why) = self.named.choose(self.worker, route, &downstream).await {
+            socket::reset(downstream);
+            return why;
+        }
         let mut upstream = match self.dial().await {
             Ok(upstream) => upstream,
             Err((reason, error)) => {
@@ -152,7 +163,13 @@ impl Flow<'_> {
         match route.send_proxy.filter(|_| !self.reached.is_announced) {
             None => Ok(()),
             Some(version) => {
-                let header = proxy_protocol::header(version, *client, *orig_dst, None);
+                let header = proxy_protocol::header(
+                    version,
+                    *client,
+                    *orig_dst,
+                    None,
+                    self.named.authority(),
+                );
                 upstream.write_all(&header).await?;
                 upstream.flush().await
             }
@@ -243,6 +260,7 @@ impl Flow<'_> {
         let asked = Asked {
             client: self.origin.client,
             orig_dst: self.origin.orig_dst,
+            authority: self.named.authority(),
         };
         match group.connect(&self.worker.dialer, &asked).await {
             Ok(reached) => {
@@ -302,6 +320,8 @@ impl Flow<'_> {
             client: origin.client,
             sender: origin.sender,
             orig_dst: Some(origin.orig_dst),
+            name: self.named.name.as_ref().map(Name::as_str),
+            alpn: self.named.alpn.as_deref(),
             upstream: Some(&origin.route.upstream.name),
             peer: self.reached.peer,
             endpoint: self.reached.endpoint.as_deref(),

@@ -22,6 +22,7 @@
 //!    the addresses that the client sees.
 //! 3. `origin` tells it from one that an app opened by that local address, and asks the same function over the same tables in
 //!    memory which rule it was. From there on its life is that of any other connection.
+//!    Where its rule has names, [`peek`] first looks for the one that the client asks for, and [`routes`] says where that leads.
 //!    A rule that is steered needs none of this: the listener that is assigned is the service's own.
 //! 4. When the relay dials the service, `own_events` registers the tuple of its SYN before that leaves; `reverse` lets it pass.
 //!
@@ -30,7 +31,7 @@
 //! | layer | modules | may know |
 //! |---|---|---|
 //! | words | [`rule`], [`close`], [`clock`], [`balance`] | nothing of ours |
-//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`] | words, and pieces named in their heading |
+//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
 //! | groups | [`group`] | words and pieces |
 //! | threads | [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
@@ -57,6 +58,10 @@
 //!   look-up of it, and tables that grow with the square of the file.
 //! - **The daemon's own SYN is told by its tuple**, which is all that `sk_lookup` sees, and is published by a `sockops` program when the
 //!   port is chosen and the SYN not yet built. To bind each socket first would cost calls and ports.
+//! - **Names are peeked at, and left in the queue.** To read them and to hand on what was read would be a second way for the first bytes
+//!   into every path of the relay, and `sockmap` may only be given a socket that nobody has read from in part. Looking again from the
+//!   beginning costs a copy of some hundred bytes.
+//! - **A `ClientHello` is read, not judged**: `rustls` would refuse those of old clients, which are the server's to refuse.
 //! - **A guard of its own for `refuse`.** Pinning the whole set of hooks would leave connections of `direct` rules being sent to
 //!   a dead port until somebody noticed. The guard only refuses, and needs no sign from the other programs: a connection
 //!   that still shows its own destination was not relayed.
@@ -110,6 +115,7 @@ pub mod intercept;
 mod listener;
 mod origin;
 mod paint;
+pub mod peek;
 pub mod plan;
 pub mod policy;
 mod privileges;

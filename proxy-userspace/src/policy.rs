@@ -239,10 +239,10 @@ fn action(rule: &Rule) -> Action {
 fn arrival_action(rule: &Reverse) -> Action {
     Action {
         verb: match rule.via {
-            ReverseVia::Direct => verb::DIRECT,
             _ if rule.steered_to().is_some() => verb::STEER,
+            _ if rule.is_relayed() => verb::RELAY,
             ReverseVia::Refuse => verb::REFUSE,
-            ReverseVia::Original | ReverseVia::Address(_) | ReverseVia::Upstream(_) => verb::RELAY,
+            _ => verb::DIRECT,
         },
         on_relay_failure: on_relay_failure(rule.on_relay_failure),
         shortcut: 0,

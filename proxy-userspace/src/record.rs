@@ -45,6 +45,10 @@ pub struct CloseRecord<'a> {
     pub sender: Option<SocketAddr>,
     /// Where the app or the client wanted to connect.
     pub orig_dst: Option<SocketAddr>,
+    /// The name that the client asked for in TLS or HTTP; absent where no rule asks for names.
+    pub name: Option<&'a str>,
+    /// The protocols that it offered in TLS, with commas between them.
+    pub alpn: Option<&'a str>,
     /// Upstream of the rule.
     pub upstream: Option<&'a str>,
     /// What was connected to: the destination itself, or the first proxy.
@@ -224,6 +228,9 @@ impl std::fmt::Display for CloseRecord<'_> {
         }
         if let Some(orig_dst) = self.orig_dst {
             write!(f, " -> {orig_dst}")?;
+        }
+        if let Some(name) = self.name {
+            write!(f, " name {name}")?;
         }
         if let (Some(rule), Some(upstream)) = (self.rule, self.upstream) {
             write!(f, " rule {rule} via {upstream}")?;

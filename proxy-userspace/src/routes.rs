@@ -4,6 +4,8 @@
 //! and is looked up as the kernel did. Either may be accepted after a reload put the next policy in force, so the routes of
 //! the last few generations stay.
 
+mod names;
+
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
@@ -17,6 +19,8 @@ use crate::{
     rule::{PathChoice, ProxyHeader, Reverse, ReverseVia, Rule, Via},
     upstream::Upstream,
 };
+
+pub use names::ByName;
 
 /// Generations that are kept.
 const KEPT: usize = 8;
@@ -32,12 +36,25 @@ pub struct Route {
     pub group: Option<Arc<Group>>,
     /// Where to, if not to where they were going.
     pub destination: Option<SocketAddr>,
+    /// Where to instead, by the name that the client asks for.
+    pub names: Option<Arc<ByName>>,
     /// Senders whose connections begin with a PROXY header.
     pub accept_proxy: Arc<[IpNet]>,
     /// How whoever is connected to is told who the client is, if it is.
     pub send_proxy: Option<ProxyHeader>,
     /// How bytes are moved.
     pub path: PathChoice,
+}
+
+/// Where connections can go.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// See [`Route::upstream`].
+    pub upstream: Arc<Upstream>,
+    /// See [`Route::group`].
+    pub group: Option<Arc<Group>>,
+    /// See [`Route::destination`].
+    pub destination: Option<SocketAddr>,
 }
 
 /// A rule names an upstream that does not exist.
@@ -72,6 +89,7 @@ pub fn table(
             upstream: named(upstreams, name, &rule.name)?,
             group: groups.get(name).cloned(),
             destination: None,
+            names: None,
             accept_proxy: Arc::default(),
             send_proxy: None,
             path: rule.path,
@@ -90,27 +108,62 @@ pub fn arrivals(
     groups: &Groups,
 ) -> Result<RouteTable, UnknownUpstream> {
     let route = |rule: &Reverse| {
-        let (upstream, destination) = match &rule.via {
-            ReverseVia::Direct | ReverseVia::Refuse => return Ok(None),
-            ReverseVia::Original => (unnamed("original".into(), rule), None),
-            ReverseVia::Address(to) => (unnamed(to.to_string().into(), rule), Some(*to)),
-            ReverseVia::Upstream(name) => (named(upstreams, name, &rule.name)?, None),
+        if !rule.is_relayed() {
+            return Ok(None);
+        }
+        let target = |via: &ReverseVia| target(via, rule, upstreams, groups);
+        let own = target(&rule.via)?;
+        let names = match &rule.names {
+            None => None,
+            Some(names) => Some(Arc::new(ByName::new(names, own.clone(), target)?)),
         };
-        let group = match &rule.via {
-            ReverseVia::Upstream(name) => groups.get(name).cloned(),
-            _ => None,
+        let refused = || Target {
+            upstream: unnamed("refuse".into(), rule),
+            group: None,
+            destination: None,
         };
+        // Without names there always is one, and with names it is asked for by them alone.
+        let Target {
+            upstream,
+            group,
+            destination,
+        } = own.unwrap_or_else(refused);
         Ok(Some(Route {
             rule: Arc::clone(&rule.name),
             upstream,
             group,
             destination,
+            names,
             accept_proxy: rule.accept_proxy.as_slice().into(),
             send_proxy: rule.send_proxy,
             path: rule.path,
         }))
     };
     rules.iter().map(route).collect()
+}
+
+/// Where connections go that the relay takes; `None` for those that it resets.
+fn target(
+    via: &ReverseVia,
+    rule: &Reverse,
+    upstreams: &Upstreams,
+    groups: &Groups,
+) -> Result<Option<Target>, UnknownUpstream> {
+    let (upstream, destination) = match via {
+        ReverseVia::Direct | ReverseVia::Refuse => return Ok(None),
+        ReverseVia::Original => (unnamed("original".into(), rule), None),
+        ReverseVia::Address(to) => (unnamed(to.to_string().into(), rule), Some(*to)),
+        ReverseVia::Upstream(name) => (named(upstreams, name, &rule.name)?, None),
+    };
+    let group = match via {
+        ReverseVia::Upstream(name) => groups.get(name).cloned(),
+        _ => None,
+    };
+    Ok(Some(Target {
+        upstream,
+        group,
+        destination,
+    }))
 }
 
 fn named(
@@ -236,6 +289,7 @@ mod tests {
             upstream,
             group: None,
             destination: None,
+            names: None,
             accept_proxy: Arc::default(),
             send_proxy: None,
             path: PathChoice::Auto,

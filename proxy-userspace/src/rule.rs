@@ -3,6 +3,7 @@
 //! Plain, validated types. `config` builds them from the file, `policy` compiles them into kernel tables,
 //! `connection` reads the action of the rule the kernel chose. Nothing here knows TOML, maps or sockets.
 
+mod name;
 mod reverse;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+pub use name::{Kind, Limits, MOST_PEEKED, Name, NameEntry, Names, Pattern};
 pub use reverse::{Listen, ProxyHeader, Reverse, ReverseVia};
 
 /// One `[[forward]]` rule. The first rule in file order whose [`Match`] holds decides.

@@ -165,7 +165,7 @@ impl Service {
             may_change && matches!(rule.via, Via::Upstream(_))
         };
         let arrivals = self.config.reverse.iter();
-        let mut arrivals = arrivals.filter(|rule| rule.via.is_relayed());
+        let mut arrivals = arrivals.filter(|rule| rule.is_relayed());
         if self.config.daemon.calibrate == Calibrate::AtStart
             && (self.config.forward.iter().any(relayed_by_choice)
                 || arrivals.any(|rule| rule.path.is_auto()))

@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     close::CloseReason,
+    peek::Peeked,
     process::Processes,
     record::AccessLog,
     relay::{
@@ -76,6 +77,7 @@ pub struct Stats {
     pub repairs: AtomicU64,
     bytes: [AtomicU64; Path::ALL.len()],
     closed: [AtomicU64; CloseReason::ALL.len()],
+    peeked: [AtomicU64; Peeked::ALL.len()],
 }
 
 impl Stats {
@@ -99,6 +101,20 @@ impl Stats {
             .into_iter()
             .zip(&self.bytes)
             .map(|(path, bytes)| (path, bytes.load(Relaxed)))
+    }
+
+    pub(crate) fn count_peeked(&self, peeked: Peeked) {
+        if let Some(counter) = self.peeked.get(peeked as usize) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Connections of rules with names, by what came of looking for one.
+    pub fn peeked(&self) -> impl Iterator<Item = (Peeked, u64)> {
+        Peeked::ALL
+            .into_iter()
+            .zip(&self.peeked)
+            .map(|(peeked, count)| (peeked, count.load(Relaxed)))
     }
 
     pub(crate) fn count_close(&self, reason: CloseReason) {

@@ -19,7 +19,7 @@ use nix::{
     getsockopt_impl, ioctl_read_bad,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     setsockopt_impl, sockopt_impl,
-    sys::socket::{getsockopt, setsockopt},
+    sys::socket::{MsgFlags, getsockopt, recv, setsockopt},
 };
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
@@ -202,6 +202,30 @@ pub fn has_news(socket: &impl AsFd) -> io::Result<bool> {
 /// None in practice.
 pub fn handle_waiting(socket: &impl AsFd) -> io::Result<()> {
     Ok(setsockopt(socket, ReceiveLowWater, &1)?)
+}
+
+/// Has the socket wake nobody before so many bytes wait, or the peer has ended or failed the stream. [`handle_waiting`] takes
+/// it back.
+///
+/// # Errors
+///
+/// None in practice.
+pub fn wake_at(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    Ok(setsockopt(socket, ReceiveLowWater, &bytes)?)
+}
+
+/// Copies the bytes that wait and leaves them where they are.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::WouldBlock`] when there are none, or that of the connection.
+pub fn peek(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(recv(
+        socket.as_fd().as_raw_fd(),
+        buffer,
+        MsgFlags::MSG_PEEK,
+    )?)
 }
 
 type QueueLength = unsafe fn(libc::c_int, *mut libc::c_int) -> nix::Result<libc::c_int>;

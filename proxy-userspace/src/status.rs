@@ -53,6 +53,9 @@ pub struct Connections {
     pub own_proxy: u64,
     /// Closed, by reason; those that occurred.
     pub closed: BTreeMap<String, u64>,
+    /// Looked at for a name, by what came of it; what occurred.
+    #[serde(default)]
+    pub names: BTreeMap<String, u64>,
 }
 
 /// An upstream with several endpoints.
@@ -168,6 +171,10 @@ impl Status {
         )?;
         let closed = listed(&connections.closed);
         writeln!(text, "  closed: {}", wrapped(10, &closed))?;
+        if !connections.names.is_empty() {
+            let names = listed(&connections.names);
+            writeln!(text, "  names: {}", wrapped(9, &names))?;
+        }
         for (count, what) in [
             (
                 connections.accept_failures,
@@ -304,6 +311,7 @@ mod tests {
                 accepted: 3,
                 at_limit: 4,
                 closed: [("done".into(), 2), ("shutdown".into(), 0)].into(),
+                names: [("named".into(), 5)].into(),
                 ..Connections::default()
             },
             paths: vec![
@@ -337,6 +345,7 @@ mod tests {
             "culvert 1.2.3, process 7, for 1m 30s",
             "  1 open, 3 accepted",
             "  closed: done 2",
+            "  names: named 5",
             "  4 times a worker was at its limit of connections",
             "  copy      on        10 bytes",
             "  sockmap   off       0 bytes; the test of overlap fails on this kernel",

@@ -90,6 +90,7 @@ impl Rig {
             }),
             group: None,
             destination: None,
+            names: None,
             accept_proxy: Arc::default(),
             send_proxy: None,
             path,

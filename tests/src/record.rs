@@ -51,6 +51,10 @@ pub struct CloseRecord {
     pub sender: Option<SocketAddr>,
     /// Where it wanted to connect.
     pub orig_dst: Option<SocketAddr>,
+    /// The name that the client asked for.
+    pub name: Option<String>,
+    /// The protocols that it offered.
+    pub alpn: Option<String>,
     /// Upstream of the rule.
     pub upstream: Option<String>,
     /// What the relay connected to.

@@ -55,6 +55,7 @@ const USER: &str = "sudo culvert run --config user.toml";
 const REFUSE: &str = "sudo culvert run --config refuse.toml";
 const ROUTE: &str = "sudo ip route add local 198.51.100.0/24 dev lo";
 const FRONT: &str = "sudo culvert run --config front.toml";
+const NAMES: &str = "sudo culvert run --config names.toml";
 const CHECK: &str = "sudo culvert check password.toml";
 const PLAN: &str = "sudo culvert plan --config password.toml";
 const SERVERS: &str = "sudo culvert run --config servers.toml";
@@ -102,13 +103,13 @@ fn file(name: &str) -> String {
 fn every_command_of_the_readme_is_run_by_a_test() {
     let mut known: Vec<&str> = NOT_FROM_A_TEST.to_vec();
     known.extend([
-        EXEC, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, CHECK, PLAN, PASSWORD,
+        EXEC, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, NAMES, CHECK, PLAN, PASSWORD,
     ]);
     known.sort_unstable();
     let mut commands = commands();
     commands.sort_unstable();
     assert_eq!(commands, known);
-    assert_eq!(blocks("toml").len(), 6);
+    assert_eq!(blocks("toml").len(), 7);
 }
 
 /// The machine of the README.
@@ -341,6 +342,22 @@ fn in_front_of_a_service_that_stays_where_it_is() {
     assert!(status.contains("arrived_relayed 3"), "{status}");
     assert!(daemon.end(Signal::SIGTERM).success());
     assert_page(&machine.curl("198.51.100.77"));
+}
+
+#[test]
+fn servers_by_name() {
+    let machine = Machine::new();
+    machine.write("names.toml");
+    let daemon = machine.daemon(NAMES);
+    // An entry refuses the name; the other servers are none of the README's business.
+    let mut curl = machine.sandbox.command("curl");
+    let resolve = format!("old.example.com:443:{WEB}");
+    curl.args(["-sS", "--resolve", &resolve, "https://old.example.com/"]);
+    assert!(!attempt(&mut curl).status.success());
+    let status = output(&mut machine.command("culvert status"));
+    assert!(status.contains("names: named 1"), "{status}");
+    assert!(status.contains("name_refused 1"), "{status}");
+    assert!(daemon.end(Signal::SIGTERM).success());
 }
 
 #[test]

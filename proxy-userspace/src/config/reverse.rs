@@ -15,6 +15,7 @@ use super::{
     duration,
     forward::{check_names, of_relay, optional},
     mask::quoted,
+    names,
     raw::{Value, closest},
     report::{Finding, Findings, Span},
     selector,
@@ -25,6 +26,8 @@ use super::{
 const MOST_LISTENS: usize = 100_000;
 /// Most sources of all rules together.
 const MOST_SOURCES: usize = 100_000;
+/// Most names of all rules together.
+const MOST_NAMES: usize = 100_000;
 /// The kernel's own bound of the name of an interface, in bytes (`IFNAMSIZ`, less the zero at its end).
 const LONGEST_INTERFACE: usize = 15;
 const EXAMPLE: &str = "192.0.2.10:443";
@@ -74,7 +77,9 @@ pub(super) fn read(
         "values in `source`",
         findings,
         |rule| rule.source.count(),
-    );
+    ) & is_affordable(&rules, MOST_NAMES, "names", findings, |rule| {
+        rule.names.as_ref().map_or(0, |names| names.entries.len())
+    });
     if affordable {
         check_tables(&rules, findings);
     }
@@ -103,7 +108,9 @@ fn rule(
     let via = table
         .require("via", "via = \"original\"", findings)
         .and_then(|value| via(value, upstreams, findings));
-    let relayed = via.as_ref().is_none_or(ReverseVia::is_relayed);
+    let names = names::read(&mut table, upstreams, via.as_ref(), findings);
+    let has_names = !matches!(names, Ok(None));
+    let relayed = has_names || via.as_ref().is_none_or(ReverseVia::is_relayed);
     let fail_modes = [("direct", FailMode::Direct), ("refuse", FailMode::Refuse)];
     let on_relay_failure = of_relay(
         &mut table,
@@ -130,7 +137,12 @@ fn rule(
     if let (Some((_, true)), Some(place)) = (path, &path_span) {
         let headers = accept_proxy.as_ref().is_some_and(|who| !who.is_empty())
             || send_proxy.is_some_and(|sent| sent.is_some());
-        findings.keep(can_steer(via.as_ref(), headers), place)?;
+        let of_relay = if has_names {
+            Some("look for names")
+        } else {
+            headers.then_some("read or write a PROXY header")
+        };
+        findings.keep(can_steer(via.as_ref(), of_relay), place)?;
     }
     let connect_timeout = match table.get("connect_timeout") {
         None => Some(daemon.connect_timeout),
@@ -146,6 +158,7 @@ fn rule(
             source,
             interface,
             via: via?,
+            names: names.ok()?,
             connect_timeout: connect_timeout?,
             accept_proxy: accept_proxy?,
             send_proxy: send_proxy?,
@@ -159,15 +172,16 @@ fn rule(
     Some(placed)
 }
 
-/// Whether the kernel alone can do what a rule wants.
-fn can_steer(via: Option<&ReverseVia>, headers: bool) -> Result<(), Finding> {
-    let why = match via {
-        Some(ReverseVia::Address(_)) if !headers => return Ok(()),
-        Some(ReverseVia::Address(_)) => {
-            "the rule needs the relay: only that can read or write a PROXY header"
+/// Whether the kernel alone can do what a rule wants. `of_relay` is what it wants of the relay.
+fn can_steer(via: Option<&ReverseVia>, of_relay: Option<&str>) -> Result<(), Finding> {
+    let why = match (via, of_relay) {
+        (Some(ReverseVia::Address(_)), None) => return Ok(()),
+        (Some(ReverseVia::Address(_)), Some(what)) => {
+            format!("the rule needs the relay: only that can {what}")
         }
         _ => {
             "`via` is not the address of a service: only its own listener can be given connections"
+                .to_owned()
         }
     };
     Err(Finding::error("`path = \"steer\"` cannot be had here").label(why))
@@ -176,7 +190,7 @@ fn can_steer(via: Option<&ReverseVia>, headers: bool) -> Result<(), Finding> {
 /// Warns of a service that believes what clients say while the relay fails.
 fn check_sent(rule: &Reverse, place: &Span, findings: &mut Findings) {
     if rule.send_proxy.is_some()
-        && rule.via == ReverseVia::Original
+        && rule.vias().any(|via| *via == ReverseVia::Original)
         && rule.on_relay_failure == FailMode::Direct
     {
         findings.push(
@@ -292,7 +306,11 @@ fn listen(text: &str) -> Result<Vec<Listen>, Finding> {
     Ok(nets.into_iter().map(of).collect())
 }
 
-fn via(value: Value<'_>, upstreams: &[&str], findings: &mut Findings) -> Option<ReverseVia> {
+pub(super) fn via(
+    value: Value<'_>,
+    upstreams: &[&str],
+    findings: &mut Findings,
+) -> Option<ReverseVia> {
     let text = value.text("original", findings)?;
     match text {
         "direct" => return Some(ReverseVia::Direct),

@@ -1,6 +1,7 @@
 //! A configuration as text for people: what `culvert check` prints. Holds no secrets.
 
 use std::{
+    borrow::Cow,
     fmt::{self, Display, Write},
     ops::RangeInclusive,
     time::Duration,
@@ -11,8 +12,8 @@ use ipnet::IpNet;
 use crate::{
     group::Settings,
     rule::{
-        Calibrate, FailMode, Listen, Match, PathChoice, ProxyHeader, Reverse, ReverseVia, Rule,
-        Selector, Via,
+        Calibrate, FailMode, Listen, Match, Names, PathChoice, ProxyHeader, Reverse, ReverseVia,
+        Rule, Selector, Via,
     },
     upstream::{Hop, Host, Scheme, Upstream},
 };
@@ -285,21 +286,16 @@ fn arrivals(rule: &Reverse) -> String {
         values("PROXY header from", &senders, destination),
     ];
     let mut parts: Vec<String> = parts.into_iter().flatten().collect();
-    let mut last = match &rule.via {
-        ReverseVia::Direct => "-> direct".to_owned(),
-        ReverseVia::Refuse => "-> refuse".to_owned(),
-        ReverseVia::Original => relayed(
-            "the service on the same address and port",
-            rule.path,
-            rule.on_relay_failure,
-        ),
-        ReverseVia::Address(to) if rule.steer => {
-            let relayed = relayed(&to.to_string(), rule.path, rule.on_relay_failure);
-            format!("{relayed}, steered where its listener is known")
-        }
-        ReverseVia::Address(to) => relayed(&to.to_string(), rule.path, rule.on_relay_failure),
-        ReverseVia::Upstream(name) => relayed(name, rule.path, rule.on_relay_failure),
+    parts.extend(rule.names.iter().flat_map(by_name));
+    let to = gone_to(&rule.via);
+    let mut last = if rule.is_relayed() {
+        relayed(&to, rule.path, rule.on_relay_failure)
+    } else {
+        format!("-> {to}")
     };
+    if rule.steered_to().is_some() {
+        last.push_str(", steered where its listener is known");
+    }
     last.push_str(match rule.send_proxy {
         None => "",
         Some(ProxyHeader::V1) => ", with a PROXY header of version 1",
@@ -307,6 +303,39 @@ fn arrivals(rule: &Reverse) -> String {
     });
     parts.push(last);
     parts.join("\n")
+}
+
+/// Where those go that ask for names.
+fn by_name(names: &Names) -> Vec<String> {
+    let limits = &names.limits;
+    let (bytes, patience) = (size::write(limits.bytes as u64), time(limits.time));
+    let mut lines = vec![format!("names within {bytes} and {patience}")];
+    lines.extend(names.entries.iter().take(SHOWN).map(|entry| {
+        let (kind, pattern, to) = (entry.kind.label(), &entry.pattern, gone_to(&entry.to));
+        let alpn = match entry.alpn.as_slice() {
+            [] => String::new(),
+            alpn => format!(" alpn {}", alpn.join(" ")),
+        };
+        format!("  {kind} {pattern}{alpn} -> {to}")
+    }));
+    if let Some(more @ 1..) = names.entries.len().checked_sub(SHOWN) {
+        lines.push(format!("  and {more} more"));
+    }
+    if let Some(via) = &names.unnamed {
+        lines.push(format!("  unnamed -> {}", gone_to(via)));
+    }
+    lines.push(format!("  malformed -> {}", gone_to(&names.malformed)));
+    lines
+}
+
+fn gone_to(via: &ReverseVia) -> Cow<'_, str> {
+    match via {
+        ReverseVia::Direct => "direct".into(),
+        ReverseVia::Refuse => "refuse".into(),
+        ReverseVia::Original => "the service on the same address and port".into(),
+        ReverseVia::Address(to) => to.to_string().into(),
+        ReverseVia::Upstream(name) => (&**name).into(),
+    }
 }
 
 /// As it may be written in the file.

@@ -31,11 +31,13 @@ const SHORTEST_ATTEMPT: Duration = Duration::from_millis(10);
 
 /// A connection that wants an endpoint.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub struct Asked<'a> {
     /// The address it comes from.
     pub client: SocketAddr,
     /// Where it was going.
     pub orig_dst: SocketAddr,
+    /// The name that its client asked for in TLS, as far as it is known.
+    pub authority: Option<&'a str>,
 }
 
 /// A connection to an endpoint.
@@ -81,7 +83,7 @@ impl Group {
     pub async fn connect(
         self: &Arc<Self>,
         dialer: &Dialer,
-        asked: &Asked,
+        asked: &Asked<'_>,
     ) -> Result<Reached, Failure> {
         let settings = Arc::clone(self.lock().settings());
         let (client, key) = (source_of(asked.client), key(settings.method, asked));
@@ -140,7 +142,7 @@ impl Group {
 async fn attempt(
     dialer: &Dialer,
     settings: &Settings,
-    asked: &Asked,
+    asked: &Asked<'_>,
     address: &Address,
     limit: Duration,
 ) -> Result<(Connected, Option<UniqueId>), DialError> {
@@ -156,7 +158,8 @@ async fn attempt(
     // The text of version 1 has no room for one.
     let unique_id = (version == ProxyHeader::V2).then(UniqueId::new);
     let id = unique_id.as_ref();
-    let header = proxy_protocol::header(version, asked.client, asked.orig_dst, id);
+    let (client, orig_dst, name) = (asked.client, asked.orig_dst, asked.authority);
+    let header = proxy_protocol::header(version, client, orig_dst, id, name);
     let rest = limit.saturating_sub(begun.elapsed());
     match timeout(rest, connected.stream.write_all(&header)).await {
         Ok(Ok(())) => Ok((connected, unique_id)),
@@ -172,7 +175,7 @@ async fn attempt(
 }
 
 /// What a choice by hash depends on.
-fn key(method: Method, asked: &Asked) -> u64 {
+fn key(method: Method, asked: &Asked<'_>) -> u64 {
     let of = |address: SocketAddr| {
         let ip = match address.ip().to_canonical() {
             std::net::IpAddr::V4(ip) => hash(&ip.octets()),

@@ -74,6 +74,12 @@ fn connections(stats: &Stats) -> Connections {
                 .map(|(reason, count)| (reason.label(), count))
                 .filter(|(_, count)| *count > 0),
         ),
+        names: counted(
+            stats
+                .peeked()
+                .map(|(peeked, count)| (peeked.label(), count))
+                .filter(|(_, count)| *count > 0),
+        ),
     }
 }
 

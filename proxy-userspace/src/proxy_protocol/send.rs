@@ -48,13 +48,15 @@ impl fmt::Display for UniqueId {
 }
 
 /// The header for a connection from `client` to `destination`. IPv4-mapped addresses are written as the IPv4 addresses
-/// they are; of two families, as no header can have them, IPv4 becomes IPv4-mapped. Version 1 has no room for a [`UniqueId`].
+/// they are; of two families, as no header can have them, IPv4 becomes IPv4-mapped. Version 1 has no room for a [`UniqueId`], nor
+/// for the `authority`: the name that the client asked for in TLS.
 #[must_use]
 pub fn header(
     version: ProxyHeader,
     client: SocketAddr,
     destination: SocketAddr,
     unique_id: Option<&UniqueId>,
+    authority: Option<&str>,
 ) -> Vec<u8> {
     let (client, destination) = of_one_family(client, destination);
     match version {
@@ -67,12 +69,16 @@ pub fn header(
                 v2::Protocol::Stream,
                 (client, destination),
             );
-            let named = match unique_id {
-                Some(id) => builder.write_tlv(v2::Type::UniqueId, id.0.as_bytes()),
-                None => Ok(builder),
-            };
+            let id = unique_id.map(|id| (v2::Type::UniqueId, id.as_str()));
+            let name = authority.map(|name| (v2::Type::Authority, name));
+            let written = [id, name]
+                .into_iter()
+                .flatten()
+                .try_fold(builder, |builder, (kind, text)| {
+                    builder.write_tlv(kind, text.as_bytes())
+                });
             // It fails for more than 64 KiB only.
-            named.and_then(v2::Builder::build).unwrap_or_default()
+            written.and_then(v2::Builder::build).unwrap_or_default()
         }
     }
 }
@@ -126,6 +132,7 @@ mod tests {
             address(client),
             address(destination),
             Some(&id),
+            Some("a.example"),
         );
         String::from_utf8(header).unwrap()
     }
@@ -158,6 +165,7 @@ mod tests {
             address("192.0.2.1:5000"),
             address("198.51.100.7:443"),
             Some(&id),
+            None,
         );
         // Byte by byte from the specification, not from the crate that wrote it.
         let expected = [
@@ -173,8 +181,10 @@ mod tests {
             address("[2001:db8::1]:1"),
             address("192.0.2.1:2"),
             Some(&id),
+            Some("a.example"),
         );
-        assert_eq!(&v6[12..16], [0x21, 0x21, 0, 36 + 7]);
+        assert_eq!(&v6[12..16], [0x21, 0x21, 0, 36 + 7 + 12]);
+        assert!(v6.ends_with(b"\x02\0\x09a.example"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 
-use super::{FailMode, PathChoice, Selector};
+use super::{FailMode, Names, PathChoice, Selector};
 
 /// One `[[reverse]]` rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Reverse {
     pub interface: Selector<String>,
     /// What becomes of them.
     pub via: ReverseVia,
+    /// What becomes of those that ask for certain names instead.
+    pub names: Option<Names>,
     /// Limit for the TCP connect to what is no named upstream.
     pub connect_timeout: Duration,
     /// Senders whose connections begin with a PROXY header.
@@ -42,6 +44,20 @@ impl Reverse {
             ReverseVia::Address(to) if self.steer => Some(to),
             _ => None,
         }
+    }
+
+    /// Whether the relay takes part: also to refuse by name.
+    #[must_use]
+    pub const fn is_relayed(&self) -> bool {
+        self.via.is_relayed() || self.names.is_some()
+    }
+
+    /// All that may become of its connections.
+    pub fn vias(&self) -> impl Iterator<Item = &ReverseVia> {
+        std::iter::once(&self.via).chain(self.names.iter().flat_map(|names| {
+            let listed = names.entries.iter().map(|entry| &entry.to);
+            listed.chain(&names.unnamed).chain([&names.malformed])
+        }))
     }
 }
 

@@ -86,13 +86,25 @@ rules (the first that matches decides; no match is direct)
                     -> relayed, path splice, direct while the relay fails
 
 rules for what arrives (the most specific decides, then the first; no match is direct)
-  1 site   listen 192.0.2.10:443 198.51.100.0/24:8000-8999
-           source 0.0.0.0/0 !10.66.0.0/16
-           interface eth0
-           PROXY header from 10.0.0.0/24
-           -> the service on the same address and port, path auto, direct while the relay fails
-  2 moved  listen 192.0.2.10:25
-           -> 127.0.0.1:2525, path auto, direct while the relay fails, steered where its listener is known
+  1 site     listen 192.0.2.10:443 198.51.100.0/24:8000-8999
+             source 0.0.0.0/0 !10.66.0.0/16
+             interface eth0
+             PROXY header from 10.0.0.0/24
+             -> the service on the same address and port, path auto, direct while the relay fails
+  2 moved    listen 192.0.2.10:25
+             -> 127.0.0.1:2525, path auto, direct while the relay fails, steered where its listener is known
+  3 by-name  listen [2001:db8::10]:80 [2001:db8::10]:443
+             names within 16KiB and 1s
+               sni www.example.com -> 127.0.0.1:8443
+               sni xn--bcher-kva.example -> 127.0.0.1:8443
+               sni *.example.com alpn h2 http/1.1 -> relayed
+               sni * alpn acme-tls/1 -> 127.0.0.1:8444
+               host example.com -> 127.0.0.1:8080
+               host *.example.com -> 127.0.0.1:8080
+               host internal.example.com -> refuse
+               unnamed -> the service on the same address and port
+               malformed -> refuse
+             -> the service on the same address and port, path auto, direct while the relay fails
 "
     );
 }
@@ -145,6 +157,58 @@ fn rules_for_what_arrives_are_read() {
     assert_eq!(full.connect_timeout, Duration::from_secs(5));
     assert_eq!(full.interface.include, ["eth0"]);
     assert_eq!(full.on_relay_failure, FailMode::Direct);
+}
+
+#[test]
+fn names_are_read() {
+    let names = |entries: &str, more: &str| {
+        let text = format!(
+            "[upstream.web]\nurl = \"direct://\"\n[[reverse]]\nname = \"a\"\nlisten = \"*:80\"\nvia = \"refuse\"\n\
+             names = {entries}\n{more}\n"
+        );
+        let loaded = valid(&text);
+        assert_eq!(loaded.warnings, Vec::<String>::new());
+        loaded.config.reverse.into_iter().next().unwrap()
+    };
+    // An upstream that only an entry names is used; one entry is a list of one.
+    let rule = names("{ sni = \"Straße.example\", via = \"web\" }", "");
+    assert!(rule.is_relayed(), "to know the name");
+    let read = rule.names.unwrap();
+    assert_eq!(read.entries[0].pattern.to_string(), "xn--strae-oqa.example");
+    assert_eq!(read.entries[0].to, ReverseVia::Upstream("web".into()));
+    assert_eq!(
+        (&read.unnamed, &read.malformed),
+        (&None, &ReverseVia::Refuse)
+    );
+    assert_eq!(read.limits.bytes, 16 * 1024);
+    assert_eq!(read.limits.time, Duration::from_secs(1));
+    let more = "unnamed = \"original\"\nmalformed = \"[::1]:80\"\npeek_timeout = \"1m\"\npeek_bytes = \"512B\"";
+    let entries = "[{ host = [\"A.example.\", \"*.B.example\", \"*\", \"[2001:DB8:0:0::1]\"], via = \"web\" },
+                    { sni = \"*\", alpn = \"h2\", via = \"refuse\" }, { sni = \"*\", via = \"web\" }]";
+    let read = names(entries, more).names.unwrap();
+    let shown: Vec<_> = read
+        .entries
+        .iter()
+        .map(|entry| format!("{} {} {:?}", entry.kind.label(), entry.pattern, entry.alpn))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "host a.example []",
+            "host *.b.example []",
+            "host * []",
+            "host [2001:db8::1] []",
+            "sni * [\"h2\"]",
+            "sni * []"
+        ]
+    );
+    assert_eq!(read.unnamed, Some(ReverseVia::Original));
+    assert_eq!(
+        read.malformed,
+        ReverseVia::Address("[::1]:80".parse().unwrap())
+    );
+    assert_eq!(read.limits.bytes, 512);
+    assert_eq!(read.limits.time, Duration::from_mins(1));
 }
 
 #[test]

@@ -27,6 +27,7 @@ const LAYERS: [&[&str]; 11] = [
     &[
         "admin",
         "exec",
+        "peek",
         "policy",
         "privileges",
         "proxy_protocol",

@@ -120,6 +120,7 @@ fn rule() -> impl Strategy<Value = Reverse> {
             interface,
             via,
             connect_timeout: Duration::from_secs(1),
+            names: None,
             accept_proxy: Vec::new(),
             send_proxy: None,
             on_relay_failure: if refuse {
@@ -182,6 +183,7 @@ fn listening(listen: Vec<Listen>) -> Reverse {
         interface: Selector::default(),
         via: ReverseVia::Original,
         connect_timeout: Duration::from_secs(1),
+        names: None,
         accept_proxy: Vec::new(),
         send_proxy: None,
         on_relay_failure: FailMode::Direct,
