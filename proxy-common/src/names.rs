@@ -22,12 +22,15 @@ pub const LISTENERS: &str = "LISTENERS";
 pub const SERVICES: &str = "SERVICES";
 /// Hash of [`OwnKey`](crate::OwnKey), as a set: connections of the daemon that are open.
 pub const OWN: &str = "OWN";
-/// Array of one [`Relay`](crate::Relay).
+/// Array of [`Relay`](crate::Relay), by [`relay`](crate::relay).
 pub const RELAY: &str = "RELAY";
 /// Array of one `u64`: when the relay was last known to be alive, nanoseconds of `CLOCK_MONOTONIC`.
 pub const HEARTBEAT: &str = "HEARTBEAT";
 /// Array of one `u64`: when [`RECORDS`] was last found full, nanoseconds of `CLOCK_MONOTONIC`.
 pub const RECORDS_FULL: &str = "RECORDS_FULL";
+/// Socket storage of `u32`, as a set: sockets of the daemon itself, which are never intercepted. A daemon that takes over shares
+/// this map, [`OWN`] and [`RELAY`] with the one that runs, whatever their versions: what they mean does not change.
+pub const OURS: &str = "OURS";
 /// Socket storage of [`Socket`](crate::Socket).
 pub const SOCKETS: &str = "SOCKETS";
 /// Hash of [`RecordKey`](crate::RecordKey) to [`Record`](crate::Record): connections not accepted yet.
@@ -97,7 +100,7 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 28] = [
+pub const MAPS: [&str; 29] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -112,6 +115,7 @@ pub const MAPS: [&str; 28] = [
     RELAY,
     HEARTBEAT,
     RECORDS_FULL,
+    OURS,
     SOCKETS,
     RECORDS,
     APPS,

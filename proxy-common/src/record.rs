@@ -121,8 +121,6 @@ pub struct Socket {
 
 /// What a [`Socket`] is to us.
 pub mod role {
-    /// A connection of the daemon itself: never intercepted.
-    pub const OWN: u32 = 1;
     /// An app's connection that goes to the relay.
-    pub const INTERCEPTED: u32 = 2;
+    pub const INTERCEPTED: u32 = 1;
 }

@@ -183,7 +183,7 @@ pub mod fail_mode {
     pub const REFUSE: u32 = 1;
 }
 
-/// Where the relay listens; the one element of the map [`RELAY`](crate::names::RELAY).
+/// Where a relay listens; element of the map [`RELAY`](crate::names::RELAY).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Relay {
@@ -195,8 +195,8 @@ pub struct Relay {
     pub port_v4: BePort,
     /// Port of the listeners on `::1`; 0 when there is none.
     pub port_v6: BePort,
-    /// Always 0.
-    pub reserved: u32,
+    /// The process that has taken over, which writes it here itself; 0 while there is none.
+    pub successor: u32,
 }
 
 impl Relay {
@@ -211,6 +211,16 @@ impl Relay {
         };
         port.0 == listener.0 && listener.0 != 0 && addr.is_loopback()
     }
+}
+
+/// Index into the map [`RELAY`](crate::names::RELAY).
+pub mod relay {
+    /// That of the daemon itself.
+    pub const OWN: u32 = 0;
+    /// That of the daemon whose place it takes, as long as that runs.
+    pub const PREDECESSOR: u32 = 1;
+    /// How many there are.
+    pub const COUNT: usize = 2;
 }
 
 /// Index into the map [`LISTENERS`](crate::names::LISTENERS).

@@ -19,13 +19,14 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use proxy_common::{
     Action, Addr, BePort, Counter, Decision, Family, Relay, RuleRef, Socket, decide, fail_mode,
-    role, standing, verb,
+    relay, role, standing, verb,
 };
 
 use crate::{
     globals::{self, has_shortcut},
-    maps::{HEARTBEAT, RECORDS_FULL, RELAY, SOCKETS, count, mptcp_socket_of},
+    maps::{OURS, RECORDS_FULL, RELAY, SOCKETS, count, mptcp_socket_of},
     policy::{Connector, KernelTables},
+    relay::{is_alive, is_listener, is_taken},
     version::Version,
 };
 
@@ -62,13 +63,16 @@ pub fn connect(version: &Version, ctx: &SockAddrContext) -> i32 {
     if !is_tcp(ctx) {
         return PROCEED;
     }
+    let (addr, port) = version.addr(ctx);
+    if is_taken(ctx, &addr, port) {
+        return PROCEED;
+    }
     count(Counter::Seen);
     if is_own(ctx) {
         count(Counter::Own);
         return PROCEED;
     }
-    let (addr, port) = version.addr(ctx);
-    let relay = RELAY.get(0);
+    let relay = RELAY.get(relay::OWN);
     if relay.is_some_and(|relay| is_listener(ctx, relay, &addr, port)) {
         // The relay finds no record of it and resets it: nobody can talk to the listener, nothing loops.
         count(Counter::Loop);
@@ -118,16 +122,7 @@ pub fn is_tcp(ctx: &SockAddrContext) -> bool {
 #[inline(always)]
 pub fn is_own(ctx: &SockAddrContext) -> bool {
     // SAFETY: the socket of the context is alive while the program runs, and so is its storage.
-    let socket = unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() };
-    socket.is_some_and(|socket| socket.role == role::OWN)
-}
-
-/// Whether a destination is one of our listeners, which are on the loopback of one network namespace only.
-#[inline(always)]
-pub fn is_listener(ctx: &SockAddrContext, relay: &Relay, addr: &Addr, port: BePort) -> bool {
-    relay.listens_on(addr, port)
-        // SAFETY: a plain helper call.
-        && unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == relay.netns_cookie
+    !unsafe { OURS.get_ptr_mut(ctx) }.is_null()
 }
 
 /// Remembers the connection on its socket, then points the call at the listener.
@@ -208,14 +203,6 @@ fn fill(socket: &mut Socket, family: u16, rule: RuleRef, addr: Addr, port: BePor
     // SAFETY: no arguments, a plain number out.
     record.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
     record.comm = bpf_get_current_comm().unwrap_or_default();
-}
-
-/// Whether the relay gave a sign of life within the timeout.
-#[inline(always)]
-pub fn is_alive(relay: &Relay, now: u64) -> bool {
-    let last = HEARTBEAT.get(0).map_or(0, |at| *at);
-    // The heartbeat may be written between our reading the clock and reading it: then it is in the future.
-    last != 0 && (last >= now || now - last < relay.heartbeat_timeout)
 }
 
 /// Unbinds the socket from its device (`SO_BINDTODEVICE`): the listener is reachable through loopback only.

@@ -5,12 +5,13 @@
 //! by now, and one that still shows its own destination was not, whatever the reason.
 
 use aya_ebpf::programs::SockAddrContext;
-use proxy_common::{Counter, Decision, decide, fail_mode, verb};
+use proxy_common::{Counter, Decision, decide, fail_mode, relay, verb};
 
 use crate::{
-    connect::{PROCEED, is_listener, is_own, is_tcp, refuse},
+    connect::{PROCEED, is_own, is_tcp, refuse},
     maps::{RELAY, count},
     policy::{Connector, KernelTables},
+    relay::{is_listener, is_taken},
     version::Version,
 };
 
@@ -21,10 +22,10 @@ pub fn guard(version: &Version, ctx: &SockAddrContext) -> i32 {
         return PROCEED;
     }
     let (addr, port) = version.addr(ctx);
-    if RELAY
-        .get(0)
-        .is_some_and(|relay| is_listener(ctx, relay, &addr, port))
-    {
+    let is_relayed = RELAY
+        .get(relay::OWN)
+        .is_some_and(|relay| is_listener(ctx, relay, &addr, port));
+    if is_relayed || is_taken(ctx, &addr, port) {
         return PROCEED;
     }
     match decide(&KernelTables, &Connector { addr, port }) {

@@ -42,6 +42,7 @@ mod kernel;
 mod maps;
 mod peername;
 mod policy;
+mod relay;
 mod replies;
 mod reverse;
 mod sequence;

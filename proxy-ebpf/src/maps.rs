@@ -13,7 +13,7 @@ use aya_ebpf::{
 use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Lane, LaneKey, MAX_RULES,
     MemberKey, Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
-    RuleSet, Sent, Socket, listener,
+    RuleSet, Sent, Socket, listener, relay,
 };
 
 use crate::globals::has_mptcp;
@@ -55,13 +55,16 @@ pub static SERVICES: SockHash<u32, { 2 * MAX_RULES }> = SockHash::new();
 pub static OWN: HashMap<OwnKey, u32, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map]
-pub static RELAY: Array<Relay, 1> = Array::new();
+pub static RELAY: Array<Relay, { relay::COUNT }> = Array::new();
 
 #[btf_map]
 pub static HEARTBEAT: Array<u64, 1> = Array::new();
 
 #[btf_map]
 pub static RECORDS_FULL: Array<u64, 1> = Array::new();
+
+#[btf_map]
+pub static OURS: SkStorage<u32> = SkStorage::new();
 
 #[btf_map]
 pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
@@ -136,6 +139,17 @@ pub fn mptcp_socket_of(subflow: *mut bpf_sock) -> Option<&'static mut Socket> {
             .cast::<Socket>()
             .as_mut()
     }
+}
+
+/// Whether the daemon marked a socket as its own before it called `connect()`, or the daemon did whose place it takes.
+#[inline(always)]
+pub fn is_ours(sk: *mut bpf_sock) -> bool {
+    // SAFETY: as in `socket_of`.
+    !sk.is_null()
+        && unsafe {
+            let map = ptr::from_ref(&OURS).cast_mut().cast();
+            !bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).is_null()
+        }
 }
 
 /// What hangs on a socket, from hooks whose context has a socket pointer but is no `SockAddrContext`.

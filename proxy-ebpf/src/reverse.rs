@@ -9,15 +9,15 @@ use aya_ebpf::{
     bindings::bpf_sk_lookup, helpers::generated::bpf_ktime_get_ns, programs::SkLookupContext,
 };
 use proxy_common::{
-    Action, Addr, Arrival, BePort, Counter, Decision, Family, OwnKey, fail_mode, listener, select,
-    verb,
+    Action, Addr, Arrival, BePort, Counter, Decision, Family, OwnKey, fail_mode, listener, relay,
+    select, verb,
 };
 
 use crate::{
-    connect::is_alive,
     globals::has_ingress_interface,
     maps::{LISTENERS, OWN, RELAY, SERVICES, count},
     policy::KernelTables,
+    relay::is_alive,
 };
 
 /// Verdict of a `sk_lookup` program: use the listener that was assigned, or look for one as ever.
@@ -26,6 +26,7 @@ const PASS: u32 = 1;
 const DROP: u32 = 0;
 
 const IPPROTO_TCP: u32 = 6;
+const EEXIST: i32 = -17;
 
 /// Decides about one SYN.
 #[inline(always)]
@@ -41,17 +42,21 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
     match select(&KernelTables, &incoming) {
         Decision::Selected(rule, action)
             if action.verb == verb::STEER
-                && SERVICES.redirect_sk_lookup(ctx, rule.slot(), 0).is_ok() =>
+                && let Some(given) = given(SERVICES.redirect_sk_lookup(ctx, rule.slot(), 0)) =>
         {
-            count(Counter::ArrivedSteered);
+            if given == Given::ByUs {
+                count(Counter::ArrivedSteered);
+            }
             PASS
         }
         Decision::Selected(_, action)
             if action.verb == verb::RELAY || action.verb == verb::STEER =>
         {
             match to_relay(ctx, &incoming) {
-                Ok(()) => {
-                    count(Counter::ArrivedRelayed);
+                Ok(given) => {
+                    if given == Given::ByUs {
+                        count(Counter::ArrivedRelayed);
+                    }
                     PASS
                 }
                 Err(why) => {
@@ -95,8 +100,8 @@ pub fn guard(ctx: &SkLookupContext) -> u32 {
 /// `IP_TRANSPARENT` is not needed. Only the family must be that of the packet. (`bpf_sk_lookup_assign()` in
 /// `net/core/filter.c`.)
 #[inline(always)]
-fn to_relay(ctx: &SkLookupContext, incoming: &Incoming) -> Result<(), Counter> {
-    let Some(relay) = RELAY.get(0) else {
+fn to_relay(ctx: &SkLookupContext, incoming: &Incoming) -> Result<Given, Counter> {
+    let Some(relay) = RELAY.get(relay::OWN) else {
         return Err(Counter::FailHeartbeat);
     };
     // SAFETY: no arguments, a plain number out.
@@ -108,9 +113,26 @@ fn to_relay(ctx: &SkLookupContext, incoming: &Incoming) -> Result<(), Counter> {
     } else {
         listener::V6
     };
-    LISTENERS
-        .redirect_sk_lookup(ctx, index, 0)
-        .map_err(|_| Counter::FailListener)
+    given(LISTENERS.redirect_sk_lookup(ctx, index, 0)).ok_or(Counter::FailListener)
+}
+
+/// Who has assigned a listener.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Given {
+    ByUs,
+    /// The daemon whose place we take: while both are attached its program runs before ours, and what one program has
+    /// assigned another cannot replace unless it says so (`bpf_sk_lookup_assign()` in `net/core/filter.c`).
+    Before,
+}
+
+/// What became of an attempt to assign a listener; `None`: there was none to assign.
+#[inline(always)]
+fn given(assigned: Result<(), i32>) -> Option<Given> {
+    match assigned {
+        Ok(()) => Some(Given::ByUs),
+        Err(EEXIST) => Some(Given::Before),
+        Err(_) => None,
+    }
 }
 
 /// Applies a rule's fail mode.
@@ -171,15 +193,17 @@ impl Incoming {
         }
     }
 
-    /// Whether it is the daemon's own connection, or one to the daemon's listener.
+    /// Whether it is the daemon's own connection, or one to the daemon's listener, or those of the daemon whose place it takes.
     #[inline(always)]
     fn is_exempt(&self) -> bool {
         let own = &self.key;
         // SAFETY: the value means nothing; that there is one does.
         unsafe { OWN.get(own) }.is_some()
-            || RELAY
-                .get(0)
-                .is_some_and(|relay| relay.listens_on(&own.dest, own.dest_port))
+            || [relay::OWN, relay::PREDECESSOR].into_iter().any(|whose| {
+                RELAY
+                    .get(whose)
+                    .is_some_and(|relay| relay.listens_on(&own.dest, own.dest_port))
+            })
     }
 }
 

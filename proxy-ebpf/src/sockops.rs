@@ -13,7 +13,7 @@ use proxy_common::{
 };
 
 use crate::{
-    maps::{OWN, POLICY, RECORDS, RECORDS_FULL, count, socket_of},
+    maps::{OWN, POLICY, RECORDS, RECORDS_FULL, count, is_ours, socket_of},
     shortcut,
 };
 
@@ -41,7 +41,7 @@ pub fn sockops(ctx: &SockOpsContext) -> u32 {
 pub fn own(ctx: &SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => register(ctx),
-        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE && has_role(ctx, role::OWN) => {
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE && is_ours(sk_of(ctx)) => {
             let _ = OWN.remove(own_key_of(ctx));
         }
         _ => {}
@@ -78,7 +78,7 @@ fn register(ctx: &SockOpsContext) {
     let takes_arrivals = POLICY
         .get(0)
         .is_some_and(|policy| policy.dimensions & Dimensions::LISTEN != 0);
-    if !takes_arrivals || !has_role(ctx, role::OWN) {
+    if !takes_arrivals || !is_ours(sk_of(ctx)) {
         return;
     }
     if OWN.insert(own_key_of(ctx), 1, 0).is_err() {
@@ -128,11 +128,6 @@ fn withdraw(ctx: &SockOpsContext) {
 fn sk_of(ctx: &SockOpsContext) -> *mut bpf_sock {
     // SAFETY: the context is valid while the program runs.
     unsafe { (*ctx.ops).__bindgen_anon_2.sk }
-}
-
-#[inline(always)]
-fn has_role(ctx: &SockOpsContext, role: u32) -> bool {
-    socket_of(sk_of(ctx)).is_some_and(|socket| socket.role == role)
 }
 
 #[inline(always)]

@@ -43,7 +43,7 @@ pub enum Command {
     /// Run one command with all its TCP connections proxied; exits with the command's status.
     Exec(ExecArgs),
     /// Run the proxy in the foreground: SIGTERM drains and ends it, SIGHUP reloads the file.
-    Run(ConfigArg),
+    Run(RunArgs),
     /// Read a configuration and print what it means.
     Check {
         /// The configuration file.
@@ -80,6 +80,19 @@ pub struct ConfigArg {
     /// The configuration file.
     #[arg(short, long, value_name = "FILE", default_value = "/etc/culvert.toml")]
     pub config: PathBuf,
+}
+
+/// What to serve, and whether in place of another.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The configuration file.
+    #[command(flatten)]
+    pub file: ConfigArg,
+
+    /// Take the place of the culvert that serves the same cgroup, if there is one: it is told to end once this one serves, and
+    /// its connections finish in it. No new connection fails or goes past both.
+    #[arg(long)]
+    pub takeover: bool,
 }
 
 /// Which daemon to ask, and how to print the answer.

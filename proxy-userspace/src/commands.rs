@@ -53,7 +53,7 @@ pub fn start_log(cli: &Cli) {
 /// With a [`Failure`] in the chain where the exit code is not 1.
 pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
-        Command::Run(arg) => daemon::run(&arg.config, cli.verbose > 0)?,
+        Command::Run(args) => daemon::run(args, cli.verbose > 0)?,
         Command::Check { file } => {
             let config = daemon::load(file)?;
             paint::print(config::summary(&config));

@@ -1,6 +1,8 @@
 //! `culvert run`: the proxy of a configuration file, in the foreground, until it is told to end.
 
-use std::{fs::File, future::pending, os::fd::AsFd as _, path::Path};
+mod place;
+
+use std::{future::pending, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use sd_notify::NotifyState;
@@ -9,24 +11,26 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{
     admin::{Admin, Asked, Question},
     cgroup::Cgroup2,
+    cli::RunArgs,
     config::{self, Config, ConfigError},
     failure::Failure,
-    intercept::{guard, survey},
+    intercept::guard,
     paint::one_line,
     privileges,
     service::Service,
 };
+use place::Place;
 
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When the configuration is wrong, something is missing, or nothing can be attached.
-pub fn run(file: &Path, log_faults: bool) -> Result<()> {
+pub fn run(args: &RunArgs, log_faults: bool) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(run_until_told(file, log_faults))
+    runtime.block_on(run_until_told(args, log_faults))
 }
 
 /// Reads a configuration and prints its warnings.
@@ -44,18 +48,25 @@ pub fn load(file: &Path) -> Result<Config> {
     Ok(loaded.config)
 }
 
-async fn run_until_told(file: &Path, log_faults: bool) -> Result<()> {
+async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
+    let file = &*args.file.config;
     let config = load(file)?;
     privileges::require()?;
     let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;
     let attach_point = cgroups.mount().join(&config.daemon.cgroup);
-    let place = attach_point.display().to_string();
-    refuse_a_second(&attach_point)?;
+    let cgroup = attach_point.display().to_string();
+    let mut place = Place::claim(&attach_point, args.takeover)?;
     // Without a bpffs of the system the guard mounts one, at a later reload too, and unmounts it.
     privileges::keep_what_a_daemon_needs(!guard::has_system_bpffs())?;
     // Before anything is attached, so that none is missed.
     let mut signals = Signals::new().context("cannot watch for signals")?;
-    let mut service = Service::start(config, cgroups, attach_point, log_faults)?;
+    let mut service = Service::start(
+        config,
+        cgroups,
+        attach_point,
+        log_faults,
+        place.predecessor(),
+    )?;
     service.pin_guard()?;
     // Only now: what a killed predecessor left kept its rules in force until ours are.
     match guard::remove_stale() {
@@ -63,13 +74,22 @@ async fn run_until_told(file: &Path, log_faults: bool) -> Result<()> {
         Ok(count) => tracing::info!(count, "removed what a killed daemon had left in force"),
         Err(error) => tracing::error!(%error, "cannot remove what a killed daemon left in force"),
     }
+    let relieved = match place.relieve(&mut service).await {
+        Ok(relieved) => relieved,
+        Err(error) => {
+            // It stays, and what it serves stays with it.
+            service.stop(Duration::ZERO).await;
+            return Err(error);
+        }
+    };
+    // The predecessor's is gone by now.
     let mut admin = open_admin(service.config().daemon.admin.as_deref());
-    notify(&[NotifyState::Ready]);
-    tracing::info!(
-        rules = service.config().forward.len(),
-        cgroup = place,
-        "running"
-    );
+    if relieved {
+        notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
+    } else {
+        notify(&[NotifyState::Ready]);
+    }
+    tracing::info!(rules = service.config().forward.len(), cgroup, "running");
     service.calibrate();
 
     loop {
@@ -80,35 +100,27 @@ async fn run_until_told(file: &Path, log_faults: bool) -> Result<()> {
                 Told::Reload => reload(&mut service, file),
             },
             asked = next_question(admin.as_mut()) => answer(asked, &service),
+            () = place.vacated() => service.forget_predecessor(),
         }
     }
 
     drop(admin);
-    notify(&[NotifyState::Stopping]);
-    tracing::info!("detaching; open connections may finish");
+    if let Some(pid) = service.successor() {
+        // The service manager follows that one, and must not hear that the service ends.
+        tracing::info!(
+            pid,
+            "another culvert has taken over; open connections may finish"
+        );
+    } else {
+        notify(&[NotifyState::Stopping]);
+        tracing::info!("detaching; open connections may finish");
+    }
     let drain_timeout = service.config().daemon.drain_timeout;
     tokio::select! {
         () = service.stop(drain_timeout) => {}
         () = signals.end() => tracing::warn!("told to end a second time: not waiting for connections"),
     }
     Ok(())
-}
-
-/// Two daemons on one cgroup would take each other's connections for an app's, round and round. (One on a cgroup below the
-/// other's is fine: it is outside of what it serves.)
-fn refuse_a_second(attach_point: &Path) -> Result<()> {
-    // Who cannot look finds out later; that there is no such cgroup is told there, too.
-    let holder = File::open(attach_point)
-        .ok()
-        .and_then(|cgroup| survey::served_by(cgroup.as_fd()));
-    match holder {
-        None => Ok(()),
-        Some(pid) => anyhow::bail!(
-            "process {pid} is a culvert that serves the cgroup {} already; end it first, or let this one serve another \
-             cgroup (`cgroup` in [daemon])",
-            attach_point.display()
-        ),
-    }
 }
 
 /// A daemon that cannot be asked still does its work.

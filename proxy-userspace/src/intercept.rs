@@ -11,6 +11,7 @@ mod events;
 pub mod guard;
 mod handles;
 mod object;
+mod predecessor;
 mod redirects;
 mod shortcut;
 pub mod survey;
@@ -32,12 +33,13 @@ use aya::{
         cgroup_sock_addr::CgroupSockAddrLink,
     },
 };
-use proxy_common::{Relay, RuleRef, names};
+use proxy_common::{Relay, RuleRef, names, relay};
 
 pub use error::InterceptError;
 pub use events::Events;
 pub use handles::{Counters, Exempter, Heartbeat, Records};
 pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shapes};
+pub use predecessor::{Predecessor, PredecessorError};
 pub use redirects::{Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
 
@@ -91,6 +93,9 @@ pub struct Interceptor {
     arrivals: Arrivals,
     services: Services,
     guard: Option<Guard>,
+    relays: handles::Relays,
+    /// The daemon whose place we take, until it has ended.
+    predecessor: Option<u32>,
 }
 
 const SOCK_ADDR: [&str; 4] = [
@@ -110,13 +115,23 @@ const TASK_EVENTS: [(&str, &str); 2] = [
 ];
 
 impl Interceptor {
-    /// Loads programs and maps. Nothing is attached yet, and there is no policy.
+    /// Loads programs and maps; some of these are shared with a daemon whose place this one takes. Nothing is attached yet, and
+    /// there is no policy.
     ///
     /// # Errors
     /// When the kernel refuses the object: too old (before 5.8), or without the privileges.
-    pub fn load(settings: Settings, features: &Features) -> Result<Self, InterceptError> {
-        let mut ebpf = object::load(settings, features)
+    pub fn load(
+        settings: Settings,
+        features: &Features,
+        predecessor: Option<&Predecessor>,
+    ) -> Result<Self, InterceptError> {
+        let shared = predecessor.map(Predecessor::shared).unwrap_or_default();
+        let mut ebpf = object::load(settings, features, &shared)
             .map_err(|source| InterceptError::Object(Box::new(source)))?;
+        let mut relays = handles::Relays::new(&ebpf)?;
+        if let Some(predecessor) = predecessor {
+            relays.set(relay::PREDECESSOR, &predecessor.listens())?;
+        }
         let tables = tables::PolicyTables::take(&mut ebpf)?;
         let services = Services::take(&ebpf)?;
         let mut interceptor = Self {
@@ -128,6 +143,8 @@ impl Interceptor {
             arrivals: Arrivals::default(),
             services,
             guard: None,
+            relays,
+            predecessor: predecessor.map(Predecessor::pid),
         };
         for name in SOCK_ADDR {
             let program: &mut CgroupSockAddr = interceptor.program(name)?;
@@ -145,7 +162,22 @@ impl Interceptor {
     /// # Errors
     /// When the map cannot be written.
     pub fn set_relay(&mut self, relay: &Relay) -> Result<(), InterceptError> {
-        handles::set_array(&mut self.ebpf, names::RELAY, relay)
+        self.relays.set(relay::OWN, relay)
+    }
+
+    /// The daemon whose place we have taken has ended.
+    ///
+    /// # Errors
+    /// When the map cannot be written.
+    pub fn forget_predecessor(&mut self) -> Result<(), InterceptError> {
+        self.predecessor = None;
+        self.relays.set(relay::PREDECESSOR, &Relay::default())
+    }
+
+    /// The process that has taken our place.
+    #[must_use]
+    pub fn successor(&self) -> Option<u32> {
+        self.relays.successor()
     }
 
     /// Puts a policy in force and returns its generation. Connections see the old policy or the new one, never
@@ -211,7 +243,8 @@ impl Interceptor {
     /// # Errors
     /// When the kernel refuses: too old (before 5.9).
     pub fn prepare_arrivals(&mut self, listeners: &[TcpListener]) -> Result<(), InterceptError> {
-        self.arrivals.prepare(&mut self.ebpf, listeners)
+        self.arrivals
+            .prepare(&mut self.ebpf, listeners, self.predecessor)
     }
 
     /// Attaches the hook on what arrives, if it is not. `own` is the cgroup of this process: what it opens itself is told from

@@ -65,6 +65,11 @@
 //! - **A guard of its own for `refuse`.** Pinning the whole set of hooks would leave connections of `direct` rules being sent to
 //!   a dead port until somebody noticed. The guard only refuses, and needs no sign from the other programs: a connection
 //!   that still shows its own destination was not relayed.
+//! - **A takeover is an overlap.** The new daemon attaches its own hooks beside the old one's, which run first, and the old one ends
+//!   as it always does. Each marks and looks up own sockets in the same two maps, and the new one is told the listeners of the old
+//!   one; that is all they have to know of each other. Putting the new programs in the old links would need no second set of hooks,
+//!   but the old ones are still needed for what they have redirected, and an old daemon that detached its links would detach
+//!   the new one. Handing over listeners would tie both to one form of records.
 //! - **What is in the sockmap stays in it** as long as the connection lives, also when the kernel refuses the other socket.
 //!   Taking a socket out again throws away what the program has passed meanwhile.
 //! - **Replies take the shortcut only where a rule says so** (`shortcut-both-ways`). The kernel can put them straight into the app's

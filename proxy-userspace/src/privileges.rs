@@ -51,6 +51,11 @@ pub(crate) const NAMESPACE: Privilege = (
     Capability::CAP_SYS_ADMIN,
     "make a network namespace (`culvert demo`)",
 );
+/// What it takes to find another daemon and its maps.
+pub(crate) const TAKE_OVER: Privilege = (
+    Capability::CAP_SYS_ADMIN,
+    "take over from another culvert (--takeover)",
+);
 /// What looking around needs.
 pub(crate) const SURVEY: Privilege = (
     Capability::CAP_SYS_ADMIN,

@@ -5,6 +5,7 @@
 //! and `demo` are three ways to use it.
 
 mod calibrator;
+mod ending;
 mod keeper;
 mod needs;
 mod status;
@@ -18,23 +19,20 @@ use std::{
     num::NonZeroUsize,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use proxy_common::{BePort, Relay};
 use thiserror::Error;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::sync::watch;
 
 pub use self::needs::GuardNeeds;
 
 use self::{calibrator::Calibrator, keeper::Keeper};
 use crate::{
     group::{Groups, SettingsByName},
-    intercept::{Features, InterceptError, Interceptor, Overlap, Records, guard},
+    intercept::{Features, InterceptError, Interceptor, Overlap, Predecessor, Records, guard},
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
     record::AccessLog,
@@ -89,6 +87,15 @@ pub enum ProxyError {
     /// A worker thread cannot be started.
     #[error("cannot start a worker thread")]
     Worker(#[source] io::Error),
+    /// Who is to be taken over from cannot be.
+    #[error(
+        "process {pid}, which is to be taken over from, serves another network namespace; start this one there (`nsenter \
+         --net=/proc/{pid}/ns/net`)"
+    )]
+    Elsewhere {
+        /// The process.
+        pid: u32,
+    },
     /// The kernel side.
     #[error(transparent)]
     Intercept(#[from] InterceptError),
@@ -117,6 +124,7 @@ impl ProxyError {
             Self::Namespace(_) => true,
             Self::Intercept(error) => error.is_missing_feature(),
             Self::Listen { .. }
+            | Self::Elsewhere { .. }
             | Self::Worker(_)
             | Self::Compile(_)
             | Self::Route(_)
@@ -124,9 +132,6 @@ impl ProxyError {
         }
     }
 }
-
-/// Connections of the daemon that are no relayed ones: to name servers, and those that are being closed.
-const OWN_BESIDE: u32 = 4096;
 
 /// Connections that may wait in the kernel for each listener; capped by `net.core.somaxconn`.
 pub(crate) const BACKLOG: i32 = 4096;
@@ -151,11 +156,14 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts listeners, programs and workers. Nothing is intercepted yet.
+    /// Starts listeners, programs and workers, beside those of a daemon whose place this one takes. Nothing is intercepted yet.
     ///
     /// # Errors
     /// When something is missing; nothing is left behind then.
-    pub fn start(settings: &Settings) -> Result<Self, ProxyError> {
+    pub fn start(
+        settings: &Settings,
+        predecessor: Option<&Predecessor>,
+    ) -> Result<Self, ProxyError> {
         let workers = settings.workers.get();
         let v4 = listeners(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), workers)?;
         // Without IPv6 in this namespace nobody can connect over it; the hook then applies the fail mode.
@@ -169,23 +177,29 @@ impl Proxy {
             None => return Err(ProxyError::Worker(io::ErrorKind::InvalidInput.into())),
         };
 
+        if let Some(predecessor) = predecessor
+            && predecessor.netns_cookie() != netns_cookie
+        {
+            return Err(ProxyError::Elsewhere {
+                pid: predecessor.pid(),
+            });
+        }
+
         let features = Features::probe();
         let kernel = crate::intercept::Settings {
             max_pending: settings.max_pending,
-            max_own: u32::try_from(settings.max_connections)
-                .unwrap_or(u32::MAX)
-                .saturating_add(OWN_BESIDE),
+            max_own: ending::own_connections(settings.max_connections, predecessor),
             log_faults: settings.log_faults,
             overlap: Overlap::Cut,
         };
-        let mut interceptor = Interceptor::load(kernel, &features)?;
+        let mut interceptor = Interceptor::load(kernel, &features, predecessor)?;
         interceptor.set_relay(&Relay {
             netns_cookie,
             heartbeat_timeout: u64::try_from(settings.heartbeat_timeout.as_nanos())
                 .unwrap_or(u64::MAX),
             port_v4: port(&v4),
             port_v6: port(&v6),
-            reserved: 0,
+            successor: 0,
         })?;
 
         let shared = Arc::new(Shared {
@@ -418,55 +432,7 @@ impl Proxy {
     pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, ProxyError> {
         Ok(self.interceptor.counters()?.read()?)
     }
-
-    /// Detaches, lets open connections finish until the deadline, resets the rest and waits for the workers.
-    pub async fn stop(mut self, drain_timeout: Duration) {
-        // The guard first: it would refuse what the other hooks no longer take.
-        if let Err(error) = self.interceptor.detach_guard() {
-            tracing::error!(%error, "a pin is left; `culvert detach` removes it");
-        }
-        self.interceptor.detach();
-        let now = Instant::now();
-        let deadline = now + drain_timeout;
-        // A handshake that has begun with us cannot go on with anybody else.
-        let handshakes = if self.takes_arrivals {
-            now + HANDSHAKE
-        } else {
-            now
-        };
-        while (!self.is_idle() || Instant::now() < handshakes) && Instant::now() < deadline {
-            sleep(DRAIN_POLL).await;
-        }
-        let left = self.shared.stats.live.load(Relaxed);
-        if left > 0 {
-            tracing::warn!(
-                left,
-                "the drain timeout is over; resetting open connections"
-            );
-        }
-        self.stop.send_replace(true);
-        self.supervisor.join();
-        if let Some(keeper) = self.keeper {
-            keeper.join();
-        }
-    }
-
-    /// Whether no connection is open, and none waits to be accepted.
-    fn is_idle(&self) -> bool {
-        self.shared.stats.live.load(Relaxed) == 0
-            && self.pending.pending().is_ok_and(|pending| pending == 0)
-            && self
-                .listeners
-                .iter()
-                .all(|listener| socket::accept_queue(listener).is_ok_and(|waiting| waiting == 0))
-    }
 }
-
-/// How long a handshake may take that had begun when the proxy was told to stop.
-const HANDSHAKE: Duration = Duration::from_millis(500);
-
-/// How often a draining proxy looks whether it may end.
-const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 /// Rules with everything they refer to.
 #[derive(Clone, Copy, Debug)]

@@ -18,6 +18,7 @@ use crate::{
     cgroup::Cgroup2,
     config::Config,
     failure::Failure,
+    intercept::Predecessor,
     policy::Names,
     privileges,
     proxy::{GuardNeeds, Proxy, Rules, Settings},
@@ -42,7 +43,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Starts serving the processes of a cgroup.
+    /// Starts serving the processes of a cgroup, beside a daemon whose place this one takes.
     ///
     /// # Errors
     /// When something is missing or refused; nothing is left behind then.
@@ -51,6 +52,7 @@ impl Service {
         cgroups: Cgroup2,
         attach_point: PathBuf,
         log_faults: bool,
+        predecessor: Option<&Predecessor>,
     ) -> Result<Self> {
         require_whole_hierarchy(&config, &cgroups)?;
         let daemon = &config.daemon;
@@ -70,7 +72,7 @@ impl Service {
             access_log,
             log_faults,
         };
-        let mut proxy = Proxy::start(&settings)?;
+        let mut proxy = Proxy::start(&settings, predecessor)?;
         let watcher = watcher(&config, &cgroups);
         let names = resolve::resolve(
             &config.forward,
@@ -187,6 +189,18 @@ impl Service {
             hooks: counted(counters.into_iter()),
             ..self.proxy.status()
         }
+    }
+
+    /// The daemon whose place we have taken has ended.
+    pub(crate) fn forget_predecessor(&mut self) {
+        if let Err(error) = self.proxy.forget_predecessor() {
+            tracing::error!(%error, "cannot forget the listeners of the daemon that has ended");
+        }
+    }
+
+    /// The process that has taken our place.
+    pub(crate) fn successor(&self) -> Option<u32> {
+        self.proxy.successor()
     }
 
     /// Detaches, waits for open connections until the deadline, and ends.

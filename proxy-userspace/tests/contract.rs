@@ -15,7 +15,7 @@ use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
     ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Lane, LaneKey, MAX_RULES, MemberKey,
     Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleSet,
-    Sent, Socket, listener, names,
+    Sent, Socket, listener, names, relay,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -57,12 +57,16 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
             names::ACTIONS,
             (ARRAY, INDEX, size_of::<Action>(), Some(2 * MAX_RULES)),
         ),
-        (names::RELAY, (ARRAY, INDEX, size_of::<Relay>(), Some(1))),
+        (
+            names::RELAY,
+            (ARRAY, INDEX, size_of::<Relay>(), Some(relay::COUNT)),
+        ),
         (names::HEARTBEAT, (ARRAY, INDEX, size_of::<u64>(), Some(1))),
         (
             names::RECORDS_FULL,
             (ARRAY, INDEX, size_of::<u64>(), Some(1)),
         ),
+        (names::OURS, (SK_STORAGE, size_of::<i32>(), INDEX, None)),
         (
             names::SOCKETS,
             (SK_STORAGE, size_of::<i32>(), size_of::<Socket>(), None),

@@ -41,6 +41,10 @@ pub struct Settings {
     pub arguments: Vec<String>,
     /// Its limit of open files, if not the test's.
     pub open_files: Option<u64>,
+    /// It runs in the cgroup of apps.
+    pub among_apps: bool,
+    /// It takes the place of the daemon that runs.
+    pub takeover: bool,
     /// It writes no close records.
     pub without_access_log: bool,
 }
@@ -106,13 +110,19 @@ impl<'a> Culvert<'a> {
             .expect("cannot make the notify socket non-blocking");
         let log = File::create(&files.log).expect("cannot make the log");
         write_private(&files.config, &config(sandbox, settings, &files, rules));
-        let mut command = sandbox.culvert_command();
+        let mut command = if settings.among_apps {
+            sandbox.culvert_command_among_apps()
+        } else {
+            sandbox.culvert_command()
+        };
         if let Some(limit) = settings.open_files {
             limit_files(&mut command, limit);
         }
         let child = command
             .args(&settings.arguments)
-            .args(["run", "--config"])
+            .arg("run")
+            .args(settings.takeover.then_some("--takeover"))
+            .arg("--config")
             .arg(&files.config)
             .env("NOTIFY_SOCKET", &files.notices)
             .env_remove("RUST_LOG")
@@ -281,8 +291,19 @@ impl<'a> Culvert<'a> {
         }
     }
 
+    /// Whether it has said something to the service manager since it was last waited for.
+    pub fn has_said(&self, wanted: &str) -> bool {
+        let mut buffer = [0; 4096];
+        let mut said = false;
+        while let Ok(length) = self.notices.recv(&mut buffer) {
+            let message = String::from_utf8_lossy(&buffer[..length]);
+            said |= message.lines().any(|line| line == wanted);
+        }
+        said
+    }
+
     /// Whether the process has not ended.
-    fn is_running(&self) -> bool {
+    pub fn is_running(&self) -> bool {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         matches!(
             waitid(Id::Pid(raw(self.pid())), flags),

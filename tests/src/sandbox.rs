@@ -160,12 +160,21 @@ impl Sandbox {
         self.command_beside_daemons(crate::process::culvert_binary())
     }
 
+    /// As [`Sandbox::culvert_command`], in the cgroup of apps.
+    pub fn culvert_command_among_apps(&self) -> Command {
+        self.command_with_mounts(&self.app_cgroup, crate::process::culvert_binary())
+    }
+
     /// Any command that will run where daemons do.
     pub fn command_beside_daemons(&self, program: impl AsRef<OsStr>) -> Command {
+        self.command_with_mounts(&self.daemon_cgroup, program)
+    }
+
+    fn command_with_mounts(&self, cgroup: &Arc<Cgroup>, program: impl AsRef<OsStr>) -> Command {
         let (netns, mounts, cgroup) = (
             Arc::clone(&self.netns),
             Arc::clone(&self.mounts),
-            Arc::clone(&self.daemon_cgroup),
+            Arc::clone(cgroup),
         );
         before_exec(program, move || {
             cgroup.enter()?;

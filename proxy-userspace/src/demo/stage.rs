@@ -127,7 +127,7 @@ fn start(config: &Config, access_log: AccessLog) -> Result<Proxy> {
         access_log: Some(access_log),
         log_faults: false,
     };
-    let mut proxy = Proxy::start(&settings)?;
+    let mut proxy = Proxy::start(&settings, None)?;
     proxy.install(&Rules {
         reverse: &[],
         rules: &config.forward,

@@ -38,9 +38,11 @@ impl Arrivals {
         &mut self,
         ebpf: &mut Ebpf,
         listeners: &[TcpListener],
+        predecessor: Option<u32>,
     ) -> Result<(), InterceptError> {
         if self.link.is_none()
             && let Some(pid) = survey::arrivals_taken_by()
+            && Some(pid) != predecessor
         {
             return Err(InterceptError::Taken { pid });
         }

@@ -11,7 +11,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
     sys::SyscallError,
 };
-use proxy_common::{Addr, BePort, COUNTERS, Record, RecordKey, Socket, names, role};
+use proxy_common::{Addr, BePort, COUNTERS, Record, RecordKey, Relay, names, relay};
 
 use super::{InterceptError, syscall};
 use crate::{clock, shared::OriginalDst, upstream::Exempt};
@@ -81,13 +81,13 @@ impl OriginalDst for Records {
 
 /// Marks sockets as the daemon's own before they connect.
 pub struct Exempter {
-    map: std::sync::Mutex<SkStorage<MapData, Socket>>,
+    map: std::sync::Mutex<SkStorage<MapData, u32>>,
 }
 
 impl Exempter {
     pub(super) fn new(ebpf: &Ebpf) -> Result<Self, InterceptError> {
-        let map = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, names::SOCKETS)?))
-            .map_err(map_error("open", names::SOCKETS))?;
+        let map = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, names::OURS)?))
+            .map_err(map_error("open", names::OURS))?;
         Ok(Self {
             map: std::sync::Mutex::new(map),
         })
@@ -96,16 +96,12 @@ impl Exempter {
 
 impl Exempt for Exempter {
     fn exempt(&self, socket: &socket2::Socket) -> io::Result<()> {
-        let own = Socket {
-            role: role::OWN,
-            ..Socket::default()
-        };
         // A handle belongs to one worker: the lock is never contended, it is there because aya writes through
         // `&mut`. A panic cannot leave the handle half-changed.
         self.map
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .insert(socket, own, 0)
+            .insert(socket, 1, 0)
             .map_err(io::Error::other)
     }
 }
@@ -167,15 +163,31 @@ impl Counters {
     }
 }
 
-/// Sets the one element of an array.
-pub(super) fn set_array<T: Pod>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-    value: &T,
-) -> Result<(), InterceptError> {
-    let map = ebpf.map_mut(name).ok_or(InterceptError::Missing(name))?;
-    let mut array: Array<_, T> = map.try_into().map_err(map_error("open", name))?;
-    array.set(0, *value, 0).map_err(map_error("write", name))
+/// Where this relay listens, and the one whose place it takes.
+pub(super) struct Relays {
+    map: Array<MapData, Relay>,
+}
+
+impl Relays {
+    pub(super) fn new(ebpf: &Ebpf) -> Result<Self, InterceptError> {
+        Ok(Self {
+            map: Array::try_from(Map::Array(duplicate(ebpf, names::RELAY)?))
+                .map_err(map_error("open", names::RELAY))?,
+        })
+    }
+
+    /// Writes one of them; `whose` is of [`relay`].
+    pub(super) fn set(&mut self, whose: u32, relay: &Relay) -> Result<(), InterceptError> {
+        self.map
+            .set(whose, *relay, 0)
+            .map_err(map_error("write", names::RELAY))
+    }
+
+    /// The process that has taken over.
+    pub(super) fn successor(&self) -> Option<u32> {
+        let own = self.map.get(&relay::OWN, 0).ok()?;
+        (own.successor != 0).then_some(own.successor)
+    }
 }
 
 /// A second descriptor of a map.

@@ -1,6 +1,9 @@
 //! The embedded object, what it needs to be told about this kernel, and its log.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::{
+    os::fd::{AsRawFd, RawFd},
+    path::PathBuf,
+};
 
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
@@ -129,8 +132,13 @@ impl Features {
     }
 }
 
-/// Creates the maps and hands the programs over, with this kernel's facts written into them.
-pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, EbpfError> {
+/// Creates the maps, except those that are `shared`, by name and pin, and hands the programs over, with this kernel's facts
+/// written into them.
+pub(super) fn load(
+    settings: Settings,
+    features: &Features,
+    shared: &[(&'static str, PathBuf)],
+) -> Result<Ebpf, EbpfError> {
     let set_retval = u32::from(features.set_retval);
     let mptcp = u32::from(features.mptcp);
     let reads_tasks = u32::from(features.offsets.is_ok());
@@ -183,6 +191,9 @@ pub(super) fn load(settings: Settings, features: &Features) -> Result<Ebpf, Ebpf
         .override_global("PSOCK_QUEUE", &queues.psock_queue, true)
         .override_global("PSOCK_MESSAGES", &queues.psock_messages, true)
         .override_global("REPEATS_BYTES", &repeats_bytes, true);
+    for (name, pin) in shared {
+        loader.map_pin_path(name, pin.as_path());
+    }
     loader.load(OBJECT)
 }
 

@@ -138,7 +138,7 @@ impl Redirects {
             overlap,
             ..Settings::UNCONFIGURED
         };
-        let mut ebpf = object::load(settings, &features)
+        let mut ebpf = object::load(settings, &features, &[])
             .map_err(|source| InterceptError::Object(Box::new(source)))?;
         Self::new(&mut ebpf)
     }

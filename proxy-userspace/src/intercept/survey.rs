@@ -22,6 +22,13 @@ pub struct Hook {
     attach_type: bpf_attach_type,
 }
 
+impl Hook {
+    /// Whether the hook says where a connection goes.
+    pub(super) fn decides(self) -> bool {
+        [names::CONNECT4, names::CONNECT6].contains(&self.program)
+    }
+}
+
 /// Every hook of cgroups that we attach to.
 pub const HOOKS: [Hook; 6] = {
     use bpf_attach_type as at;
@@ -62,19 +69,20 @@ pub fn program_names() -> BTreeMap<u32, String> {
 /// `CAP_SYS_ADMIN`, which it takes to look.
 #[must_use]
 pub fn served_by(cgroup: BorrowedFd<'_>) -> Option<u32> {
+    let program = *programs_like_ours(cgroup)?.first()?;
+    holders().get(&program)?.first().map(|holder| holder.pid)
+}
+
+/// The first program called like ours on each of [`HOOKS`], of a cgroup that has them all: one name is nobody's, all of them at
+/// once are ours. `None` also without `CAP_SYS_ADMIN`.
+pub(super) fn programs_like_ours(cgroup: BorrowedFd<'_>) -> Option<Vec<u32>> {
     let names = program_names();
     let ours = |hook: &Hook| {
         let ids = attached(cgroup, *hook).unwrap_or_default();
         ids.into_iter()
             .find(|id| names.get(id).is_some_and(|name| name == hook.program))
     };
-    // One name is nobody's; all of them at once are ours.
-    let programs = HOOKS.iter().map(ours).collect::<Option<Vec<_>>>()?;
-    let holders = holders();
-    programs
-        .first()
-        .and_then(|id| holders.get(id)?.first())
-        .map(|holder| holder.pid)
+    HOOKS.iter().map(ours).collect()
 }
 
 /// The ids of the programs that see what arrives in our network namespace, in the order they run in.
@@ -90,18 +98,27 @@ pub fn attached_to_namespace() -> io::Result<Vec<u32>> {
 /// `CAP_SYS_ADMIN`, which it takes to look.
 #[must_use]
 pub fn arrivals_taken_by() -> Option<u32> {
+    let other = |(_, holder): &(u32, Holder)| holder.pid != std::process::id();
+    arrivals_taken()
+        .into_iter()
+        .find(other)
+        .map(|(_, holder)| holder.pid)
+}
+
+/// The programs called like ours that take what arrives in our network namespace, each with the culverts that hold it.
+pub(super) fn arrivals_taken() -> Vec<(u32, Holder)> {
     let ids = attached_to_namespace().unwrap_or_default();
     if ids.is_empty() {
-        return None;
+        return Vec::new();
     }
     let (called, holders) = (program_names(), holders());
     let ours = ids
-        .iter()
+        .into_iter()
         .filter(|id| called.get(id).is_some_and(|name| name == names::REVERSE));
-    ours.filter_map(|id| holders.get(id))
-        .flatten()
-        .find(|holder| holder.comm.starts_with("culvert") && holder.pid != std::process::id())
-        .map(|holder| holder.pid)
+    ours.filter_map(|id| Some((id, holders.get(&id)?)))
+        .flat_map(|(id, holders)| holders.iter().map(move |holder| (id, holder.clone())))
+        .filter(|(_, holder)| holder.is_culvert())
+        .collect()
 }
 
 /// A process that holds a program or its link.
@@ -111,6 +128,12 @@ pub struct Holder {
     pub pid: u32,
     /// Its `comm`.
     pub comm: String,
+}
+
+impl Holder {
+    pub(super) fn is_culvert(&self) -> bool {
+        self.comm.starts_with("culvert")
+    }
 }
 
 /// Who holds programs, by program id. A program without a holder is pinned, or was attached the way that stays.

@@ -1,19 +1,20 @@
-//! The calls of `bpf(2)` that aya does not make.
+//! The calls of `bpf(2)` that aya does not make, and what else it takes to share objects with another process.
 
 use std::{
     ffi::CString,
     io,
     mem::{self, MaybeUninit},
     os::{
-        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::ffi::OsStrExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     ptr,
 };
 
 use aya::Pod;
 use aya_obj::generated::{bpf_attr, bpf_cmd};
+use nix::sys::signal::Signal;
 
 /// The ids of the programs attached to a cgroup itself, or to a network namespace, in the order they run in: `BPF_PROG_QUERY` (kernel 4.15).
 ///
@@ -121,6 +122,75 @@ pub(super) unsafe fn take_element<K: Pod, V: Pod>(
     }
 }
 
+/// A bpffs that is mounted nowhere and gone when this is dropped: aya loads shared maps from pins only, and nobody else is to see
+/// these. (`fsopen` and `fsmount`, kernel 5.2.)
+#[derive(Debug)]
+pub(super) struct Shelf {
+    root: OwnedFd,
+}
+
+impl Shelf {
+    /// # Errors
+    /// Without `CAP_SYS_ADMIN`.
+    pub(super) fn new() -> io::Result<Self> {
+        /// `linux/mount.h`.
+        const FSOPEN_CLOEXEC: libc::c_uint = 1;
+        const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+        const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+        let nothing = ptr::null::<libc::c_void>();
+        // SAFETY: the kernel reads a string that ends with 0; the other calls take descriptors and numbers only.
+        let root = unsafe {
+            let kind = c"bpf".as_ptr();
+            let context = owned(libc::syscall(libc::SYS_fsopen, kind, FSOPEN_CLOEXEC))?;
+            let number = context.as_raw_fd();
+            let create = FSCONFIG_CMD_CREATE;
+            result(libc::syscall(
+                libc::SYS_fsconfig,
+                number,
+                create,
+                nothing,
+                nothing,
+                0,
+            ))?;
+            owned(libc::syscall(libc::SYS_fsmount, number, FSMOUNT_CLOEXEC, 0))?
+        };
+        Ok(Self { root })
+    }
+
+    /// Its directory, for this process.
+    pub(super) fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.root.as_fd().as_raw_fd()).into()
+    }
+}
+
+/// A descriptor that stands for a process: `pidfd_open` (kernel 5.3).
+///
+/// # Errors
+/// When there is no such process.
+pub(super) fn open_process(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes numbers and touches no memory of ours; what it returns nobody else knows of.
+    unsafe { owned(libc::syscall(libc::SYS_pidfd_open, pid, 0)) }
+}
+
+/// Sends a signal to it: `pidfd_send_signal` (kernel 5.1).
+///
+/// # Errors
+/// When it has ended, or is not ours to signal.
+pub(super) fn signal_process(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    let nothing = ptr::null::<libc::siginfo_t>();
+    let (number, process) = (signal as libc::c_int, process.as_raw_fd());
+    // SAFETY: without details of the signal the call touches no memory of ours.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, number, nothing, 0) };
+    result(sent).map(drop)
+}
+
+/// # Safety
+/// It must be the result of a call that makes a descriptor.
+unsafe fn owned(made: libc::c_long) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's word.
+    result(made).map(|number| unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 fn zeroed() -> bpf_attr {
     // SAFETY: a union of plain integers, for which zeros are what the kernel wants in unused parts.
     unsafe { mem::zeroed() }
@@ -139,7 +209,7 @@ unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<()> {
 /// As for [`bpf`].
 unsafe fn bpf_result(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
     // SAFETY: the attribute is initialised and as long as we say; the rest is the caller's word.
-    let result = unsafe {
+    let called = unsafe {
         libc::syscall(
             libc::SYS_bpf,
             command as libc::c_int,
@@ -147,8 +217,13 @@ unsafe fn bpf_result(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd>
             size_of::<bpf_attr>(),
         )
     };
-    if result < 0 {
+    result(called)
+}
+
+/// What a system call returned.
+fn result(called: libc::c_long) -> io::Result<RawFd> {
+    if called < 0 {
         return Err(io::Error::last_os_error());
     }
-    RawFd::try_from(result).map_err(io::Error::other)
+    RawFd::try_from(called).map_err(io::Error::other)
 }

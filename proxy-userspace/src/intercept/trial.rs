@@ -32,7 +32,7 @@ pub fn try_programs(
     features: &Features,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Vec<Trial>, InterceptError> {
-    let mut ebpf = object::load(Settings::UNCONFIGURED, features)
+    let mut ebpf = object::load(Settings::UNCONFIGURED, features, &[])
         .map_err(|source: EbpfError| InterceptError::Object(Box::new(source)))?;
     let trials = names::PROGRAMS.map(|program| Trial {
         program,
@@ -49,7 +49,7 @@ pub fn try_programs(
 /// # Errors
 /// When the kernel refuses the object or the program.
 pub fn prove_shortcut(features: &Features) -> Result<Proofs, InterceptError> {
-    let mut ebpf = object::load(Settings::UNCONFIGURED, features)
+    let mut ebpf = object::load(Settings::UNCONFIGURED, features, &[])
         .map_err(|source: EbpfError| InterceptError::Object(Box::new(source)))?;
     shortcut::enable(&mut ebpf, features, &shortcut::Office::default())
 }

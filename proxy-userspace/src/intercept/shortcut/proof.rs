@@ -39,9 +39,12 @@ pub(super) fn prove(
 ) -> Result<Proofs, InterceptError> {
     let sockets = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, names::SOCKETS)?))
         .map_err(map_error("open", names::SOCKETS))?;
+    let ours = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, names::OURS)?))
+        .map_err(map_error("open", names::OURS))?;
     let mut bench = Bench {
         apps,
         sockets,
+        ours,
         lanes: Lanes::new(ebpf, office)?,
     };
     let requests = requests(&mut bench);
@@ -85,6 +88,7 @@ type Test = fn(&Lanes, &Flow) -> io::Result<bool>;
 struct Bench {
     apps: SockHash<MapData, LaneKey>,
     sockets: SkStorage<MapData, Socket>,
+    ours: SkStorage<MapData, u32>,
     lanes: Lanes,
 }
 
@@ -132,12 +136,8 @@ impl Bench {
     fn pair(&mut self) -> io::Result<(TcpStream, TcpStream)> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let connecting = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-        let own = Socket {
-            role: role::OWN,
-            ..Socket::default()
-        };
-        self.sockets
-            .insert(&connecting, own, 0)
+        self.ours
+            .insert(&connecting, 1, 0)
             .map_err(io::Error::other)?;
         connecting.connect(&listener.local_addr()?.into())?;
         let connecting = TcpStream::from(connecting);
