@@ -26,6 +26,7 @@ use crate::{
     globals::{self, has_shortcut},
     maps::{HEARTBEAT, RECORDS_FULL, RELAY, SOCKETS, count, mptcp_socket_of},
     policy::{Connector, KernelTables},
+    rewrite,
     version::Version,
 };
 
@@ -77,12 +78,12 @@ pub fn connect(version: &Version, ctx: &SockAddrContext) -> i32 {
     match decide(&KernelTables, &Connector { addr, port }) {
         Decision::Selected(rule, action) if action.verb == verb::RELAY => {
             let sent = match relay {
-                Some(relay) => to_relay(version, ctx, relay, rule, &action, addr, port),
+                Some(relay) => send(version, ctx, relay, rule, &action, addr, port),
                 None => Err(Fault(Counter::FailHeartbeat)),
             };
             match sent {
-                Ok(()) => {
-                    count(Counter::Relayed);
+                Ok(way) => {
+                    count(way);
                     PROCEED
                 }
                 Err(Fault(why)) => {
@@ -130,7 +131,36 @@ pub fn is_listener(ctx: &SockAddrContext, relay: &Relay, addr: &Addr, port: BePo
         && unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == relay.netns_cookie
 }
 
+/// Sends the connection to an endpoint where the rule allows that and there is one for it, otherwise to the relay. Both need the
+/// daemon: who knows nothing of endpoints that died since must not choose among them, and names and loopback addresses of
+/// another network namespace mean others.
+#[inline(always)]
+fn send(
+    version: &Version,
+    ctx: &SockAddrContext,
+    relay: &Relay,
+    rule: RuleRef,
+    action: &Action,
+    addr: Addr,
+    port: BePort,
+) -> Result<Counter, Fault> {
+    // SAFETY: plain helper calls.
+    let (now, netns_cookie) = unsafe { (bpf_ktime_get_ns(), bpf_get_netns_cookie(ctx.as_ptr())) };
+    if !is_alive(relay, now) {
+        return Err(Fault(Counter::FailHeartbeat));
+    }
+    if netns_cookie != relay.netns_cookie {
+        return Err(Fault(Counter::FailNetns));
+    }
+    if action.group != 0 && rewrite::to_endpoint(version, ctx, action.group, addr, port).is_some() {
+        return Ok(Counter::Rewritten);
+    }
+    to_relay(version, ctx, relay, rule, action, addr, port, now)?;
+    Ok(Counter::Relayed)
+}
+
 /// Remembers the connection on its socket, then points the call at the listener.
+#[expect(clippy::too_many_arguments, reason = "inlined into its one caller")]
 #[inline(always)]
 fn to_relay(
     version: &Version,
@@ -140,15 +170,8 @@ fn to_relay(
     action: &Action,
     addr: Addr,
     port: BePort,
+    now: u64,
 ) -> Result<(), Fault> {
-    // SAFETY: plain helper calls.
-    let (now, netns_cookie) = unsafe { (bpf_ktime_get_ns(), bpf_get_netns_cookie(ctx.as_ptr())) };
-    if !is_alive(relay, now) {
-        return Err(Fault(Counter::FailHeartbeat));
-    }
-    if netns_cookie != relay.netns_cookie {
-        return Err(Fault(Counter::FailNetns));
-    }
     // An IPv6 socket keeps to IPv4 for an IPv4-mapped destination: it may be bound to a mapped address.
     let (listener_family, listener_port) = if addr.is_v4() {
         (Family::V4, relay.port_v4)
@@ -172,7 +195,7 @@ fn to_relay(
     socket.listener_family = listener_family;
     socket.listener_port = listener_port;
     socket.record.connect_ns = now;
-    socket.record.netns_cookie = netns_cookie;
+    socket.record.netns_cookie = relay.netns_cookie;
     // SAFETY: a plain helper call; in this hook it takes the context. (Kernel 4.18.)
     socket.record.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     socket.record.shortcut = if action.shortcut == 0 || !has_shortcut() {

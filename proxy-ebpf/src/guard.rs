@@ -2,7 +2,8 @@
 //!
 //! The guard runs after `connect` on the same cgroup and its link is pinned, so it survives `SIGKILL`. It needs
 //! no sign from `connect`: a connection of such a rule that was sent to the relay shows the listener's address
-//! by now, and one that still shows its own destination was not, whatever the reason.
+//! by now, and one that still shows its own destination was not, whatever the reason. Only one that `connect` sent to an endpoint
+//! may look the same, and is marked.
 
 use aya_ebpf::programs::SockAddrContext;
 use proxy_common::{Counter, Decision, decide, fail_mode, verb};
@@ -11,6 +12,7 @@ use crate::{
     connect::{PROCEED, is_listener, is_own, is_tcp, refuse},
     maps::{RELAY, count},
     policy::{Connector, KernelTables},
+    rewrite,
     version::Version,
 };
 
@@ -21,6 +23,9 @@ pub fn guard(version: &Version, ctx: &SockAddrContext) -> i32 {
         return PROCEED;
     }
     let (addr, port) = version.addr(ctx);
+    if rewrite::was_chosen(ctx, &addr, port) {
+        return PROCEED;
+    }
     if RELAY
         .get(0)
         .is_some_and(|relay| is_listener(ctx, relay, &addr, port))

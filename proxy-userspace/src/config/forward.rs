@@ -25,6 +25,8 @@ pub(super) struct PlacedRule {
     pub(super) rule: Rule,
     /// The value of `name`.
     pub(super) name: Span,
+    /// The value of `path`, if there is one.
+    pub(super) path: Option<Span>,
     /// The values of the keys of `match`.
     pub(super) selectors: HashMap<&'static str, Span>,
 }
@@ -108,18 +110,22 @@ fn rule(
         findings,
     );
     let paths = [
-        ("auto", PathChoice::Auto),
-        ("copy", PathChoice::Copy),
-        ("splice", PathChoice::Splice),
-        ("sockmap", PathChoice::Sockmap),
-        ("shortcut", PathChoice::Shortcut),
+        ("auto", (PathChoice::Auto, false)),
+        ("rewrite", (PathChoice::Auto, true)),
+        ("copy", (PathChoice::Copy, false)),
+        ("splice", (PathChoice::Splice, false)),
+        ("sockmap", (PathChoice::Sockmap, false)),
+        ("shortcut", (PathChoice::Shortcut, false)),
         (
             "shortcut-without-fionread",
-            PathChoice::ShortcutWithoutFionread,
+            (PathChoice::ShortcutWithoutFionread, false),
         ),
-        ("shortcut-both-ways", PathChoice::ShortcutBothWays),
+        ("shortcut-both-ways", (PathChoice::ShortcutBothWays, false)),
     ];
+    let path_span = table.get("path").map(|value| value.span());
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
+    let rewrite = path.map(|(_, rewrite)| rewrite);
+    let path = path.map(|(path, _)| path);
     let path = allow_shortcut(&mut table, path, relayed, findings);
     table.finish(findings);
     Some(PlacedRule {
@@ -129,8 +135,10 @@ fn rule(
             via: via?,
             on_relay_failure: on_relay_failure?,
             path: path?,
+            rewrite: rewrite?,
         },
         name: name?.span(),
+        path: path_span,
         selectors,
     })
 }
