@@ -37,20 +37,25 @@ pub(crate) enum Form {
     Redirect,
 }
 
+/// Which connections culvert takes, and where it sends them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Job {
+    /// Those that the client opens, to where they were going.
+    Forward,
+    /// The same, by a SOCKS proxy.
+    ForwardOverSocks,
+    /// Those that arrive where others are told to listen, to the server: what an explicit proxy does.
+    Reverse,
+}
+
 /// Who moves the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Direct,
-    Culvert {
-        path: &'static str,
-        over_socks: bool,
-    },
+    Culvert { path: &'static str, job: Job },
     Copy(Form),
     Nginx(Form),
-    Haproxy {
-        splice: bool,
-        form: Form,
-    },
+    Haproxy { splice: bool, form: Form },
     Redsocks,
 }
 
@@ -75,10 +80,18 @@ pub(crate) enum Family {
 }
 
 const fn culvert(name: &'static str, path: &'static str) -> Contender {
-    let over_socks = false;
+    let job = Job::Forward;
     Contender {
         name,
-        kind: Kind::Culvert { path, over_socks },
+        kind: Kind::Culvert { path, job },
+    }
+}
+
+const fn reverse(name: &'static str, path: &'static str) -> Contender {
+    let job = Job::Reverse;
+    Contender {
+        name,
+        kind: Kind::Culvert { path, job },
     }
 }
 
@@ -90,7 +103,7 @@ const fn haproxy(name: &'static str, splice: bool, form: Form) -> Contender {
 }
 
 /// All of them; what the others are compared with comes first.
-pub(crate) const CONTENDERS: [Contender; 18] = [
+pub(crate) const CONTENDERS: [Contender; 22] = [
     Contender {
         name: "direct",
         kind: Kind::Direct,
@@ -111,9 +124,13 @@ pub(crate) const CONTENDERS: [Contender; 18] = [
         name: "culvert-copy-socks",
         kind: Kind::Culvert {
             path: "copy",
-            over_socks: true,
+            job: Job::ForwardOverSocks,
         },
     },
+    reverse("culvert-reverse-auto", "auto"),
+    reverse("culvert-reverse-copy", "copy"),
+    reverse("culvert-reverse-splice", "splice"),
+    reverse("culvert-reverse-steer", "steer"),
     Contender {
         name: "tokio",
         kind: Kind::Copy(Form::Explicit),
@@ -171,13 +188,27 @@ impl Contender {
         }
     }
 
+    /// What the hooks of culvert count when they take a connection as they should.
+    pub(crate) fn counter(&self) -> &'static str {
+        match self.kind {
+            Kind::Culvert { path: "steer", .. } => "arrived_steered",
+            Kind::Culvert {
+                job: Job::Reverse, ..
+            } => "arrived_relayed",
+            _ => "relayed",
+        }
+    }
+
     /// Programs that it is made of, beside culvert and this one, and the option that makes each tell its version.
     pub(crate) fn programs(&self) -> &'static [(&'static str, &'static str)] {
         match self.kind {
             Kind::Nginx(_) => &nginx::PROGRAMS,
             Kind::Haproxy { .. } => &haproxy::PROGRAMS,
             Kind::Redsocks => &redsocks::PROGRAMS,
-            Kind::Culvert { over_socks, .. } if over_socks => &redsocks::SOCKS,
+            Kind::Culvert {
+                job: Job::ForwardOverSocks,
+                ..
+            } => &redsocks::SOCKS,
             _ => &[],
         }
     }
@@ -190,7 +221,7 @@ impl Contender {
         };
         let own = match self.kind {
             Kind::Direct => String::new(),
-            Kind::Culvert { path, over_socks } => culvert::configuration(path, over_socks, workers),
+            Kind::Culvert { path, job } => culvert::configuration(path, job, workers),
             Kind::Copy(form) => copy::arguments(form, workers).join(" "),
             Kind::Nginx(form) => nginx::configuration(form, workers),
             Kind::Haproxy { splice, form } => haproxy::configuration(splice, form, workers),
@@ -208,9 +239,7 @@ impl Contender {
     ) -> Result<Relay<'a>> {
         match self.kind {
             Kind::Direct => Ok(Relay::Nobody),
-            Kind::Culvert { path, over_socks } => {
-                culvert::start(sandbox, path, over_socks, workers, is_logged)
-            }
+            Kind::Culvert { path, job } => culvert::start(sandbox, path, job, workers, is_logged),
             Kind::Copy(form) => copy::start(sandbox, form, workers),
             Kind::Nginx(form) => nginx::start(sandbox, form, workers),
             Kind::Haproxy { splice, form } => haproxy::start(sandbox, splice, form, workers),
@@ -228,6 +257,9 @@ impl Contender {
 
     fn form(&self) -> Option<Form> {
         match self.kind {
+            Kind::Culvert {
+                job: Job::Reverse, ..
+            } => Some(Form::Explicit),
             Kind::Direct | Kind::Culvert { .. } => None,
             Kind::Copy(form) | Kind::Nginx(form) | Kind::Haproxy { form, .. } => Some(form),
             Kind::Redsocks => Some(Form::Redirect),

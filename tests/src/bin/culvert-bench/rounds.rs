@@ -190,7 +190,8 @@ impl Findings {
         let (Relay::Culvert { culvert, .. }, Some(path)) = (relay, contender.path()) else {
             return;
         };
-        if work.setting() == Setting::Unlogged {
+        if work.setting() == Setting::Unlogged || path == "steer" {
+            // What is steered has no records at all.
             self.look_at_counter(culvert, contender, work);
             return;
         }
@@ -230,8 +231,10 @@ impl Findings {
 
     /// Without records, the hooks' own count says that connections were intercepted.
     fn look_at_counter(&mut self, culvert: &Culvert<'_>, contender: Contender, work: Work) {
-        if culvert.counter("relayed") == 0 {
-            self.fail(work, contender, "the hooks have relayed no connection");
+        let counter = contender.counter();
+        if culvert.counter(counter) == 0 {
+            let error = format!("the hooks have taken no connection: {counter} is 0");
+            self.fail(work, contender, &error);
         }
     }
 

@@ -3,24 +3,26 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
-use culvert_tests::{Sandbox, daemon::Settings, eventually::eventually};
+use culvert_tests::{Sandbox, daemon::Settings, eventually::eventually, sandbox::SERVER_V4};
 
-use super::{Relay, redsocks};
+use super::{Form, Job, PROXY_PORT, Relay, redsocks};
 
 /// The part of the configuration that matters here.
-pub(super) fn configuration(path: &str, over_socks: bool, workers: usize) -> String {
-    format!("[daemon]\n{}\n{}", daemon(workers), rules(path, over_socks))
+pub(super) fn configuration(path: &str, job: Job, workers: usize) -> String {
+    format!("[daemon]\n{}\n{}", daemon(workers), rules(path, job))
 }
 
 fn daemon(workers: usize) -> String {
     format!("workers = {workers}\ncalibrate = \"start\"")
 }
 
-fn rules(path: &str, over_socks: bool) -> String {
-    let url = if over_socks {
-        format!("socks5://{}:{}", Ipv4Addr::LOCALHOST, redsocks::SOCKS_PORT)
-    } else {
-        "direct://".to_owned()
+fn rules(path: &str, job: Job) -> String {
+    let url = match job {
+        Job::Forward => "direct://".to_owned(),
+        Job::ForwardOverSocks => {
+            format!("socks5://{}:{}", Ipv4Addr::LOCALHOST, redsocks::SOCKS_PORT)
+        }
+        Job::Reverse => return reverse(path),
     };
     format!(
         r#"
@@ -35,10 +37,23 @@ path = "{path}"
     )
 }
 
+fn reverse(path: &str) -> String {
+    let server = Form::Explicit.upstream();
+    format!(
+        r#"
+[[reverse]]
+name = "all"
+listen = "{SERVER_V4}:{PROXY_PORT}"
+via = "{server}"
+path = "{path}"
+"#
+    )
+}
+
 pub(super) fn start<'a>(
     sandbox: &'a Sandbox,
     path: &str,
-    over_socks: bool,
+    job: Job,
     workers: usize,
     is_logged: bool,
 ) -> Result<Relay<'a>> {
@@ -46,10 +61,10 @@ pub(super) fn start<'a>(
         without_access_log: !is_logged,
         ..Settings::daemon(&daemon(workers))
     };
-    let socks = over_socks
+    let socks = (job == Job::ForwardOverSocks)
         .then(|| redsocks::start_socks(sandbox))
         .transpose()?;
-    let culvert = Box::new(sandbox.culvert_with(&settings, &rules(path, over_socks)));
+    let culvert = Box::new(sandbox.culvert_with(&settings, &rules(path, job)));
     if path.starts_with("auto") || path.starts_with("shortcut") {
         // In the background, a moment after the start; a daemon has it behind itself for most of its life.
         eventually("the paths to be measured", || {
