@@ -6,12 +6,11 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{SO_BINDTODEVICE, SOL_SOCKET, bpf_sock},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
         generated::{
             bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie,
-            bpf_ktime_get_ns, bpf_set_retval, bpf_setsockopt,
+            bpf_ktime_get_ns, bpf_set_retval,
         },
     },
     programs::SockAddrContext,
@@ -23,6 +22,7 @@ use proxy_common::{
 };
 
 use crate::{
+    caller::{free_of_device, is_own, is_tcp, sk_of},
     globals::{self, has_shortcut},
     maps::{HEARTBEAT, RECORDS_FULL, RELAY, SOCKETS, count, mptcp_socket_of},
     policy::{Connector, KernelTables},
@@ -35,9 +35,6 @@ pub const PROCEED: i32 = 1;
 /// Verdict of a `connect` hook: fail with EPERM, or with what `bpf_set_retval` said.
 pub const REJECT: i32 = 0;
 
-const SOCK_STREAM: u32 = 1;
-const IPPROTO_TCP: u32 = 6;
-const IPPROTO_MPTCP: u32 = 262;
 const ECONNREFUSED: i32 = 111;
 
 /// For how long the record table counts as full after it was found full once, in nanoseconds.
@@ -107,22 +104,6 @@ pub fn connect(version: &Version, ctx: &SockAddrContext) -> i32 {
     }
 }
 
-/// Whether the socket speaks TCP, or MPTCP, which falls back to TCP against our listeners.
-#[inline(always)]
-pub fn is_tcp(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the context is valid while the program runs.
-    let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
-    kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP)
-}
-
-/// Whether the daemon marked the socket as its own before it called `connect()`.
-#[inline(always)]
-pub fn is_own(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the socket of the context is alive while the program runs, and so is its storage.
-    let socket = unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() };
-    socket.is_some_and(|socket| socket.role == role::OWN)
-}
-
 /// Whether a destination is one of our listeners, which are on the loopback of one network namespace only.
 #[inline(always)]
 pub fn is_listener(ctx: &SockAddrContext, relay: &Relay, addr: &Addr, port: BePort) -> bool {
@@ -185,7 +166,9 @@ fn to_relay(
     if full_at != 0 && now.wrapping_sub(full_at) < FULL_FOR {
         return Err(Fault(Counter::FailFull));
     }
-    free_of_device(ctx)?;
+    if !free_of_device(ctx) {
+        return Err(Fault(Counter::FailDevice));
+    }
     // SAFETY: the socket of the context is alive while the program runs, and so is its storage.
     let socket = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None).as_mut() };
     let Some(socket) = socket else {
@@ -239,42 +222,6 @@ pub fn is_alive(relay: &Relay, now: u64) -> bool {
     let last = HEARTBEAT.get(0).map_or(0, |at| *at);
     // The heartbeat may be written between our reading the clock and reading it: then it is in the future.
     last != 0 && (last >= now || now - last < relay.heartbeat_timeout)
-}
-
-/// Unbinds the socket from its device (`SO_BINDTODEVICE`): the listener is reachable through loopback only.
-#[inline(always)]
-fn free_of_device(ctx: &SockAddrContext) -> Result<(), Fault> {
-    let sk = sk_of(ctx);
-    if sk.is_null() {
-        return Ok(());
-    }
-    // SAFETY: checked for null; the context keeps the socket alive.
-    if unsafe { (*sk).bound_dev_if } == 0 {
-        return Ok(());
-    }
-    let mut none = [0u8; 4];
-    // SAFETY: the value is on our stack and its length is right; the kernel copies it. (Kernel 5.8.)
-    let result = unsafe {
-        bpf_setsockopt(
-            ctx.as_ptr(),
-            SOL_SOCKET as i32,
-            SO_BINDTODEVICE as i32,
-            none.as_mut_ptr().cast(),
-            none.len() as i32,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(Fault(Counter::FailDevice))
-    }
-}
-
-/// The socket of the context.
-#[inline(always)]
-pub fn sk_of(ctx: &SockAddrContext) -> *mut bpf_sock {
-    // SAFETY: the context is valid while the program runs.
-    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
 }
 
 /// Applies a rule's fail mode.

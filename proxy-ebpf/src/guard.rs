@@ -9,7 +9,8 @@ use aya_ebpf::programs::SockAddrContext;
 use proxy_common::{Counter, Decision, decide, fail_mode, verb};
 
 use crate::{
-    connect::{PROCEED, is_listener, is_own, is_tcp, refuse},
+    caller::{is_own, is_tcp},
+    connect::{PROCEED, is_listener, refuse},
     maps::{RELAY, count},
     policy::{Connector, KernelTables},
     rewrite,

@@ -34,6 +34,7 @@
     reason = "helpers and contexts pack two halves into one word, and want signed small constants"
 )]
 
+mod caller;
 mod connect;
 mod getsockopt;
 mod globals;

@@ -3,11 +3,7 @@
 use aya_ebpf::programs::SockAddrContext;
 use proxy_common::role;
 
-use crate::{
-    connect::{PROCEED, sk_of},
-    maps::socket_of,
-    version::Version,
-};
+use crate::{caller::sk_of, connect::PROCEED, maps::socket_of, version::Version};
 
 /// Answers one `getpeername()`, if the peer still is the listener or endpoint that the socket was sent to.
 #[inline(always)]

@@ -7,10 +7,10 @@ use aya_ebpf::{
     helpers::generated::bpf_get_prandom_u32,
     programs::{SockAddrContext, SockOpsContext},
 };
-use proxy_common::{Addr, BePort, Family, draw, role};
+use proxy_common::{Addr, BePort, draw, role};
 
 use crate::{
-    connect::sk_of,
+    caller::{is_bound, sk_of},
     globals::{Offsets, reads_sockets},
     kernel::{field, struct_of},
     maps::{MADE, SOCKETS, UNMADE_EVENTS, mptcp_socket_of, socket_of},
@@ -46,29 +46,6 @@ pub fn to_endpoint(
     }
     version.set_addr(ctx, seat.addr, seat.port);
     Some(())
-}
-
-/// Whether the socket is bound to an address: an endpoint need not be reachable from that, as loopback, and the relay connects
-/// from any.
-#[inline(always)]
-fn is_bound(version: &Version, ctx: &SockAddrContext) -> bool {
-    let sk = sk_of(ctx);
-    if sk.is_null() {
-        return false;
-    }
-    // SAFETY: checked for null; the context keeps the socket alive. Volatile, word by word: the verifier knows these fields only
-    // as single accesses.
-    unsafe {
-        if version.family == Family::V4 {
-            return (&raw const (*sk).src_ip4).read_volatile() != 0;
-        }
-        let words = (&raw const (*sk).src_ip6).cast::<u32>();
-        let any = words.read_volatile()
-            | words.add(1).read_volatile()
-            | words.add(2).read_volatile()
-            | words.add(3).read_volatile();
-        any != 0
-    }
 }
 
 #[inline(always)]
@@ -119,7 +96,7 @@ pub fn unmade(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     // SAFETY: the context is valid while the program runs.
     let repeated = unsafe { (&raw const (*ctx.ops).total_retrans).read_volatile() };
     if error != 0 || repeated != 0 {
-        let event = u64::from(error as u32) << 32 | u64::from(socket.endpoint);
+        let event = u64::from(error.cast_unsigned()) << 32 | u64::from(socket.endpoint);
         // Where there is no room many such events wait already.
         let _ = UNMADE_EVENTS.output(event, 0);
     }

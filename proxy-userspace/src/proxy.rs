@@ -286,13 +286,12 @@ impl Proxy {
         let Some(group) = rule.rewritten_to().and_then(|name| groups.get(name)) else {
             return Ok(0);
         };
-        let wheels = match &self.wheels {
-            Some(wheels) => Arc::clone(wheels),
-            None => {
-                let (wheels, unmade) = self.interceptor.wheels()?;
-                self.supervisor.hear_unmade(unmade);
-                Arc::clone(self.wheels.insert(wheels))
-            }
+        let wheels = if let Some(wheels) = &self.wheels {
+            Arc::clone(wheels)
+        } else {
+            let (wheels, unmade) = self.interceptor.wheels()?;
+            self.supervisor.hear_unmade(unmade);
+            Arc::clone(self.wheels.insert(wheels))
         };
         Ok(group.show_on(|group| wheels.wheel(group)))
     }

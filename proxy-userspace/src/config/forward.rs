@@ -124,8 +124,6 @@ fn rule(
     ];
     let path_span = table.get("path").map(|value| value.span());
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
-    let rewrite = path.map(|(_, rewrite)| rewrite);
-    let path = path.map(|(path, _)| path);
     let path = allow_shortcut(&mut table, path, relayed, findings);
     table.finish(findings);
     Some(PlacedRule {
@@ -134,8 +132,8 @@ fn rule(
             matches: matches?,
             via: via?,
             on_relay_failure: on_relay_failure?,
-            path: path?,
-            rewrite: rewrite?,
+            path: path?.0,
+            rewrite: path?.1,
         },
         name: name?.span(),
         path: path_span,
@@ -168,20 +166,21 @@ fn warn_unless_relayed(value: Value<'_>, relayed: bool, findings: &mut Findings)
     }
 }
 
-/// Reads `allow_shortcut`, which makes another path of `auto`.
+/// Reads `allow_shortcut`, which makes another path of `auto`. A path goes with whether it is for those only whom the hook finds no
+/// endpoint for.
 fn allow_shortcut(
     table: &mut Table<'_>,
-    path: Option<PathChoice>,
+    path: Option<(PathChoice, bool)>,
     relayed: bool,
     findings: &mut Findings,
-) -> Option<PathChoice> {
+) -> Option<(PathChoice, bool)> {
     let Some(value) = table.get("allow_shortcut") else {
         return path;
     };
     warn_unless_relayed(value, relayed, findings);
     match (path?, value.boolean(findings)?) {
-        (PathChoice::Auto, true) => Some(PathChoice::AutoOrShortcut),
-        (PathChoice::Auto, false) => Some(PathChoice::Auto),
+        ((PathChoice::Auto, false), true) => Some((PathChoice::AutoOrShortcut, false)),
+        ((PathChoice::Auto, false), false) => path,
         _ => {
             findings.push(
                 Finding::error("`allow_shortcut` is for `path = \"auto\"`")

@@ -75,7 +75,7 @@ proptest! {
     fn shares_are_weights(weights in prop::collection::vec(1..=256_000_u64, 1..200)) {
         let (total, count) = (u128::from(weights.iter().sum::<u64>()), weights.len() as u128);
         for (part, weight) in parts(&weights).into_iter().zip(&weights) {
-            let wanted = (u128::from(*weight) * count << 32) / total;
+            let wanted = ((u128::from(*weight) * count) << 32) / total;
             // A seat's rounding each.
             prop_assert!(u128::from(part).abs_diff(wanted) <= count + 1, "{part} for {wanted}");
         }
