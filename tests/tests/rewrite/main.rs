@@ -8,6 +8,8 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
+mod health;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -21,7 +23,7 @@ use culvert_tests::{
     },
     eventually,
     peer::Server,
-    sandbox::{CLIENT_V4, CLOSED_PORT, OTHER_V4, OTHER_V6, SERVER_V4, SERVER_V6},
+    sandbox::{CLIENT_V4, OTHER_V4, OTHER_V6, SERVER_V4, SERVER_V6},
 };
 use nix::errno::Errno;
 use serde_json::Value;
@@ -88,12 +90,6 @@ fn status(sandbox: &Sandbox, culvert: &Culvert<'_>) -> BTreeMap<String, Value> {
         .into_iter()
         .map(|one| (address(&one), one))
         .collect()
-}
-
-fn await_state(sandbox: &Sandbox, culvert: &Culvert<'_>, server: &str, state: &str) {
-    eventually(&format!("{server} {state}"), || {
-        (status(sandbox, culvert).get(server)?["state"] == state).then_some(())
-    });
 }
 
 #[test]
@@ -245,66 +241,6 @@ fn a_socket_that_is_connected_elsewhere_tells_the_truth() {
 }
 
 #[test]
-fn checks_take_an_endpoint_out_and_bring_it_back() {
-    let sandbox = Sandbox::new();
-    let well = echo(&sandbox, SERVER_V4);
-    let sick = echo(&sandbox, SERVER_V4);
-    let address = sick.address();
-    let health = "health = { tcp = true, interval = \"50ms\", rise = 1, fall = 1 }";
-    let culvert = sandbox.culvert(&rules(&names(&[&well, &sick]), health, ""));
-    let app = sandbox.app();
-    drop(sick);
-    await_state(&sandbox, &culvert, &address.to_string(), "down");
-    let rewritten = culvert.counter("rewritten");
-    // Nobody meets it.
-    assert_eq!(storm(&app, 4, 50, 100), [(0, 200)].into());
-    assert_eq!(culvert.counter("rewritten") - rewritten, 200);
-    let sick = sandbox.within(|| Server::echo(address));
-    await_state(&sandbox, &culvert, &address.to_string(), "up");
-    // Checks are its clients, too.
-    let made = |culvert| status(&sandbox, culvert)[&address.to_string()]["rewritten"].clone();
-    let before = made(&culvert).as_u64().unwrap();
-    assert_eq!(storm(&app, 4, 50, 100), [(0, 200)].into());
-    let taken = made(&culvert).as_u64().unwrap() - before;
-    assert!((60..140).contains(&taken), "{taken}");
-    drop(sick);
-}
-
-#[test]
-fn an_endpoint_that_dies_between_two_checks_is_ejected_by_those_who_meet_it() {
-    let sandbox = Sandbox::new();
-    let well = echo(&sandbox, SERVER_V4);
-    let dead = SocketAddr::from((SERVER_V4, CLOSED_PORT));
-    let endpoints = [well.address().to_string(), dead.to_string()];
-    let health = "health = { passive = { failures = 3, eject = \"1h\" } }";
-    let culvert = sandbox.culvert(&rules(&endpoints, health, ""));
-    let app = sandbox.app();
-    // As it would be without us.
-    let refused = eventually("a connection to the dead one", || {
-        let socket = app.tcp(SERVICE);
-        let result = socket.connect(SERVICE);
-        socket.close();
-        result.err()
-    });
-    assert_eq!(refused, Errno::ECONNREFUSED);
-    eventually("its ejection", || {
-        let socket = app.tcp(SERVICE);
-        // The error tells where it went.
-        let _ = socket.connect(SERVICE);
-        socket.close();
-        (status(&sandbox, &culvert)[&dead.to_string()]["state"] == "ejected").then_some(())
-    });
-    let endpoint = status(&sandbox, &culvert)[&dead.to_string()].clone();
-    assert_eq!(endpoint["failures"], 3, "{endpoint}");
-    assert_eq!(endpoint["rewritten"], 0, "{endpoint}");
-    assert!(
-        endpoint["last_error"].as_str().unwrap().contains("refused"),
-        "{endpoint}"
-    );
-    assert_eq!(storm(&app, 4, 50, 100), [(0, 200)].into());
-}
-
-#[test]
 fn reload_changes_endpoints_and_keeps_connections() {
     let sandbox = Sandbox::new();
     let first = echo(&sandbox, SERVER_V4);
@@ -418,45 +354,4 @@ fn an_endpoint_that_a_refusing_rule_selects_can_be_reached() {
     assert_eq!(app.probe(server.address()), Err(Errno::ECONNREFUSED));
     assert_eq!(socket.connect(server.address()), Err(Errno::ECONNREFUSED));
     culvert_tests::process::output(sandbox.culvert_command().arg("detach"));
-}
-
-#[test]
-fn who_gives_up_says_nothing_of_the_endpoint() {
-    let sandbox = Sandbox::new();
-    // A listener whose queue is full answers no SYN.
-    let server = sandbox.within(|| {
-        let socket =
-            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        socket
-            .bind(&SocketAddr::from((SERVER_V4, 0)).into())
-            .unwrap();
-        socket.listen(0).unwrap();
-        std::net::TcpListener::from(socket)
-    });
-    let address = server.local_addr().unwrap();
-    let health = "health = { passive = { failures = 1, eject = \"1h\" }, panic = \"0%\" }";
-    let well = echo(&sandbox, SERVER_V6);
-    let endpoints = [address.to_string(), well.address().to_string()];
-    let culvert = sandbox.culvert(&rules(&endpoints, health, ""));
-    let app = sandbox.app();
-    let waiting = eventually("a full queue", || {
-        let socket = app.tcp(SERVICE);
-        socket.set_nonblocking(true);
-        socket.connect(SERVICE).err()?;
-        socket.peer().is_err().then_some(socket)
-    });
-    waiting.close();
-    let counted = || status(&sandbox, &culvert)[&address.to_string()]["failures"].clone();
-    assert_eq!(counted(), 0);
-    // Who waits until the SYN was repeated does.
-    eventually("a failure", || {
-        let socket = app.tcp(SERVICE);
-        socket.set_nonblocking(true);
-        let _ = socket.connect(SERVICE);
-        std::thread::sleep(std::time::Duration::from_millis(1500));
-        socket.close();
-        (counted() == 1).then_some(())
-    });
-    let state = status(&sandbox, &culvert)[&address.to_string()]["state"].clone();
-    assert_eq!(state, "ejected");
 }
