@@ -59,8 +59,8 @@ pub struct Group {
     tally: Tally,
     /// Where the hooks find the endpoints, if they are to.
     board: OnceLock<Arc<dyn Board>>,
-    /// What they find there.
-    shown: Mutex<Vec<Candidate>>,
+    /// What they find there, if they find anything.
+    shown: Mutex<Option<Vec<Candidate>>>,
 }
 
 /// What is counted of a group.

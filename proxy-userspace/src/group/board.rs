@@ -13,9 +13,9 @@ pub trait Board: Send + Sync {
     /// By what the hook knows the group; not 0.
     fn number(&self) -> u32;
 
-    /// Puts other endpoints in the place of those that are there, all at once. Where that fails the hook finds none, and
-    /// connections are relayed.
-    fn show(&self, candidates: &[Candidate]);
+    /// Puts other endpoints in the place of those that are there, all at once, and says whether that could be done. Otherwise the
+    /// hook finds none, and connections are relayed.
+    fn show(&self, candidates: &[Candidate]) -> bool;
 
     /// Connections to an endpoint that the hook chose and that were made.
     fn made(&self, id: Id) -> u64;
@@ -66,9 +66,8 @@ impl Group {
         // Held from the look to the end, so that nobody shows what is older.
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
         let candidates = self.lock().candidates();
-        if *shown != candidates {
-            board.show(&candidates);
-            *shown = candidates;
+        if shown.as_ref() != Some(&candidates) {
+            *shown = board.show(&candidates).then_some(candidates);
         }
     }
 

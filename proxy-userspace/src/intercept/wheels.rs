@@ -132,16 +132,19 @@ impl Board for GroupWheel {
         self.number
     }
 
-    fn show(&self, candidates: &[Candidate]) {
+    fn show(&self, candidates: &[Candidate]) -> bool {
         let mut written = lock(&self.written);
-        if let Err(error) = self.replace(&mut written, candidates) {
-            // Better none than those that were: some of them may be dead.
-            _ = lock(&self.wheels.maps).wheels.remove(&self.number);
-            let error: &dyn std::error::Error = &error;
-            tracing::error!(
-                error,
-                "cannot show the kernel the endpoints of a group; its connections are relayed"
-            );
+        match self.replace(&mut written, candidates) {
+            Ok(()) => true,
+            Err(error) => {
+                self.clear(&mut written);
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(
+                    error,
+                    "cannot show the kernel the endpoints of a group; its connections are relayed"
+                );
+                false
+            }
         }
     }
 
@@ -177,6 +180,17 @@ impl GroupWheel {
             .wheels
             .insert(self.number, wheels, 0)
             .map_err(map_error("write", names::WHEELS))
+    }
+
+    /// Takes everything out of the tables: better no endpoints than those that were, some of which may be dead.
+    fn clear(&self, written: &mut Written) {
+        let mut maps = lock(&self.wheels.maps);
+        _ = maps.wheels.remove(&self.number);
+        for key in written.seats.iter_mut().flat_map(std::mem::take) {
+            _ = maps.seats.remove(&key);
+        }
+        drop(maps);
+        self.forget(written, &[]);
     }
 
     /// Takes the numbers of endpoints that left the group.
@@ -256,17 +270,7 @@ impl GroupWheel {
 
 impl Drop for GroupWheel {
     fn drop(&mut self) {
-        let written = lock(&self.written);
-        let mut maps = lock(&self.wheels.maps);
-        _ = maps.wheels.remove(&self.number);
-        for key in written.seats.iter().flatten() {
-            _ = maps.seats.remove(key);
-        }
-        let mut endpoints = lock(&self.wheels.endpoints);
-        for number in written.numbers.values() {
-            _ = maps.made.remove(number);
-            endpoints.remove(number);
-        }
+        self.clear(&mut lock(&self.written));
     }
 }
 

@@ -355,3 +355,51 @@ fn an_endpoint_that_a_refusing_rule_selects_can_be_reached() {
     assert_eq!(socket.connect(server.address()), Err(Errno::ECONNREFUSED));
     culvert_tests::process::output(sandbox.culvert_command().arg("detach"));
 }
+
+#[test]
+fn more_endpoints_than_the_kernel_holds_are_relayed() {
+    const EACH: u16 = 4096;
+    let sandbox = Sandbox::new();
+    // All of 127.0.0.0/8 is this host.
+    let server = mirror(&sandbox, Ipv4Addr::UNSPECIFIED);
+    let port = server.address().port();
+    let group = |number: u8| {
+        let address = |at: u16| {
+            let [high, low] = at.to_be_bytes();
+            format!("127.{}.{high}.{low}:{port}", number + 1)
+        };
+        let endpoints: Vec<_> = (1..=EACH).map(address).collect();
+        format!(
+            r#"
+            [upstream.group-{number}]
+            endpoints = {endpoints:?}
+            [[forward]]
+            name = "rule-{number}"
+            match = {{ dest = "{OTHER_V4}", port = {} }}
+            via = "group-{number}"
+            path = "rewrite"
+            "#,
+            u16::from(number) + 80
+        )
+    };
+    let culvert = sandbox.culvert(&(0..5).map(group).collect::<String>());
+    let app = sandbox.app();
+    let probe = |number: u16| app.probe((OTHER_V4, 80 + number).into());
+    let ways: Vec<_> = (0..5).map(probe).collect();
+    assert_eq!(ways[..4], [Ok(Route::Direct); 4]);
+    // The relay says where it connects from, which on loopback is an address of the same kind.
+    assert!(ways[4].is_ok(), "{ways:?}");
+    assert_eq!(culvert.counter("rewritten"), 4);
+    assert_eq!(culvert.counter("relayed"), 1);
+    assert!(culvert.log().contains("its connections are relayed"));
+    // There is room again for whoever comes when others have gone, and their connections forgotten their rules.
+    for _ in 0..10 {
+        culvert.reload(&group(4));
+    }
+    eventually("room", || {
+        culvert.reload(&group(4));
+        let before = culvert.counter("rewritten");
+        assert!(probe(4).is_ok());
+        (culvert.counter("rewritten") > before).then_some(())
+    });
+}
