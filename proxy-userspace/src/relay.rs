@@ -245,16 +245,24 @@ impl Relay {
 
     /// Relays by whatever path is the cheapest here for what the connection turns out to be. May be dropped at any await and
     /// be followed by any path, but sockets that are in the sockmap stay there.
-    pub async fn auto<D: Side, U: Side>(&mut self, downstream: &mut D, upstream: &mut U) -> Ended {
+    pub fn auto<D: Side, U: Side>(
+        &mut self,
+        downstream: &mut D,
+        upstream: &mut U,
+    ) -> impl Future<Output = Ended> {
         let reads = self.reads();
         self.steering.follow(&self.progress, reads);
-        self.relay(downstream, upstream, self.first_path()).await
+        self.relay(downstream, upstream, self.first_path())
     }
 
     /// Relays through a user-space buffer, until the end. May be dropped at any await and be followed by any path.
-    pub async fn copy<D: Side, U: Side>(&mut self, downstream: &mut D, upstream: &mut U) -> Ended {
+    pub fn copy<D: Side, U: Side>(
+        &mut self,
+        downstream: &mut D,
+        upstream: &mut U,
+    ) -> impl Future<Output = Ended> {
         self.steering.stay(Reason::Rule);
-        self.relay(downstream, upstream, Path::Copy).await
+        self.relay(downstream, upstream, Path::Copy)
     }
 
     /// Relays like [`Relay::copy`], but no longer than there is something to do.
@@ -272,11 +280,11 @@ impl Relay {
 
     /// Relays through kernel pipes where both sides are plain TCP and the kernel allows it, otherwise like
     /// [`Relay::copy`]. May be dropped at any await and be followed by any path.
-    pub async fn splice<D: Side, U: Side>(
+    pub fn splice<D: Side, U: Side>(
         &mut self,
         downstream: &mut D,
         upstream: &mut U,
-    ) -> Ended {
+    ) -> impl Future<Output = Ended> {
         let both_plain = downstream.plain().is_some() && upstream.plain().is_some();
         let (path, reason) = if both_plain {
             (Path::Splice, Reason::Rule)
@@ -284,19 +292,19 @@ impl Relay {
             (Path::Copy, Reason::Refused(Refusal::NotPlain))
         };
         self.steering.stay(reason);
-        self.relay(downstream, upstream, path).await
+        self.relay(downstream, upstream, path)
     }
 
     /// Relays like [`Relay::copy`] until the connection is worth a redirect in the kernel. May be dropped at any await and be
     /// followed by any path, but the sockets stay in the sockmap.
-    pub async fn sockmap<D: Side, U: Side>(
+    pub fn sockmap<D: Side, U: Side>(
         &mut self,
         downstream: &mut D,
         upstream: &mut U,
-    ) -> Ended {
+    ) -> impl Future<Output = Ended> {
         let path = self.first_path();
         self.steering.await_promotion(path);
-        self.relay(downstream, upstream, path).await
+        self.relay(downstream, upstream, path)
     }
 
     /// Relays until the end.
