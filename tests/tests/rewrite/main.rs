@@ -322,6 +322,7 @@ fn the_fail_mode_holds_while_the_daemon_is_dead_or_hung() {
         });
         let held = app.tcp(SERVICE);
         held.connect(SERVICE).unwrap();
+        assert_eq!(held.peer(), Ok(SERVICE));
         // It is accepted by then.
         held.receive(1).unwrap();
         let (chosen, other) = (endpoint.clients().len(), service.clients().len());
@@ -331,7 +332,8 @@ fn the_fail_mode_holds_while_the_daemon_is_dead_or_hung() {
         let went = service.clients().len() - other;
         assert_eq!(went, usize::from(mode == "direct"));
         assert!(service.clients().len() > direct || mode == "refuse");
-        // What was made is nobody's business any more.
+        // What was made is nobody's business any more, and nobody is left to say where it wanted to go.
+        assert_eq!(held.peer(), Ok(endpoint.address()));
         assert!(!held.receive_all().unwrap().is_empty());
     }
     culvert_tests::process::output(sandbox.culvert_command().arg("detach"));
