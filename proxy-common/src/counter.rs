@@ -54,10 +54,12 @@ pub enum Counter {
     FailListener,
     /// The daemon's own connections that found no room in the table of those; one may be intercepted again.
     Unregistered,
+    /// Sent to an endpoint by the hook itself.
+    Rewritten,
 }
 
 /// Every counter with its stable name, in index order.
-pub const COUNTERS: [(Counter, &str); 25] = [
+pub const COUNTERS: [(Counter, &str); 26] = [
     (Counter::Seen, "seen"),
     (Counter::Direct, "direct"),
     (Counter::Refused, "refused"),
@@ -83,6 +85,7 @@ pub const COUNTERS: [(Counter, &str); 25] = [
     (Counter::ArrivedSteered, "arrived_steered"),
     (Counter::FailListener, "fail_listener"),
     (Counter::Unregistered, "unregistered"),
+    (Counter::Rewritten, "rewritten"),
 ];
 
 #[cfg(test)]

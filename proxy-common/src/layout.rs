@@ -3,7 +3,7 @@
 use crate::{
     Action, Areas, Cell, CellKey, KernelSide, Lane, LaneKey, MAX_CANDIDATES, MAX_DEPTH, MemberKey,
     Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, RelaySide, Replies,
-    RuleRef, RuleSet, Sent, Sequence, Socket, WORDS,
+    RuleRef, RuleSet, Seat, SeatKey, Sent, Sequence, Socket, WORDS, Wheels,
 };
 
 const RULE_SET: usize = WORDS * 8;
@@ -15,7 +15,7 @@ const _: () = {
     assert!(size_of::<PrefixKey>() == 4 + 4 + 16);
     assert!(size_of::<MemberKey>() == 4 + 4 + 8 + 8);
     assert!(size_of::<Membership>() == 2 * RULE_SET);
-    assert!(size_of::<Action>() == 4 + 4 + 4);
+    assert!(size_of::<Action>() == 4 + 4 + 4 + 4);
     assert!(size_of::<Relay>() == 8 + 8 + 2 + 2 + 4);
     assert!(size_of::<RuleRef>() == 4 + 4);
     assert!(size_of::<Record>() == RECORD);
@@ -24,7 +24,10 @@ const _: () = {
     assert!(size_of::<Cell>() == MAX_CANDIDATES * 2 + 4);
     assert!(size_of::<OwnKey>() == 16 + 16 + 2 + 2);
     assert!(size_of::<RecordKey>() == 8 + 16 + 2 + 2 + 4);
-    assert!(size_of::<Socket>() == 4 + 2 + 2 + 4 + 4 + RECORD);
+    assert!(size_of::<Socket>() == 4 + 2 + 2 + 4 * 4 + 16 + RECORD);
+    assert!(size_of::<Wheels>() == 2 * (4 + 4));
+    assert!(size_of::<SeatKey>() == 4 + 4 + 4);
+    assert!(size_of::<Seat>() == 16 + 2 + 2 + 3 * 4);
     assert!(size_of::<Sequence>() == 8 + 4 * 4);
     assert!(size_of::<KernelSide>() == 3 * 8 + (8 + 4 * 4) + 4 + 3 * 4);
     assert!(size_of::<RelaySide>() == 3 * 8 + 4 + 9 * 4);
@@ -39,7 +42,7 @@ const _: () = {
 mod pod {
     use super::{
         Action, Areas, Cell, CellKey, Lane, LaneKey, MemberKey, Membership, OwnKey, Policy,
-        PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Sent, Socket,
+        PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat, SeatKey, Sent, Socket, Wheels,
     };
 
     macro_rules! pod {
@@ -54,6 +57,6 @@ mod pod {
 
     pod!(
         Action, Areas, Cell, CellKey, Lane, LaneKey, OwnKey, MemberKey, Membership, Policy,
-        PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Sent, Socket,
+        PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat, SeatKey, Sent, Socket, Wheels,
     );
 }

@@ -1,7 +1,8 @@
 //! What culvert's eBPF programs and its daemon agree on.
 //!
 //! Every type that crosses the kernel boundary, every map and program name, and the functions that decide about a
-//! connection: [`decide()`] about one that a process of this host opens, [`select()`] about one that arrives. No allocation, no strings, no policy of its own: `proxy-ebpf` runs them
+//! connection: [`decide()`] about one that a process of this host opens, [`select()`] about one that arrives, [`draw()`] about
+//! where one goes that is balanced without the relay. No allocation, no strings, no policy of its own: `proxy-ebpf` runs them
 //! over BPF maps, `proxy-userspace` over the same tables in memory.
 //!
 //! Rules for types here: `repr(C)`, fixed-width integers and byte arrays, no implicit padding (padding in a
@@ -16,6 +17,7 @@
 mod addr;
 mod counter;
 mod decide;
+mod draw;
 mod layout;
 pub mod names;
 mod record;
@@ -29,6 +31,7 @@ mod tables;
 pub use addr::{Addr, BePort};
 pub use counter::{COUNTERS, Counter};
 pub use decide::{Decision, Subject, Tables, decide};
+pub use draw::{Draws, Seat, SeatKey, Wheel, Wheels, draw};
 pub use record::{OwnKey, Record, RecordKey, RuleRef, Socket, role};
 pub use redirect::{KernelSide, Redirect, RelaySide, Sequence, mode};
 pub use replies::{Delivery, Replies};

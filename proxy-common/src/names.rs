@@ -48,6 +48,15 @@ pub const SENT: &str = "SENT";
 pub const ANSWERS: &str = "ANSWERS";
 /// Hash of the cookie of an upstream socket to [`Replies`](crate::Replies).
 pub const REPLIES: &str = "REPLIES";
+/// Hash of the number of a group to [`Wheels`](crate::Wheels).
+pub const WHEELS: &str = "WHEELS";
+/// Hash of [`SeatKey`](crate::SeatKey) to [`Seat`](crate::Seat).
+pub const SEATS: &str = "SEATS";
+/// Per-CPU hash of the number of an endpoint to `u64`: connections to it that the hook chose and that were made.
+pub const MADE: &str = "MADE";
+/// Ring buffer of endpoints that such a connection could not be made to: the number in the lower half of a word, the error number
+/// in the upper.
+pub const UNMADE_EVENTS: &str = "UNMADE_EVENTS";
 /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
 pub const COUNTERS: &str = "COUNTERS";
 
@@ -100,7 +109,7 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 29] = [
+pub const MAPS: [&str; 33] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -124,6 +133,10 @@ pub const MAPS: [&str; 29] = [
     SENT,
     ANSWERS,
     REPLIES,
+    WHEELS,
+    SEATS,
+    MADE,
+    UNMADE_EVENTS,
     COUNTERS,
     REDIRECTS,
     REDIRECT_OF,

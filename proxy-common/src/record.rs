@@ -107,7 +107,7 @@ pub struct OwnKey {
 pub struct Socket {
     /// A [`role`].
     pub role: u32,
-    /// Port of the listener the socket was sent to.
+    /// Port of the listener, or of the endpoint, that the socket was sent to.
     pub listener_port: BePort,
     /// [`Family`](crate::Family) of that listener.
     pub listener_family: u16,
@@ -115,7 +115,13 @@ pub struct Socket {
     pub first_seq: u32,
     /// 1 once the socket was in the map [`APPS`](crate::names::APPS), also if in an earlier connection.
     pub admitted: u32,
-    /// The connection; meaningful for [`role::INTERCEPTED`].
+    /// Number of the endpoint; meaningful for [`role::REWRITTEN`], as what follows.
+    pub endpoint: u32,
+    /// 1 from the hook that chose the endpoint to the guard behind it.
+    pub passed: u32,
+    /// Address of the endpoint.
+    pub peer: Addr,
+    /// The connection; meaningful for [`role::INTERCEPTED`], and its original destination for [`role::REWRITTEN`].
     pub record: Record,
 }
 
@@ -123,4 +129,6 @@ pub struct Socket {
 pub mod role {
     /// An app's connection that goes to the relay.
     pub const INTERCEPTED: u32 = 1;
+    /// An app's connection that goes to an endpoint which the hook chose.
+    pub const REWRITTEN: u32 = 2;
 }

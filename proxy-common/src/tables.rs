@@ -161,6 +161,8 @@ pub struct Action {
     pub on_relay_failure: u32,
     /// Whether connections may take the shortcut: 0 or 1.
     pub shortcut: u32,
+    /// Number of the group whose endpoints the hook itself chooses from, as long as it can; 0 when it does not.
+    pub group: u32,
 }
 
 /// What an [`Action`] does with a connection.

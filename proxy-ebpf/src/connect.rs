@@ -6,12 +6,11 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{SO_BINDTODEVICE, SOL_SOCKET, bpf_sock},
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
         generated::{
             bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie,
-            bpf_ktime_get_ns, bpf_set_retval, bpf_setsockopt,
+            bpf_ktime_get_ns, bpf_set_retval,
         },
     },
     programs::SockAddrContext,
@@ -23,10 +22,12 @@ use proxy_common::{
 };
 
 use crate::{
+    caller::{free_of_device, is_own, is_tcp, sk_of},
     globals::{self, has_shortcut},
-    maps::{OURS, RECORDS_FULL, RELAY, SOCKETS, count, mptcp_socket_of},
+    maps::{RECORDS_FULL, RELAY, SOCKETS, count, mptcp_socket_of},
     policy::{Connector, KernelTables},
     relay::{is_alive, is_listener, is_taken},
+    rewrite,
     version::Version,
 };
 
@@ -35,9 +36,6 @@ pub const PROCEED: i32 = 1;
 /// Verdict of a `connect` hook: fail with EPERM, or with what `bpf_set_retval` said.
 pub const REJECT: i32 = 0;
 
-const SOCK_STREAM: u32 = 1;
-const IPPROTO_TCP: u32 = 6;
-const IPPROTO_MPTCP: u32 = 262;
 const ECONNREFUSED: i32 = 111;
 
 /// For how long the record table counts as full after it was found full once, in nanoseconds.
@@ -81,12 +79,12 @@ pub fn connect(version: &Version, ctx: &SockAddrContext) -> i32 {
     match decide(&KernelTables, &Connector { addr, port }) {
         Decision::Selected(rule, action) if action.verb == verb::RELAY => {
             let sent = match relay {
-                Some(relay) => to_relay(version, ctx, relay, rule, &action, addr, port),
+                Some(relay) => send(version, ctx, relay, rule, &action, addr, port),
                 None => Err(Fault(Counter::FailHeartbeat)),
             };
             match sent {
-                Ok(()) => {
-                    count(Counter::Relayed);
+                Ok(way) => {
+                    count(way);
                     PROCEED
                 }
                 Err(Fault(why)) => {
@@ -110,22 +108,36 @@ pub fn connect(version: &Version, ctx: &SockAddrContext) -> i32 {
     }
 }
 
-/// Whether the socket speaks TCP, or MPTCP, which falls back to TCP against our listeners.
+/// Sends the connection to an endpoint where the rule allows that and there is one for it, otherwise to the relay. Both need the
+/// daemon: who knows nothing of endpoints that died since must not choose among them, and names and loopback addresses of
+/// another network namespace mean others.
 #[inline(always)]
-pub fn is_tcp(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the context is valid while the program runs.
-    let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
-    kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP)
-}
-
-/// Whether the daemon marked the socket as its own before it called `connect()`.
-#[inline(always)]
-pub fn is_own(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the socket of the context is alive while the program runs, and so is its storage.
-    !unsafe { OURS.get_ptr_mut(ctx) }.is_null()
+fn send(
+    version: &Version,
+    ctx: &SockAddrContext,
+    relay: &Relay,
+    rule: RuleRef,
+    action: &Action,
+    addr: Addr,
+    port: BePort,
+) -> Result<Counter, Fault> {
+    // SAFETY: plain helper calls.
+    let (now, netns_cookie) = unsafe { (bpf_ktime_get_ns(), bpf_get_netns_cookie(ctx.as_ptr())) };
+    if !is_alive(relay, now) {
+        return Err(Fault(Counter::FailHeartbeat));
+    }
+    if netns_cookie != relay.netns_cookie {
+        return Err(Fault(Counter::FailNetns));
+    }
+    if action.group != 0 && rewrite::to_endpoint(version, ctx, action.group, addr, port).is_some() {
+        return Ok(Counter::Rewritten);
+    }
+    to_relay(version, ctx, relay, rule, action, addr, port, now)?;
+    Ok(Counter::Relayed)
 }
 
 /// Remembers the connection on its socket, then points the call at the listener.
+#[expect(clippy::too_many_arguments, reason = "inlined into its one caller")]
 #[inline(always)]
 fn to_relay(
     version: &Version,
@@ -135,15 +147,8 @@ fn to_relay(
     action: &Action,
     addr: Addr,
     port: BePort,
+    now: u64,
 ) -> Result<(), Fault> {
-    // SAFETY: plain helper calls.
-    let (now, netns_cookie) = unsafe { (bpf_ktime_get_ns(), bpf_get_netns_cookie(ctx.as_ptr())) };
-    if !is_alive(relay, now) {
-        return Err(Fault(Counter::FailHeartbeat));
-    }
-    if netns_cookie != relay.netns_cookie {
-        return Err(Fault(Counter::FailNetns));
-    }
     // An IPv6 socket keeps to IPv4 for an IPv4-mapped destination: it may be bound to a mapped address.
     let (listener_family, listener_port) = if addr.is_v4() {
         (Family::V4, relay.port_v4)
@@ -157,7 +162,9 @@ fn to_relay(
     if full_at != 0 && now.wrapping_sub(full_at) < FULL_FOR {
         return Err(Fault(Counter::FailFull));
     }
-    free_of_device(ctx)?;
+    if !free_of_device(ctx) {
+        return Err(Fault(Counter::FailDevice));
+    }
     // SAFETY: the socket of the context is alive while the program runs, and so is its storage.
     let socket = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None).as_mut() };
     let Some(socket) = socket else {
@@ -167,7 +174,7 @@ fn to_relay(
     socket.listener_family = listener_family;
     socket.listener_port = listener_port;
     socket.record.connect_ns = now;
-    socket.record.netns_cookie = netns_cookie;
+    socket.record.netns_cookie = relay.netns_cookie;
     // SAFETY: a plain helper call; in this hook it takes the context. (Kernel 4.18.)
     socket.record.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     socket.record.shortcut = if action.shortcut == 0 || !has_shortcut() {
@@ -203,42 +210,6 @@ fn fill(socket: &mut Socket, family: u16, rule: RuleRef, addr: Addr, port: BePor
     // SAFETY: no arguments, a plain number out.
     record.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
     record.comm = bpf_get_current_comm().unwrap_or_default();
-}
-
-/// Unbinds the socket from its device (`SO_BINDTODEVICE`): the listener is reachable through loopback only.
-#[inline(always)]
-fn free_of_device(ctx: &SockAddrContext) -> Result<(), Fault> {
-    let sk = sk_of(ctx);
-    if sk.is_null() {
-        return Ok(());
-    }
-    // SAFETY: checked for null; the context keeps the socket alive.
-    if unsafe { (*sk).bound_dev_if } == 0 {
-        return Ok(());
-    }
-    let mut none = [0u8; 4];
-    // SAFETY: the value is on our stack and its length is right; the kernel copies it. (Kernel 5.8.)
-    let result = unsafe {
-        bpf_setsockopt(
-            ctx.as_ptr(),
-            SOL_SOCKET as i32,
-            SO_BINDTODEVICE as i32,
-            none.as_mut_ptr().cast(),
-            none.len() as i32,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(Fault(Counter::FailDevice))
-    }
-}
-
-/// The socket of the context.
-#[inline(always)]
-pub fn sk_of(ctx: &SockAddrContext) -> *mut bpf_sock {
-    // SAFETY: the context is valid while the program runs.
-    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
 }
 
 /// Applies a rule's fail mode.

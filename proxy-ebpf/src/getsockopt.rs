@@ -55,7 +55,8 @@ pub fn getsockopt(ctx: &SockoptContext) -> i32 {
 fn answer(ctx: &SockoptContext, level: i32) -> Option<()> {
     // SAFETY: the context is valid while the program runs.
     let sk = unsafe { (*ctx.sockopt).__bindgen_anon_1.sk };
-    let socket = socket_of(sk).filter(|socket| socket.role == role::INTERCEPTED)?;
+    let socket = socket_of(sk)
+        .filter(|socket| socket.role == role::INTERCEPTED || socket.role == role::REWRITTEN)?;
     let record: &Record = &socket.record;
     let words = record.orig_addr.words();
     let is_v4 = record.orig_addr.is_v4();

@@ -68,6 +68,9 @@ static SOCK_ZEROCOPY: Global<u32> = Global::new(0);
 /// Offset of `sock.sk_wmem_queued`.
 #[unsafe(no_mangle)]
 static SK_WMEM_QUEUED: Global<u32> = Global::new(0);
+/// Offset of `sock.sk_err`.
+#[unsafe(no_mangle)]
+static SK_ERR: Global<u32> = Global::new(0);
 /// Offset of `sock.sk_sndbuf`.
 #[unsafe(no_mangle)]
 static SK_SNDBUF: Global<u32> = Global::new(0);
@@ -139,6 +142,12 @@ pub fn has_shortcut() -> bool {
     HAS_SHORTCUT.load() != 0
 }
 
+/// Whether sockets can be read, which is what the shortcut needs, too.
+#[inline(always)]
+pub fn reads_sockets() -> bool {
+    HAS_SHORTCUT.load() != 0
+}
+
 /// Whether bytes that TCP brings again are delivered again.
 #[inline(always)]
 pub fn repeats_bytes() -> bool {
@@ -202,6 +211,10 @@ impl Offsets {
     #[inline(always)]
     pub fn sk_wmem_queued() -> usize {
         SK_WMEM_QUEUED.load() as usize
+    }
+    #[inline(always)]
+    pub fn sk_err() -> usize {
+        SK_ERR.load() as usize
     }
     #[inline(always)]
     pub fn sk_sndbuf() -> usize {

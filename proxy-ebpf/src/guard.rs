@@ -2,16 +2,19 @@
 //!
 //! The guard runs after `connect` on the same cgroup and its link is pinned, so it survives `SIGKILL`. It needs
 //! no sign from `connect`: a connection of such a rule that was sent to the relay shows the listener's address
-//! by now, and one that still shows its own destination was not, whatever the reason.
+//! by now, and one that still shows its own destination was not, whatever the reason. Only one that `connect` sent to an endpoint
+//! may look the same, and is marked.
 
 use aya_ebpf::programs::SockAddrContext;
 use proxy_common::{Counter, Decision, decide, fail_mode, relay, verb};
 
 use crate::{
-    connect::{PROCEED, is_own, is_tcp, refuse},
+    caller::{is_own, is_tcp},
+    connect::{PROCEED, refuse},
     maps::{RELAY, count},
     policy::{Connector, KernelTables},
     relay::{is_listener, is_taken},
+    rewrite,
     version::Version,
 };
 
@@ -22,6 +25,9 @@ pub fn guard(version: &Version, ctx: &SockAddrContext) -> i32 {
         return PROCEED;
     }
     let (addr, port) = version.addr(ctx);
+    if rewrite::was_chosen(ctx, &addr, port) {
+        return PROCEED;
+    }
     let is_relayed = RELAY
         .get(relay::OWN)
         .is_some_and(|relay| is_listener(ctx, relay, &addr, port));

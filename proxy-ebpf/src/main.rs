@@ -2,9 +2,9 @@
 //!
 //! | program | hook | kernel | what it does |
 //! |---|---|---|---|
-//! | `connect4`, `connect6` | `cgroup/connect4,6` | 5.8 | decides, and sends selected connections to the relay |
+//! | `connect4`, `connect6` | `cgroup/connect4,6` | 5.8 | decides, and sends selected connections to the relay, or to an endpoint |
 //! | `guard4`, `guard6` | `cgroup/connect4,6`, pinned | 5.8 | keeps `on_relay_failure = "refuse"` in force without the daemon |
-//! | `tcp_events` | `sockops` | 5.8 | publishes the record before the SYN leaves, withdraws it with the socket |
+//! | `tcp_events` | `sockops` | 5.8 | publishes the record before the SYN leaves, withdraws it with the socket; tells which endpoints cannot be reached |
 //! | `getpeername4`, `getpeername6` | `cgroup/getpeername4,6` | 5.8 | tells the app the address it asked for |
 //! | `getsockopt` | `cgroup/getsockopt` | 5.3 | answers `SO_ORIGINAL_DST` |
 //! | `verdict` | `sk_skb/stream_verdict` | 5.10 | moves the bytes of accelerated connections from socket to socket |
@@ -34,6 +34,7 @@
     reason = "helpers and contexts pack two halves into one word, and want signed small constants"
 )]
 
+mod caller;
 mod connect;
 mod getsockopt;
 mod globals;
@@ -45,6 +46,7 @@ mod policy;
 mod relay;
 mod replies;
 mod reverse;
+mod rewrite;
 mod sequence;
 mod shortcut;
 mod sockops;

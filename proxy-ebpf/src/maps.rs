@@ -6,14 +6,16 @@ use core::ptr;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SkStorage, SockHash, SockMap},
+    btf_maps::{
+        Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash, SockMap,
+    },
     helpers::generated::{bpf_sk_storage_get, bpf_skc_to_mptcp_sock},
     macros::btf_map,
 };
 use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Lane, LaneKey, MAX_RULES,
     MemberKey, Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
-    RuleSet, Sent, Socket, listener, relay,
+    RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, relay,
 };
 
 use crate::globals::has_mptcp;
@@ -89,6 +91,20 @@ pub static ANSWERS: SockHash<LaneKey, 16_384> = SockHash::new();
 
 #[btf_map]
 pub static REPLIES: HashMap<u64, Replies, 16_384, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static WHEELS: HashMap<u32, Wheels, 1024, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+// Of every group the table in force and the ones before it.
+#[btf_map]
+pub static SEATS: HashMap<SeatKey, Seat, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static MADE: PerCpuHashMap<u32, u64, 16_384, { BPF_F_NO_PREALLOC as usize }> =
+    PerCpuHashMap::new();
+
+#[btf_map]
+pub static UNMADE_EVENTS: RingBuf<u64, 65_536> = RingBuf::new();
 
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_NAMES.len() }> = PerCpuArray::new();

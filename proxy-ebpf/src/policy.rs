@@ -8,13 +8,16 @@ use aya_ebpf::{
     },
 };
 use proxy_common::{
-    Action, Addr, Areas, BePort, Bindings, Cell, CellKey, MemberKey, Membership, Policy, PrefixKey,
-    RuleRef, RuleSet, Subject, Tables,
+    Action, Addr, Areas, BePort, Bindings, Cell, CellKey, Draws, MemberKey, Membership, Policy,
+    PrefixKey, RuleRef, RuleSet, Seat, SeatKey, Subject, Tables, Wheels,
 };
 
 use crate::{
     kernel::current_exe,
-    maps::{ACTIONS, AREAS, CELLS, DESCENDANTS, MEMBERS, POLICY, PREFIXES, REVERSE_ACTIONS},
+    maps::{
+        ACTIONS, AREAS, CELLS, DESCENDANTS, MEMBERS, POLICY, PREFIXES, REVERSE_ACTIONS, SEATS,
+        WHEELS,
+    },
 };
 
 /// The policy maps.
@@ -59,6 +62,20 @@ impl Bindings for KernelTables {
     #[inline(always)]
     fn arrival_action(&self, rule: RuleRef) -> Option<&Action> {
         REVERSE_ACTIONS.get(rule.slot())
+    }
+}
+
+impl Draws for KernelTables {
+    #[inline(always)]
+    fn wheels(&self, group: u32) -> Option<&Wheels> {
+        // SAFETY: an element is replaced whole, and what an old one names stays for longer than a program runs.
+        unsafe { WHEELS.get(group) }
+    }
+
+    #[inline(always)]
+    fn seat(&self, key: &SeatKey) -> Option<&Seat> {
+        // SAFETY: elements are never changed, and removed long after the last program could find them.
+        unsafe { SEATS.get(key) }
     }
 }
 

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_FIN_WAIT2, bpf_sock,
+        BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_FIN_WAIT2, BPF_TCP_SYN_SENT, bpf_sock,
     },
     helpers::generated::bpf_ktime_get_ns,
     programs::SockOpsContext,
@@ -14,7 +14,7 @@ use proxy_common::{
 
 use crate::{
     maps::{OWN, POLICY, RECORDS, RECORDS_FULL, count, is_ours, socket_of},
-    shortcut,
+    rewrite, shortcut,
 };
 
 /// Verdict of a `sockops` program; the kernel ignores it for these events.
@@ -24,8 +24,19 @@ const DONE: u32 = 1;
 #[inline(always)]
 pub fn sockops(ctx: &SockOpsContext) -> u32 {
     match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB if has_role(ctx, role::REWRITTEN) => see_states(ctx),
         BPF_SOCK_OPS_TCP_CONNECT_CB => publish(ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB if has_role(ctx, role::REWRITTEN) => {
+            rewrite::made(sk_of(ctx));
+        }
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => admit(ctx),
+        BPF_SOCK_OPS_STATE_CB
+            if ctx.arg(0) == BPF_TCP_SYN_SENT
+                && ctx.arg(1) == BPF_TCP_CLOSE
+                && has_role(ctx, role::REWRITTEN) =>
+        {
+            rewrite::unmade(ctx, sk_of(ctx));
+        }
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE && is_abandoned(ctx.arg(0)) => {
             withdraw(ctx);
         }
@@ -67,6 +78,12 @@ fn publish(ctx: &SockOpsContext) {
         return;
     }
     count(Counter::Published);
+    see_states(ctx);
+}
+
+/// From here on the states of the socket are told.
+#[inline(always)]
+fn see_states(ctx: &SockOpsContext) {
     let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
 }
 
@@ -85,7 +102,7 @@ fn register(ctx: &SockOpsContext) {
         count(Counter::Unregistered);
         return;
     }
-    let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
+    see_states(ctx);
 }
 
 /// The handshake is done and the app's `connect()` has not returned yet, nor was the connection accepted, except with
@@ -128,6 +145,11 @@ fn withdraw(ctx: &SockOpsContext) {
 fn sk_of(ctx: &SockOpsContext) -> *mut bpf_sock {
     // SAFETY: the context is valid while the program runs.
     unsafe { (*ctx.ops).__bindgen_anon_2.sk }
+}
+
+#[inline(always)]
+fn has_role(ctx: &SockOpsContext, role: u32) -> bool {
+    socket_of(sk_of(ctx)).is_some_and(|socket| socket.role == role)
 }
 
 #[inline(always)]

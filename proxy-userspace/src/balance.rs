@@ -3,11 +3,13 @@
 //! Pure: it has neither a clock nor a socket, what is random comes from a seed, and endpoints are numbers from 0. Who may
 //! be chosen at all, and at which share of its weight, is for `group` to say. A decision takes less than a microsecond
 //! among a thousand endpoints (`benches/balance.rs`), which is why none of the methods looks at all of them: turns and
-//! counts are kept in a tournament, draws in a wheel, hashes lead into tables that are made once.
+//! counts are kept in a tournament, draws in a wheel, hashes lead into tables that are made once. Where the hook on `connect()` draws
+//! itself it has the seats of `alias`.
 //!
 //! Numbers must be given in an order that is the same everywhere (`group` sorts by name): by it the two methods that hash
 //! choose the same on every node that has the same endpoints.
 
+pub mod alias;
 pub mod hash;
 mod latency;
 mod maglev;
@@ -175,6 +177,12 @@ impl Balancer {
         }
         self.wheel_is_old = true;
         self.place(at);
+    }
+
+    /// The part of an endpoint among the others' at the moment; 0 for one that takes no connections.
+    #[must_use]
+    pub fn part(&self, at: usize) -> u64 {
+        self.states.get(at).map_or(0, State::effective)
     }
 
     /// Takes over what was learned of an endpoint before the set changed.

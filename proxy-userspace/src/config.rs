@@ -226,6 +226,7 @@ fn document(
     reach::check(&rules, &daemon.cgroup, findings);
     check_use(&declared, &rules, &arrivals, findings);
     check_hashes(&declared, &rules, &groups, findings);
+    check_rewrites(&rules, &upstreams, &groups, findings);
     Config {
         daemon,
         upstreams,
@@ -292,6 +293,35 @@ fn check_hashes(
                     .also(&placed.name, "this rule's connections come from this host")
                     .label("`source-hash` chooses by the source address")
                     .help("`balance = \"maglev\"` chooses by the connection"),
+            );
+        }
+    }
+}
+
+/// Rules whose endpoints the hook on `connect()` is to choose, of which not all groups let it.
+fn check_rewrites(
+    rules: &[PlacedRule],
+    upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
+    groups: &SettingsByName,
+    findings: &mut Findings,
+) {
+    for placed in rules {
+        let (Some(via), Some(place)) = (placed.rule.rewritten_to(), &placed.path) else {
+            continue;
+        };
+        let obstacle = match groups.get(via) {
+            Some(group) => group.needs_relay(),
+            // One that is not there has errors of its own.
+            None => upstreams
+                .contains_key(via)
+                .then_some("it is no group: only its endpoints can be reached without the relay"),
+        };
+        if let Some(why) = obstacle {
+            findings.push(
+                Finding::error(format!("`path = \"rewrite\"` cannot be had with `{via}`"))
+                    .at(place)
+                    .label(why)
+                    .help("leave out `path`: connections are relayed then"),
             );
         }
     }

@@ -8,6 +8,7 @@
 //! A group lives as long as its name: a reload changes it in place, so that connections which were selected by the rules
 //! of before meet the endpoints of now.
 
+mod board;
 mod check;
 mod connect;
 pub mod health;
@@ -22,7 +23,7 @@ use std::{
     fmt,
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -41,6 +42,7 @@ use crate::{
 };
 
 pub use self::{
+    board::{Board, Candidate},
     check::Check,
     connect::{Asked, Failure, Reached},
     permit::{Permit, Refusal},
@@ -55,6 +57,10 @@ pub struct Group {
     /// The keeper is to look at its endpoints.
     changed: Notify,
     tally: Tally,
+    /// Where the hooks find the endpoints, if they are to.
+    board: OnceLock<Arc<dyn Board>>,
+    /// What they find there, if they find anything.
+    shown: Mutex<Option<Vec<Candidate>>>,
 }
 
 /// What is counted of a group.
@@ -83,6 +89,8 @@ impl Group {
             queue: Queue::default(),
             changed: Notify::new(),
             tally: Tally::default(),
+            board: OnceLock::new(),
+            shown: Mutex::default(),
         }
     }
 
@@ -101,6 +109,7 @@ impl Group {
 
     /// There may be endpoints or room that were not there: those who wait look again, and the keeper does.
     fn announce(&self) {
+        self.show();
         self.queue.wake();
         self.changed.notify_one();
     }
@@ -144,6 +153,7 @@ impl Group {
                     weight: one.weight,
                     live: one.live,
                     connections: one.tally.connections,
+                    rewritten: self.rewritten(one.id),
                     failures: one.tally.failures,
                     failed_checks: one.tally.failed_checks,
                     changes: one.tally.changes,

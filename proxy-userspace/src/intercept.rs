@@ -18,6 +18,7 @@ pub mod survey;
 mod syscall;
 mod tables;
 pub mod trial;
+mod wheels;
 
 use std::{
     net::TcpListener,
@@ -42,6 +43,7 @@ pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shap
 pub use predecessor::{Predecessor, PredecessorError};
 pub use redirects::{Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
+pub use wheels::Wheels;
 
 use crate::{policy::Compiled, relay::shortcut::Proofs};
 use arrivals::{Arrivals, Services};
@@ -401,6 +403,14 @@ impl Interceptor {
     /// When the process is out of file descriptors.
     pub fn heartbeat(&self) -> Result<Heartbeat, InterceptError> {
         Heartbeat::new(&self.ebpf)
+    }
+
+    /// Where the hooks find endpoints of groups, once; and what they tell of those that cannot be reached.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn wheels(&self) -> Result<(Arc<Wheels>, Events), InterceptError> {
+        Wheels::new(&self.ebpf)
     }
 
     /// The kernel side of the sockmap path, once.

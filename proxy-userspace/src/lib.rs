@@ -14,6 +14,9 @@
 //!    the [`upstream`], where it is a [`group`] an endpoint of it, and lets [`relay`] move the bytes.
 //! 6. The close record says what happened ([`record`], [`close`]).
 //!
+//! A rule with `path = "rewrite"` needs no more than the first two steps: the hook draws an endpoint of the group
+//! ([`proxy_common::draw()`]) and rewrites the address to that. Where there is none for the socket it goes on with step 3.
+//!
 //! # One connection that arrives
 //!
 //! 1. The kernel looks for a listener for a SYN. `reverse` in `proxy-ebpf` asks [`proxy_common::select()`]: no rule, or one that says
@@ -45,6 +48,12 @@
 //!   made `connect()` slower with every line of the file.
 //! - **Generations in the keys.** A reload writes a new generation beside the old one and switches one word. Maps of maps
 //!   would do too, but need the inner maps' shapes twice and cost a look-up more.
+//! - **Aliases for weights in the kernel.** A hook cannot go through endpoints, nor take turns or count connections that it never
+//!   hears of again, so it draws by weight: a seat for each endpoint, one or two look-ups, exact. A table of Maglev's would need a
+//!   hundred slots for each unit of weight, written anew with every change of health, for a hash of a source port that is not
+//!   chosen yet. Each change is a table of its own beside the one in force, and one word that switches.
+//! - **`auto` never rewrites.** The relay hides a dead endpoint behind the next one, writes records and looks at latency. Who
+//!   does without should know.
 //! - **Socket storage, not an LRU.** A record in an LRU map can be evicted while its connection lives, and one in a plain
 //!   map leaks when a `connect()` fails before a port is chosen. What hangs on the socket does neither.
 //! - **Own sockets are marked one by one** before they connect. A user id, a mark or a cgroup would exempt others too, or

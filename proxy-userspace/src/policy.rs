@@ -233,6 +233,8 @@ fn action(rule: &Rule) -> Action {
         },
         on_relay_failure: on_relay_failure(rule.on_relay_failure),
         shortcut: u32::from(rule.path.is_shortcut()),
+        // Known once its endpoints are where the hook finds them.
+        group: 0,
     }
 }
 
@@ -246,6 +248,7 @@ fn arrival_action(rule: &Reverse) -> Action {
         },
         on_relay_failure: on_relay_failure(rule.on_relay_failure),
         shortcut: 0,
+        group: 0,
     }
 }
 

@@ -32,7 +32,9 @@ pub use self::needs::GuardNeeds;
 use self::{calibrator::Calibrator, keeper::Keeper};
 use crate::{
     group::{Groups, SettingsByName},
-    intercept::{Features, InterceptError, Interceptor, Overlap, Predecessor, Records, guard},
+    intercept::{
+        Features, InterceptError, Interceptor, Overlap, Predecessor, Records, Wheels, guard,
+    },
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
     record::AccessLog,
@@ -139,6 +141,8 @@ pub(crate) const BACKLOG: i32 = 4096;
 /// A running proxy.
 pub struct Proxy {
     interceptor: Interceptor,
+    /// Where the hooks find endpoints, once a rule wants them to.
+    wheels: Option<Arc<Wheels>>,
     features: Features,
     shared: Arc<Shared>,
     calibrator: Calibrator,
@@ -236,6 +240,7 @@ impl Proxy {
             supervisor: Supervisor::new(pulse, interceptor.counters()?, log),
             pending: interceptor.records(netns_cookie)?,
             interceptor,
+            wheels: None,
             features,
             calibrator: Calibrator::new(Arc::clone(&shared.paths), settings.promote),
             shared,
@@ -270,6 +275,7 @@ impl Proxy {
         }
         for (rule, action) in policy.rules.iter().zip(&mut compiled.actions) {
             action.shortcut = u32::from(self.may_take_shortcut(rule));
+            action.group = self.group_of(rule, &groups)?;
         }
         self.takes_arrivals = !policy.reverse.is_empty();
         if self.takes_arrivals {
@@ -289,6 +295,21 @@ impl Proxy {
         self.groups = groups;
         self.steer(policy.reverse);
         self.hook_arrivals()
+    }
+
+    /// The number of the group whose endpoints the hook chooses from, which it finds from now on; 0 when it is not to.
+    fn group_of(&mut self, rule: &Rule, groups: &Groups) -> Result<u32, ProxyError> {
+        let Some(group) = rule.rewritten_to().and_then(|name| groups.get(name)) else {
+            return Ok(0);
+        };
+        let wheels = if let Some(wheels) = &self.wheels {
+            Arc::clone(wheels)
+        } else {
+            let (wheels, unmade) = self.interceptor.wheels()?;
+            self.supervisor.hear_unmade(unmade);
+            Arc::clone(self.wheels.insert(wheels))
+        };
+        Ok(group.show_on(|group| wheels.wheel(group)))
     }
 
     /// Starts what resolves names of groups and checks endpoints, if there is a group.

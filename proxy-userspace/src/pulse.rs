@@ -76,6 +76,7 @@ pub(crate) struct Supervisor {
     log: Option<LogReader>,
     redirects: Option<Events>,
     replies: Option<Events>,
+    unmade: Option<Events>,
 }
 
 impl Supervisor {
@@ -89,6 +90,7 @@ impl Supervisor {
             log,
             redirects: None,
             replies: None,
+            unmade: None,
         }
     }
 
@@ -105,6 +107,11 @@ impl Supervisor {
     /// From now on relays that rest are woken.
     pub(crate) fn hear_replies(&mut self, replies: Events) {
         self.replies = Some(replies);
+    }
+
+    /// From now on groups hear which endpoints could not be reached by those whom the hook sent there.
+    pub(crate) fn hear_unmade(&mut self, unmade: Events) {
+        self.unmade = Some(unmade);
     }
 
     /// Never returns, and may be dropped and called again.
@@ -128,6 +135,10 @@ impl Supervisor {
                 error = served(self.replies.as_mut()) => {
                     tracing::error!(%error, "relays do not rest any more");
                     self.replies = None;
+                }
+                error = served(self.unmade.as_mut()) => {
+                    tracing::error!(%error, "connections that are rewritten tell nothing of endpoints any more");
+                    self.unmade = None;
                 }
             }
         }

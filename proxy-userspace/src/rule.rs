@@ -31,6 +31,20 @@ pub struct Rule {
     pub on_relay_failure: FailMode,
     /// How relayed bytes are moved.
     pub path: PathChoice,
+    /// Whether the hook itself is to choose an endpoint of the group, as long as there is one for the connection; it is relayed
+    /// otherwise.
+    pub rewrite: bool,
+}
+
+impl Rule {
+    /// The group whose endpoints the hook chooses from.
+    #[must_use]
+    pub fn rewritten_to(&self) -> Option<&Arc<str>> {
+        match &self.via {
+            Via::Upstream(name) if self.rewrite => Some(name),
+            _ => None,
+        }
+    }
 }
 
 /// The selectors of a rule. They are `ANDed`; an empty [`Selector`] selects everything.

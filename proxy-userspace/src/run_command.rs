@@ -122,6 +122,7 @@ fn through(urls: &[String]) -> Result<Config> {
         // Better no connection than one past the proxy that was asked for.
         on_relay_failure: FailMode::Refuse,
         path: PathChoice::Auto,
+        rewrite: false,
     };
     Ok(Config {
         daemon: Daemon {

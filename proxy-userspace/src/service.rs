@@ -159,10 +159,10 @@ impl Service {
 
     /// Measures, in the background, what the paths cost here, if a rule leaves the choice to us and that is wanted now.
     pub(crate) fn calibrate(&mut self) {
-        // Streams that leave the shortcut are relayed by choice, too.
+        // Streams that leave the shortcut are relayed by choice, too. Where the relay is the exception, it will ask when it is worth it.
         let relayed_by_choice = |rule: &Rule| {
             let may_change = rule.path.is_auto() || rule.path.is_shortcut();
-            may_change && matches!(rule.via, Via::Upstream(_))
+            may_change && !rule.rewrite && matches!(rule.via, Via::Upstream(_))
         };
         let arrivals = self.config.reverse.iter();
         let mut arrivals = arrivals.filter(|rule| rule.is_relayed());

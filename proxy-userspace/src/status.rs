@@ -100,6 +100,9 @@ pub struct EndpointStatus {
     pub live: u32,
     /// Connections that were made.
     pub connections: u64,
+    /// Connections that the kernel sent there without the relay.
+    #[serde(default)]
+    pub rewritten: u64,
     /// Connections that could not be made.
     pub failures: u64,
     /// Checks that failed.
@@ -229,6 +232,9 @@ impl Status {
                     "  {state}  {} weight {}: {live} open, {made} made, {failed} failed",
                     one.address, one.weight
                 )?;
+                if one.rewritten > 0 {
+                    write!(text, ", {} rewritten", one.rewritten)?;
+                }
                 match &one.last_error {
                     Some(error) if one.state != "up" => writeln!(text, "; {error}")?,
                     _ => writeln!(text)?,

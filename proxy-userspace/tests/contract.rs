@@ -15,7 +15,7 @@ use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
     ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Lane, LaneKey, MAX_RULES, MemberKey,
     Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleSet,
-    Sent, Socket, listener, names, relay,
+    Seat, SeatKey, Sent, Socket, Wheels, listener, names, relay,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -140,11 +140,30 @@ fn shapes_for_arrivals() -> BTreeMap<&'static str, Shape> {
     ])
 }
 
+/// As [`shapes`], the maps for what is rewritten.
+fn shapes_for_endpoints() -> BTreeMap<&'static str, Shape> {
+    use bpf_map_type::{
+        BPF_MAP_TYPE_HASH as HASH, BPF_MAP_TYPE_PERCPU_HASH as PERCPU_HASH,
+        BPF_MAP_TYPE_RINGBUF as RINGBUF,
+    };
+    const NUMBER: usize = size_of::<u32>();
+    BTreeMap::from([
+        (names::WHEELS, (HASH, NUMBER, size_of::<Wheels>(), None)),
+        (
+            names::SEATS,
+            (HASH, size_of::<SeatKey>(), size_of::<Seat>(), None),
+        ),
+        (names::MADE, (PERCPU_HASH, NUMBER, size_of::<u64>(), None)),
+        (names::UNMADE_EVENTS, (RINGBUF, 0, 0, None)),
+    ])
+}
+
 #[test]
 fn the_object_has_exactly_our_maps() {
     let object = object();
     let mut shapes = shapes();
     shapes.extend(shapes_for_arrivals());
+    shapes.extend(shapes_for_endpoints());
     assert_eq!(
         shapes.keys().copied().collect::<Vec<_>>(),
         sorted(&names::MAPS)

@@ -25,6 +25,8 @@ pub(super) struct PlacedRule {
     pub(super) rule: Rule,
     /// The value of `name`.
     pub(super) name: Span,
+    /// The value of `path`, if there is one.
+    pub(super) path: Option<Span>,
     /// The values of the keys of `match`.
     pub(super) selectors: HashMap<&'static str, Span>,
 }
@@ -108,17 +110,19 @@ fn rule(
         findings,
     );
     let paths = [
-        ("auto", PathChoice::Auto),
-        ("copy", PathChoice::Copy),
-        ("splice", PathChoice::Splice),
-        ("sockmap", PathChoice::Sockmap),
-        ("shortcut", PathChoice::Shortcut),
+        ("auto", (PathChoice::Auto, false)),
+        ("rewrite", (PathChoice::Auto, true)),
+        ("copy", (PathChoice::Copy, false)),
+        ("splice", (PathChoice::Splice, false)),
+        ("sockmap", (PathChoice::Sockmap, false)),
+        ("shortcut", (PathChoice::Shortcut, false)),
         (
             "shortcut-without-fionread",
-            PathChoice::ShortcutWithoutFionread,
+            (PathChoice::ShortcutWithoutFionread, false),
         ),
-        ("shortcut-both-ways", PathChoice::ShortcutBothWays),
+        ("shortcut-both-ways", (PathChoice::ShortcutBothWays, false)),
     ];
+    let path_span = table.get("path").map(|value| value.span());
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
     let path = allow_shortcut(&mut table, path, relayed, findings);
     table.finish(findings);
@@ -128,9 +132,11 @@ fn rule(
             matches: matches?,
             via: via?,
             on_relay_failure: on_relay_failure?,
-            path: path?,
+            path: path?.0,
+            rewrite: path?.1,
         },
         name: name?.span(),
+        path: path_span,
         selectors,
     })
 }
@@ -160,20 +166,21 @@ fn warn_unless_relayed(value: Value<'_>, relayed: bool, findings: &mut Findings)
     }
 }
 
-/// Reads `allow_shortcut`, which makes another path of `auto`.
+/// Reads `allow_shortcut`, which makes another path of `auto`. A path goes with whether it is for those only whom the hook finds no
+/// endpoint for.
 fn allow_shortcut(
     table: &mut Table<'_>,
-    path: Option<PathChoice>,
+    path: Option<(PathChoice, bool)>,
     relayed: bool,
     findings: &mut Findings,
-) -> Option<PathChoice> {
+) -> Option<(PathChoice, bool)> {
     let Some(value) = table.get("allow_shortcut") else {
         return path;
     };
     warn_unless_relayed(value, relayed, findings);
     match (path?, value.boolean(findings)?) {
-        (PathChoice::Auto, true) => Some(PathChoice::AutoOrShortcut),
-        (PathChoice::Auto, false) => Some(PathChoice::Auto),
+        ((PathChoice::Auto, false), true) => Some((PathChoice::AutoOrShortcut, false)),
+        ((PathChoice::Auto, false), false) => path,
         _ => {
             findings.push(
                 Finding::error("`allow_shortcut` is for `path = \"auto\"`")

@@ -248,7 +248,11 @@ fn action(rule: &Rule) -> String {
         Via::Refuse => return "-> refuse".to_owned(),
         Via::Upstream(upstream) => upstream,
     };
-    relayed(upstream, rule.path, rule.on_relay_failure)
+    let relayed = relayed(upstream, rule.path, rule.on_relay_failure);
+    if rule.rewrite {
+        return format!("{relayed}, rewritten where there is an endpoint for the socket");
+    }
+    relayed
 }
 
 fn relayed(upstream: &str, path: PathChoice, on_relay_failure: FailMode) -> String {

@@ -100,6 +100,8 @@ async fn tend(group: Arc<Group>, dialer: Arc<Dialer>) {
             // Connections look, too, but there may be none.
             () = sleep(next_look.unwrap_or_default()), if next_look.is_some() => {
                 group.update(Roster::look);
+                // A step of a slow start is no change of state.
+                group.show();
             }
             Some(ended) = tasks.running.join_next() => report(ended),
         }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    board::Candidate,
     health::{Health, State},
     settings::{Address, Settings, Source},
 };
@@ -211,12 +212,27 @@ impl Roster {
 
     /// A connection to an endpoint was made, or could not be, and took so long.
     pub fn used(&mut self, id: Id, outcome: Result<(), Arc<str>>, took: Duration, now: Duration) {
-        let may_eject = outcome.is_err() && self.may_eject();
-        let rules = &self.settings.health;
         let Some(&at) = self.places.get(&id) else {
             return;
         };
         self.balancer.observed(at, now, took);
+        self.judge(at, outcome, now);
+    }
+
+    /// A connection that the hook had sent to an endpoint could not be made; others in between could, or not.
+    pub fn unmade(&mut self, id: Id, error: Arc<str>, others_made: bool, now: Duration) {
+        let Some(&at) = self.places.get(&id) else {
+            return;
+        };
+        if others_made && let Some(one) = self.endpoints.get_mut(at) {
+            one.health.used(true, now, &self.settings.health, false);
+        }
+        self.judge(at, Err(error), now);
+    }
+
+    fn judge(&mut self, at: usize, outcome: Result<(), Arc<str>>, now: Duration) {
+        let may_eject = outcome.is_err() && self.may_eject();
+        let rules = &self.settings.health;
         let Some(one) = self.endpoints.get_mut(at) else {
             return;
         };
@@ -283,6 +299,16 @@ impl Roster {
     pub fn endpoints(&self) -> impl Iterator<Item = (&Endpoint, State)> {
         let present = self.endpoints.iter().map(|one| (one, one.health.state()));
         present.chain(self.leaving.iter().map(|one| (one, State::Leaving)))
+    }
+
+    /// Those that a hook may choose from, with their parts at the moment.
+    #[must_use]
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let endpoints = self.endpoints.iter().enumerate();
+        let candidate = |(at, one): (usize, &Endpoint)| {
+            Candidate::new(one.id, &one.address, self.balancer.part(at))
+        };
+        endpoints.filter_map(candidate).collect()
     }
 
     /// The latency of an endpoint as it counts at the moment; zero while none is known.

@@ -30,6 +30,34 @@ pub struct Settings {
     pub connect_timeout: Duration,
 }
 
+impl Settings {
+    /// What only the relay can do of what is wanted, in words for who wants to do without.
+    #[must_use]
+    pub fn needs_relay(&self) -> Option<&'static str> {
+        let limits = &self.limits;
+        if self.send_proxy.is_some() {
+            return Some("`send_proxy`: only the relay can write a PROXY header");
+        }
+        if limits.total.or(limits.endpoint).or(limits.source).is_some() {
+            return Some("`limits`: only the relay can have connections wait, or reset them");
+        }
+        if self.method.hashes() {
+            return Some(
+                "`balance`: the hook runs before there is a source address and port to hash",
+            );
+        }
+        self.members.iter().find_map(|member| match &member.source {
+            Source::Address(Address::Unix(_)) => {
+                Some("an endpoint is a Unix socket: the app's is a TCP socket")
+            }
+            Source::Address(Address::Original) => {
+                Some("`original` is no endpoint that can be checked or counted")
+            }
+            _ => None,
+        })
+    }
+}
+
 /// An entry in the list of endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {

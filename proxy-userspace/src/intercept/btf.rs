@@ -42,6 +42,8 @@ pub struct SocketLayout {
     pub sock_zerocopy: u32,
     /// `sock.sk_wmem_queued`
     pub sk_wmem_queued: u32,
+    /// `sock.sk_err`
+    pub sk_err: u32,
     /// `sock.sk_sndbuf`
     pub sk_sndbuf: u32,
     /// `sock.sk_socket`
@@ -138,6 +140,7 @@ impl SocketLayout {
             skc_flags: offset("sock_common", "skc_flags")?,
             sock_zerocopy: types.enumerator("sock_flags", "SOCK_ZEROCOPY")?,
             sk_wmem_queued: offset("sock", "sk_wmem_queued")?,
+            sk_err: offset("sock", "sk_err")?,
             sk_sndbuf: offset("sock", "sk_sndbuf")?,
             sk_socket: offset("sock", "sk_socket")?,
             socket_file: offset("socket", "file")?,

@@ -197,6 +197,7 @@ pub(super) fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<MapData, Inte
     | Map::HashMap(data)
     | Map::LpmTrie(data)
     | Map::PerCpuArray(data)
+    | Map::PerCpuHashMap(data)
     | Map::RingBuf(data)
     | Map::SkStorage(data)
     | Map::SockHash(data)

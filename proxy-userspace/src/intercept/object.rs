@@ -178,6 +178,7 @@ pub(super) fn load(
         .override_global("SKC_FLAGS", &sockets.skc_flags, true)
         .override_global("SOCK_ZEROCOPY", &sockets.sock_zerocopy, true)
         .override_global("SK_WMEM_QUEUED", &sockets.sk_wmem_queued, true)
+        .override_global("SK_ERR", &sockets.sk_err, true)
         .override_global("SK_SNDBUF", &sockets.sk_sndbuf, true)
         .override_global("SK_SOCKET", &sockets.sk_socket, true)
         .override_global("SOCKET_FILE", &sockets.socket_file, true)
@@ -258,7 +259,11 @@ mod tests {
         let shapes = map_shapes();
         let found: Vec<_> = shapes.iter().map(|shape| shape.name).collect();
         assert_eq!(found, names::MAPS);
-        let rings = [names::REDIRECT_EVENTS, names::REPLY_EVENTS];
+        let rings = [
+            names::REDIRECT_EVENTS,
+            names::REPLY_EVENTS,
+            names::UNMADE_EVENTS,
+        ];
         let has_values = |shape: &MapShape| shape.value > 0 || rings.contains(&shape.name);
         assert!(shapes.iter().all(has_values));
     }

@@ -180,6 +180,7 @@ fn rule() -> impl Strategy<Value = Rule> {
             FailMode::Direct
         },
         path: PathChoice::Auto,
+        rewrite: false,
     })
 }
 
@@ -264,6 +265,7 @@ fn a_mapped_prefix_is_the_ipv4_prefix() {
         via: Via::Refuse,
         on_relay_failure: FailMode::Direct,
         path: PathChoice::Auto,
+        rewrite: false,
     }];
     let tables = tables(&compile(&rules, &[], &Names::default()).unwrap());
     for dest in ["10.1.2.3", "::ffff:10.1.2.3"] {

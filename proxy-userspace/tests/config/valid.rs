@@ -45,23 +45,27 @@ daemon
   admin socket       /run/culvert/admin.sock
 
 upstreams
-  abroad   http://proxy.example.com:3128 then https://[2001:db8::7]:443 with credentials, connect 3s, handshake 20s
-  corp     socks5://10.0.0.5:1080 with credentials, connect 10s, handshake 10s
-  relayed  direct, connect 10s
-  web      p2c over 6 endpoints, connect 5s
-           10.0.1.1:8080 weight 2
-           [fd00::2]:8080 weight 1
-           dns:web.internal:8080 weight 1
-           srv:_http._tcp.web.internal weight 1
-           unix:/run/web.sock weight 1
-           original weight 1
-           checks by http /healthz every 2s, limit 1s, rise 2, fall 3; ejected for 10s after 5 failures, 50 % stay
-           slow start 30s
-           at most 10000 connections of the group
-           at most 500 connections of each endpoint
-           at most 100 connections of each source
-           queue of 1024, 5s
-           PROXY protocol v2
+  abroad    http://proxy.example.com:3128 then https://[2001:db8::7]:443 with credentials, connect 3s, handshake 20s
+  corp      socks5://10.0.0.5:1080 with credentials, connect 10s, handshake 10s
+  relayed   direct, connect 10s
+  replicas  p2c over 2 endpoints, connect 10s
+            10.0.2.1:5432 weight 3
+            10.0.2.2:5432 weight 1
+            checks by tcp every 2s, limit 1s, rise 2, fall 3; ejected for 10s after 5 failures, 50 % stay
+  web       p2c over 6 endpoints, connect 5s
+            10.0.1.1:8080 weight 2
+            [fd00::2]:8080 weight 1
+            dns:web.internal:8080 weight 1
+            srv:_http._tcp.web.internal weight 1
+            unix:/run/web.sock weight 1
+            original weight 1
+            checks by http /healthz every 2s, limit 1s, rise 2, fall 3; ejected for 10s after 5 failures, 50 % stay
+            slow start 30s
+            at most 10000 connections of the group
+            at most 500 connections of each endpoint
+            at most 100 connections of each source
+            queue of 1024, 5s
+            PROXY protocol v2
 
 rules (the first that matches decides; no match is direct)
   1 intranet        dest 10.0.0.0/8 fd00::/8
@@ -81,7 +85,10 @@ rules (the first that matches decides; no match is direct)
   5 web             dest 203.0.113.80
                     port 80
                     -> web, path auto, direct while the relay fails
-  6 local-database  dest 127.0.0.1
+  6 replicas        dest 203.0.113.81
+                    port 5432
+                    -> replicas, path auto, direct while the relay fails, rewritten where there is an endpoint for the socket
+  7 local-database  dest 127.0.0.1
                     port 5432
                     -> relayed, path splice, direct while the relay fails
 

@@ -103,13 +103,14 @@ const fn haproxy(name: &'static str, splice: bool, form: Form) -> Contender {
 }
 
 /// All of them; what the others are compared with comes first.
-pub(crate) const CONTENDERS: [Contender; 22] = [
+pub(crate) const CONTENDERS: [Contender; 23] = [
     Contender {
         name: "direct",
         kind: Kind::Direct,
     },
     // Every value that `path` of a rule has: another one is another line.
     culvert("culvert-auto", "auto"),
+    culvert("culvert-rewrite", "rewrite"),
     culvert("culvert-copy", "copy"),
     culvert("culvert-splice", "splice"),
     culvert("culvert-sockmap", "sockmap"),
@@ -192,6 +193,9 @@ impl Contender {
     pub(crate) fn counter(&self) -> &'static str {
         match self.kind {
             Kind::Culvert { path: "steer", .. } => "arrived_steered",
+            Kind::Culvert {
+                path: "rewrite", ..
+            } => "rewritten",
             Kind::Culvert {
                 job: Job::Reverse, ..
             } => "arrived_relayed",

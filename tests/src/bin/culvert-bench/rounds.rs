@@ -190,8 +190,8 @@ impl Findings {
         let (Relay::Culvert { culvert, .. }, Some(path)) = (relay, contender.path()) else {
             return;
         };
-        if work.setting() == Setting::Unlogged || path == "steer" {
-            // What is steered has no records at all.
+        if work.setting() == Setting::Unlogged || path == "steer" || path == "rewrite" {
+            // What is steered or rewritten has no records at all.
             self.look_at_counter(culvert, contender, work);
             return;
         }

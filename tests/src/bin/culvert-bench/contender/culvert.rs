@@ -17,17 +17,20 @@ fn daemon(workers: usize) -> String {
 }
 
 fn rules(path: &str, job: Job) -> String {
-    let url = match job {
-        Job::Forward => "direct://".to_owned(),
+    let upstream = match job {
+        // Only a group can be rewritten to; here it is the server alone.
+        Job::Forward if path == "rewrite" => format!("endpoints = \"{}\"", super::server()),
+        Job::Forward => "url = \"direct://\"".to_owned(),
         Job::ForwardOverSocks => {
-            format!("socks5://{}:{}", Ipv4Addr::LOCALHOST, redsocks::SOCKS_PORT)
+            let port = redsocks::SOCKS_PORT;
+            format!("url = \"socks5://{}:{port}\"", Ipv4Addr::LOCALHOST)
         }
         Job::Reverse => return reverse(path),
     };
     format!(
         r#"
 [upstream.relay]
-url = "{url}"
+{upstream}
 [[forward]]
 name = "all"
 match = {{ dest = "0.0.0.0/0" }}

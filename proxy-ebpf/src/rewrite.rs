@@ -1,0 +1,103 @@
+//! `path = "rewrite"`: the app's own socket goes to an endpoint of the group, and nobody is between them.
+//!
+//! All that is left to do is to answer the app where it wanted to go, and to tell the daemon which endpoints cannot be reached.
+
+use aya_ebpf::{
+    bindings::bpf_sock,
+    helpers::generated::bpf_get_prandom_u32,
+    programs::{SockAddrContext, SockOpsContext},
+};
+use proxy_common::{Addr, BePort, draw, role};
+
+use crate::{
+    caller::{is_bound, sk_of},
+    globals::{Offsets, reads_sockets},
+    kernel::{field, struct_of},
+    maps::{MADE, SOCKETS, UNMADE_EVENTS, mptcp_socket_of, socket_of},
+    policy::KernelTables,
+    version::Version,
+};
+
+/// Points the call at an endpoint; `None` where there is none for this socket, which is unchanged then.
+#[inline(always)]
+pub fn to_endpoint(
+    version: &Version,
+    ctx: &SockAddrContext,
+    group: u32,
+    addr: Addr,
+    port: BePort,
+) -> Option<()> {
+    if is_bound(version, ctx) {
+        return None;
+    }
+    // An IPv6 socket with an IPv4-mapped destination speaks IPv4; what it is bound to is of that family, too.
+    let seat = draw(&KernelTables, group, addr.is_v4(), random())?;
+    // SAFETY: the socket of the context is alive while the program runs, and so is its storage.
+    let socket = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None).as_mut() }?;
+    socket.record.orig_addr = addr;
+    socket.record.orig_port = port;
+    socket.peer = seat.addr;
+    socket.listener_port = seat.port;
+    socket.endpoint = seat.endpoint;
+    socket.passed = 1;
+    socket.role = role::REWRITTEN;
+    if let Some(above) = mptcp_socket_of(sk_of(ctx)) {
+        *above = *socket;
+    }
+    version.set_addr(ctx, seat.addr, seat.port);
+    Some(())
+}
+
+#[inline(always)]
+fn random() -> u64 {
+    // SAFETY: no arguments, plain numbers out.
+    unsafe { u64::from(bpf_get_prandom_u32()) << 32 | u64::from(bpf_get_prandom_u32()) }
+}
+
+/// Whether this call was sent to an endpoint by [`to_endpoint`], a moment ago: it says so once.
+#[inline(always)]
+pub fn was_chosen(ctx: &SockAddrContext, addr: &Addr, port: BePort) -> bool {
+    // SAFETY: the socket of the context is alive while the program runs, and so is its storage.
+    let Some(socket) = (unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() }) else {
+        return false;
+    };
+    let passed = socket.passed != 0;
+    socket.passed = 0;
+    passed && socket.role == role::REWRITTEN && socket.peer == *addr && socket.listener_port == port
+}
+
+/// The connection was made.
+#[inline(always)]
+pub fn made(sk: *mut bpf_sock) {
+    if let Some(socket) = socket_of(sk)
+        && let Some(made) = MADE.get_ptr_mut(socket.endpoint)
+    {
+        // SAFETY: the kernel returned a pointer to this CPU's value, which stays until this program ends, also if it is removed.
+        // One that interrupts us between read and write costs a count, nothing else.
+        unsafe { *made += 1 };
+    }
+}
+
+/// The connection could not be made, or was given up.
+///
+/// The socket's error tells one from the other: it is set before the state changes (`tcp_reset()`, `tcp_v4_err()`,
+/// `tcp_write_err()`), and an app that closes its socket leaves none. Without BTF, or where an app has its own limit, it counts
+/// whether the SYN had to be repeated, which takes a second.
+#[inline(always)]
+pub fn unmade(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    let Some(socket) = socket_of(sk) else {
+        return;
+    };
+    let error = if reads_sockets() {
+        field::<i32>(struct_of(sk), Offsets::sk_err()).unwrap_or(0)
+    } else {
+        0
+    };
+    // SAFETY: the context is valid while the program runs.
+    let repeated = unsafe { (&raw const (*ctx.ops).total_retrans).read_volatile() };
+    if error != 0 || repeated != 0 {
+        let event = u64::from(error.cast_unsigned()) << 32 | u64::from(socket.endpoint);
+        // Where there is no room many such events wait already.
+        let _ = UNMADE_EVENTS.output(event, 0);
+    }
+}
