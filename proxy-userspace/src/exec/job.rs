@@ -53,6 +53,8 @@ pub enum JobError {
 pub struct Job {
     signals: Signals,
     child: Option<Child>,
+    /// Whether we stopped with the command when it was last stopped.
+    followed: bool,
     cgroup: OwnCgroup,
     // After the cgroup, since fields are dropped in this order: the reaper then has nothing left to do.
     reaper: Reaper,
@@ -70,6 +72,7 @@ impl Job {
         Ok(Self {
             signals,
             child: None,
+            followed: false,
             cgroup,
             reaper,
         })
@@ -146,10 +149,13 @@ impl Job {
         while let Some(turn) = child.poll().map_err(JobError::Wait)? {
             match turn {
                 Turn::Ended(ending) => return Ok(Some(ending)),
-                Turn::Stopped(signal) if stops_the_job(signal, child.pid()) => {
-                    follow_stop(signal, child.pid());
+                Turn::Stopped(signal) => {
+                    self.followed = stops_the_job(signal, child.pid());
+                    if self.followed {
+                        follow_stop(signal, child.pid());
+                    }
                 }
-                Turn::Stopped(_) | Turn::Continued => {}
+                Turn::Continued => {}
             }
         }
         Ok(None)
@@ -164,6 +170,8 @@ impl Job {
             // `fg` and `bg` continue the whole process group; `kill -CONT` of culvert alone does not.
             libc::SIGCONT if child.is_stopped() => child.signal(libc::SIGCONT),
             libc::SIGCONT | libc::SIGCHLD => {}
+            // The signal of a stop that we followed: it may be read only after `bg`, when the command is not yet seen to go on.
+            libc::SIGTSTP if child.is_stopped() && self.followed => {}
             // Stopped by SIGSTOP before, so that it will not tell again, and the user wants the prompt.
             libc::SIGTSTP if child.is_stopped() => stop(libc::SIGTSTP),
             signal if !self.reached(child, received.sender) => child.signal(signal),
