@@ -8,7 +8,8 @@ use std::{
         unix::{fs::OpenOptionsExt, process::CommandExt},
     },
     process::{Child, Command, Stdio},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -142,12 +143,14 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         let _ended = self.shell.kill();
         let _reaped = self.shell.wait();
-        if std::thread::panicking() {
+        if thread::panicking() {
             eprintln!("the terminal showed:\n{}", self.shown);
         }
     }
 }
 
+/// Culvert goes on a moment before it catches Ctrl-Z again; nobody types so fast.
+const BACK: Duration = Duration::from_millis(50);
 const LOOP: &str = "while :; do sleep 0.01; done";
 
 fn ctrl_c_reaches_the_command_once() {
@@ -196,6 +199,7 @@ fn ctrl_z_gives_the_prompt_back_and_fg_continues() {
         terminal.line("fg");
         // Only then: SIGCONT takes a SIGTSTP away that comes before it.
         eventually("the command runs again", || state(command) != 'T');
+        thread::sleep(BACK);
     }
     terminal.line("hello");
     terminal.expect("got-hello");
@@ -255,6 +259,7 @@ fn a_command_that_catches_ctrl_z_decides_itself() {
         terminal.expect("PROMPT> ");
         terminal.line("fg");
         terminal.number("back");
+        thread::sleep(BACK);
     }
     terminal.keys("\x03");
     terminal.expect("PROMPT> ");
