@@ -23,6 +23,7 @@ mod raw;
 mod reach;
 mod report;
 mod reverse;
+mod rule;
 mod selector;
 mod size;
 mod summary;

@@ -2,19 +2,19 @@
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use proxy_common::MAX_RULES;
-
-use crate::rule::{FailMode, Match, PathChoice, Rule, Selector, Via};
+use crate::rule::{Match, PathChoice, Rule, Selector, Via};
 
 use super::{
     accounts::{Accounts, Kind},
     mask::quoted,
     raw::{Table, Value, closest},
     report::{Finding, Findings, Span},
+    rule::{check_names, fail_mode, is_affordable, name, of_relay, sections, warn_unless_relayed},
     selector,
-    upstream::valid_name,
 };
 
+/// What they are called together.
+const RULES: &str = "rules";
 /// Most destination prefixes of all rules together: what the kernel's tables are made for.
 const MOST_PREFIXES: usize = 100_000;
 /// Most other values of all rules together.
@@ -44,39 +44,25 @@ pub(super) fn read(
     references: &References<'_>,
     findings: &mut Findings,
 ) -> Vec<PlacedRule> {
-    let tables = value.tables(findings);
-    if let Some(first_beyond) = tables.get(MAX_RULES) {
-        findings.push(
-            Finding::error(format!("there are {} rules", tables.len()))
-                .at(&first_beyond.span())
-                .label(format!("at most {MAX_RULES}: this one is too many"))
-                .help("rules with the same `via` can often be one: every selector may be a list"),
-        );
-    }
-    let mut rules = Vec::new();
-    for value in tables.into_iter().take(MAX_RULES) {
-        rules.extend(rule(value, references, findings));
-    }
+    let sections = sections(value, RULES, "every selector", findings);
+    let rules: Vec<_> = sections
+        .filter_map(|value| rule(value, references, findings))
+        .collect();
     check_names(
         rules
             .iter()
             .map(|placed| (&*placed.rule.name, &placed.name)),
         findings,
     );
-    let prefixes = |matches: &Match| matches.dest.count();
-    let affordable = is_affordable(
-        &rules,
-        MOST_PREFIXES,
-        "prefixes in `dest`",
-        prefixes,
-        findings,
-    ) & is_affordable(
-        &rules,
-        MOST_VALUES,
-        "values in the other selectors",
-        values,
-        findings,
-    );
+    let mut may_have = |most, what: &str, count: fn(&Match) -> usize| {
+        let counts = rules
+            .iter()
+            .map(|placed| (count(&placed.rule.matches), &placed.name));
+        is_affordable(RULES, counts, most, what, findings)
+    };
+    let affordable = may_have(MOST_PREFIXES, "prefixes in `dest`", |matches| {
+        matches.dest.count()
+    }) & may_have(MOST_VALUES, "values in the other selectors", values);
     // Rules are compared with each other later on, which takes too long beyond these bounds.
     if affordable { rules } else { Vec::new() }
 }
@@ -87,11 +73,7 @@ fn rule(
     findings: &mut Findings,
 ) -> Option<PlacedRule> {
     let mut table = value.table("`[[forward]]`", "the section `[[forward]]`", findings)?;
-    let name = table.require("name", "name = \"builds\"", findings);
-    let text = name.and_then(|value| {
-        let text = value.text("builds", findings)?;
-        findings.keep(valid_name(text, "a rule"), &value.span())
-    });
+    let name = name(&mut table, "builds", findings);
     let mut selectors = HashMap::new();
     let matches = match table.get("match") {
         None => Some(Match::default()),
@@ -101,14 +83,7 @@ fn rule(
         .require("via", "via = \"direct\"", findings)
         .and_then(|value| via(value, references.upstreams, findings));
     let relayed = !matches!(via, Some(Via::Direct | Via::Refuse));
-    let fail_modes = [("direct", FailMode::Direct), ("refuse", FailMode::Refuse)];
-    let on_relay_failure = of_relay(
-        &mut table,
-        "on_relay_failure",
-        &fail_modes,
-        relayed,
-        findings,
-    );
+    let on_relay_failure = fail_mode(&mut table, relayed, findings);
     let paths = [
         ("auto", (PathChoice::Auto, false)),
         ("rewrite", (PathChoice::Auto, true)),
@@ -126,44 +101,20 @@ fn rule(
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
     let path = allow_shortcut(&mut table, path, relayed, findings);
     table.finish(findings);
+    let (name, place) = name?;
     Some(PlacedRule {
         rule: Rule {
-            name: Arc::from(text?),
+            name,
             matches: matches?,
             via: via?,
             on_relay_failure: on_relay_failure?,
             path: path?.0,
             rewrite: path?.1,
         },
-        name: name?.span(),
+        name: place,
         path: path_span,
         selectors,
     })
-}
-
-/// Reads a key that only means something to rules with an upstream.
-pub(super) fn of_relay<T: Copy + Default>(
-    table: &mut Table<'_>,
-    key: &'static str,
-    choices: &[(&str, T)],
-    relayed: bool,
-    findings: &mut Findings,
-) -> Option<T> {
-    let Some(value) = table.get(key) else {
-        return Some(T::default());
-    };
-    warn_unless_relayed(value, relayed, findings);
-    value.choice(choices, findings)
-}
-
-fn warn_unless_relayed(value: Value<'_>, relayed: bool, findings: &mut Findings) {
-    if !relayed {
-        findings.push(
-            Finding::warning(format!("`{}` has no effect here", value.key()))
-                .at(&value.span())
-                .label("the kernel decides this rule alone: no relay is needed"),
-        );
-    }
 }
 
 /// Reads `allow_shortcut`, which makes another path of `auto`. A path goes with whether it is for those only whom the hook finds no
@@ -227,25 +178,25 @@ fn matches(
     };
     let ids =
         |kind: Kind| move |text: &str| selector::ids(text, kind, |name| accounts.id(kind, name));
-    let cgroup = optional(get("cgroup"), |value| {
+    let cgroup = selector::optional(get("cgroup"), |value| {
         selector::read(value, "system.slice", findings, selector::cgroup)
     });
-    let exe: Option<Selector<PathBuf>> = optional(get("exe"), |value| {
+    let exe: Option<Selector<PathBuf>> = selector::optional(get("exe"), |value| {
         selector::read(value, "/usr/bin/curl", findings, selector::absolute_path)
     });
-    let uid = optional(get("uid"), |value| {
+    let uid = selector::optional(get("uid"), |value| {
         selector::read_numbers(value, "1000-1999", findings, ids(Kind::User))
     });
-    let gid = optional(get("gid"), |value| {
+    let gid = selector::optional(get("gid"), |value| {
         selector::read_numbers(value, "users", findings, ids(Kind::Group))
     });
-    let pid = optional(get("pid"), |value| {
+    let pid = selector::optional(get("pid"), |value| {
         selector::read_numbers(value, "!1", findings, selector::pid)
     });
-    let dest = optional(get("dest"), |value| {
+    let dest = selector::optional(get("dest"), |value| {
         selector::read(value, "10.0.0.0/8", findings, selector::prefix)
     });
-    let port = optional(get("port"), |value| {
+    let port = selector::optional(get("port"), |value| {
         selector::read_numbers(value, "8000-8999", findings, selector::ports)
     });
     table.finish(findings);
@@ -258,56 +209,6 @@ fn matches(
         dest: dest?,
         port: port?,
     })
-}
-
-/// A key that is not there selects everything.
-pub(super) fn optional<'a, T>(
-    value: Option<Value<'a>>,
-    read: impl FnOnce(Value<'a>) -> Option<Selector<T>>,
-) -> Option<Selector<T>> {
-    value.map_or_else(|| Some(Selector::default()), read)
-}
-
-pub(super) fn check_names<'a>(
-    names: impl Iterator<Item = (&'a str, &'a Span)>,
-    findings: &mut Findings,
-) {
-    let mut first: HashMap<&str, &Span> = HashMap::new();
-    for (rule, name) in names {
-        if let Some(earlier) = first.get(rule) {
-            findings.push(
-                Finding::error(format!("two rules are named `{rule}`"))
-                    .at(name)
-                    .also(earlier, "first named here")
-                    .label("logs and counters could not tell them apart"),
-            );
-        } else {
-            first.insert(rule, name);
-        }
-    }
-}
-
-/// Whether the rules together have no more of something than may be.
-fn is_affordable(
-    rules: &[PlacedRule],
-    most: usize,
-    what: &str,
-    count: impl Fn(&Match) -> usize,
-    findings: &mut Findings,
-) -> bool {
-    let mut total = 0;
-    let crossing = rules.iter().find(|placed| {
-        total += count(&placed.rule.matches);
-        total > most
-    });
-    if let Some(placed) = crossing {
-        findings.push(
-            Finding::error(format!("the rules have more than {most} {what}"))
-                .at(&placed.name)
-                .label("from this rule on"),
-        );
-    }
-    crossing.is_none()
 }
 
 fn values(matches: &Match) -> usize {

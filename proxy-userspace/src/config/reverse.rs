@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use proxy_common::MAX_RULES;
 
 use crate::{
     policy::{self, Names},
@@ -13,15 +12,17 @@ use crate::{
 use super::{
     daemon::Daemon,
     duration,
-    forward::{check_names, of_relay, optional},
     mask::quoted,
     names,
     raw::{Value, closest},
     report::{Finding, Findings, Span},
+    rule::{check_names, fail_mode, is_affordable, name, of_relay, sections},
     selector,
-    upstream::{RESERVED, valid_name},
+    upstream::RESERVED,
 };
 
+/// What they are called together.
+const RULES: &str = "reverse rules";
 /// Most values of `listen` of all rules together: what the kernel's tables are made for.
 const MOST_LISTENS: usize = 100_000;
 /// Most sources of all rules together.
@@ -46,40 +47,27 @@ pub(super) fn read(
     daemon: &Daemon,
     findings: &mut Findings,
 ) -> Vec<PlacedReverse> {
-    let tables = value.tables(findings);
-    if let Some(first_beyond) = tables.get(MAX_RULES) {
-        findings.push(
-            Finding::error(format!("there are {} reverse rules", tables.len()))
-                .at(&first_beyond.span())
-                .label(format!("at most {MAX_RULES}: this one is too many"))
-                .help("rules with the same `via` can often be one: `listen` may be a list"),
-        );
-    }
-    let mut rules = Vec::new();
-    for value in tables.into_iter().take(MAX_RULES) {
-        rules.extend(rule(value, upstreams, daemon, findings));
-    }
+    let sections = sections(value, RULES, "`listen`", findings);
+    let rules: Vec<_> = sections
+        .filter_map(|value| rule(value, upstreams, daemon, findings))
+        .collect();
     check_names(
         rules
             .iter()
             .map(|placed| (&*placed.rule.name, &placed.name)),
         findings,
     );
-    let affordable = is_affordable(
-        &rules,
-        MOST_LISTENS,
-        "values in `listen`",
-        findings,
-        |rule| rule.listen.len(),
-    ) & is_affordable(
-        &rules,
-        MOST_SOURCES,
-        "values in `source`",
-        findings,
-        |rule| rule.source.count(),
-    ) & is_affordable(&rules, MOST_NAMES, "names", findings, |rule| {
-        rule.names.as_ref().map_or(0, |names| names.entries.len())
-    });
+    let mut may_have = |most, what: &str, count: fn(&Reverse) -> usize| {
+        let counts = rules
+            .iter()
+            .map(|placed| (count(&placed.rule), &placed.name));
+        is_affordable(RULES, counts, most, what, findings)
+    };
+    let affordable = may_have(MOST_LISTENS, "values in `listen`", |rule| rule.listen.len())
+        & may_have(MOST_SOURCES, "values in `source`", |rule| {
+            rule.source.count()
+        })
+        & may_have(MOST_NAMES, "names", names_of);
     if affordable {
         check_tables(&rules, findings);
     }
@@ -93,11 +81,7 @@ fn rule(
     findings: &mut Findings,
 ) -> Option<PlacedReverse> {
     let mut table = value.table("`[[reverse]]`", "the section `[[reverse]]`", findings)?;
-    let name = table.require("name", "name = \"site\"", findings);
-    let text = name.and_then(|value| {
-        let text = value.text("site", findings)?;
-        findings.keep(valid_name(text, "a rule"), &value.span())
-    });
+    let name = name(&mut table, "site", findings);
     let listen = table
         .require("listen", &format!("listen = \"{EXAMPLE}\""), findings)
         .and_then(|value| listens(value, findings));
@@ -111,14 +95,7 @@ fn rule(
     let names = names::read(&mut table, upstreams, via.as_ref(), findings);
     let has_names = !matches!(names, Ok(None));
     let relayed = has_names || via.as_ref().is_none_or(ReverseVia::is_relayed);
-    let fail_modes = [("direct", FailMode::Direct), ("refuse", FailMode::Refuse)];
-    let on_relay_failure = of_relay(
-        &mut table,
-        "on_relay_failure",
-        &fail_modes,
-        relayed,
-        findings,
-    );
+    let on_relay_failure = fail_mode(&mut table, relayed, findings);
     let paths = [
         ("auto", (PathChoice::Auto, false)),
         ("steer", (PathChoice::Auto, true)),
@@ -151,9 +128,10 @@ fn rule(
     let place = table.span.clone();
     table.finish(findings);
     let (source, interface) = matches?;
+    let (name, name_span) = name?;
     let placed = PlacedReverse {
         rule: Reverse {
-            name: Arc::from(text?),
+            name,
             listen: listen?,
             source,
             interface,
@@ -166,7 +144,7 @@ fn rule(
             path: path?.0,
             steer: path?.1,
         },
-        name: name?.span(),
+        name: name_span,
     };
     check_sent(&placed.rule, &place, findings);
     Some(placed)
@@ -211,10 +189,10 @@ fn matches(
         "a table such as `{ source = \"10.0.0.0/8\" }`",
         findings,
     )?;
-    let source = optional(table.get("source"), |value| {
+    let source = selector::optional(table.get("source"), |value| {
         selector::read(value, "10.0.0.0/8", findings, selector::prefix)
     });
-    let interface = optional(table.get("interface"), |value| {
+    let interface = selector::optional(table.get("interface"), |value| {
         selector::read(value, "eth0", findings, interface)
     });
     table.finish(findings);
@@ -342,26 +320,8 @@ pub(super) fn via(
     None
 }
 
-fn is_affordable(
-    rules: &[PlacedReverse],
-    most: usize,
-    what: &str,
-    findings: &mut Findings,
-    count: impl Fn(&Reverse) -> usize,
-) -> bool {
-    let mut total = 0;
-    let crossing = rules.iter().find(|placed| {
-        total += count(&placed.rule);
-        total > most
-    });
-    if let Some(placed) = crossing {
-        findings.push(
-            Finding::error(format!("the reverse rules have more than {most} {what}"))
-                .at(&placed.name)
-                .label("from this rule on"),
-        );
-    }
-    crossing.is_none()
+fn names_of(rule: &Reverse) -> usize {
+    rule.names.as_ref().map_or(0, |names| names.entries.len())
 }
 
 /// Whether the kernel's tables can hold them together.

@@ -28,6 +28,14 @@ const LARGEST_PID: u32 = 1 << 22;
 /// The largest user or group id; the one above means "none" to the kernel.
 const LARGEST_ID: u32 = u32::MAX - 1;
 
+/// A key that is not there selects everything.
+pub(super) fn optional<'a, T>(
+    value: Option<Value<'a>>,
+    read: impl FnOnce(Value<'a>) -> Option<Selector<T>>,
+) -> Option<Selector<T>> {
+    value.map_or_else(|| Some(Selector::default()), read)
+}
+
 /// Reads one selector. Every bad element gets its finding; then there is no selector.
 pub(super) fn read<T>(
     value: Value<'_>,
