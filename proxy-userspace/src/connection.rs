@@ -37,12 +37,7 @@ pub(crate) async fn serve(
     client: SocketAddr,
     listener: SocketAddr,
 ) {
-    let mut stop = worker.stop.clone();
-    let found = tokio::select! {
-        found = origin::find(worker, &mut downstream, client, listener) => found,
-        _ = stop.wait_for(|stop| *stop) => Err(Rejected { reason: CloseReason::Shutdown, orig_dst: None }),
-    };
-    let origin = match found {
+    let origin = match origin::find(worker, &mut downstream, client, listener).await {
         Ok(origin) => origin,
         Err(why) => return reject(worker, downstream, client, &why),
     };

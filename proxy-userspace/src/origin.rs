@@ -123,7 +123,12 @@ async fn arrived(
     let trusted = |ip| route.accept_proxy.iter().any(|net| net.contains(&ip));
     let (client, sender) = if trusted(client.ip()) {
         // Boxed: few rules have trusted senders.
-        match Box::pin(proxy_protocol::receive(downstream)).await {
+        let mut stop = worker.stop.clone();
+        let said = tokio::select! {
+            said = Box::pin(proxy_protocol::receive(downstream)) => said,
+            _ = stop.wait_for(|stop| *stop) => return Err(reject(CloseReason::Shutdown)),
+        };
+        match said {
             Ok(said) => (said.unwrap_or(client), Some(client)),
             Err(error) => {
                 if worker.may_warn("sender_protocol") {
