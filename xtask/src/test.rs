@@ -78,7 +78,7 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<ExitCo
         if program.names.is_empty() {
             continue;
         }
-        let selection: Vec<_> = program.selection.iter().map(String::as_str).collect();
+        let selection: Vec<_> = program.selection.split(' ').collect();
         let mut cargo = runner(cargo_test(&selection));
         cargo.args(["--", "--exact"]).args(&program.names);
         progress::step(&format!(

@@ -12,7 +12,7 @@ pub(crate) struct Failures {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Program {
     /// What makes Cargo run it, as Cargo says: `-p culvert-tests --test programs`.
-    pub(crate) selection: Vec<String>,
+    pub(crate) selection: String,
     /// The tests; none if it died.
     pub(crate) names: Vec<String>,
 }
@@ -26,7 +26,7 @@ impl Failures {
             self.names.push(name.to_owned());
         } else if let Some(selection) = selection(line) {
             self.programs.push(Program {
-                selection: selection.split(' ').map(str::to_owned).collect(),
+                selection: selection.to_owned(),
                 names: std::mem::take(&mut self.names),
             });
         }
@@ -81,7 +81,7 @@ error: test failed, to rerun pass `-p proxy-userspace --test dies`
         let mut failures = Failures::default();
         OUTPUT.lines().for_each(|line| failures.add(line));
         let program = |selection: &str, names: &[&str]| Program {
-            selection: selection.split(' ').map(str::to_owned).collect(),
+            selection: selection.to_owned(),
             names: names.iter().map(|&name| name.to_owned()).collect(),
         };
         let expected = [
