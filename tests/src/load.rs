@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -28,6 +29,28 @@ impl Round {
     pub fn is_flawless(&self) -> bool {
         self.outcomes.keys().all(|error| *error == 0)
     }
+}
+
+/// Panics unless each round is flawless.
+pub fn assert_flawless<'a>(rounds: impl IntoIterator<Item = &'a Round>) {
+    for round in rounds {
+        assert!(round.is_flawless(), "{round:?}");
+    }
+}
+
+/// As [`assert_flawless`], for those that had ended at a moment.
+pub fn assert_flawless_before(rounds: &[Round], moment: Instant) {
+    assert_flawless(rounds.iter().filter(|round| round.ended < moment));
+}
+
+/// Those that began after a moment. Panics if there is none.
+pub fn begun_after(rounds: &[Round], moment: Instant) -> Vec<&Round> {
+    let after: Vec<_> = rounds
+        .iter()
+        .filter(|round| round.begun >= moment)
+        .collect();
+    assert!(!after.is_empty(), "no round began after that");
+    after
 }
 
 /// An app that makes round after round until told to end.
@@ -62,6 +85,13 @@ impl Load {
             stop,
             thread: Some(thread),
         }
+    }
+
+    /// As [`Load::start`], with some rounds of short storms behind it.
+    pub fn under_way(app: App, addresses: &[SocketAddr]) -> Self {
+        let load = Self::start(app, Storm::short(addresses));
+        load.await_rounds(3);
+        load
     }
 
     /// Waits for that many rounds that are begun from now on.

@@ -5,6 +5,7 @@
 
 mod http_proxy;
 mod name_server;
+mod nginx;
 mod socks5;
 
 use std::{
@@ -22,6 +23,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 pub use http_proxy::HttpProxy;
 pub use name_server::NameServer;
+pub use nginx::nginx;
 pub use socks5::Socks5;
 
 /// Connections that may wait to be accepted.

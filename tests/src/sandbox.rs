@@ -160,6 +160,11 @@ impl Sandbox {
         self.command_beside_daemons(crate::process::culvert_binary())
     }
 
+    /// Has culvert remove what killed daemons left in force, and returns what it says.
+    pub fn detach(&self) -> String {
+        crate::process::output(self.culvert_command().arg("detach"))
+    }
+
     /// As [`Sandbox::culvert_command`], in the cgroup of apps.
     pub fn culvert_command_among_apps(&self) -> Command {
         self.command_with_mounts(&self.app_cgroup, crate::process::culvert_binary())

@@ -24,7 +24,7 @@ use culvert_tests::{
     daemon::Settings,
     eventually,
     eventually::PATIENCE,
-    load::Round,
+    load::{assert_flawless, assert_flawless_before, begun_after},
     peer::{Server, read_all},
     process::output,
     sandbox::{OTHER_V4, SERVER_V4},
@@ -54,37 +54,6 @@ fn all(mode: &str) -> String {
     rules(&[("0.0.0.0/0", mode)])
 }
 
-/// Small enough that a round is over soon, large enough that some connections are in every stage at any time.
-fn storm(addresses: &[SocketAddr]) -> Storm {
-    Storm {
-        addresses: addresses.to_vec(),
-        threads: 4,
-        each: 5,
-        length: 4096,
-    }
-}
-
-fn load(sandbox: &Sandbox, address: SocketAddr) -> Load {
-    let load = Load::start(sandbox.app(), storm(&[address]));
-    load.await_rounds(3);
-    load
-}
-
-fn begun_after(rounds: &[Round], moment: Instant) -> Vec<&Round> {
-    let after: Vec<_> = rounds
-        .iter()
-        .filter(|round| round.begun >= moment)
-        .collect();
-    assert!(!after.is_empty());
-    after
-}
-
-fn assert_flawless_before(rounds: &[Round], moment: Instant) {
-    for round in rounds.iter().filter(|round| round.ended < moment) {
-        assert!(round.is_flawless(), "{round:?}");
-    }
-}
-
 /// How many daemons have pins where this sandbox's daemons put them.
 fn pinned(sandbox: &Sandbox, directory: &str) -> Vec<String> {
     sandbox.mounts().within(|| {
@@ -97,10 +66,6 @@ fn pinned(sandbox: &Sandbox, directory: &str) -> Vec<String> {
 }
 
 const OWN_PINS: &str = "/run/culvert/bpf/culvert";
-
-fn detach(sandbox: &Sandbox) -> String {
-    output(sandbox.culvert_command().arg("detach"))
-}
 
 /// What was unpinned stays in force until the kernel comes to free it.
 fn await_route(app: &App, mirror: SocketAddr, route: Route) {
@@ -117,7 +82,7 @@ fn after_a_kill_every_new_connection_goes_direct() {
     let mut culvert = sandbox.culvert(&all("direct"));
     let app = sandbox.app();
     assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
-    let load = load(&sandbox, server.address());
+    let load = Load::under_way(sandbox.app(), &[server.address()]);
 
     let before = Instant::now();
     culvert.kill();
@@ -127,9 +92,7 @@ fn after_a_kill_every_new_connection_goes_direct() {
     load.await_rounds(3);
     let rounds = load.finish();
     assert_flawless_before(&rounds, before);
-    for round in begun_after(&rounds, dead) {
-        assert!(round.is_flawless(), "{round:?}");
-    }
+    assert_flawless(begun_after(&rounds, dead));
 }
 
 #[test]
@@ -152,7 +115,7 @@ fn after_a_kill_rules_that_refuse_refuse_until_detached() {
     let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
     let other = sandbox.within(|| Server::echo((OTHER_V4, 0)));
     let mut culvert = sandbox.culvert(&rules(&[(&SERVER_V4.to_string(), "refuse")]));
-    let load = load(&sandbox, server.address());
+    let load = Load::under_way(sandbox.app(), &[server.address()]);
 
     culvert.kill();
     let dead = Instant::now();
@@ -167,18 +130,18 @@ fn after_a_kill_rules_that_refuse_refuse_until_detached() {
     // What no rule selects, and who is in another cgroup, is not concerned.
     let app = sandbox.app();
     let flawless = BTreeMap::from([(0, 20)]);
-    assert_eq!(app.storm(&storm(&[other.address()])), flawless);
+    assert_eq!(app.storm(&Storm::short(&[other.address()])), flawless);
     let outsider = App::start(&mut sandbox.outsider(culvert_tests::process::app_binary()));
-    assert_eq!(outsider.storm(&storm(&[server.address()])), flawless);
+    assert_eq!(outsider.storm(&Storm::short(&[server.address()])), flawless);
 
     assert_eq!(
-        detach(&sandbox),
+        sandbox.detach(),
         "removed what a killed daemon had left in force\n"
     );
     eventually("connections that go direct", || {
-        (app.storm(&storm(&[server.address()])) == flawless).then_some(())
+        (app.storm(&Storm::short(&[server.address()])) == flawless).then_some(())
     });
-    assert_eq!(detach(&sandbox), "nothing was left in force\n");
+    assert_eq!(sandbox.detach(), "nothing was left in force\n");
 }
 
 #[test]
@@ -224,7 +187,7 @@ fn each_rule_of_a_file_fails_in_its_own_way() {
     culvert.kill();
     assert_eq!(app.probe(open.address()), Ok(Route::Direct));
     assert_eq!(app.probe(closed.address()), Err(Errno::ECONNREFUSED));
-    detach(&sandbox);
+    sandbox.detach();
     await_route(&app, closed.address(), Route::Direct);
 }
 
@@ -341,12 +304,12 @@ fn assert_nothing_stays(stage: impl Fn(&culvert_tests::Culvert<'_>, Duration)) {
     for milliseconds in [0, 1, 3, 5, 10, 20, 50, 100, 200] {
         let delay = Duration::from_millis(milliseconds);
         kill_somewhere(&sandbox, "direct", |culvert| stage(culvert, delay));
-        assert_eq!(app.storm(&storm(&[server.address()])), flawless);
+        assert_eq!(app.storm(&Storm::short(&[server.address()])), flawless);
         kill_somewhere(&sandbox, "refuse", |culvert| stage(culvert, delay));
         // Whether it came as far as a pin or not.
-        detach(&sandbox);
+        sandbox.detach();
         eventually("connections that go direct", || {
-            (app.storm(&storm(&[server.address()])) == flawless).then_some(())
+            (app.storm(&Storm::short(&[server.address()])) == flawless).then_some(())
         });
     }
 }
@@ -382,7 +345,7 @@ fn a_kill_during_the_drain_leaves_nothing() {
     await_route(&fresh, mirror.address(), Route::Direct);
     culvert.kill();
     assert_eq!(fresh.probe(mirror.address()), Ok(Route::Direct));
-    assert_eq!(detach(&sandbox), "nothing was left in force\n");
+    assert_eq!(sandbox.detach(), "nothing was left in force\n");
 }
 
 #[test]

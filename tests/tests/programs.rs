@@ -20,7 +20,7 @@ use culvert_tests::{
     App, Payload, Sandbox,
     app::Route,
     eventually,
-    peer::Server,
+    peer::{self, Server},
     process::{Running, app_binary, attempt, output},
     rules::{ALL, all_via},
     sandbox::{OTHER_V4, SERVER_V4, SERVER_V6},
@@ -43,18 +43,8 @@ fn nginx(sandbox: &Sandbox, name: &str, server: &str, command: &mut Command) -> 
     let directory = sandbox.directory().join(name);
     fs::create_dir(&directory).unwrap();
     fs::write(directory.join("file"), FILE.prefix(FILE_LENGTH)).unwrap();
-    let place = directory.display();
-    let config = format!(
-        "daemon off; master_process off; pid {place}/pid; error_log {place}/error;
-         events {{ worker_connections 1000; }}
-         http {{ access_log off; client_body_temp_path {place}/a; proxy_temp_path {place}/b; fastcgi_temp_path {place}/c;
-                 uwsgi_temp_path {place}/d; scgi_temp_path {place}/e; server {{ root {place}; {server} }} }}"
-    );
-    let file = directory.join("nginx.conf");
-    fs::write(&file, config).unwrap();
-    // Before it has read its configuration it logs elsewhere.
-    let early = directory.join("error");
-    Running::start(command.arg("-e").arg(early).arg("-c").arg(file))
+    let server = format!("server {{ root {}; {server} }}", directory.display());
+    peer::nginx(&directory, &server, command)
 }
 
 /// An nginx that nothing intercepts, with the file.

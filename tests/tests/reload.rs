@@ -24,6 +24,7 @@ use culvert_tests::{
     app::{Route, protocol::Storm},
     daemon::Settings,
     eventually,
+    load::assert_flawless,
     peer::{Server, Socks5},
     sandbox::SERVER_V4,
 };
@@ -64,12 +65,7 @@ fn reloads_disturb_no_connection() {
     let culvert = sandbox.culvert(&relayed());
     let by_proxy = all("proxy", &format!("socks5://{}", proxy.address()), "refuse");
     let (blocks, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let storm = Storm {
-        addresses: vec![server.address()],
-        threads: 4,
-        each: 5,
-        length: 4096,
-    };
+    let storm = Storm::short(&[server.address()]);
     let (app, load) = (sandbox.app(), Load::start(sandbox.app(), storm));
     thread::scope(|scope| {
         let live = scope.spawn(|| {
@@ -91,9 +87,7 @@ fn reloads_disturb_no_connection() {
         }
         stop.store(true, Release);
     });
-    for round in load.finish() {
-        assert!(round.is_flawless(), "{round:?}");
-    }
+    assert_flawless(&load.finish());
     let by_rule = culvert.records().into_iter().fold(
         BTreeMap::new(),
         |mut by_rule: BTreeMap<_, u64>, record| {

@@ -140,53 +140,22 @@ fn handshakes_by_cookie_are_taken_and_exempt_alike() {
 #[test]
 fn the_most_specific_takes_it_and_then_the_first() {
     let sandbox = Sandbox::new();
-    let to = echo(&sandbox, OTHER_V4).address().to_string();
-    let server = echo(&sandbox, OTHER_V6);
-    let to_v6 = server.address().to_string();
-    let v4 = sandbox.within(|| Server::echo((OTHER_V4, 0)));
+    let (v4, v6) = (echo(&sandbox, OTHER_V4), echo(&sandbox, OTHER_V6));
+    let [to_v4, to_v6] = [&v4, &v6].map(|server| server.address().to_string());
     let rules = [
-        rule("everything", "\"*:1-65000\"", &v4.address().to_string(), ""),
-        rule(
-            "all-v4",
-            "\"0.0.0.0:7000-7999\"",
-            &v4.address().to_string(),
-            "",
-        ),
-        rule("all-v6", "\"[::]:7000-7999\"", &to_v6, ""),
-        rule(
-            "net",
-            "\"192.0.2.0/24:7000-7999\"",
-            &v4.address().to_string(),
-            "",
-        ),
-        rule(
-            "net-again",
-            "\"192.0.2.0/24:7000-7999\"",
-            &v4.address().to_string(),
-            "",
-        ),
-        rule(
-            "net-narrow",
-            "\"192.0.2.0/24:7100-7199\"",
-            &v4.address().to_string(),
-            "",
-        ),
-        rule(
-            "net-port",
-            "[\"192.0.2.0/24:7150\"]",
-            &v4.address().to_string(),
-            "",
-        ),
-        rule(
-            "host",
-            "\"192.0.2.1:7000-7999\"",
-            &v4.address().to_string(),
-            "",
-        ),
-        rule("exact", "\"192.0.2.1:7150\"", &v4.address().to_string(), ""),
-        rule("net-v6", "\"[2001:db8::/64]:7150\"", &to_v6, ""),
-        rule("exact-v6", "\"[2001:db8::1]:7150\"", &to_v6, ""),
-    ];
+        ("everything", "*:1-65000", &to_v4),
+        ("all-v4", "0.0.0.0:7000-7999", &to_v4),
+        ("all-v6", "[::]:7000-7999", &to_v6),
+        ("net", "192.0.2.0/24:7000-7999", &to_v4),
+        ("net-again", "192.0.2.0/24:7000-7999", &to_v4),
+        ("net-narrow", "192.0.2.0/24:7100-7199", &to_v4),
+        ("net-port", "192.0.2.0/24:7150", &to_v4),
+        ("host", "192.0.2.1:7000-7999", &to_v4),
+        ("exact", "192.0.2.1:7150", &to_v4),
+        ("net-v6", "[2001:db8::/64]:7150", &to_v6),
+        ("exact-v6", "[2001:db8::1]:7150", &to_v6),
+    ]
+    .map(|(name, listen, to)| rule(name, &format!("\"{listen}\""), to, ""));
     // Also in the other order: only rules that are equally specific notice.
     for (reversed, twice) in [(false, "net"), (true, "net-again")] {
         let mut rules = rules.to_vec();
@@ -220,7 +189,6 @@ fn the_most_specific_takes_it_and_then_the_first() {
         let closed = SocketAddr::from((SERVER_V4, 65_001));
         assert_eq!(app.tcp(closed).connect(closed), Err(Errno::ECONNREFUSED));
     }
-    drop((to, server));
 }
 
 /// `ip route add local 198.51.100.0/24 dev lo` makes addresses ours that no interface has.

@@ -19,9 +19,8 @@ use culvert_tests::{
     app::{Route, protocol::Storm},
     daemon::Settings,
     eventually,
-    load::Round,
+    load::{assert_flawless, assert_flawless_before, begun_after},
     peer::Server,
-    process::output,
     sandbox::{OTHER_V4, SERVER_V4, SERVER_V6},
 };
 use nix::errno::Errno;
@@ -36,41 +35,6 @@ fn site(of: &[(SocketAddr, &str)]) -> String {
     of.iter().map(rule).collect()
 }
 
-/// Small enough that a round is over soon, large enough that some connections are in every stage at any time.
-fn storm(addresses: &[SocketAddr]) -> Storm {
-    Storm {
-        addresses: addresses.to_vec(),
-        threads: 4,
-        each: 5,
-        length: 4096,
-    }
-}
-
-fn load(sandbox: &Sandbox, addresses: &[SocketAddr]) -> Load {
-    let load = Load::start(sandbox.app(), storm(addresses));
-    load.await_rounds(3);
-    load
-}
-
-fn begun_after(rounds: &[Round], moment: Instant) -> Vec<&Round> {
-    let after: Vec<_> = rounds
-        .iter()
-        .filter(|round| round.begun >= moment)
-        .collect();
-    assert!(!after.is_empty());
-    after
-}
-
-fn assert_flawless_before(rounds: &[Round], moment: Instant) {
-    for round in rounds.iter().filter(|round| round.ended < moment) {
-        assert!(round.is_flawless(), "{round:?}");
-    }
-}
-
-fn detach(sandbox: &Sandbox) -> String {
-    output(sandbox.culvert_command().arg("detach"))
-}
-
 #[test]
 fn after_a_kill_the_service_answers_every_new_connection_itself() {
     let sandbox = Sandbox::new();
@@ -82,7 +46,7 @@ fn after_a_kill_the_service_answers_every_new_connection_itself() {
     let mut culvert = sandbox.culvert(&site(&all));
     let app = sandbox.app();
     assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
-    let load = load(&sandbox, &addresses);
+    let load = Load::under_way(sandbox.app(), &addresses);
 
     let before = Instant::now();
     culvert.kill();
@@ -92,10 +56,8 @@ fn after_a_kill_the_service_answers_every_new_connection_itself() {
     load.await_rounds(5);
     let rounds = load.finish();
     assert_flawless_before(&rounds, before);
-    for round in begun_after(&rounds, dead) {
-        assert!(round.is_flawless(), "{round:?}");
-    }
-    assert_eq!(detach(&sandbox), "nothing was left in force\n");
+    assert_flawless(begun_after(&rounds, dead));
+    assert_eq!(sandbox.detach(), "nothing was left in force\n");
 }
 
 #[test]
@@ -108,7 +70,7 @@ fn after_a_kill_rules_that_refuse_refuse_until_detached() {
         (closed.address(), "refuse"),
         (open.address(), "direct"),
     ]));
-    let load = load(&sandbox, &[closed.address()]);
+    let load = Load::under_way(sandbox.app(), &[closed.address()]);
 
     culvert.kill();
     let dead = Instant::now();
@@ -122,16 +84,16 @@ fn after_a_kill_rules_that_refuse_refuse_until_detached() {
     let app = sandbox.app();
     let flawless = BTreeMap::from([(0, 20)]);
     assert_eq!(
-        app.storm(&storm(&[open.address(), free.address()])),
+        app.storm(&Storm::short(&[open.address(), free.address()])),
         flawless
     );
 
     assert_eq!(
-        detach(&sandbox),
+        sandbox.detach(),
         "removed what a killed daemon had left in force\n"
     );
     eventually("connections that go direct", || {
-        (app.storm(&storm(&[closed.address()])) == flawless).then_some(())
+        (app.storm(&Storm::short(&[closed.address()])) == flawless).then_some(())
     });
 }
 
@@ -151,7 +113,7 @@ fn the_next_daemon_takes_over_from_a_killed_one() {
     next.reload(&site(&[(mirror.address(), "direct")]));
     next.kill();
     assert_eq!(app.probe(mirror.address()), Ok(Route::Direct));
-    assert_eq!(detach(&sandbox), "nothing was left in force\n");
+    assert_eq!(sandbox.detach(), "nothing was left in force\n");
 }
 
 /// A hung relay is one that a signal has stopped: its sockets are all there, and nobody answers.
@@ -174,7 +136,7 @@ fn a_hung_relay_counts_as_failed_until_it_goes_on() {
     let app = sandbox.app();
     assert_eq!(app.probe(open.address()), Ok(Route::Relayed));
     assert_eq!(app.probe(closed.address()), Ok(Route::Relayed));
-    let load = load(&sandbox, &[echo.address()]);
+    let load = Load::under_way(sandbox.app(), &[echo.address()]);
 
     culvert.freeze();
     eventually("a heartbeat that is too old", || {
@@ -188,7 +150,7 @@ fn a_hung_relay_counts_as_failed_until_it_goes_on() {
     let busy = sandbox.app();
     let flawless = BTreeMap::from([(0, 20)]);
     for _ in 0..5 {
-        assert_eq!(busy.storm(&storm(&[echo.address()])), flawless);
+        assert_eq!(busy.storm(&Storm::short(&[echo.address()])), flawless);
     }
 
     // What was given to the relay just before it hung is answered when it goes on.
@@ -200,9 +162,7 @@ fn a_hung_relay_counts_as_failed_until_it_goes_on() {
     }
     load.await_rounds(2);
     let rounds = load.finish();
-    for round in &rounds {
-        assert!(round.is_flawless(), "{round:?}");
-    }
+    assert_flawless(&rounds);
     begun_after(&rounds, hung);
 }
 
@@ -213,16 +173,14 @@ fn an_orderly_end_fails_no_connection() {
     let v6 = sandbox.within(|| Server::echo((SERVER_V6, 0)));
     let settings = Settings::daemon("drain_timeout = \"20s\"");
     let rules = site(&[(v4.address(), "refuse"), (v6.address(), "direct")]);
-    let load = Load::start(sandbox.app(), storm(&[v4.address(), v6.address()]));
+    let load = Load::start(sandbox.app(), Storm::short(&[v4.address(), v6.address()]));
     for _ in 0..5 {
         let mut culvert = sandbox.culvert_with(&settings, &rules);
         load.await_rounds(3);
         assert!(culvert.stop().success());
         load.await_rounds(1);
     }
-    for round in load.finish() {
-        assert!(round.is_flawless(), "{round:?}");
-    }
+    assert_flawless(&load.finish());
 }
 
 #[test]

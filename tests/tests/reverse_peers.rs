@@ -16,7 +16,7 @@ use std::{
 
 use culvert_tests::{
     App, Sandbox, eventually,
-    peer::Server,
+    peer::{Server, nginx},
     process::{Running, attempt, output},
     sandbox::{OTHER_V4, SERVER_V4, SERVER_V6},
 };
@@ -288,24 +288,9 @@ fn the_service_is_told_who_the_client_is() {
 #[test]
 fn nginx_behind_the_relay_is_told_the_client() {
     let sandbox = Sandbox::new();
-    let directory = sandbox.directory();
-    let place = directory.display();
-    let text = format!(
-        "daemon off;\nmaster_process off;\nuser root;\npid {place}/nginx.pid;\nerror_log {place}/error.log;\n\
-         events {{}}\nhttp {{\n access_log off;\n client_body_temp_path {place}/a;\n proxy_temp_path {place}/b;\n \
-         fastcgi_temp_path {place}/c;\n uwsgi_temp_path {place}/d;\n scgi_temp_path {place}/e;\n \
-         server {{ listen 127.0.0.1:8081 proxy_protocol;\n \
-         location / {{ return 200 \"$proxy_protocol_addr to $proxy_protocol_server_addr\"; }} }}\n}}\n"
-    );
-    let file = directory.join("nginx.conf");
-    fs::write(&file, text).unwrap();
-    let _nginx = Running::start(
-        sandbox
-            .outsider("nginx")
-            .arg("-c")
-            .arg(&file)
-            .stderr(Stdio::null()),
-    );
+    let server = "server { listen 127.0.0.1:8081 proxy_protocol; \
+                  location / { return 200 \"$proxy_protocol_addr to $proxy_protocol_server_addr\"; } }";
+    let _nginx = nginx(sandbox.directory(), server, &mut sandbox.outsider("nginx"));
     for version in ["v1", "v2"] {
         let _culvert = sandbox.culvert(&format!(
             "[[reverse]]\nname = \"site\"\nlisten = \"192.0.2.1:80\"\nvia = \"127.0.0.1:8081\"\nsend_proxy = \"{version}\"\n"
@@ -338,23 +323,12 @@ fn nginx_stays_on_its_port_and_the_relay_before_it() {
     let page = lines.join("\n");
     fs::create_dir(directory.join("www")).unwrap();
     fs::write(directory.join("www/page"), &page).unwrap();
-    let place = directory.display();
-    let text = format!(
-        "daemon off;\nmaster_process off;\nuser root;\npid {place}/nginx.pid;\nerror_log {place}/error.log;\nevents {{}}\n\
-         http {{\n access_log off;\n client_body_temp_path {place}/a;\n proxy_temp_path {place}/b;\n \
-         fastcgi_temp_path {place}/c;\n uwsgi_temp_path {place}/d;\n scgi_temp_path {place}/e;\n \
-         server {{ listen 0.0.0.0:80; listen [::]:80 ipv6only=on; root {place}/www;\n \
-         location = /who {{ return 200 $remote_addr:$remote_port; }} }}\n}}\n"
+    let server = format!(
+        "server {{ listen 0.0.0.0:80; listen [::]:80 ipv6only=on; root {}/www; \
+         location = /who {{ return 200 $remote_addr:$remote_port; }} }}",
+        directory.display()
     );
-    let file = directory.join("nginx.conf");
-    fs::write(&file, text).unwrap();
-    let _nginx = Running::start(
-        sandbox
-            .outsider("nginx")
-            .arg("-c")
-            .arg(&file)
-            .stderr(Stdio::null()),
-    );
+    let _nginx = nginx(directory, &server, &mut sandbox.outsider("nginx"));
     let curl = |url: &str| {
         let mut command = sandbox.command("curl");
         command.args(["-sS", "--max-time", "20", url]);

@@ -157,7 +157,7 @@ fn the_fail_mode_holds() {
             direct + usize::from(mode == "direct")
         );
     }
-    culvert_tests::process::output(sandbox.culvert_command().arg("detach"));
+    sandbox.detach();
     eventually("the other service", || {
         (app.probe(listen) == Ok(Route::Direct)).then_some(())
     });

@@ -8,16 +8,21 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use culvert_tests::{
     App, Culvert, Load, Sandbox,
     app::{Route, protocol::Storm},
     daemon::Settings,
     eventually,
-    load::Round,
+    load::{Round, assert_flawless},
     peer::Server,
-    process::{attempt, output},
+    process::attempt,
     sandbox::{OTHER_V4, OTHER_V6, SERVER_V4, SERVER_V6},
 };
 use nix::errno::Errno;
@@ -68,20 +73,8 @@ fn successor() -> Settings {
     }
 }
 
-/// Small enough that a round is over soon, large enough that some connections are in every stage at any time.
-fn storm(addresses: &[SocketAddr]) -> Storm {
-    Storm {
-        addresses: addresses.to_vec(),
-        threads: 4,
-        each: 5,
-        length: 4096,
-    }
-}
-
 fn connections(rounds: &[Round]) -> usize {
-    for round in rounds {
-        assert!(round.is_flawless(), "{round:?}");
-    }
+    assert_flawless(rounds);
     let made = rounds.iter().flat_map(|round| round.outcomes.values());
     usize::try_from(made.sum::<u64>()).unwrap()
 }
@@ -106,7 +99,7 @@ fn take_over_again_and_again(sandbox: &Sandbox, servers: &[Server], rules: &str)
     const TAKEOVERS: usize = 3;
     let addresses: Vec<_> = servers.iter().map(Server::address).collect();
     let mut daemons = vec![sandbox.culvert_with(&settings(), rules)];
-    let loads = [(); 2].map(|()| Load::start(sandbox.app(), storm(&addresses)));
+    let loads = [(); 2].map(|()| Load::start(sandbox.app(), Storm::short(&addresses)));
     for _ in 0..TAKEOVERS {
         loads[0].await_rounds(3);
         let next = sandbox.culvert_with(&successor(), rules);
@@ -139,20 +132,24 @@ fn take_over_again_and_again(sandbox: &Sandbox, servers: &[Server], rules: &str)
     }
 }
 
+/// Servers of both families, two of whose rules refuse while the relay fails.
+fn servers_of_both_modes(sandbox: &Sandbox) -> ([Server; 4], [(SocketAddr, &'static str); 4]) {
+    let of: [(IpAddr, _); 4] = [
+        (SERVER_V4.into(), "direct"),
+        (SERVER_V6.into(), "direct"),
+        (OTHER_V4.into(), "refuse"),
+        (OTHER_V6.into(), "refuse"),
+    ];
+    let servers = sandbox.within(|| of.map(|(ip, _)| Server::echo((ip, 0))));
+    let modes = of.map(|(_, mode)| mode);
+    let of = std::array::from_fn(|at| (servers[at].address(), modes[at]));
+    (servers, of)
+}
+
 #[test]
 fn what_apps_open_is_always_relayed_by_one_of_them() {
     let sandbox = Sandbox::new();
-    let servers = sandbox.within(|| {
-        [
-            SERVER_V4.into(),
-            SERVER_V6.into(),
-            OTHER_V4.into(),
-            OTHER_V6.into(),
-        ]
-        .map(|ip: std::net::IpAddr| Server::echo((ip, 0)))
-    });
-    let modes = ["direct", "direct", "refuse", "refuse"];
-    let of: Vec<_> = servers.iter().map(Server::address).zip(modes).collect();
+    let (servers, of) = servers_of_both_modes(&sandbox);
     take_over_again_and_again(&sandbox, &servers, &forward(&of));
 }
 
@@ -169,17 +166,7 @@ fn so_it_is_where_a_rule_selects_everything() {
 #[test]
 fn what_arrives_is_always_relayed_by_one_of_them() {
     let sandbox = Sandbox::new();
-    let servers = sandbox.within(|| {
-        [
-            SERVER_V4.into(),
-            SERVER_V6.into(),
-            OTHER_V4.into(),
-            OTHER_V6.into(),
-        ]
-        .map(|ip: std::net::IpAddr| Server::echo((ip, 0)))
-    });
-    let modes = ["direct", "direct", "refuse", "refuse"];
-    let of: Vec<_> = servers.iter().map(Server::address).zip(modes).collect();
+    let (servers, of) = servers_of_both_modes(&sandbox);
     take_over_again_and_again(&sandbox, &servers, &reverse(&of));
 }
 
@@ -358,7 +345,7 @@ fn the_fail_modes_hold_when_the_new_one_is_killed() {
     socket.close();
     assert!(old.wait().success());
     assert_eq!(
-        output(sandbox.culvert_command().arg("detach")),
+        sandbox.detach(),
         "removed what a killed daemon had left in force\n"
     );
 }
@@ -369,7 +356,7 @@ fn one_that_cannot_start_changes_nothing() {
     let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
     let rules = everything("refuse");
     let old = sandbox.culvert_with(&settings(), &rules);
-    let load = Load::start(sandbox.app(), storm(&[server.address()]));
+    let load = Load::start(sandbox.app(), Storm::short(&[server.address()]));
     load.await_rounds(2);
     // It comes from nowhere to the middle of its start, and not to the end.
     for open_files in [12, 30, 45, 60] {
@@ -409,13 +396,13 @@ fn one_that_is_killed_while_it_starts_breaks_no_connection() {
         let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
         let route = app.probe(mirror.address());
         assert!(route.is_ok(), "{route:?}");
-        assert_eq!(app.storm(&storm(&[server.address()])), flawless);
+        assert_eq!(app.storm(&Storm::short(&[server.address()])), flawless);
         if old.is_running() {
             old.stop();
         } else {
             old.wait();
         }
-        output(sandbox.culvert_command().arg("detach"));
+        sandbox.detach();
     }
 }
 
@@ -425,7 +412,7 @@ fn two_at_once_take_turns() {
     let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
     let rules = everything("refuse");
     let mut old = sandbox.culvert_with(&settings(), &rules);
-    let load = Load::start(sandbox.app(), storm(&[server.address()]));
+    let load = Load::start(sandbox.app(), Storm::short(&[server.address()]));
     let mut new = [(); 2].map(|()| sandbox.launch(&successor(), &rules));
     assert!(old.wait().success());
     let first = eventually("the end of one of them", || {

@@ -201,3 +201,15 @@ pub struct Storm {
     /// Bytes that each connection sends and expects back. With 0 it is closed as soon as it is there.
     pub length: u64,
 }
+
+impl Storm {
+    /// Small enough that it is over soon, large enough that some connections are in every stage at any time.
+    pub fn short(addresses: &[SocketAddr]) -> Self {
+        Self {
+            addresses: addresses.to_vec(),
+            threads: 4,
+            each: 5,
+            length: 4096,
+        }
+    }
+}

@@ -1,12 +1,9 @@
 //! Clients and servers that nobody here wrote: curl, OpenSSL and nginx. TLS is ended by the servers alone.
 
-use std::{
-    fs,
-    process::{Command, Stdio},
-};
+use std::{fs, process::Command};
 
 use culvert_tests::{
-    Sandbox, eventually,
+    Sandbox, eventually, peer,
     process::{Running, attempt, output},
     sandbox::{OTHER_V4, SERVER_V4},
 };
@@ -56,16 +53,8 @@ fn nginx(sandbox: &Sandbox, page: &str) -> Running {
         server(&HTTP[1].to_string(), "two", ""),
         server(&format!("{H2} http2"), "h2", ""),
     ];
-    let text = format!(
-        "daemon off;\nmaster_process off;\nuser root;\npid {place}/nginx.pid;\nerror_log {place}/error.log;\nevents {{}}\n\
-         http {{\n access_log off;\n client_body_temp_path {place}/a;\n proxy_temp_path {place}/b;\n \
-         fastcgi_temp_path {place}/c;\n uwsgi_temp_path {place}/d;\n scgi_temp_path {place}/e;\n{}}}\n",
-        servers.concat()
-    );
-    let file = sandbox.directory().join("nginx.conf");
-    fs::write(&file, text).unwrap();
     let mut command = sandbox.outsider("nginx");
-    let nginx = Running::start(command.arg("-c").arg(&file).stderr(Stdio::null()));
+    let nginx = peer::nginx(sandbox.directory(), &servers.concat(), &mut command);
     let url = format!("http://{SERVER_V4}:{}/who", HTTP[0]);
     eventually("nginx", || {
         let mut curl = sandbox.command("curl");

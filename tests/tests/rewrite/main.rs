@@ -336,7 +336,7 @@ fn the_fail_mode_holds_while_the_daemon_is_dead_or_hung() {
         assert_eq!(held.peer(), Ok(endpoint.address()));
         assert!(!held.receive_all().unwrap().is_empty());
     }
-    culvert_tests::process::output(sandbox.culvert_command().arg("detach"));
+    sandbox.detach();
 }
 
 #[test]
@@ -355,7 +355,7 @@ fn an_endpoint_that_a_refusing_rule_selects_can_be_reached() {
     culvert.kill();
     assert_eq!(app.probe(server.address()), Err(Errno::ECONNREFUSED));
     assert_eq!(socket.connect(server.address()), Err(Errno::ECONNREFUSED));
-    culvert_tests::process::output(sandbox.culvert_command().arg("detach"));
+    sandbox.detach();
 }
 
 #[test]
