@@ -289,6 +289,7 @@ impl Flow<'_> {
 
     /// Counts and records the end.
     fn finish(&mut self, reason: CloseReason, error: Option<&str>) {
+        let closed_at = SystemTime::now();
         // Whoever sees the end of it may take its place.
         self.reached.permit = None;
         let progress = &self.progress;
@@ -303,7 +304,7 @@ impl Flow<'_> {
         let process = app.and_then(|app| app.process.as_ref());
         let comm = record.map(|record| comm_text(&record.comm));
         log.write(&CloseRecord {
-            closed_at: SystemTime::now(),
+            closed_at,
             role: origin.role,
             rule: Some(&origin.route.rule),
             pid: record.map(|record| record.pid),
