@@ -119,9 +119,11 @@ impl Way {
 /// Waits until all connections that were relayed have ended, and returns their records.
 pub fn await_ended(culvert: &Culvert<'_>) -> Vec<CloseRecord> {
     eventually("the end of all connections", || {
+        let status = culvert.status();
+        let connections = &status["connections"];
         let records = culvert.records();
-        let begun = culvert.counter("relayed") + culvert.counter("arrived_relayed");
-        (records.len() as u64 == begun).then_some(records)
+        let all = connections["accepted"] == records.len() && connections["live"] == 0;
+        all.then_some(records)
     })
 }
 

@@ -25,7 +25,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{
-    await_service, status,
+    await_service,
     wrk::{Seen, wrk},
 };
 
@@ -118,29 +118,23 @@ impl<'a> Farm<'a> {
 }
 
 /// Waits until the daemon says something of an endpoint.
-fn await_endpoint(
-    sandbox: &Sandbox,
-    culvert: &Culvert<'_>,
-    number: usize,
-    what: &str,
-    says: impl Fn(&Value) -> bool,
-) {
+fn await_endpoint(culvert: &Culvert<'_>, number: usize, what: &str, says: impl Fn(&Value) -> bool) {
     let address = Farm::address(number).to_string();
     eventually(&format!("{address} to be {what}"), || {
-        let status = status(sandbox, culvert);
+        let status = culvert.status();
         let mut endpoints = status["groups"][0]["endpoints"].as_array().unwrap().iter();
         says(endpoints.find(|one| one["address"] == address)?).then_some(())
     });
 }
 
-fn await_state(sandbox: &Sandbox, culvert: &Culvert<'_>, number: usize, state: &str) {
-    await_endpoint(sandbox, culvert, number, state, |its| its["state"] == state);
+fn await_state(culvert: &Culvert<'_>, number: usize, state: &str) {
+    await_endpoint(culvert, number, state, |its| its["state"] == state);
 }
 
 /// Waits until an endpoint has connections under way: what happens to it then is felt.
-fn await_busy(sandbox: &Sandbox, culvert: &Culvert<'_>, number: usize) {
+fn await_busy(culvert: &Culvert<'_>, number: usize) {
     let is_busy = |its: &Value| its["live"].as_u64().is_some_and(|live| live > 2);
-    await_endpoint(sandbox, culvert, number, "busy", is_busy);
+    await_endpoint(culvert, number, "busy", is_busy);
 }
 
 #[test]
@@ -151,16 +145,14 @@ fn a_killed_endpoint_takes_nothing_along_but_what_it_had() {
     let mut kills = Vec::new();
     let seen = farm.under_load(4, |farm| {
         for number in [0, 2] {
-            await_busy(&sandbox, &culvert, number);
+            await_busy(&culvert, number);
             let begun = now();
             farm.servers[number] = None;
-            await_state(&sandbox, &culvert, number, "down");
-            await_endpoint(&sandbox, &culvert, number, "rid of all", |its| {
-                its["live"] == 0
-            });
+            await_state(&culvert, number, "down");
+            await_endpoint(&culvert, number, "rid of all", |its| its["live"] == 0);
             kills.push((Farm::address(number).to_string(), begun..=now()));
             farm.start(number);
-            await_state(&sandbox, &culvert, number, "up");
+            await_state(&culvert, number, "up");
         }
     });
     let records = culvert.records();
@@ -208,12 +200,12 @@ fn a_hung_endpoint_costs_time_and_nothing_else() {
     let culvert = sandbox.culvert(&farm.rules());
     let seen = farm.under_load(3, |farm| {
         for number in [1, 0] {
-            await_busy(&sandbox, &culvert, number);
+            await_busy(&culvert, number);
             let hung = farm.servers[number].as_ref().unwrap();
             hung.signal(Signal::SIGSTOP);
-            await_state(&sandbox, &culvert, number, "down");
+            await_state(&culvert, number, "down");
             hung.signal(Signal::SIGCONT);
-            await_state(&sandbox, &culvert, number, "up");
+            await_state(&culvert, number, "up");
         }
     });
     for ((path, _), seen) in FRONTS.into_iter().zip(seen) {
@@ -277,7 +269,7 @@ fn whoever_vanishes_in_the_middle_leaves_nothing_behind() {
         }
         await_active(&sandbox, 0);
         eventually("no connection", || {
-            (status(&sandbox, &culvert)["connections"]["live"] == 0).then_some(())
+            (culvert.status()["connections"]["live"] == 0).then_some(())
         });
     }
     assert_eq!(culvert.maps().own(), []);

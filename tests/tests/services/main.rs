@@ -18,11 +18,10 @@ mod wrk;
 use std::{process::Command, thread};
 
 use culvert_tests::{
-    Culvert, Sandbox, eventually,
+    eventually,
     process::attempt,
     ways::{Way, ways},
 };
-use serde_json::Value;
 
 /// Does something by every way to a service, all at once.
 fn by_every_way<T: Send>(service: u16, work: impl Fn(Way) -> T + Sync) -> Vec<T> {
@@ -44,15 +43,4 @@ fn await_service(what: &str, mut command: impl FnMut() -> Command) {
     eventually(what, || {
         attempt(&mut command()).status.success().then_some(())
     });
-}
-
-/// What `culvert status` tells.
-fn status(sandbox: &Sandbox, culvert: &Culvert<'_>) -> Value {
-    let mut command = sandbox.culvert_command();
-    command
-        .args(["status", "--json", "--admin"])
-        .arg(culvert.admin());
-    let output = attempt(&mut command);
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).unwrap()
 }
