@@ -62,7 +62,10 @@ fn what_goes_past_the_relay_is_no_silence() {
         output(&mut app);
         let record = culvert.the_record();
         assert_eq!(record.reason, "done", "{record:?}");
-        assert!(record.bytes.sockmap + record.bytes.replies > 0, "{record:?}");
+        assert!(
+            record.bytes.sockmap + record.bytes.replies > 0,
+            "{record:?}"
+        );
     });
 }
 
