@@ -179,7 +179,7 @@ fn what_does_not_finish_in_time_is_reset() {
             // Only the one whose endpoint was drained.
             socket.exchange(1, 1000).is_err()
         })
-        .map(|socket| socket.receive_all())
+        .map(culvert_tests::Socket::receive_all)
         .collect();
     assert_eq!(reset.len(), 1, "{reset:?}");
 }
