@@ -20,7 +20,7 @@ use crate::{
     proxy_protocol::{self, UniqueId},
     record::{ByPath, CloseRecord, comm_text},
     relay::{
-        Ended, Path, Progress, Reason, Relay, Side, Turn,
+        Ended, Path, Progress, Reason, Relay, Side,
         shortcut::{Lane, Obstacle, of_app},
     },
     rule::{Name, PathChoice},
@@ -88,7 +88,7 @@ struct Destination {
 
 impl Flow<'_> {
     /// Dials and relays. Whatever goes wrong, the app sees a reset and never an orderly end.
-    async fn run(&mut self, mut downstream: TcpStream) -> (CloseReason, Option<String>) {
+    async fn run(&mut self, downstream: TcpStream) -> (CloseReason, Option<String>) {
         let (route, end) = (&mut self.origin.route, must_end(self.worker, &self.entry));
         if let Err(why) = self
             .named
@@ -123,27 +123,24 @@ impl Flow<'_> {
             Err(why) => obstacle = Some(why),
         }
         let path = self.origin.route.path;
-        let relayed = relay_to_end(&mut relay, path, &mut downstream, upstream);
-        let (ended, upstream) = tokio::select! {
-            relayed = relayed => relayed,
+        let (ended, sockets) = tokio::select! {
+            relayed = relay_to_end(&mut relay, path, downstream, upstream) => relayed,
             reason = must_end(self.worker, &self.entry) => (Ended { reason, first_error: None }, None),
         };
         self.reason = match obstacle {
             Some(obstacle) => Some(Reason::Shortcut(obstacle)),
             None => relay.reason(),
         };
-        if ended.must_reset() {
-            socket::reset(downstream);
-            if let Some(upstream) = upstream {
+        if let Some((downstream, upstream)) = sockets {
+            if ended.must_reset() {
+                socket::reset(downstream);
                 upstream.reset();
-            }
-        } else {
-            tokio::select! {
-                () = relay.until_read() => {}
-                _ = must_end(self.worker, &self.entry) => {}
-            }
-            socket::end_orderly(&downstream);
-            if let Some(upstream) = &upstream {
+            } else {
+                tokio::select! {
+                    () = relay.until_read() => {}
+                    _ = must_end(self.worker, &self.entry) => {}
+                }
+                socket::end_orderly(&downstream);
                 upstream.end_orderly();
             }
         }
@@ -364,26 +361,24 @@ async fn must_end(worker: &Worker, open: &Open) -> CloseReason {
     }
 }
 
-/// Relays, and rests where the kernel does the work, until the end. Returns the upstream stream, unless that was lost; and
-/// so it is, by reset, when this is dropped.
+/// Relays until the end. Returns both sides unless they were lost; and so they are, by reset, when this is dropped.
 async fn relay_to_end(
     relay: &mut Relay,
     path: PathChoice,
-    downstream: &mut TcpStream,
+    mut downstream: TcpStream,
     mut upstream: UpstreamStream,
-) -> (Ended, Option<UpstreamStream>) {
-    loop {
-        match relay.run(downstream, &mut upstream, path).await {
-            Turn::Ended(ended) => return (ended, Some(upstream)),
-            Turn::Quiet => {}
+) -> (Ended, Option<(TcpStream, UpstreamStream)>) {
+    match upstream {
+        UpstreamStream::Tcp(upstream) => {
+            let (ended, sockets) = relay.run_or_rest(downstream, upstream, path).await;
+            let sides = |(downstream, upstream)| (downstream, UpstreamStream::Tcp(upstream));
+            (ended, sockets.map(sides))
         }
-        upstream = match upstream {
-            UpstreamStream::Tcp(tcp) => match relay.rest(downstream, tcp).await {
-                Ok(tcp) => UpstreamStream::Tcp(tcp),
-                Err(ended) => return (ended, None),
-            },
-            other @ (UpstreamStream::Tls(_) | UpstreamStream::Unix(_)) => other,
-        };
+        // The kernel cannot do its work.
+        UpstreamStream::Tls(_) | UpstreamStream::Unix(_) => {
+            let ended = relay.run(&mut downstream, &mut upstream, path).await;
+            (ended, Some((downstream, upstream)))
+        }
     }
 }
 
