@@ -15,7 +15,7 @@ use aya_ebpf::{
 use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Lane, LaneKey, MAX_RULES,
     MemberKey, Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
-    RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, relay,
+    RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, ours, relay,
 };
 
 use crate::globals::has_mptcp;
@@ -166,7 +166,10 @@ pub fn is_ours(sk: *mut bpf_sock) -> bool {
     !sk.is_null()
         && unsafe {
             let map = ptr::from_ref(&OURS).cast_mut().cast();
-            !bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).is_null()
+            bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0)
+                .cast::<u32>()
+                .as_ref()
+                .is_some_and(|word| *word == ours::OWN)
         }
 }
 
