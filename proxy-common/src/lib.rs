@@ -29,7 +29,7 @@ mod shortcut;
 mod tables;
 
 pub use addr::{Addr, BePort};
-pub use counter::{COUNTERS, Counter};
+pub use counter::{COUNTERS, Counter, Hit};
 pub use decide::{Decision, Subject, Tables, decide};
 pub use draw::{Draws, Seat, SeatKey, Wheel, Wheels, draw};
 pub use record::{OwnKey, Record, RecordKey, RuleRef, Socket, role};
@@ -44,4 +44,4 @@ pub use tables::{
 };
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;

@@ -60,7 +60,7 @@ pub use self::{
     group::endpoint,
     report::Report,
     reverse::listens_of,
-    summary::summary,
+    summary::{goes_to, selects, summary, takes, way},
 };
 
 /// A valid configuration.

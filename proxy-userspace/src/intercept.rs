@@ -10,6 +10,7 @@ mod error;
 mod events;
 pub mod guard;
 mod handles;
+mod hits;
 mod object;
 mod predecessor;
 mod redirects;
@@ -39,6 +40,7 @@ use proxy_common::{Relay, RuleRef, names, relay};
 pub use error::InterceptError;
 pub use events::Events;
 pub use handles::{Counters, Exempter, Heartbeat, Records};
+pub use hits::Hits;
 pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shapes};
 pub use predecessor::{Predecessor, PredecessorError};
 pub use redirects::{Redirects, prove as prove_redirects};
@@ -431,6 +433,14 @@ impl Interceptor {
     /// When the process is out of file descriptors.
     pub fn counters(&self) -> Result<Counters, InterceptError> {
         Counters::new(&self.ebpf)
+    }
+
+    /// What each rule has selected.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn hits(&self) -> Result<Hits, InterceptError> {
+        Hits::new(&self.ebpf)
     }
 
     /// The reader of what the hooks log, once.

@@ -7,7 +7,9 @@
 mod calibrator;
 mod drain;
 mod ending;
+mod hits;
 mod keeper;
+mod look;
 mod needs;
 mod status;
 mod steer;
@@ -20,7 +22,7 @@ use std::{
     num::NonZeroUsize,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -29,8 +31,12 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 pub use self::needs::GuardNeeds;
+pub(crate) use self::{
+    hits::HitCount,
+    look::{Census, NoConnection},
+};
 
-use self::{calibrator::Calibrator, keeper::Keeper};
+use self::{calibrator::Calibrator, hits::Tally, keeper::Keeper};
 use crate::{
     drain::Drains,
     group::{Groups, SettingsByName},
@@ -41,7 +47,7 @@ use crate::{
     pulse::{Pulse, Supervisor},
     record::AccessLog,
     relay::{
-        Paths, Worth,
+        self, Paths, Worth,
         shortcut::{Proof, Proofs},
     },
     routes::{self, Generation, RouteTable, Routes, UnknownUpstream, Upstreams},
@@ -153,6 +159,9 @@ pub struct Proxy {
     groups: Groups,
     keeper: Option<Keeper>,
     drains: Drains,
+    hits: Tally,
+    /// Bytes by path that somebody was told of.
+    told: Mutex<[u64; relay::Path::ALL.len()]>,
     stop: watch::Sender<bool>,
     generation: u32,
     /// Of all workers: the hook on what arrives gives connections to them.
@@ -235,7 +244,6 @@ impl Proxy {
         Ok(Self {
             supervisor: Supervisor::new(pulse, interceptor.counters()?, log),
             pending: interceptor.records(netns_cookie)?,
-            interceptor,
             wheels: None,
             features,
             calibrator: Calibrator::new(Arc::clone(&shared.paths), settings.promote),
@@ -243,6 +251,9 @@ impl Proxy {
             groups: Groups::default(),
             keeper: None,
             drains: Drains::default(),
+            hits: Tally::new(interceptor.hits()?),
+            told: Mutex::default(),
+            interceptor,
             stop,
             generation: 0,
             listeners: shown,
@@ -281,10 +292,12 @@ impl Proxy {
         }
         // Published first: a connection may be selected by the new policy the moment it is written.
         let next = self.interceptor.next_generation();
+        self.hits.make_room(next)?;
         let generation = Generation::new(next, &compiled, forward, arrivals);
         self.shared.routes.publish(&generation);
         self.generation = self.interceptor.install(&compiled, &self.features)?;
         debug_assert_eq!(next, self.generation);
+        self.hits.installed(next, policy.rules, &reverse);
         // Nothing can go wrong with the groups any more.
         groups.change(policy.groups);
         if let Some(keeper) = &self.keeper {
