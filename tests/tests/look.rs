@@ -116,8 +116,10 @@ fn a_connection_is_listed_by_what_it_is_and_can_be_ended() {
 /// Exchanges 4096 bytes for each line that it is told, on a socket that does not block.
 const EXCHANGES: &str = r"
 import select, socket, sys
-s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+s = socket.socket()
 s.setblocking(False)
+s.connect_ex((sys.argv[1], int(sys.argv[2])))
+select.select([], [s], [])
 for _ in sys.stdin:
     s.send(b'x' * 4096)
     left = 4096
