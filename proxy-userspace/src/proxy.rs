@@ -8,6 +8,7 @@ mod calibrator;
 mod ending;
 mod keeper;
 mod needs;
+mod sources;
 mod status;
 mod steer;
 
@@ -27,9 +28,12 @@ use proxy_common::{BePort, Relay};
 use thiserror::Error;
 use tokio::sync::watch;
 
-pub use self::needs::GuardNeeds;
+pub use self::{
+    needs::GuardNeeds,
+    sources::{Returns, Shown, SourceError, Unanswered},
+};
 
-use self::{calibrator::Calibrator, keeper::Keeper};
+use self::{calibrator::Calibrator, keeper::Keeper, sources::Sources};
 use crate::{
     group::{Groups, SettingsByName},
     intercept::{
@@ -65,6 +69,8 @@ pub struct Settings {
     pub promote: Worth,
     /// Where close records go.
     pub access_log: Option<AccessLog>,
+    /// Whether rules want servers to see the addresses of clients; threads that may connect so are started only then.
+    pub keeps_sources: bool,
     /// Whether faults in the hooks are logged one by one.
     pub log_faults: bool,
 }
@@ -98,6 +104,9 @@ pub enum ProxyError {
         /// The process.
         pid: u32,
     },
+    /// Servers cannot be shown the addresses of clients.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// The kernel side.
     #[error(transparent)]
     Intercept(#[from] InterceptError),
@@ -123,11 +132,12 @@ impl ProxyError {
     #[must_use]
     pub const fn is_missing_feature(&self) -> bool {
         match self {
-            Self::Namespace(_) => true,
+            Self::Namespace(_) | Self::Source(SourceError::Answers(_)) => true,
             Self::Intercept(error) => error.is_missing_feature(),
             Self::Listen { .. }
             | Self::Elsewhere { .. }
             | Self::Worker(_)
+            | Self::Source(_)
             | Self::Compile(_)
             | Self::Route(_)
             | Self::Cgroup { .. } => false,
@@ -157,6 +167,7 @@ pub struct Proxy {
     /// Known once the hooks are attached.
     own_cgroup: Option<PathBuf>,
     takes_arrivals: bool,
+    sources: Sources,
 }
 
 impl Proxy {
@@ -206,14 +217,8 @@ impl Proxy {
             successor: 0,
         })?;
 
-        let shared = Arc::new(Shared {
-            routes: Routes::default(),
-            stats: Stats::default(),
-            access_log: settings.access_log.clone(),
-            idle_timeout: settings.idle_timeout,
-            paths: Arc::new(Paths::default()),
-            shortcut: OnceLock::new(),
-        });
+        let shared = Arc::new(shared(settings));
+        let sources = Sources::new(settings.keeps_sources);
         let (stop, stopped) = watch::channel(false);
         let mut handles = Vec::with_capacity(workers);
         let mut v6 = v6.into_iter();
@@ -223,6 +228,7 @@ impl Proxy {
                 original_dst: Box::new(interceptor.records(netns_cookie)?),
                 exempt: Arc::new(interceptor.exempter()?),
                 shortcuts: Some(Arc::new(interceptor.lanes()?)),
+                foreign: sources.foreign.clone(),
                 max_connections: settings.max_connections.div_ceil(workers),
             };
             let name = format!("relay-{number}");
@@ -251,6 +257,7 @@ impl Proxy {
             listeners: shown,
             own_cgroup: None,
             takes_arrivals: false,
+            sources,
         })
     }
 
@@ -281,6 +288,7 @@ impl Proxy {
         if self.takes_arrivals {
             self.interceptor.prepare_arrivals(&self.listeners)?;
         }
+        self.provide_sources(policy, &groups)?;
         // Published first: a connection may be selected by the new policy the moment it is written.
         let next = self.interceptor.next_generation();
         let generation = Generation::new(next, &compiled, forward, arrivals);
@@ -468,6 +476,17 @@ pub struct Rules<'a> {
     pub groups: &'a SettingsByName,
     /// What the names in the rules stand for.
     pub names: &'a Names,
+}
+
+fn shared(settings: &Settings) -> Shared {
+    Shared {
+        routes: Routes::default(),
+        stats: Stats::default(),
+        access_log: settings.access_log.clone(),
+        idle_timeout: settings.idle_timeout,
+        paths: Arc::new(Paths::default()),
+        shortcut: OnceLock::new(),
+    }
 }
 
 /// As many listeners on one port as there are workers; the kernel spreads connections over them.

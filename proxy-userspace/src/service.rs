@@ -21,7 +21,7 @@ use crate::{
     intercept::Predecessor,
     policy::Names,
     privileges,
-    proxy::{GuardNeeds, Proxy, Rules, Settings},
+    proxy::{GuardNeeds, Proxy, Rules, Settings, Shown},
     record::AccessLogGuard,
     resolve,
     rule::{Calibrate, Reverse, Rule, Via},
@@ -70,6 +70,7 @@ impl Service {
             idle_timeout: daemon.idle_timeout,
             promote: daemon.promote,
             access_log,
+            keeps_sources: keeps_sources(&config),
             log_faults,
         };
         let mut proxy = Proxy::start(&settings, predecessor)?;
@@ -120,6 +121,7 @@ impl Service {
                 never = self.proxy.supervise() => match never {},
                 _ = self.watcher.next() => self.names_changed(),
                 () = interfaces_change(&self.names) => self.names_changed(),
+                () = time_to_follow(&self.config) => self.proxy.follow_sources(&self.config.reverse),
                 () = time_to_steer(&self.config.reverse) => self.proxy.steer(&self.config.reverse),
             }
         }
@@ -276,6 +278,21 @@ fn watcher(config: &Config, cgroups: &Cgroup2) -> Watcher {
         watched_cgroups.chain(watched_exes).collect(),
     )
 }
+
+fn keeps_sources(config: &Config) -> bool {
+    Shown::are_wanted(&config.reverse, &config.groups)
+}
+
+/// Returns when it is time to look where endpoints are; never if none is shown the addresses of clients.
+async fn time_to_follow(config: &Config) {
+    if !keeps_sources(config) {
+        return pending().await;
+    }
+    sleep(FOLLOW_INTERVAL).await;
+}
+
+/// How soon endpoints that a name has come to stand for can be shown the addresses of clients.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Returns when it is time to look for the listeners of services; never if no rule is steered.
 async fn time_to_steer(rules: &[Reverse]) {

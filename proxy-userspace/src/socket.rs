@@ -3,6 +3,7 @@
 //! Listeners and upstream sockets are created here and nowhere else, so that one place decides what all of them have
 //! in common. It knows neither rules nor proxies: callers bring addresses and get sockets.
 
+mod foreign;
 mod ingress;
 pub mod repair;
 
@@ -14,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+pub use self::foreign::{SourcePort, bind_foreign, is_taken};
 use nix::{
     errno::Errno,
     getsockopt_impl, ioctl_read_bad,
@@ -21,6 +23,7 @@ use nix::{
     setsockopt_impl, sockopt_impl,
     sys::socket::{MsgFlags, getsockopt, recv, setsockopt},
 };
+
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 

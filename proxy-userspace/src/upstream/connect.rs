@@ -6,6 +6,7 @@ use socket2::Socket;
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::source::SourceError;
 use crate::socket;
 
 /// Keeps the daemon's own sockets out of the daemon's own interception.
@@ -47,24 +48,31 @@ pub(super) enum ConnectError {
         #[source]
         source: io::Error,
     },
+    /// The client's address cannot be used.
+    #[error(transparent)]
+    Source(#[from] Box<SourceError>),
 }
 
 pub(super) async fn connect(
     exempt: &dyn Exempt,
     address: SocketAddr,
 ) -> Result<TcpStream, ConnectError> {
-    unconnected(exempt, address)?
+    let socket = unconnected(exempt, address)?;
+    TcpSocket::from_std_stream(socket.into())
         .connect(address)
         .await
         .map_err(|source| ConnectError::Connect { address, source })
 }
 
 /// Apart from [`connect`] so that its future holds nothing but the connect itself.
-fn unconnected(exempt: &dyn Exempt, address: SocketAddr) -> Result<TcpSocket, ConnectError> {
+pub(super) fn unconnected(
+    exempt: &dyn Exempt,
+    address: SocketAddr,
+) -> Result<Socket, ConnectError> {
     let failed = |step| move |source| ConnectError::Socket { step, source };
     let socket = socket::for_upstream(address).map_err(failed("create a socket"))?;
     exempt
         .exempt(&socket)
         .map_err(failed("exempt a socket from interception"))?;
-    Ok(TcpSocket::from_std_stream(socket.into()))
+    Ok(socket)
 }
