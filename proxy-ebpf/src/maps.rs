@@ -118,8 +118,10 @@ pub static REDIRECT_OF: HashMap<u64, u32, 16_384, { BPF_F_NO_PREALLOC as usize }
 #[btf_map]
 pub static PAIRS: SockMap<16_384> = SockMap::new();
 
+/// Room for four events of each redirect, 16 bytes each. There are at most three that the relay has not heard of: that credit is
+/// used up, that bytes were passed, that some are out of place.
 #[btf_map]
-pub static REDIRECT_EVENTS: RingBuf<u64, 65_536> = RingBuf::new();
+pub static REDIRECT_EVENTS: RingBuf<u64, 1_048_576> = RingBuf::new();
 
 /// Room for one event of each lane there can be, and for one more of its predecessor: 16 bytes each.
 #[btf_map]

@@ -19,7 +19,7 @@ use crate::{
     proxy_protocol::{self, UniqueId},
     record::{ByPath, CloseRecord, comm_text},
     relay::{
-        Ended, Path, Progress, Reason, Relay, Side, Turn,
+        Ended, Path, Progress, Reason, Relay, Side,
         shortcut::{Lane, Obstacle, of_app},
     },
     rule::{Name, PathChoice},
@@ -83,7 +83,7 @@ struct Destination {
 
 impl Flow<'_> {
     /// Dials and relays. Whatever goes wrong, the app sees a reset and never an orderly end.
-    async fn run(&mut self, mut downstream: TcpStream) -> (CloseReason, Option<String>) {
+    async fn run(&mut self, downstream: TcpStream) -> (CloseReason, Option<String>) {
         let route = &mut self.origin.route;
         if let Err(why) = self.named.choose(self.worker, route, &downstream).await {
             socket::reset(downstream);
@@ -115,9 +115,8 @@ impl Flow<'_> {
         }
         let mut stop = self.worker.stop.clone();
         let path = self.origin.route.path;
-        let relayed = relay_to_end(&mut relay, path, &mut downstream, upstream);
-        let (ended, upstream) = tokio::select! {
-            relayed = relayed => relayed,
+        let (ended, sockets) = tokio::select! {
+            relayed = relay_to_end(&mut relay, path, downstream, upstream) => relayed,
             _ = stop.wait_for(|stop| *stop) => {
                 (Ended { reason: CloseReason::Shutdown, first_error: None }, None)
             }
@@ -126,18 +125,16 @@ impl Flow<'_> {
             Some(obstacle) => Some(Reason::Shortcut(obstacle)),
             None => relay.reason(),
         };
-        if ended.must_reset() {
-            socket::reset(downstream);
-            if let Some(upstream) = upstream {
+        if let Some((downstream, upstream)) = sockets {
+            if ended.must_reset() {
+                socket::reset(downstream);
                 upstream.reset();
-            }
-        } else {
-            tokio::select! {
-                () = relay.until_read() => {}
-                _ = stop.wait_for(|stop| *stop) => {}
-            }
-            socket::end_orderly(&downstream);
-            if let Some(upstream) = &upstream {
+            } else {
+                tokio::select! {
+                    () = relay.until_read() => {}
+                    _ = stop.wait_for(|stop| *stop) => {}
+                }
+                socket::end_orderly(&downstream);
                 upstream.end_orderly();
             }
         }
@@ -298,6 +295,7 @@ impl Flow<'_> {
 
     /// Counts and records the end.
     fn finish(&mut self, reason: CloseReason, error: Option<&str>) {
+        let closed_at = SystemTime::now();
         // Whoever sees the end of it may take its place.
         self.reached.permit = None;
         let progress = &self.progress;
@@ -312,7 +310,7 @@ impl Flow<'_> {
         let process = app.and_then(|app| app.process.as_ref());
         let comm = record.map(|record| comm_text(&record.comm));
         log.write(&CloseRecord {
-            closed_at: SystemTime::now(),
+            closed_at,
             role: origin.role,
             rule: Some(&origin.route.rule),
             pid: record.map(|record| record.pid),
@@ -355,26 +353,24 @@ impl Flow<'_> {
     }
 }
 
-/// Relays, and rests where the kernel does the work, until the end. Returns the upstream stream, unless that was lost; and
-/// so it is, by reset, when this is dropped.
+/// Relays until the end. Returns both sides unless they were lost; and so they are, by reset, when this is dropped.
 async fn relay_to_end(
     relay: &mut Relay,
     path: PathChoice,
-    downstream: &mut TcpStream,
+    mut downstream: TcpStream,
     mut upstream: UpstreamStream,
-) -> (Ended, Option<UpstreamStream>) {
-    loop {
-        match relay.run(downstream, &mut upstream, path).await {
-            Turn::Ended(ended) => return (ended, Some(upstream)),
-            Turn::Quiet => {}
+) -> (Ended, Option<(TcpStream, UpstreamStream)>) {
+    match upstream {
+        UpstreamStream::Tcp(upstream) => {
+            let (ended, sockets) = relay.run_or_rest(downstream, upstream, path).await;
+            let sides = |(downstream, upstream)| (downstream, UpstreamStream::Tcp(upstream));
+            (ended, sockets.map(sides))
         }
-        upstream = match upstream {
-            UpstreamStream::Tcp(tcp) => match relay.rest(downstream, tcp).await {
-                Ok(tcp) => UpstreamStream::Tcp(tcp),
-                Err(ended) => return (ended, None),
-            },
-            other @ (UpstreamStream::Tls(_) | UpstreamStream::Unix(_)) => other,
-        };
+        // The kernel cannot do its work.
+        UpstreamStream::Tls(_) | UpstreamStream::Unix(_) => {
+            let ended = relay.run(&mut downstream, &mut upstream, path).await;
+            (ended, Some((downstream, upstream)))
+        }
     }
 }
 
