@@ -28,9 +28,11 @@ pub const RELAY: &str = "RELAY";
 pub const HEARTBEAT: &str = "HEARTBEAT";
 /// Array of one `u64`: when [`RECORDS`] was last found full, nanoseconds of `CLOCK_MONOTONIC`.
 pub const RECORDS_FULL: &str = "RECORDS_FULL";
-/// Socket storage of `u32`, as a set: sockets of the daemon itself, which are never intercepted. A daemon that takes over shares
+/// Socket storage of [`ours`](crate::ours): sockets of the daemon itself, which are never intercepted. A daemon that takes over shares
 /// this map, [`OWN`] and [`RELAY`] with the one that runs, whatever their versions: what they mean does not change.
 pub const OURS: &str = "OURS";
+/// Array of one `u32`: the mark that has packets delivered to this host.
+pub const RETURN_MARK: &str = "RETURN_MARK";
 /// Socket storage of [`Socket`](crate::Socket).
 pub const SOCKETS: &str = "SOCKETS";
 /// Hash of [`RecordKey`](crate::RecordKey) to [`Record`](crate::Record): connections not accepted yet.
@@ -97,6 +99,8 @@ pub const TASK_EXIT: &str = "task_exit";
 pub const REVERSE: &str = "reverse";
 /// `sk_lookup`, pinned: keeps `refuse` rules for what arrives in force without the daemon.
 pub const REVERSE_GUARD: &str = "reverse_guard";
+/// `tc`, ingress.
+pub const RETURNS: &str = "returns";
 /// `sk_skb/stream_verdict`.
 pub const VERDICT: &str = "verdict";
 
@@ -109,7 +113,7 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 33] = [
+pub const MAPS: [&str; 34] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -125,6 +129,7 @@ pub const MAPS: [&str; 33] = [
     HEARTBEAT,
     RECORDS_FULL,
     OURS,
+    RETURN_MARK,
     SOCKETS,
     RECORDS,
     APPS,
@@ -146,7 +151,7 @@ pub const MAPS: [&str; 33] = [
 ];
 
 /// Every program of the object.
-pub const PROGRAMS: [&str; 17] = [
+pub const PROGRAMS: [&str; 18] = [
     CONNECT4,
     CONNECT6,
     GUARD4,
@@ -163,5 +168,6 @@ pub const PROGRAMS: [&str; 17] = [
     TASK_EXIT,
     REVERSE,
     REVERSE_GUARD,
+    RETURNS,
     VERDICT,
 ];

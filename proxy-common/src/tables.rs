@@ -235,6 +235,14 @@ pub mod listener {
     pub const COUNT: usize = 2;
 }
 
+/// What the daemon marks its own sockets with, in the socket storage [`OURS`](crate::names::OURS).
+pub mod ours {
+    /// It is the daemon's.
+    pub const OWN: u32 = 1;
+    /// And has the address of a client, whose packets are not to be routed on.
+    pub const FOREIGN: u32 = 2;
+}
+
 /// Address family of the app's socket, as in `AF_INET` and `AF_INET6`.
 pub struct Family;
 

@@ -69,6 +69,9 @@ pub static RECORDS_FULL: Array<u64, 1> = Array::new();
 pub static OURS: SkStorage<u32> = SkStorage::new();
 
 #[btf_map]
+pub static RETURN_MARK: Array<u32, 1> = Array::new();
+
+#[btf_map]
 pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
 
 #[btf_map]
@@ -168,6 +171,18 @@ pub fn is_ours(sk: *mut bpf_sock) -> bool {
             let map = ptr::from_ref(&OURS).cast_mut().cast();
             !bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).is_null()
         }
+}
+
+/// What the daemon has marked a socket with ([`ours`](proxy_common::ours)); 0 for those of others, and for what is no full socket.
+/// (From `tc`: kernel 5.10 for sockets that a look-up found.)
+#[inline(always)]
+pub fn ours_of(sk: *mut bpf_sock) -> u32 {
+    // SAFETY: `sk` comes from a look-up of the running program, which has compared it with null and holds it.
+    unsafe {
+        let map = ptr::from_ref(&OURS).cast_mut().cast();
+        let value = bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).cast::<u32>();
+        value.as_ref().map_or(0, |value| *value)
+    }
 }
 
 /// What hangs on a socket, from hooks whose context has a socket pointer but is no `SockAddrContext`.

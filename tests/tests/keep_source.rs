@@ -257,6 +257,85 @@ fn services_whose_answers_would_go_past_us_are_refused_at_the_start() {
     assert_eq!(routing(&sandbox), before);
 }
 
+/// A server on a third host, whose way to all others leads to the sandbox, too.
+fn server(sandbox: &Sandbox) -> Netns {
+    let server = Netns::new();
+    let other = sandbox.netns();
+    server.link("eth1", "198.51.100.2/24", other, "198.51.100.1/24");
+    server.ip("addr add 2001:db8:72::2/64 dev eth1 nodad");
+    other.ip("addr add 2001:db8:72::1/64 dev eth1 nodad");
+    server.ip("route add default via 198.51.100.1");
+    server.ip("-6 route add default via 2001:db8:72::1");
+    server
+}
+
+const REMOTES: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x72, 0, 0, 0, 0, 2)),
+];
+
+/// Also with the check of sources that drops what has a foreign address of ours, where `src_valid_mark` is set as wg-quick does.
+#[test]
+fn a_server_on_another_host_sees_address_and_port() {
+    let sandbox = Sandbox::new();
+    let before = routing(&sandbox);
+    let (client, server) = (client(&sandbox), server(&sandbox));
+    for (name, value) in [
+        ("net.ipv4.ip_forward", "1"),
+        ("net.ipv6.conf.all.forwarding", "1"),
+        ("net.ipv4.conf.all.rp_filter", "1"),
+        ("net.ipv4.conf.all.src_valid_mark", "1"),
+    ] {
+        sandbox.netns().sysctl(name, value);
+    }
+    for (family, remote) in families().into_iter().zip(REMOTES) {
+        let mirror = server.within(|| Server::mirror((remote, 0)));
+        let echo = server.within(|| Server::echo((remote, 0)));
+        let bulk = SocketAddr::new(family.site.ip(), 81);
+        let rules = [
+            kept(&[family.site], &mirror.address().to_string()),
+            kept(&[bulk], &echo.address().to_string()),
+        ];
+        let mut culvert = sandbox.culvert(&rules.concat());
+        for port in PORTS {
+            let from = SocketAddr::new(family.client, port);
+            assert_eq!(client.within(|| seen(from, family.site)).unwrap(), from);
+            client.within(|| exchange(from, bulk)).unwrap();
+            // Connections of the same client that pass through are none of ours.
+            let through = SocketAddr::new(family.client, port + 1);
+            let seen = client.within(|| seen(through, mirror.address())).unwrap();
+            assert_eq!(seen, through);
+        }
+        for record in culvert.await_records(4) {
+            assert_eq!(record.reason, "done", "{record:?}");
+        }
+        culvert.kill();
+        let through = SocketAddr::new(family.client, PORTS[0] + 2);
+        let seen = client.within(|| seen(through, mirror.address())).unwrap();
+        assert_eq!(seen, through);
+        sandbox.detach();
+        assert_eq!(routing(&sandbox), before);
+    }
+}
+
+/// Names stand for other endpoints in time, and routes to them come and go.
+#[test]
+fn a_server_that_no_route_leads_to_is_waited_for() {
+    let sandbox = Sandbox::new();
+    let client = client(&sandbox);
+    let site = SocketAddr::from((SERVER_V4, 80));
+    let remote = SocketAddr::from((REMOTES[0], 8080));
+    let culvert = sandbox.culvert(&kept(&[site], &remote.to_string()));
+    let from = SocketAddr::from((CLIENT_V4, 40_000));
+    client.within(|| seen(from, site)).unwrap_err();
+    let server = server(&sandbox);
+    let _mirror = server.within(|| Server::mirror(remote));
+    let seen = eventually("a server that sees the client", || {
+        client.within(|| seen(from, site)).ok()
+    });
+    assert_eq!(seen, from, "{}", culvert.log());
+}
+
 fn group(endpoints: &[SocketAddr], more: &str) -> String {
     let endpoints: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
     format!("[upstream.web]\nendpoints = {endpoints:?}\nkeep_source = true\n{more}\n")

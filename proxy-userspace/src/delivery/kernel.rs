@@ -8,7 +8,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    route::{RouteAttribute, RouteMessage, RouteType},
+    route::{RouteAttribute, RouteMessage},
     rule::RuleMessage,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -69,24 +69,24 @@ impl Kernel {
         Ok(rules)
     }
 
-    /// What kind of route leads to an address; none where none does.
-    pub(super) fn kind_of_route(&mut self, to: IpAddr) -> Result<Option<RouteType>, DeliveryError> {
+    /// The route to an address; none where none leads there.
+    pub(super) fn route(&mut self, to: IpAddr) -> Result<Option<RouteMessage>, DeliveryError> {
         let mut message = RouteMessage::default();
         message.header.address_family = Family::of(to).into();
         message.header.destination_prefix_length = length(to);
         message.attributes = vec![RouteAttribute::Destination(to.into())];
-        let mut kind = None;
+        let mut found = None;
         let asked = RouteNetlinkMessage::GetRoute(message);
         // The acknowledgement is the end of the answer.
         let answered = self.ask(asked, NLM_F_ACK, |answer| {
             if let RouteNetlinkMessage::NewRoute(route) = answer {
-                kind = Some(route.header.kind);
+                found = Some(route);
             }
         });
         match answered {
             Err(error) if is_one_of(&error, &NO_ROUTE) => Ok(None),
             answered => answered
-                .map(|()| kind)
+                .map(|()| found)
                 .map_err(failed(format!("ip route get {to}"))),
         }
     }

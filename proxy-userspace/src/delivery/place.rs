@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_route::route::RouteType;
+use netlink_packet_route::route::{RouteAttribute, RouteType};
 
 use super::{DeliveryError, kernel::Kernel};
 
@@ -13,8 +13,10 @@ pub enum Place {
     Loopback,
     /// On this host, and others may reach it.
     Local,
-    /// On another host, or nowhere.
-    Remote,
+    /// On another host, by the interface with this number.
+    Remote(u32),
+    /// Nowhere, as far as this host knows.
+    Nowhere,
 }
 
 /// Tells where addresses are, in the network namespace that it was made in.
@@ -38,9 +40,19 @@ impl Places {
         if address.is_loopback() {
             return Ok(Place::Loopback);
         }
-        Ok(match self.0.kind_of_route(address)? {
-            Some(RouteType::Local) => Place::Local,
-            _ => Place::Remote,
-        })
+        let Some(route) = self.0.route(address)? else {
+            return Ok(Place::Nowhere);
+        };
+        if route.header.kind == RouteType::Local {
+            return Ok(Place::Local);
+        }
+        let interface = route
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Oif(number) => Some(*number),
+                _ => None,
+            });
+        Ok(interface.map_or(Place::Nowhere, Place::Remote))
     }
 }

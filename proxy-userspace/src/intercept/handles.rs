@@ -11,7 +11,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
     sys::SyscallError,
 };
-use proxy_common::{Addr, BePort, COUNTERS, Record, RecordKey, Relay, names, relay};
+use proxy_common::{Addr, BePort, COUNTERS, Record, RecordKey, Relay, names, ours, relay};
 
 use super::{InterceptError, syscall};
 use crate::{clock, shared::OriginalDst, upstream::Exempt};
@@ -96,12 +96,22 @@ impl Exempter {
 
 impl Exempt for Exempter {
     fn exempt(&self, socket: &socket2::Socket) -> io::Result<()> {
+        self.mark(socket, ours::OWN)
+    }
+
+    fn exempt_foreign(&self, socket: &socket2::Socket) -> io::Result<()> {
+        self.mark(socket, ours::FOREIGN)
+    }
+}
+
+impl Exempter {
+    fn mark(&self, socket: &socket2::Socket, mark: u32) -> io::Result<()> {
         // A handle belongs to one worker: the lock is never contended, it is there because aya writes through
         // `&mut`. A panic cannot leave the handle half-changed.
         self.map
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .insert(socket, 1, 0)
+            .insert(socket, mark, 0)
             .map_err(io::Error::other)
     }
 }

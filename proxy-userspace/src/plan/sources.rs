@@ -29,13 +29,23 @@ pub(super) fn routing(config: &Config) -> (Vec<Row>, Vec<String>) {
             .into_iter()
             .map(|name| row(name, "by the addresses that it stands for then")),
     );
-    let mut missing: Vec<_> = returns
-        .remote
-        .iter()
-        .map(|server| format!("a way back for answers of {server}, which is on another host"))
-        .collect();
-    missing.extend(returns.lacks().map(|lacking| lacking.to_string()));
-    (rows, missing)
+    rows.extend(returns.remote.iter().map(|(server, (_, interface))| {
+        row(
+            server.to_string(),
+            format!(
+                "on another host: {} on {interface}; its routes to clients must lead through this host",
+                proxy_common::names::RETURNS
+            ),
+        )
+    }));
+    rows.extend(returns.nowhere.iter().map(|server| {
+        row(
+            server.to_string(),
+            "no route leads there yet; waits for one",
+        )
+    }));
+    let missing = returns.lacks().map(|lacking| lacking.to_string());
+    (rows, missing.into_iter().collect())
 }
 
 /// Names of endpoints that see the addresses of clients.

@@ -2,7 +2,13 @@
 //!
 //! What is set up stays until the end, also when a reload has no use for it any more: connections may be open that need it.
 
-use std::{collections::BTreeSet, fs, io, net::SocketAddr, ops::RangeInclusive, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    sync::Arc,
+};
 
 use thiserror::Error;
 
@@ -10,7 +16,9 @@ use super::{Proxy, ProxyError, Rules};
 use crate::{
     delivery::{Delivery, DeliveryError, Place, Places, Want},
     group::{Address, Groups, SettingsByName},
+    intercept::{InterceptError, Interceptor},
     rule::{Reverse, ReverseVia},
+    socket,
     upstream::{Foreign, Return},
 };
 
@@ -26,9 +34,12 @@ pub enum SourceError {
     /// Services of this host answer the client itself.
     #[error("{0}")]
     Answers(Unanswered),
-    /// The servers are on other hosts.
-    #[error("`keep_source`: {0} is on another host, and its answers would go past this one")]
-    Remote(SocketAddr),
+    /// No route leads to a server, so that it is not known by which interface it answers.
+    #[error("no route leads to {0}")]
+    Nowhere(SocketAddr),
+    /// The hook on answers.
+    #[error("answers of other hosts to the addresses of clients cannot be told")]
+    Intercept(#[from] InterceptError),
     /// The routing rules.
     #[error(transparent)]
     Delivery(#[from] DeliveryError),
@@ -116,8 +127,10 @@ impl Shown {
 pub struct Returns {
     /// Packets that are to be delivered here.
     pub wants: BTreeSet<Want>,
-    /// Servers whose answers nothing brings back.
-    pub remote: BTreeSet<SocketAddr>,
+    /// Servers on other hosts, and by which interface they answer, by number and name.
+    pub remote: BTreeMap<SocketAddr, (u32, Arc<str>)>,
+    /// Servers that no route leads to.
+    pub nowhere: BTreeSet<SocketAddr>,
 }
 
 impl Returns {
@@ -136,8 +149,20 @@ impl Returns {
                 Place::Local => {
                     returns.wants.insert(local());
                 }
-                Place::Remote => {
-                    returns.remote.insert(from);
+                Place::Remote(number) => match socket::interface_name(number) {
+                    Some(name) => {
+                        let interface: Arc<str> = name.into();
+                        returns.wants.insert(Want::Marked {
+                            interface: Arc::clone(&interface),
+                        });
+                        returns.remote.insert(from, (number, interface));
+                    }
+                    None => {
+                        returns.nowhere.insert(from);
+                    }
+                },
+                Place::Nowhere => {
+                    returns.nowhere.insert(from);
                 }
             }
         }
@@ -185,14 +210,21 @@ impl Proxy {
     ) -> Result<(), ProxyError> {
         let mut shown = Shown::of(policy.reverse, policy.groups);
         shown.add_resolved(policy.reverse, groups);
-        Ok(self.sources.show(&shown, true)?)
+        match self.sources.show(&mut self.interceptor, &shown, true) {
+            // There may be one later; it is looked for.
+            Ok(()) | Err(SourceError::Nowhere(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Looks where servers are by now that see the addresses of clients: names stand for others, and addresses move.
     pub fn follow_sources(&mut self, rules: &[Reverse]) {
         let mut shown = Shown::default();
         shown.add_resolved(rules, &self.groups);
-        let failure = self.sources.show(&shown, false).err();
+        let failure = self
+            .sources
+            .show(&mut self.interceptor, &shown, false)
+            .err();
         let text = failure.as_ref().map(ToString::to_string);
         if text != self.sources.failure
             && let Some(error) = failure
@@ -213,18 +245,24 @@ impl Sources {
     }
 
     /// Sets up what servers need. Unless all of them have to do, those that cannot be shown clients do not keep others from it.
-    fn show(&mut self, shown: &Shown, all: bool) -> Result<(), SourceError> {
+    fn show(
+        &mut self,
+        interceptor: &mut Interceptor,
+        shown: &Shown,
+        all: bool,
+    ) -> Result<(), SourceError> {
         if *shown == Shown::default() {
             return Ok(());
         }
         let foreign = self.foreign.as_ref().ok_or(SourceError::Threads)?;
         let returns = Returns::of(shown)?;
-        let lacking = returns.remote.first().copied().map(SourceError::Remote);
-        let lacking = lacking.or_else(|| returns.lacks().map(SourceError::Answers));
-        let lacking = match lacking {
-            Some(lacking) if all => return Err(lacking),
-            lacking => lacking,
+        let unanswered = returns.lacks().map(SourceError::Answers);
+        let unanswered = match unanswered {
+            Some(unanswered) if all => return Err(unanswered),
+            unanswered => unanswered,
         };
+        let nowhere = returns.nowhere.first().copied().map(SourceError::Nowhere);
+        let lacking = unanswered.or(nowhere);
         let wants: BTreeSet<_> = self.wants.union(&returns.wants).cloned().collect();
         if wants != self.wants {
             let listed: Vec<_> = wants.iter().cloned().collect();
@@ -234,15 +272,14 @@ impl Sources {
             }
             self.wants = wants;
         }
-        let is_marked = self.wants.contains(&local());
         foreign.set(Return {
-            mark: self
-                .delivery
-                .as_ref()
-                .filter(|_| is_marked)
-                .map(Delivery::mark),
+            mark: self.delivery.as_ref().map(Delivery::mark),
             ephemeral: ephemeral().unwrap_or(Return::default().ephemeral),
         });
+        if let (Some(delivery), false) = (&self.delivery, returns.remote.is_empty()) {
+            let interfaces = returns.remote.values().map(|(number, _)| *number);
+            interceptor.attach_returns(delivery.mark(), &interfaces.collect())?;
+        }
         lacking.map_or(Ok(()), Err)
     }
 }

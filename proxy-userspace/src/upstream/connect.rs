@@ -19,6 +19,15 @@ pub trait Exempt: Send + Sync {
     ///
     /// Whatever the marking runs into; the socket is not used then.
     fn exempt(&self, socket: &Socket) -> io::Result<()>;
+
+    /// Marks one that connects from the address of a client, and whose answers are to come back.
+    ///
+    /// # Errors
+    ///
+    /// As [`Exempt::exempt`].
+    fn exempt_foreign(&self, socket: &Socket) -> io::Result<()> {
+        self.exempt(socket)
+    }
 }
 
 /// Marks nothing: for when nothing is intercepted.
@@ -57,22 +66,18 @@ pub(super) async fn connect(
     exempt: &dyn Exempt,
     address: SocketAddr,
 ) -> Result<TcpStream, ConnectError> {
-    let socket = unconnected(exempt, address)?;
-    TcpSocket::from_std_stream(socket.into())
+    unconnected(exempt, address)?
         .connect(address)
         .await
         .map_err(|source| ConnectError::Connect { address, source })
 }
 
 /// Apart from [`connect`] so that its future holds nothing but the connect itself.
-pub(super) fn unconnected(
-    exempt: &dyn Exempt,
-    address: SocketAddr,
-) -> Result<Socket, ConnectError> {
+fn unconnected(exempt: &dyn Exempt, address: SocketAddr) -> Result<TcpSocket, ConnectError> {
     let failed = |step| move |source| ConnectError::Socket { step, source };
     let socket = socket::for_upstream(address).map_err(failed("create a socket"))?;
     exempt
         .exempt(&socket)
         .map_err(failed("exempt a socket from interception"))?;
-    Ok(socket)
+    Ok(TcpSocket::from_std_stream(socket.into()))
 }

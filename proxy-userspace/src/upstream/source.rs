@@ -8,11 +8,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use socket2::Socket;
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::connect::{ConnectError, Exempt, unconnected};
+use super::connect::{ConnectError, Exempt};
 use crate::{
     delivery::{DeliveryError, Place, Places},
     socket::{self, SourcePort},
@@ -68,7 +67,7 @@ pub struct Foreign {
 /// How answers come back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Return {
-    /// The mark of packets to a server of this host which has its answers routed back here.
+    /// The mark that has answers routed back here; none before there are rules for it.
     pub mark: Option<u32>,
     /// Ports that the kernel chooses from.
     pub ephemeral: RangeInclusive<u16>,
@@ -194,7 +193,10 @@ fn plan(
             }
             Some(mark.ok_or(SourceError::NoReturn { server })?)
         }
-        Place::Remote => return Err(SourceError::NoReturn { server }),
+        Place::Remote(_) | Place::Nowhere => {
+            mark.ok_or(SourceError::NoReturn { server })?;
+            None
+        }
     };
     Ok(Some(Plan {
         ip: client,
@@ -209,8 +211,11 @@ fn bound(
     port: &SourcePort,
     address: SocketAddr,
 ) -> Result<TcpSocket, ConnectError> {
-    let socket: Socket = unconnected(exempt, address)?;
     let failed = |step| move |source| ConnectError::Socket { step, source };
+    let socket = socket::for_upstream(address).map_err(failed("create a socket"))?;
+    exempt
+        .exempt_foreign(&socket)
+        .map_err(failed("exempt a socket from interception"))?;
     if let Some(mark) = plan.mark {
         socket
             .set_mark(mark)
