@@ -28,9 +28,11 @@ pub const RELAY: &str = "RELAY";
 pub const HEARTBEAT: &str = "HEARTBEAT";
 /// Array of one `u64`: when [`RECORDS`] was last found full, nanoseconds of `CLOCK_MONOTONIC`.
 pub const RECORDS_FULL: &str = "RECORDS_FULL";
-/// Socket storage of [`ours`](crate::ours): sockets of the daemon itself, which are never intercepted. A daemon that takes over shares
+/// Socket storage of `u32`, of [`ours`](crate::ours): sockets of the daemon itself, which are never intercepted. A daemon that takes over shares
 /// this map, [`OWN`] and [`RELAY`] with the one that runs, whatever their versions: what they mean does not change.
 pub const OURS: &str = "OURS";
+/// Socket storage of `u32`, as a set: those of them that have the address of a client, whose packets are not to be routed on.
+pub const FOREIGN: &str = "FOREIGN";
 /// Array of one `u32`: the mark that has packets delivered to this host.
 pub const RETURN_MARK: &str = "RETURN_MARK";
 /// Socket storage of [`Socket`](crate::Socket).
@@ -113,7 +115,7 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 34] = [
+pub const MAPS: [&str; 35] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -129,6 +131,7 @@ pub const MAPS: [&str; 34] = [
     HEARTBEAT,
     RECORDS_FULL,
     OURS,
+    FOREIGN,
     RETURN_MARK,
     SOCKETS,
     RECORDS,

@@ -15,7 +15,7 @@ use aya_ebpf::{
 use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Lane, LaneKey, MAX_RULES,
     MemberKey, Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
-    RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, relay,
+    RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, ours, relay,
 };
 
 use crate::globals::has_mptcp;
@@ -67,6 +67,9 @@ pub static RECORDS_FULL: Array<u64, 1> = Array::new();
 
 #[btf_map]
 pub static OURS: SkStorage<u32> = SkStorage::new();
+
+#[btf_map]
+pub static FOREIGN: SkStorage<u32> = SkStorage::new();
 
 #[btf_map]
 pub static RETURN_MARK: Array<u32, 1> = Array::new();
@@ -169,19 +172,21 @@ pub fn is_ours(sk: *mut bpf_sock) -> bool {
     !sk.is_null()
         && unsafe {
             let map = ptr::from_ref(&OURS).cast_mut().cast();
-            !bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).is_null()
+            bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0)
+                .cast::<u32>()
+                .as_ref()
+                .is_some_and(|word| *word == ours::OWN)
         }
 }
 
-/// What the daemon has marked a socket with ([`ours`](proxy_common::ours)); 0 for those of others, and for what is no full socket.
-/// (From `tc`: kernel 5.10 for sockets that a look-up found.)
+/// Whether a socket has the address of a client; never for what is no full socket. (From `tc`: kernel 5.10 for sockets that a look-up
+/// found.)
 #[inline(always)]
-pub fn ours_of(sk: *mut bpf_sock) -> u32 {
+pub fn is_foreign(sk: *mut bpf_sock) -> bool {
     // SAFETY: `sk` comes from a look-up of the running program, which has compared it with null and holds it.
     unsafe {
-        let map = ptr::from_ref(&OURS).cast_mut().cast();
-        let value = bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).cast::<u32>();
-        value.as_ref().map_or(0, |value| *value)
+        let map = ptr::from_ref(&FOREIGN).cast_mut().cast();
+        !bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).is_null()
     }
 }
 

@@ -12,11 +12,11 @@ use aya_ebpf::{
     helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp},
     programs::TcContext,
 };
-use proxy_common::{Family, ours};
+use proxy_common::Family;
 
 use crate::{
     headers::{Tcp, load, v4, v6},
-    maps::{RETURN_MARK, ours_of},
+    maps::{RETURN_MARK, is_foreign},
 };
 
 const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
@@ -78,7 +78,7 @@ fn is_for_relay(ctx: &TcContext) -> Option<bool> {
         }
         let state = (&raw const (*found).state).read_volatile();
         // What is left of a connection that has ended does not tell whose it was, but was of this host.
-        let is_ours = state == TCP_TIME_WAIT || ours_of(found) == ours::FOREIGN;
+        let is_ours = state == TCP_TIME_WAIT || is_foreign(found);
         bpf_sk_release(found.cast());
         Some(is_ours)
     }

@@ -15,6 +15,7 @@ use crate::{
     clock,
     close::CloseReason,
     group::{Asked, Group, Permit},
+    live::{Entry, Open},
     origin::{self, App, Origin, Rejected},
     proxy_protocol::{self, UniqueId},
     record::{ByPath, CloseRecord, comm_text},
@@ -42,8 +43,11 @@ pub(crate) async fn serve(
         Err(why) => return reject(worker, downstream, client, &why),
     };
     worker.shared.stats.live.fetch_add(1, Relaxed);
+    let rule = Arc::clone(&origin.route.rule);
+    let entry = worker.shared.live.enter(origin.role, rule, origin.orig_dst);
     let mut flow = Flow {
         worker,
+        entry,
         origin,
         progress: Arc::new(Progress::default()),
         reached: Destination::default(),
@@ -59,6 +63,7 @@ pub(crate) async fn serve(
 /// A connection that has a route.
 struct Flow<'a> {
     worker: &'a Worker,
+    entry: Entry,
     origin: Origin,
     progress: Arc<Progress>,
     reached: Destination,
@@ -84,8 +89,12 @@ struct Destination {
 impl Flow<'_> {
     /// Dials and relays. Whatever goes wrong, the app sees a reset and never an orderly end.
     async fn run(&mut self, downstream: TcpStream) -> (CloseReason, Option<String>) {
-        let route = &mut self.origin.route;
-        if let Err(why) = self.named.choose(self.worker, route, &downstream).await {
+        let (route, end) = (&mut self.origin.route, must_end(self.worker, &self.entry));
+        if let Err(why) = self
+            .named
+            .choose(self.worker, route, &downstream, end)
+            .await
+        {
             socket::reset(downstream);
             return why;
         }
@@ -113,13 +122,10 @@ impl Flow<'_> {
             Ok(None) => {}
             Err(why) => obstacle = Some(why),
         }
-        let mut stop = self.worker.stop.clone();
         let path = self.origin.route.path;
         let (ended, sockets) = tokio::select! {
             relayed = relay_to_end(&mut relay, path, downstream, upstream) => relayed,
-            _ = stop.wait_for(|stop| *stop) => {
-                (Ended { reason: CloseReason::Shutdown, first_error: None }, None)
-            }
+            reason = must_end(self.worker, &self.entry) => (Ended { reason, first_error: None }, None),
         };
         self.reason = match obstacle {
             Some(obstacle) => Some(Reason::Shortcut(obstacle)),
@@ -132,7 +138,7 @@ impl Flow<'_> {
             } else {
                 tokio::select! {
                     () = relay.until_read() => {}
-                    _ = stop.wait_for(|stop| *stop) => {}
+                    _ = must_end(self.worker, &self.entry) => {}
                 }
                 socket::end_orderly(&downstream);
                 upstream.end_orderly();
@@ -208,10 +214,10 @@ impl Flow<'_> {
     }
 
     async fn dial(&mut self) -> Result<UpstreamStream, (CloseReason, Option<String>)> {
-        let mut stop = self.worker.stop.clone();
+        let (worker, open) = (self.worker, self.entry.open());
         let dialled = tokio::select! {
             dialled = self.dial_upstream() => dialled,
-            _ = stop.wait_for(|stop| *stop) => return Err((CloseReason::Shutdown, None)),
+            reason = must_end(worker, &open) => return Err((reason, None)),
         };
         dialled.map_err(|(reason, text)| {
             if self.worker.may_warn(reason.label()) {
@@ -265,6 +271,9 @@ impl Flow<'_> {
         };
         match group.connect(&self.worker.dialer, &asked).await {
             Ok(reached) => {
+                let endpoint = (Arc::clone(group.name()), reached.permit.id());
+                // Only set here, and once.
+                _ = self.entry.endpoint.set(endpoint);
                 self.timings = reached.timings;
                 self.reached = Destination {
                     is_reached: true,
@@ -350,6 +359,15 @@ impl Flow<'_> {
             reason,
             error,
         });
+    }
+}
+
+/// Returns when a connection is to be reset, whoever says so, and why.
+async fn must_end(worker: &Worker, open: &Open) -> CloseReason {
+    let mut stop = worker.stop.clone();
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => CloseReason::Shutdown,
+        why = open.ended() => why,
     }
 }
 

@@ -5,6 +5,7 @@
 //! and `demo` are three ways to use it.
 
 mod calibrator;
+mod drain;
 mod ending;
 mod keeper;
 mod needs;
@@ -35,6 +36,7 @@ pub use self::{
 
 use self::{calibrator::Calibrator, keeper::Keeper, sources::Sources};
 use crate::{
+    drain::Drains,
     group::{Groups, SettingsByName},
     intercept::{
         Features, InterceptError, Interceptor, Overlap, Predecessor, Records, Wheels, guard,
@@ -160,6 +162,7 @@ pub struct Proxy {
     pending: Records,
     groups: Groups,
     keeper: Option<Keeper>,
+    drains: Drains,
     stop: watch::Sender<bool>,
     generation: u32,
     /// Of all workers: the hook on what arrives gives connections to them.
@@ -252,6 +255,7 @@ impl Proxy {
             shared,
             groups: Groups::default(),
             keeper: None,
+            drains: Drains::default(),
             stop,
             generation: 0,
             listeners: shown,
@@ -268,10 +272,11 @@ impl Proxy {
     /// When the rules do not fit, go nowhere, or need what this kernel lacks.
     pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
         let groups = self.groups.with(policy.groups);
+        let reverse = self.drains.rules(policy.reverse).into_owned();
         self.provide_keeper(&groups)?;
         let forward: RouteTable = routes::table(policy.rules, policy.upstreams, &groups)?;
-        let arrivals = routes::arrivals(policy.reverse, policy.upstreams, &groups)?;
-        let mut compiled = compile(policy.rules, policy.reverse, policy.names)?;
+        let arrivals = routes::arrivals(&reverse, policy.upstreams, &groups)?;
+        let mut compiled = compile(policy.rules, &reverse, policy.names)?;
         let paths = policy.rules.iter().map(|rule| rule.path);
         let mut paths = paths.chain(policy.reverse.iter().map(|rule| rule.path));
         if paths.any(|path| path == PathChoice::Sockmap) {
@@ -301,6 +306,7 @@ impl Proxy {
             keeper.keep(groups.clone());
         }
         self.groups = groups;
+        self.drains.keep_listed(policy.reverse, &self.groups);
         self.steer(policy.reverse);
         self.hook_arrivals()
     }
@@ -443,6 +449,7 @@ impl Proxy {
             tokio::select! {
                 never = self.supervisor.run() => match never {},
                 () = self.shared.paths.wanted() => self.calibrate_once(),
+                () = drain::time_to_sweep(&self.drains) => self.sweep(),
                 events = self.calibrator.finished() => self.supervisor.hear(events),
             }
         }
@@ -478,10 +485,12 @@ pub struct Rules<'a> {
     pub names: &'a Names,
 }
 
+/// What workers share, before the first connection.
 fn shared(settings: &Settings) -> Shared {
     Shared {
         routes: Routes::default(),
         stats: Stats::default(),
+        live: Arc::default(),
         access_log: settings.access_log.clone(),
         idle_timeout: settings.idle_timeout,
         paths: Arc::new(Paths::default()),

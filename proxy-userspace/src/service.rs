@@ -17,6 +17,7 @@ use crate::{
     access_log,
     cgroup::Cgroup2,
     config::Config,
+    drain,
     failure::Failure,
     intercept::Predecessor,
     policy::Names,
@@ -26,7 +27,7 @@ use crate::{
     resolve,
     rule::{Calibrate, Reverse, Rule, Via},
     socket,
-    status::{Status, counted},
+    status::{DrainStatus, Status, counted},
     watch::{Watched, Watcher},
 };
 
@@ -121,8 +122,10 @@ impl Service {
                 never = self.proxy.supervise() => match never {},
                 _ = self.watcher.next() => self.names_changed(),
                 () = interfaces_change(&self.names) => self.names_changed(),
-                () = time_to_follow(&self.config) => self.proxy.follow_sources(&self.config.reverse),
-                () = time_to_steer(&self.config.reverse) => self.proxy.steer(&self.config.reverse),
+                () = time_to_look(&self.config) => {
+                    self.proxy.steer(&self.config.reverse);
+                    self.proxy.follow_sources(&rules(&self.config, &self.names));
+                }
             }
         }
     }
@@ -174,6 +177,56 @@ impl Service {
         {
             self.proxy.calibrate();
         }
+    }
+
+    /// Gives something no new connections; those that are there may finish for a time.
+    ///
+    /// # Errors
+    /// When there is no such thing, or the kernel refuses the rules; nothing changes then.
+    pub(crate) fn drain(&mut self, wanted: &drain::Request) -> Result<DrainStatus> {
+        let target = self
+            .proxy
+            .drain_target(&wanted.target, &self.config.reverse)?;
+        let time = wanted.timeout_ms.map(Duration::from_millis);
+        let time = time.unwrap_or(self.config.daemon.drain_timeout);
+        let status = |proxy: &Proxy| {
+            let mut drains = proxy.drains().into_iter();
+            drains.find(|drain| drain.target == target.to_string())
+        };
+        let before = status(&self.proxy).is_some();
+        self.proxy.drain(target.clone(), time);
+        if let Err(error) = self.put_in_force(&target) {
+            if !before {
+                self.proxy.restore(&target)?;
+            }
+            return Err(error);
+        }
+        tracing::info!(%target, "draining: it gets no new connections");
+        Ok(status(&self.proxy).unwrap_or_default())
+    }
+
+    /// Gives something that is drained connections again.
+    ///
+    /// # Errors
+    /// When it is not drained, or the kernel refuses the rules.
+    pub(crate) fn restore(&mut self, wanted: &drain::Request) -> Result<drain::Restored> {
+        let target = self
+            .proxy
+            .drain_target(&wanted.target, &self.config.reverse)?;
+        self.proxy.restore(&target)?;
+        self.put_in_force(&target)?;
+        tracing::info!(%target, "restored: it gets connections again");
+        Ok(drain::Restored {
+            target: target.to_string(),
+        })
+    }
+
+    /// What a binding is drained by are rules. An endpoint's group knows of it already.
+    fn put_in_force(&mut self, target: &drain::Target) -> Result<()> {
+        if matches!(target, drain::Target::Binding { .. }) {
+            self.proxy.install(&rules(&self.config, &self.names))?;
+        }
+        Ok(())
     }
 
     /// How it is.
@@ -283,27 +336,18 @@ fn keeps_sources(config: &Config) -> bool {
     Shown::are_wanted(&config.reverse, &config.groups)
 }
 
-/// Returns when it is time to look where endpoints are; never if none is shown the addresses of clients.
-async fn time_to_follow(config: &Config) {
-    if !keeps_sources(config) {
+/// Returns when it is time to look for the listeners of services that rules are steered to, and where endpoints are that see the
+/// addresses of clients; never if there are neither.
+async fn time_to_look(config: &Config) {
+    let is_steered = |rule: &Reverse| rule.steered_to().is_some();
+    if !keeps_sources(config) && !config.reverse.iter().any(is_steered) {
         return pending().await;
     }
-    sleep(FOLLOW_INTERVAL).await;
-}
-
-/// How soon endpoints that a name has come to stand for can be shown the addresses of clients.
-const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Returns when it is time to look for the listeners of services; never if no rule is steered.
-async fn time_to_steer(rules: &[Reverse]) {
-    if rules.iter().all(|rule| rule.steered_to().is_none()) {
-        return pending().await;
-    }
-    sleep(STEER_INTERVAL).await;
+    sleep(LOOK_INTERVAL).await;
 }
 
 /// How soon the listener of a service that was restarted is known.
-const STEER_INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Returns when an interface that rules name has appeared, gone, or become another of the same name.
 async fn interfaces_change(known: &Names) {

@@ -218,9 +218,9 @@ impl Proxy {
     }
 
     /// Looks where servers are by now that see the addresses of clients: names stand for others, and addresses move.
-    pub fn follow_sources(&mut self, rules: &[Reverse]) {
-        let mut shown = Shown::default();
-        shown.add_resolved(rules, &self.groups);
+    pub fn follow_sources(&mut self, policy: &Rules<'_>) {
+        let mut shown = Shown::of(policy.reverse, policy.groups);
+        shown.add_resolved(policy.reverse, &self.groups);
         let failure = self
             .sources
             .show(&mut self.interceptor, &shown, false)
