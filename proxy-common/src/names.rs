@@ -31,6 +31,10 @@ pub const RECORDS_FULL: &str = "RECORDS_FULL";
 /// Socket storage of `u32`, of [`ours`](crate::ours): sockets of the daemon itself, which are never intercepted. A daemon that takes over shares
 /// this map, [`OWN`] and [`RELAY`] with the one that runs, whatever their versions: what they mean does not change.
 pub const OURS: &str = "OURS";
+/// Socket storage of `u32`, as a set: those of them that have the address of a client, whose packets are not to be routed on.
+pub const FOREIGN: &str = "FOREIGN";
+/// Array of one `u32`: the mark that has packets delivered to this host.
+pub const RETURN_MARK: &str = "RETURN_MARK";
 /// Socket storage of [`Socket`](crate::Socket).
 pub const SOCKETS: &str = "SOCKETS";
 /// Hash of [`RecordKey`](crate::RecordKey) to [`Record`](crate::Record): connections not accepted yet.
@@ -97,6 +101,8 @@ pub const TASK_EXIT: &str = "task_exit";
 pub const REVERSE: &str = "reverse";
 /// `sk_lookup`, pinned: keeps `refuse` rules for what arrives in force without the daemon.
 pub const REVERSE_GUARD: &str = "reverse_guard";
+/// `tc`, ingress.
+pub const RETURNS: &str = "returns";
 /// `sk_skb/stream_verdict`.
 pub const VERDICT: &str = "verdict";
 
@@ -109,7 +115,7 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 33] = [
+pub const MAPS: [&str; 35] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -125,6 +131,8 @@ pub const MAPS: [&str; 33] = [
     HEARTBEAT,
     RECORDS_FULL,
     OURS,
+    FOREIGN,
+    RETURN_MARK,
     SOCKETS,
     RECORDS,
     APPS,
@@ -146,7 +154,7 @@ pub const MAPS: [&str; 33] = [
 ];
 
 /// Every program of the object.
-pub const PROGRAMS: [&str; 17] = [
+pub const PROGRAMS: [&str; 18] = [
     CONNECT4,
     CONNECT6,
     GUARD4,
@@ -163,5 +171,6 @@ pub const PROGRAMS: [&str; 17] = [
     TASK_EXIT,
     REVERSE,
     REVERSE_GUARD,
+    RETURNS,
     VERDICT,
 ];

@@ -69,6 +69,12 @@ pub static RECORDS_FULL: Array<u64, 1> = Array::new();
 pub static OURS: SkStorage<u32> = SkStorage::new();
 
 #[btf_map]
+pub static FOREIGN: SkStorage<u32> = SkStorage::new();
+
+#[btf_map]
+pub static RETURN_MARK: Array<u32, 1> = Array::new();
+
+#[btf_map]
 pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
 
 #[btf_map]
@@ -171,6 +177,17 @@ pub fn is_ours(sk: *mut bpf_sock) -> bool {
                 .as_ref()
                 .is_some_and(|word| *word == ours::OWN)
         }
+}
+
+/// Whether a socket has the address of a client; never for what is no full socket. (From `tc`: kernel 5.10 for sockets that a look-up
+/// found.)
+#[inline(always)]
+pub fn is_foreign(sk: *mut bpf_sock) -> bool {
+    // SAFETY: `sk` comes from a look-up of the running program, which has compared it with null and holds it.
+    unsafe {
+        let map = ptr::from_ref(&FOREIGN).cast_mut().cast();
+        !bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).is_null()
+    }
 }
 
 /// What hangs on a socket, from hooks whose context has a socket pointer but is no `SockAddrContext`.

@@ -26,6 +26,7 @@ mod reverse;
 mod rule;
 mod selector;
 mod size;
+mod source;
 mod summary;
 mod upstream;
 
@@ -231,6 +232,7 @@ fn document(
     check_use(&declared, &rules, &arrivals, findings);
     check_hashes(&declared, &rules, &groups, findings);
     check_rewrites(&rules, &upstreams, &groups, findings);
+    source::check(&rules, &arrivals, &upstreams, &groups, findings);
     Config {
         daemon,
         upstreams,

@@ -26,7 +26,7 @@ use crate::{
     rule::{Name, PathChoice},
     shared::Worker,
     socket,
-    upstream::{Timings, UpstreamStream},
+    upstream::{Source, Timings, UpstreamStream},
 };
 
 use self::by_name::Named;
@@ -238,10 +238,18 @@ impl Flow<'_> {
             return Box::pin(self.dial_group(&group)).await;
         }
         let upstream = &self.origin.route.upstream;
-        let dialled = self.worker.dialer.dial(upstream, self.destination());
-        let connected = dialled
-            .await
-            .map_err(|error| (error.close_reason(), error.with_causes()))?;
+        let (dialer, destination) = (&self.worker.dialer, self.destination());
+        let dialled = if self.origin.route.keep_source {
+            let source = Source {
+                client: self.origin.client,
+                met: self.origin.orig_dst,
+            };
+            // Boxed: it holds more than the other, which most connections take.
+            Box::pin(dialer.dial_from(source, destination, upstream.connect_timeout)).await
+        } else {
+            dialer.dial(upstream, destination).await
+        };
+        let connected = dialled.map_err(|error| (error.close_reason(), error.with_causes()))?;
         self.timings = connected.timings;
         self.reached = Destination {
             is_reached: true,
@@ -259,6 +267,7 @@ impl Flow<'_> {
             client: self.origin.client,
             orig_dst: self.origin.orig_dst,
             authority: self.named.authority(),
+            keep_source: self.origin.route.keep_source,
         };
         match group.connect(&self.worker.dialer, &asked).await {
             Ok(reached) => {

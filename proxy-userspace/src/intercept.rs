@@ -13,6 +13,7 @@ mod handles;
 mod object;
 mod predecessor;
 mod redirects;
+mod returns;
 mod shortcut;
 pub mod survey;
 mod syscall;
@@ -21,6 +22,7 @@ pub mod trial;
 mod wheels;
 
 use std::{
+    collections::BTreeSet,
     net::TcpListener,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
@@ -93,6 +95,7 @@ pub struct Interceptor {
     /// Of the `connect` hooks; dropping them detaches.
     connect: Vec<CgroupSockAddrLink>,
     arrivals: Arrivals,
+    returns: returns::Returns,
     services: Services,
     guard: Option<Guard>,
     relays: handles::Relays,
@@ -143,6 +146,7 @@ impl Interceptor {
             office: shortcut::Office::default(),
             connect: Vec::new(),
             arrivals: Arrivals::default(),
+            returns: returns::Returns::default(),
             services,
             guard: None,
             relays,
@@ -261,6 +265,19 @@ impl Interceptor {
     /// Detaches the hook on what arrives: new connections go to whoever listens.
     pub fn detach_arrivals(&mut self) {
         self.arrivals.detach();
+    }
+
+    /// Attaches the hook on answers to the addresses of clients to these interfaces, by their numbers. `mark` has packets delivered
+    /// to this host.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_returns(
+        &mut self,
+        mark: u32,
+        interfaces: &BTreeSet<u32>,
+    ) -> Result<(), InterceptError> {
+        self.returns.attach(&mut self.ebpf, mark, interfaces)
     }
 
     /// Attaches the guard to a cgroup and pins it, so that rules with `on_relay_failure = "refuse"` hold even

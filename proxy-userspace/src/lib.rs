@@ -67,6 +67,10 @@
 //!   look-up of it, and tables that grow with the square of the file.
 //! - **The daemon's own SYN is told by its tuple**, which is all that `sk_lookup` sees, and is published by a `sockops` program when the
 //!   port is chosen and the SYN not yet built. To bind each socket first would cost calls and ports.
+//! - **A client's address is borrowed, not its port taken.** A socket bound to a port keeps the kernel from choosing that port for any
+//!   other, so with many clients the host could open no connection. The kernel is asked to choose from a range of one instead. What brings
+//!   answers back is the narrowest rule that does: by the service's address where that is loopback, by a mark that its socket inherits
+//!   elsewhere on this host, and by a look-up of the socket for other hosts, since only that tells connections of the same client apart.
 //! - **Names are peeked at, and left in the queue.** To read them and to hand on what was read would be a second way for the first bytes
 //!   into every path of the relay, and `sockmap` may only be given a socket that nobody has read from in part. Looking again from the
 //!   beginning costs a copy of some hundred bytes.

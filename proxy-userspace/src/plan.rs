@@ -5,6 +5,7 @@
 
 mod needs;
 mod report;
+mod sources;
 
 use std::{collections::BTreeSet, fs, path::Path, process::ExitCode};
 
@@ -54,6 +55,11 @@ pub(crate) fn run(file: &Path) -> Result<ExitCode> {
     let mut report = Report::new(Paint::for_stdout());
     report.section("attach", &attach(&config, cgroups.as_ref(), &needs, &bpffs));
     report.section("listen", &listen(&config));
+    let (routing, unanswered) = sources::routing(&config);
+    missing.extend(unanswered);
+    if !routing.is_empty() {
+        report.section("answers to clients' addresses", &routing);
+    }
     report.section(
         "names in rules",
         &resolved(&config, cgroups.as_ref(), &names),

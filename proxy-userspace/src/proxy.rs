@@ -9,6 +9,7 @@ mod drain;
 mod ending;
 mod keeper;
 mod needs;
+mod sources;
 mod status;
 mod steer;
 
@@ -28,9 +29,12 @@ use proxy_common::{BePort, Relay};
 use thiserror::Error;
 use tokio::sync::watch;
 
-pub use self::needs::GuardNeeds;
+pub use self::{
+    needs::GuardNeeds,
+    sources::{Returns, Shown, SourceError, Unanswered},
+};
 
-use self::{calibrator::Calibrator, keeper::Keeper};
+use self::{calibrator::Calibrator, keeper::Keeper, sources::Sources};
 use crate::{
     drain::Drains,
     group::{Groups, SettingsByName},
@@ -67,6 +71,8 @@ pub struct Settings {
     pub promote: Worth,
     /// Where close records go.
     pub access_log: Option<AccessLog>,
+    /// Whether rules want servers to see the addresses of clients; threads that may connect so are started only then.
+    pub keeps_sources: bool,
     /// Whether faults in the hooks are logged one by one.
     pub log_faults: bool,
 }
@@ -100,6 +106,9 @@ pub enum ProxyError {
         /// The process.
         pid: u32,
     },
+    /// Servers cannot be shown the addresses of clients.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// The kernel side.
     #[error(transparent)]
     Intercept(#[from] InterceptError),
@@ -125,11 +134,12 @@ impl ProxyError {
     #[must_use]
     pub const fn is_missing_feature(&self) -> bool {
         match self {
-            Self::Namespace(_) => true,
+            Self::Namespace(_) | Self::Source(SourceError::Answers(_)) => true,
             Self::Intercept(error) => error.is_missing_feature(),
             Self::Listen { .. }
             | Self::Elsewhere { .. }
             | Self::Worker(_)
+            | Self::Source(_)
             | Self::Compile(_)
             | Self::Route(_)
             | Self::Cgroup { .. } => false,
@@ -160,6 +170,7 @@ pub struct Proxy {
     /// Known once the hooks are attached.
     own_cgroup: Option<PathBuf>,
     takes_arrivals: bool,
+    sources: Sources,
 }
 
 impl Proxy {
@@ -210,6 +221,7 @@ impl Proxy {
         })?;
 
         let shared = Arc::new(shared(settings));
+        let sources = Sources::new(settings.keeps_sources);
         let (stop, stopped) = watch::channel(false);
         let mut handles = Vec::with_capacity(workers);
         let mut v6 = v6.into_iter();
@@ -219,6 +231,7 @@ impl Proxy {
                 original_dst: Box::new(interceptor.records(netns_cookie)?),
                 exempt: Arc::new(interceptor.exempter()?),
                 shortcuts: Some(Arc::new(interceptor.lanes()?)),
+                foreign: sources.foreign.clone(),
                 max_connections: settings.max_connections.div_ceil(workers),
             };
             let name = format!("relay-{number}");
@@ -248,6 +261,7 @@ impl Proxy {
             listeners: shown,
             own_cgroup: None,
             takes_arrivals: false,
+            sources,
         })
     }
 
@@ -279,6 +293,7 @@ impl Proxy {
         if self.takes_arrivals {
             self.interceptor.prepare_arrivals(&self.listeners)?;
         }
+        self.provide_sources(policy, &groups)?;
         // Published first: a connection may be selected by the new policy the moment it is written.
         let next = self.interceptor.next_generation();
         let generation = Generation::new(next, &compiled, forward, arrivals);

@@ -42,6 +42,8 @@ pub struct Route {
     pub accept_proxy: Arc<[IpNet]>,
     /// How whoever is connected to is told who the client is, if it is.
     pub send_proxy: Option<ProxyHeader>,
+    /// Whether it is connected to from the client's address.
+    pub keep_source: bool,
     /// How bytes are moved.
     pub path: PathChoice,
 }
@@ -92,6 +94,7 @@ pub fn table(
             names: None,
             accept_proxy: Arc::default(),
             send_proxy: None,
+            keep_source: false,
             path: rule.path,
         })),
     };
@@ -136,6 +139,7 @@ pub fn arrivals(
             names,
             accept_proxy: rule.accept_proxy.as_slice().into(),
             send_proxy: rule.send_proxy,
+            keep_source: rule.keep_source,
             path: rule.path,
         }))
     };
@@ -292,6 +296,7 @@ mod tests {
             names: None,
             accept_proxy: Arc::default(),
             send_proxy: None,
+            keep_source: false,
             path: PathChoice::Auto,
         })])
     }

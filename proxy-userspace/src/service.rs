@@ -22,7 +22,7 @@ use crate::{
     intercept::Predecessor,
     policy::Names,
     privileges,
-    proxy::{GuardNeeds, Proxy, Rules, Settings},
+    proxy::{GuardNeeds, Proxy, Rules, Settings, Shown},
     record::AccessLogGuard,
     resolve,
     rule::{Calibrate, Reverse, Rule, Via},
@@ -71,6 +71,7 @@ impl Service {
             idle_timeout: daemon.idle_timeout,
             promote: daemon.promote,
             access_log,
+            keeps_sources: keeps_sources(&config),
             log_faults,
         };
         let mut proxy = Proxy::start(&settings, predecessor)?;
@@ -121,7 +122,10 @@ impl Service {
                 never = self.proxy.supervise() => match never {},
                 _ = self.watcher.next() => self.names_changed(),
                 () = interfaces_change(&self.names) => self.names_changed(),
-                () = time_to_steer(&self.config.reverse) => self.proxy.steer(&self.config.reverse),
+                () = time_to_look(&self.config) => {
+                    self.proxy.steer(&self.config.reverse);
+                    self.proxy.follow_sources(&rules(&self.config, &self.names));
+                }
             }
         }
     }
@@ -328,16 +332,22 @@ fn watcher(config: &Config, cgroups: &Cgroup2) -> Watcher {
     )
 }
 
-/// Returns when it is time to look for the listeners of services; never if no rule is steered.
-async fn time_to_steer(rules: &[Reverse]) {
-    if rules.iter().all(|rule| rule.steered_to().is_none()) {
+fn keeps_sources(config: &Config) -> bool {
+    Shown::are_wanted(&config.reverse, &config.groups)
+}
+
+/// Returns when it is time to look for the listeners of services that rules are steered to, and where endpoints are that see the
+/// addresses of clients; never if there are neither.
+async fn time_to_look(config: &Config) {
+    let is_steered = |rule: &Reverse| rule.steered_to().is_some();
+    if !keeps_sources(config) && !config.reverse.iter().any(is_steered) {
         return pending().await;
     }
-    sleep(STEER_INTERVAL).await;
+    sleep(LOOK_INTERVAL).await;
 }
 
 /// How soon the listener of a service that was restarted is known.
-const STEER_INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Returns when an interface that rules name has appeared, gone, or become another of the same name.
 async fn interfaces_change(known: &Names) {

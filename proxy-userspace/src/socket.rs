@@ -3,6 +3,7 @@
 //! Listeners and upstream sockets are created here and nowhere else, so that one place decides what all of them have
 //! in common. It knows neither rules nor proxies: callers bring addresses and get sockets.
 
+mod foreign;
 mod ingress;
 pub mod repair;
 
@@ -14,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+pub use self::foreign::{SourcePort, bind_foreign, is_taken};
 use nix::{
     errno::Errno,
     getsockopt_impl, ioctl_read_bad,
@@ -21,6 +23,7 @@ use nix::{
     setsockopt_impl, sockopt_impl,
     sys::socket::{MsgFlags, getsockopt, recv, setsockopt},
 };
+
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
@@ -144,6 +147,19 @@ pub fn has_ended(socket: &impl AsFd) -> io::Result<bool> {
 #[must_use]
 pub fn interface_number(name: &str) -> Option<u32> {
     nix::net::if_::if_nametoindex(name).ok()
+}
+
+/// The name of an interface in the network namespace of this thread.
+#[must_use]
+pub fn interface_name(number: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(number).ok()?;
+    name.into_string().ok()
+}
+
+/// Whether there is an interface of this number in the network namespace of this thread.
+#[must_use]
+pub fn has_interface(number: u32) -> bool {
+    nix::net::if_::if_indextoname(number).is_ok()
 }
 
 /// The number of the interface that a connection arrived by, as the kernel noted it when the handshake ended

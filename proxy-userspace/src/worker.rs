@@ -25,7 +25,7 @@ use crate::{
     process::Processes,
     relay::shortcut::Shortcuts,
     shared::{OriginalDst, Shared, Worker},
-    upstream::{Dialer, Exempt},
+    upstream::{Dialer, Exempt, Foreign},
 };
 
 /// What a worker is made of.
@@ -38,6 +38,8 @@ pub struct Parts {
     pub exempt: Arc<dyn Exempt>,
     /// What opens the shortcut to its connections, if anything.
     pub shortcuts: Option<Arc<dyn Shortcuts>>,
+    /// What connections from addresses of clients need, if it is to make any.
+    pub foreign: Option<Arc<Foreign>>,
     /// Connections it takes at once.
     pub max_connections: usize,
 }
@@ -93,7 +95,7 @@ pub fn start(
         // Who started this waits for it.
         _ = report.send(outcome);
         let Some(runtime) = runtime else { return };
-        if let Err(error) = privileges::keep_what_a_worker_needs() {
+        if let Err(error) = privileges::keep_what_a_worker_needs(parts.foreign.is_some()) {
             tracing::warn!("{error:#}");
         }
         runtime.block_on(run(parts, shared, stop, beat));
@@ -112,7 +114,7 @@ async fn run(
     let worker = Rc::new(Worker {
         shared,
         original_dst: RefCell::new(parts.original_dst),
-        dialer: Dialer::new(parts.exempt),
+        dialer: Dialer::new(parts.exempt).with_foreign(parts.foreign.unwrap_or_default()),
         shortcuts: parts.shortcuts,
         processes: RefCell::new(Processes::new()),
         permits: Arc::new(Semaphore::new(parts.max_connections)),

@@ -93,6 +93,7 @@ impl Rig {
             names: None,
             accept_proxy: Arc::default(),
             send_proxy: None,
+            keep_source: false,
             path,
         };
         routes.publish(&Generation::new(
@@ -117,6 +118,7 @@ impl Rig {
             original_dst: Box::new(table.clone()),
             exempt: Arc::new(NoExemption),
             shortcuts: None,
+            foreign: None,
             max_connections: 64,
         };
         let (stop, stopped) = watch::channel(false);

@@ -55,6 +55,7 @@ const USER: &str = "sudo culvert run --config user.toml";
 const REFUSE: &str = "sudo culvert run --config refuse.toml";
 const ROUTE: &str = "sudo ip route add local 198.51.100.0/24 dev lo";
 const FRONT: &str = "sudo culvert run --config front.toml";
+const SOURCE: &str = "sudo culvert run --config source.toml";
 const NAMES: &str = "sudo culvert run --config names.toml";
 const CHECK: &str = "sudo culvert check password.toml";
 const PLAN: &str = "sudo culvert plan --config password.toml";
@@ -105,14 +106,14 @@ fn file(name: &str) -> String {
 fn every_command_of_the_readme_is_run_by_a_test() {
     let mut known: Vec<&str> = NOT_FROM_A_TEST.to_vec();
     known.extend([
-        EXEC, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, NAMES, DRAIN, RESTORE, CHECK, PLAN,
-        PASSWORD,
+        EXEC, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, SOURCE, NAMES, DRAIN, RESTORE, CHECK,
+        PLAN, PASSWORD,
     ]);
     known.sort_unstable();
     let mut commands = commands();
     commands.sort_unstable();
     assert_eq!(commands, known);
-    assert_eq!(blocks("toml").len(), 7);
+    assert_eq!(blocks("toml").len(), 8);
 }
 
 /// The machine of the README.
@@ -345,6 +346,21 @@ fn in_front_of_a_service_that_stays_where_it_is() {
     assert!(status.contains("arrived_relayed 3"), "{status}");
     assert!(daemon.end(Signal::SIGTERM).success());
     assert_page(&machine.curl("198.51.100.77"));
+}
+
+#[test]
+fn in_front_of_a_service_that_sees_who_connects() {
+    let machine = Machine::new();
+    machine.write("source.toml");
+    let daemon = machine.daemon(SOURCE);
+    assert_page(&machine.curl("192.0.2.10"));
+    let clients = machine.web.clients();
+    assert_eq!(clients.len(), 1);
+    // This host's own, from which it connects to itself.
+    assert_eq!(clients[0].ip(), WEB);
+    let status = output(&mut machine.command("culvert status"));
+    assert!(status.contains("arrived_relayed 1"), "{status}");
+    assert!(daemon.end(Signal::SIGTERM).success());
 }
 
 #[test]

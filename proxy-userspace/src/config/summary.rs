@@ -189,6 +189,9 @@ fn group(group: &Settings) -> String {
             .find(|(_, known)| *known == version);
         lines.extend(name.map(|(name, _)| format!("PROXY protocol {name}")));
     }
+    if group.keep_source {
+        lines.push("from the client's address".to_owned());
+    }
     lines.join("\n")
 }
 
@@ -299,6 +302,9 @@ fn arrivals(rule: &Reverse) -> String {
     };
     if rule.steered_to().is_some() {
         last.push_str(", steered where its listener is known");
+    }
+    if rule.keep_source {
+        last.push_str(", from the client's address");
     }
     last.push_str(match rule.send_proxy {
         None => "",

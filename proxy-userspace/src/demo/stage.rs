@@ -125,6 +125,7 @@ fn start(config: &Config, access_log: AccessLog) -> Result<Proxy> {
         idle_timeout: None,
         promote: config.daemon.promote,
         access_log: Some(access_log),
+        keeps_sources: false,
         log_faults: false,
     };
     let mut proxy = Proxy::start(&settings, None)?;

@@ -123,6 +123,7 @@ fn rule() -> impl Strategy<Value = Reverse> {
             names: None,
             accept_proxy: Vec::new(),
             send_proxy: None,
+            keep_source: false,
             on_relay_failure: if refuse {
                 FailMode::Refuse
             } else {
@@ -186,6 +187,7 @@ fn listening(listen: Vec<Listen>) -> Reverse {
         names: None,
         accept_proxy: Vec::new(),
         send_proxy: None,
+        keep_source: false,
         on_relay_failure: FailMode::Direct,
         path: PathChoice::Auto,
         steer: false,
