@@ -90,9 +90,9 @@
 //!   bytes sends FIN for RST, and no hook can tell who depends on that. Order needs no mode and no barrier towards the app:
 //!   a reply goes past the relay only when the app has read all that ever came through it.
 //! - **A relay without work rests.** The kernel wakes whoever polls a socket for reading, also when a program has sent the bytes
-//!   elsewhere; of an exchange past the relay that was a fifth. So the relay then polls its upstream socket for writing only,
-//!   and the program rings when it passes bytes to it after all. A flag in a map, a lock of the kernel's and a ring do that;
-//!   a timer that looks now and then would make the first large answer late.
+//!   elsewhere; of an exchange by the sockmap that was a seventh, of one past the relay a fifth. So the relay then polls those sockets
+//!   for writing only, and the programs tell when they pass bytes to it after all. A ring does that which has room for every event
+//!   there can be; a timer that looks now and then would make the first large answer late.
 //! - **Paths are chosen by measuring, per kind of connection.** Which path is cheapest differs from kernel to kernel and from
 //!   processor to processor, and between messages and bulk; no version number tells. Measured is the time on one core, with app,
 //!   relay and server on it: that is processor time including the kernel's own threads, which nothing else accounts for. A
