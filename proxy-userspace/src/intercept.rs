@@ -8,6 +8,7 @@ mod arrivals;
 mod btf;
 mod error;
 mod events;
+mod gateway;
 pub mod guard;
 mod handles;
 mod object;
@@ -21,6 +22,7 @@ pub mod trial;
 mod wheels;
 
 use std::{
+    collections::BTreeSet,
     net::TcpListener,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
@@ -93,6 +95,7 @@ pub struct Interceptor {
     /// Of the `connect` hooks; dropping them detaches.
     connect: Vec<CgroupSockAddrLink>,
     arrivals: Arrivals,
+    gateway: gateway::Gateway,
     services: Services,
     guard: Option<Guard>,
     relays: handles::Relays,
@@ -143,6 +146,7 @@ impl Interceptor {
             office: shortcut::Office::default(),
             connect: Vec::new(),
             arrivals: Arrivals::default(),
+            gateway: gateway::Gateway::default(),
             services,
             guard: None,
             relays,
@@ -263,6 +267,26 @@ impl Interceptor {
         self.arrivals.detach();
     }
 
+    /// Loads the hook on what passes through, and tells it the listeners and the mark that has packets delivered to this host.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn prepare_gateway(
+        &mut self,
+        mark: u32,
+        listeners: &[TcpListener],
+    ) -> Result<(), InterceptError> {
+        self.gateway.prepare(&mut self.ebpf, mark, listeners)
+    }
+
+    /// Attaches the hook on what passes through to these interfaces, by their numbers, and to no others.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_gateway(&mut self, interfaces: &BTreeSet<u32>) -> Result<(), InterceptError> {
+        self.gateway.attach(&mut self.ebpf, interfaces)
+    }
+
     /// Attaches the guard to a cgroup and pins it, so that rules with `on_relay_failure = "refuse"` hold even
     /// after `SIGKILL`. To be called after [`Interceptor::attach`]: programs of one cgroup run in that order.
     ///
@@ -354,6 +378,7 @@ impl Interceptor {
     /// that the connections already redirected keep their records and their apps the right answers.
     pub fn detach(&mut self) {
         self.arrivals.detach();
+        self.gateway.detach();
         self.connect.clear();
     }
 

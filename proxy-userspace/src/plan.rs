@@ -40,9 +40,9 @@ pub(crate) fn run(file: &Path) -> Result<ExitCode> {
     let config = daemon::load(file)?;
     let cgroups = Cgroup2::find().ok();
     let names = cgroups.as_ref().map_or_else(Names::default, |cgroups| {
-        resolve::resolve(&config.forward, &config.reverse, cgroups, &Names::default())
+        resolve::resolve(config.roles(), cgroups, &Names::default())
     });
-    let compiled = policy::compile(&config.forward, &config.reverse, &names)
+    let compiled = policy::compile(config.roles(), &names)
         .map_err(|error| Failure::usage(error.to_string()))?;
     let bpffs = Bpffs::find();
     let needs = Needs::of(&config, &compiled, &bpffs);
@@ -95,6 +95,18 @@ fn attach(config: &Config, cgroups: Option<&Cgroup2>, needs: &Needs, bpffs: &Bpf
                 names::REVERSE,
                 names::OWN_EVENTS
             ),
+        ));
+    }
+    if !config.gateway.is_empty() {
+        let interfaces: BTreeSet<_> = config
+            .gateway
+            .iter()
+            .flat_map(|rule| &rule.interface)
+            .collect();
+        let interfaces: Vec<_> = interfaces.into_iter().map(String::as_str).collect();
+        rows.push(row(
+            "gateway",
+            format!("{} on ingress of {}", names::GATEWAY, interfaces.join(" ")),
         ));
     }
     if !needs.tracepoints.is_empty() {

@@ -22,7 +22,7 @@ use proxy_common::{
 };
 use thiserror::Error;
 
-use crate::rule::{FailMode, Reverse, ReverseVia, Rule, Selector, Via};
+use crate::rule::{FailMode, Gateway, Reverse, ReverseVia, Roles, Rule, Selector, Via};
 
 pub use listen::CellPrefix;
 
@@ -97,6 +97,8 @@ pub struct Compiled {
     pub cells: Vec<(CellPrefix, Cell)>,
     /// What each rule for what arrives does, in file order.
     pub arrival_actions: Vec<Action>,
+    /// What each rule for what passes through does, in file order.
+    pub transit_actions: Vec<Action>,
 }
 
 /// Why rules do not fit the tables.
@@ -140,16 +142,17 @@ pub enum CompileError {
     },
 }
 
-/// Compiles the rules of both roles, in file order.
+/// Compiles the rules of all roles.
 ///
 /// # Errors
 /// When they do not fit the kernel's tables.
-pub fn compile(
-    rules: &[Rule],
-    reverse: &[Reverse],
-    names: &Names,
-) -> Result<Compiled, CompileError> {
-    let most = rules.len().max(reverse.len());
+pub fn compile(roles: Roles<'_>, names: &Names) -> Result<Compiled, CompileError> {
+    let Roles {
+        forward: rules,
+        reverse,
+        gateway,
+    } = roles;
+    let most = rules.len().max(reverse.len()).max(gateway.len());
     if most > MAX_RULES {
         return Err(CompileError::TooManyRules(most));
     }
@@ -167,6 +170,10 @@ pub fn compile(
             range::table(PrefixKind::PORT, rules, ports),
         ),
         (
+            Dimensions::TRANSIT_PORT,
+            range::table(PrefixKind::TRANSIT_PORT, gateway, |rule| widen(&rule.port)),
+        ),
+        (
             Dimensions::UID,
             range::table(PrefixKind::UID, rules, |rule| rule.matches.uid.clone()),
         ),
@@ -182,10 +189,29 @@ pub fn compile(
         }
     }
 
-    let sources = prefix::sources(reverse);
-    if !sources.is_empty() {
-        policy.dimensions |= Dimensions::SOURCE;
-        compiled.prefixes.extend(sources);
+    let addresses = [
+        (
+            Dimensions::SOURCE,
+            prefix::table(PrefixKind::SOURCE, reverse, |rule| &rule.source),
+        ),
+        (
+            Dimensions::TRANSIT_SOURCE,
+            prefix::table(PrefixKind::TRANSIT_SOURCE, gateway, |rule| &rule.source),
+        ),
+        (
+            Dimensions::TRANSIT_DEST,
+            prefix::table(PrefixKind::TRANSIT_DEST, gateway, |rule| &rule.dest),
+        ),
+    ];
+    for (dimension, table) in addresses {
+        if !table.is_empty() {
+            policy.dimensions |= dimension;
+            compiled.prefixes.extend(table);
+        }
+    }
+    if !gateway.is_empty() {
+        policy.dimensions |= Dimensions::TRANSIT;
+        compiled.transit_actions = gateway.iter().map(transit_action).collect();
     }
     if !reverse.is_empty() {
         policy.dimensions |= Dimensions::LISTEN;
@@ -209,6 +235,10 @@ pub fn compile(
         (Dimensions::EXE, exes),
         (Dimensions::PID, pids),
         (Dimensions::INTERFACE, interfaces),
+        (
+            Dimensions::TRANSIT,
+            member::transit_interfaces(gateway, names),
+        ),
     ] {
         if table.needed {
             policy.dimensions |= dimension;
@@ -242,6 +272,19 @@ fn arrival_action(rule: &Reverse) -> Action {
     Action {
         verb: match rule.via {
             _ if rule.steered_to().is_some() => verb::STEER,
+            _ if rule.is_relayed() => verb::RELAY,
+            ReverseVia::Refuse => verb::REFUSE,
+            _ => verb::DIRECT,
+        },
+        on_relay_failure: on_relay_failure(rule.on_relay_failure),
+        shortcut: 0,
+        group: 0,
+    }
+}
+
+fn transit_action(rule: &Gateway) -> Action {
+    Action {
+        verb: match rule.via {
             _ if rule.is_relayed() => verb::RELAY,
             ReverseVia::Refuse => verb::REFUSE,
             _ => verb::DIRECT,

@@ -6,12 +6,14 @@
 
 mod calibrator;
 mod ending;
+mod gates;
 mod keeper;
 mod needs;
 mod status;
 mod steer;
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     fs::File,
     io,
@@ -42,8 +44,8 @@ use crate::{
         Paths, Worth,
         shortcut::{Proof, Proofs},
     },
-    routes::{self, Generation, RouteTable, Routes, UnknownUpstream, Upstreams},
-    rule::{PathChoice, Reverse, Rule, Via},
+    routes::{self, ByRole, Generation, Routes, UnknownUpstream, Upstreams},
+    rule::{PathChoice, Roles, Rule, Via},
     shared::{Shared, Stats},
     socket, worker,
 };
@@ -152,11 +154,16 @@ pub struct Proxy {
     keeper: Option<Keeper>,
     stop: watch::Sender<bool>,
     generation: u32,
+    workers: usize,
     /// Of all workers: the hook on what arrives gives connections to them.
     listeners: Vec<TcpListener>,
     /// Known once the hooks are attached.
     own_cgroup: Option<PathBuf>,
     takes_arrivals: bool,
+    /// Of all workers: the hook on what passes through gives connections to them. None before there is a rule for that.
+    gates: Vec<TcpListener>,
+    /// The interfaces that rules name for what passes through.
+    interfaces: BTreeSet<u32>,
 }
 
 impl Proxy {
@@ -248,9 +255,12 @@ impl Proxy {
             keeper: None,
             stop,
             generation: 0,
+            workers,
             listeners: shown,
             own_cgroup: None,
             takes_arrivals: false,
+            gates: Vec::new(),
+            interfaces: BTreeSet::new(),
         })
     }
 
@@ -262,28 +272,38 @@ impl Proxy {
     pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
         let groups = self.groups.with(policy.groups);
         self.provide_keeper(&groups)?;
-        let forward: RouteTable = routes::table(policy.rules, policy.upstreams, &groups)?;
-        let arrivals = routes::arrivals(policy.reverse, policy.upstreams, &groups)?;
-        let mut compiled = compile(policy.rules, policy.reverse, policy.names)?;
-        let paths = policy.rules.iter().map(|rule| rule.path);
-        let mut paths = paths.chain(policy.reverse.iter().map(|rule| rule.path));
+        let Roles {
+            forward,
+            reverse,
+            gateway,
+        } = policy.roles;
+        let routes = ByRole {
+            forward: routes::table(forward, policy.upstreams, &groups)?,
+            arrivals: routes::arrivals(reverse, policy.upstreams, &groups)?,
+            transits: routes::transits(gateway, policy.upstreams, &groups)?,
+        };
+        let mut compiled = compile(policy.roles, policy.names)?;
+        let paths = forward.iter().map(|rule| rule.path);
+        let paths = paths.chain(reverse.iter().map(|rule| rule.path));
+        let mut paths = paths.chain(gateway.iter().map(|rule| rule.path));
         if paths.any(|path| path == PathChoice::Sockmap) {
             let events = self
                 .calibrator
                 .provide_sockmap(&mut self.interceptor, &self.features)?;
             self.supervisor.hear(events);
         }
-        for (rule, action) in policy.rules.iter().zip(&mut compiled.actions) {
+        for (rule, action) in forward.iter().zip(&mut compiled.actions) {
             action.shortcut = u32::from(self.may_take_shortcut(rule));
             action.group = self.group_of(rule, &groups)?;
         }
-        self.takes_arrivals = !policy.reverse.is_empty();
+        self.provide_gates(&policy)?;
+        self.takes_arrivals = !reverse.is_empty();
         if self.takes_arrivals {
             self.interceptor.prepare_arrivals(&self.listeners)?;
         }
         // Published first: a connection may be selected by the new policy the moment it is written.
         let next = self.interceptor.next_generation();
-        let generation = Generation::new(next, &compiled, forward, arrivals);
+        let generation = Generation::new(next, &compiled, routes);
         self.shared.routes.publish(&generation);
         self.generation = self.interceptor.install(&compiled, &self.features)?;
         debug_assert_eq!(next, self.generation);
@@ -293,8 +313,9 @@ impl Proxy {
             keeper.keep(groups.clone());
         }
         self.groups = groups;
-        self.steer(policy.reverse);
-        self.hook_arrivals()
+        self.steer(reverse);
+        self.hook_arrivals()?;
+        self.hook_transits()
     }
 
     /// The number of the group whose endpoints the hook chooses from, which it finds from now on; 0 when it is not to.
@@ -397,7 +418,8 @@ impl Proxy {
         let cgroup = open(cgroup)?;
         self.interceptor.attach(cgroup.as_fd())?;
         self.own_cgroup = Some(own.to_owned());
-        self.hook_arrivals()
+        self.hook_arrivals()?;
+        self.hook_transits()
     }
 
     /// Pins, or removes, what keeps rules with `on_relay_failure = "refuse"` in force after a kill.
@@ -458,10 +480,8 @@ impl Proxy {
 /// Rules with everything they refer to.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules<'a> {
-    /// In file order.
-    pub rules: &'a [Rule],
-    /// Those for what arrives, in file order.
-    pub reverse: &'a [Reverse],
+    /// Of every role.
+    pub roles: Roles<'a>,
     /// By name.
     pub upstreams: &'a Upstreams,
     /// Those of them that are groups.

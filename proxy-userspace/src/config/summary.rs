@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use crate::{
     group::Settings,
     rule::{
-        Calibrate, FailMode, Listen, Match, Names, PathChoice, ProxyHeader, Reverse, ReverseVia,
-        Rule, Selector, Via,
+        Calibrate, FailMode, Gateway, Listen, Match, Names, PathChoice, ProxyHeader, Reverse,
+        ReverseVia, Rule, Selector, Via,
     },
     upstream::{Hop, Host, Scheme, Upstream},
 };
@@ -64,20 +64,34 @@ fn write(text: &mut String, config: &Config) -> fmt::Result {
         })
         .collect();
     columns(text, &rules)?;
-    if config.reverse.is_empty() {
-        return Ok(());
+    if !config.reverse.is_empty() {
+        writeln!(
+            text,
+            "\nrules for what arrives (the most specific decides, then the first; no match is direct)"
+        )?;
+        let rules = config.reverse.iter();
+        columns(
+            text,
+            &numbered(rules.map(|rule| (&*rule.name, arrivals(rule)))),
+        )?;
     }
-    writeln!(
-        text,
-        "\nrules for what arrives (the most specific decides, then the first; no match is direct)"
-    )?;
-    let rules: Vec<(String, String)> = config
-        .reverse
-        .iter()
-        .enumerate()
-        .map(|(at, rule)| (format!("{} {}", at + 1, rule.name), arrivals(rule)))
-        .collect();
-    columns(text, &rules)
+    if !config.gateway.is_empty() {
+        writeln!(
+            text,
+            "\nrules for what passes through (the first that matches decides; no match is routed)"
+        )?;
+        let rules = config.gateway.iter();
+        columns(
+            text,
+            &numbered(rules.map(|rule| (&*rule.name, transits(rule)))),
+        )?;
+    }
+    Ok(())
+}
+
+fn numbered<'a>(rules: impl Iterator<Item = (&'a str, String)>) -> Vec<(String, String)> {
+    let number = |(at, (name, text)): (usize, (&str, String))| (format!("{} {name}", at + 1), text);
+    rules.enumerate().map(number).collect()
 }
 
 /// Two columns; the lines of a value stand below each other.
@@ -306,6 +320,32 @@ fn arrivals(rule: &Reverse) -> String {
         Some(ProxyHeader::V2) => ", with a PROXY header of version 2",
     });
     parts.push(last);
+    parts.join("\n")
+}
+
+fn transits(rule: &Gateway) -> String {
+    let interfaces = Selector {
+        include: rule.interface.iter().cloned().collect(),
+        exclude: Vec::new(),
+    };
+    let parts = [
+        values("interface", &interfaces, String::clone),
+        values("source", &rule.source, destination),
+        values("dest", &rule.dest, destination),
+        values("port", &rule.port, range),
+    ];
+    let mut parts: Vec<String> = parts.into_iter().flatten().collect();
+    parts.extend(rule.names.iter().flat_map(by_name));
+    let to = match &rule.via {
+        ReverseVia::Direct => "routed".into(),
+        ReverseVia::Original => "where they go".into(),
+        via => gone_to(via),
+    };
+    parts.push(if rule.is_relayed() {
+        relayed(&to, rule.path, rule.on_relay_failure)
+    } else {
+        format!("-> {to}")
+    });
     parts.join("\n")
 }
 

@@ -25,6 +25,7 @@ pub(super) struct PolicyTables {
     areas: LpmTrie<MapData, PrefixKey, Areas>,
     cells: LpmTrie<MapData, CellKey, Cell>,
     arrival_actions: Array<MapData, Action>,
+    transit_actions: Array<MapData, Action>,
     /// In force; 0 before the first policy.
     generation: u32,
     /// Keys of the generation in force and of the one before it.
@@ -44,17 +45,15 @@ struct Written {
 impl PolicyTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, InterceptError> {
         Ok(Self {
-            policy: Array::try_from(Map::Array(duplicate(ebpf, names::POLICY)?))
-                .map_err(map_error("open", names::POLICY))?,
+            policy: array(ebpf, names::POLICY)?,
             prefixes: trie(ebpf, names::PREFIXES)?,
             members: typed(duplicate(ebpf, names::MEMBERS)?, names::MEMBERS)?,
             descendants: typed(duplicate(ebpf, names::DESCENDANTS)?, names::DESCENDANTS)?,
-            actions: Array::try_from(Map::Array(duplicate(ebpf, names::ACTIONS)?))
-                .map_err(map_error("open", names::ACTIONS))?,
+            actions: array(ebpf, names::ACTIONS)?,
             areas: trie(ebpf, names::AREAS)?,
             cells: trie(ebpf, names::CELLS)?,
-            arrival_actions: Array::try_from(Map::Array(duplicate(ebpf, names::REVERSE_ACTIONS)?))
-                .map_err(map_error("open", names::REVERSE_ACTIONS))?,
+            arrival_actions: array(ebpf, names::REVERSE_ACTIONS)?,
+            transit_actions: array(ebpf, names::TRANSIT_ACTIONS)?,
             generation: 0,
             written: Default::default(),
             pids: Vec::new(),
@@ -147,6 +146,11 @@ impl PolicyTables {
                 &compiled.arrival_actions,
                 names::REVERSE_ACTIONS,
             ),
+            (
+                &mut self.transit_actions,
+                &compiled.transit_actions,
+                names::TRANSIT_ACTIONS,
+            ),
         ] {
             for (index, action) in (slot..).zip(actions) {
                 map.set(index, action, 0)
@@ -199,6 +203,10 @@ impl PolicyTables {
         }
         Ok(())
     }
+}
+
+fn array<V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Array<MapData, V>, InterceptError> {
+    Array::try_from(Map::Array(duplicate(ebpf, name)?)).map_err(map_error("open", name))
 }
 
 fn trie<K: Pod, V: Pod>(

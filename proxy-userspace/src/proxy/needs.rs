@@ -1,6 +1,6 @@
 //! What the rules of a configuration need to be in force beyond the daemon's life.
 
-use crate::rule::{FailMode, Reverse, Rule};
+use crate::rule::{FailMode, Roles};
 
 /// Which rules are to hold after a kill.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,14 +12,16 @@ pub struct GuardNeeds {
 }
 
 impl GuardNeeds {
-    /// Of the rules of both roles.
+    /// Of the rules of all roles.
     #[must_use]
-    pub fn of(forward: &[Rule], reverse: &[Reverse]) -> Self {
+    pub fn of(roles: Roles<'_>) -> Self {
         Self {
-            forward: forward
+            forward: roles
+                .forward
                 .iter()
                 .any(|rule| rule.on_relay_failure == FailMode::Refuse),
-            reverse: reverse
+            reverse: roles
+                .reverse
                 .iter()
                 .any(|rule| rule.on_relay_failure == FailMode::Refuse),
         }
