@@ -164,6 +164,8 @@ pub struct Proxy {
     gates: Vec<TcpListener>,
     /// The interfaces that rules name for what passes through.
     interfaces: BTreeSet<u32>,
+    /// Whether what passes through is to be guarded.
+    guards_transits: bool,
 }
 
 impl Proxy {
@@ -261,6 +263,7 @@ impl Proxy {
             takes_arrivals: false,
             gates: Vec::new(),
             interfaces: BTreeSet::new(),
+            guards_transits: false,
         })
     }
 
@@ -436,9 +439,14 @@ impl Proxy {
             let place = guard::place().map_err(InterceptError::from)?;
             self.interceptor.attach_arrivals_guard(&place)?;
         }
-        Ok(self
-            .interceptor
-            .reduce_guard(needs.forward, needs.reverse)?)
+        self.guards_transits = needs.gateway;
+        self.hook_transits()?;
+        let GuardNeeds {
+            forward,
+            reverse,
+            gateway,
+        } = needs;
+        Ok(self.interceptor.reduce_guard(forward, reverse, gateway)?)
     }
 
     /// Like [`Proxy::guard`], for as long as somebody holds what this returns.

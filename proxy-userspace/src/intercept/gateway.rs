@@ -19,6 +19,7 @@ use proxy_common::{Passage, listener, names};
 use super::{
     InterceptError,
     arrivals::program,
+    guard::Guard,
     handles::{duplicate, map_error},
     load_error, syscall,
 };
@@ -38,10 +39,7 @@ impl Gateway {
         mark: u32,
         listeners: &[TcpListener],
     ) -> Result<(), InterceptError> {
-        let program: &mut SchedClassifier = program(ebpf, names::GATEWAY)?;
-        if program.fd().is_err() {
-            program.load().map_err(load_error(names::GATEWAY))?;
-        }
+        load(ebpf, names::GATEWAY)?;
         if self.is_prepared {
             return Ok(());
         }
@@ -95,12 +93,37 @@ impl Gateway {
         Ok(())
     }
 
-    /// Detaches the program everywhere, at once.
-    pub(super) fn detach(&mut self) {
-        while let Some((_, link)) = self.links.pop_first() {
-            detach(&link);
+    /// Attaches and pins what goes on without us, behind each of our programs, and removes it where there is none.
+    pub(super) fn pin_guards(
+        &self,
+        ebpf: &mut Ebpf,
+        guard: &mut Guard,
+    ) -> Result<(), InterceptError> {
+        load(ebpf, names::GATEWAY_GUARD)?;
+        let wanted: BTreeMap<_, _> = self
+            .links
+            .keys()
+            .map(|number| (format!("{}-{number}", names::GATEWAY_GUARD), *number))
+            .collect();
+        let mut surplus = guard.begin_with(names::GATEWAY_GUARD);
+        surplus.retain(|pin| !wanted.contains_key(pin));
+        guard.unpin(&surplus)?;
+        for (pin, number) in wanted {
+            if !guard.has(&pin) {
+                let link = link(ebpf, names::GATEWAY_GUARD, number)?;
+                guard.pin(&pin, link.as_fd())?;
+            }
         }
+        Ok(())
     }
+}
+
+fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), InterceptError> {
+    let program: &mut SchedClassifier = program(ebpf, name)?;
+    if program.fd().is_err() {
+        program.load().map_err(load_error(name))?;
+    }
+    Ok(())
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a small constant")]

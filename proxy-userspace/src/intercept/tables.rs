@@ -5,8 +5,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
 use proxy_common::{
-    Action, Areas, BePort, Cell, CellKey, MAX_RULES, MemberKey, Membership, Policy, PrefixKey,
-    RuleSet, names,
+    Action, Areas, BePort, Cell, CellKey, Dimensions, MAX_RULES, MemberKey, Membership, Policy,
+    PrefixKey, RuleSet, names,
 };
 
 use super::{
@@ -96,6 +96,21 @@ impl PolicyTables {
             .map_err(map_error("write", names::POLICY))?;
         self.generation = generation;
         Ok(generation)
+    }
+
+    /// Has no new connections that pass through selected any more.
+    pub(super) fn close_transits(&mut self) -> Result<(), InterceptError> {
+        let header = self
+            .policy
+            .get(&0, 0)
+            .map_err(map_error("read", names::POLICY))?;
+        let header = Policy {
+            dimensions: header.dimensions & !Dimensions::TRANSIT,
+            ..header
+        };
+        self.policy
+            .set(0, header, 0)
+            .map_err(map_error("write", names::POLICY))
     }
 
     fn write(&mut self, compiled: &Compiled, generation: u32) -> Attempt {

@@ -64,6 +64,9 @@ impl Needs {
         if guard.reverse {
             needs.guard.push(names::REVERSE_GUARD);
         }
+        if guard.gateway {
+            needs.guard.push(names::GATEWAY_GUARD);
+        }
         if guard.any() && matches!(bpffs, Bpffs::Absent(_)) {
             needs.privileges.push(privileges::MOUNT);
         }

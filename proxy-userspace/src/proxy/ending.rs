@@ -24,8 +24,9 @@ impl Proxy {
 
     /// Detaches, lets open connections finish until the deadline, resets the rest and waits for the workers.
     pub async fn stop(mut self, drain_timeout: Duration) {
-        // The guard first: it would refuse what the other hooks no longer take.
-        if let Err(error) = self.interceptor.detach_guard() {
+        // The guard first: it would refuse what the other hooks no longer take. That on what passes through only knows what is
+        // relayed from then on, and stays until that is over.
+        if let Err(error) = self.interceptor.reduce_guard(false, false, true) {
             tracing::error!(%error, "a pin is left; `culvert detach` removes it");
         }
         self.interceptor.detach();
@@ -53,6 +54,9 @@ impl Proxy {
         self.supervisor.join();
         if let Some(keeper) = self.keeper {
             keeper.join();
+        }
+        if let Err(error) = self.interceptor.detach_guard() {
+            tracing::error!(%error, "a pin is left; `culvert detach` removes it");
         }
     }
 

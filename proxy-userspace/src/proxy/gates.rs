@@ -3,7 +3,10 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use super::{BACKLOG, Proxy, ProxyError, Rules};
-use crate::socket;
+use crate::{
+    intercept::{InterceptError, guard},
+    socket,
+};
 
 impl Proxy {
     /// Opens the listeners once there are rules for what passes through, and notes their interfaces.
@@ -27,6 +30,10 @@ impl Proxy {
     pub(super) fn hook_transits(&mut self) -> Result<(), ProxyError> {
         if self.own_cgroup.is_some() {
             self.interceptor.attach_gateway(&self.interfaces)?;
+            if self.guards_transits {
+                let place = guard::place().map_err(InterceptError::from)?;
+                self.interceptor.attach_gateway_guard(&place)?;
+            }
         }
         Ok(())
     }
