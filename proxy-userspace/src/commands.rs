@@ -8,7 +8,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 use crate::{
     admin,
     cli::{Cli, Command, LogFormat, StatusArgs},
-    config, daemon, demo, doctor, exec,
+    config, daemon, delivery, demo, doctor, exec,
     failure::{Class, Failure},
     intercept::guard,
     paint::{self, Paint},
@@ -96,7 +96,9 @@ fn detach() -> Result<()> {
     // Without them the pins cannot even be seen.
     privileges::require()?;
     admin::remove_stale()?;
-    match guard::remove_stale()? {
+    // Both, also where one cannot be removed.
+    let (guards, routing) = (guard::remove_stale(), delivery::remove_stale());
+    match guards?.max(routing?) {
         0 => println!("nothing was left in force"),
         1 => println!("removed what a killed daemon had left in force"),
         count => println!("removed what {count} killed daemons had left in force"),

@@ -13,6 +13,7 @@ use crate::{
     cgroup::Cgroup2,
     cli::RunArgs,
     config::{self, Config, ConfigError},
+    delivery,
     failure::Failure,
     intercept::guard,
     paint::one_line,
@@ -73,6 +74,17 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
         Ok(0) => {}
         Ok(count) => tracing::info!(count, "removed what a killed daemon had left in force"),
         Err(error) => tracing::error!(%error, "cannot remove what a killed daemon left in force"),
+    }
+    match delivery::remove_stale() {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "removed routing rules that a killed daemon had left"),
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(
+                error,
+                "cannot remove routing rules that a killed daemon left"
+            );
+        }
     }
     let relieved = match place.relieve(&mut service).await {
         Ok(relieved) => relieved,

@@ -34,7 +34,7 @@
 //! | layer | modules | may know |
 //! |---|---|---|
 //! | words | [`rule`], [`close`], [`clock`], [`balance`] | nothing of ours |
-//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`] | words, and pieces named in their heading |
+//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`], [`delivery`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
 //! | groups | [`group`] | words and pieces |
 //! | threads | [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
@@ -115,6 +115,7 @@ pub mod commands;
 pub mod config;
 mod connection;
 pub mod daemon;
+pub mod delivery;
 pub mod demo;
 pub mod doctor;
 pub mod exec;

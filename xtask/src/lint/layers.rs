@@ -26,6 +26,7 @@ const LAYERS: [&[&str]; 11] = [
     // One thing each, which knows neither the other things nor the kernel's programs.
     &[
         "admin",
+        "delivery",
         "exec",
         "peek",
         "policy",
@@ -83,11 +84,13 @@ const REPORTERS: &[&str] = &[
 ];
 
 /// Crates that are the business of few modules.
-const OWNERS: [(&str, &[&str]); 6] = [
+const OWNERS: [(&str, &[&str]); 8] = [
     ("anyhow", REPORTERS),
     ("aya", &["intercept"]),
     ("aya_log", &["intercept"]),
     ("clap", &["cli", "main"]),
+    ("netlink_packet_route", &["delivery"]),
+    ("netlink_sys", &["delivery"]),
     ("serde", &["config", "demo", "doctor", "record", "status"]),
     ("toml", &["config"]),
 ];
