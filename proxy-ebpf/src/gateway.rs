@@ -3,8 +3,9 @@
 //! `bpf_sk_assign` says which socket a packet is for, and nothing of where it is routed to: the kernel still looks that up
 //! (`ip_rcv_finish_core()`), and throws away what has a socket and is to be forwarded (`ip_forward()`). So every packet for
 //! this host gets a mark too, for which there are a rule and a table in which every destination is local. Sockets have the
-//! original destination for their local address then, and a packet of an established one is found by its addresses: it needs
-//! the mark alone, and the look-up here only to tell that it needs it.
+//! original destination for their local address then, so packets of an established one are found by their addresses. They
+//! would need no more than the mark, and with it alone the kernel would remember the route in the socket (`tcp_v4_early_demux()`);
+//! they are assigned nevertheless, so that one is thrown away, and not routed on to the server, whenever the rule is missing.
 //!
 //! Whether somebody has assigned a packet already cannot be told: what a veth hands over still has the socket of its sender, in
 //! another namespace (`skb_scrub_packet()` keeps it since 4.18). So the last program of several that want a connection has it.
@@ -58,11 +59,6 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     match holder(ctx, &packet) {
         Holder::Ours => {
             remember(&packet);
-            deliver(ctx);
-            NEXT
-        }
-        Holder::Small => {
-            deliver(ctx);
             NEXT
         }
         Holder::Other => NEXT,
@@ -176,16 +172,15 @@ fn fail(packet: &Packet, action: &Action) -> i32 {
 /// Whose a packet is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Holder {
-    /// A socket of ours with a foreign address.
+    /// A socket of ours with a foreign address, which the packet is assigned to.
     Ours,
-    /// A handshake, or what is left of a connection that has ended: it does not tell whose.
-    Small,
-    /// Another socket of this host.
+    /// Another socket of this host; or a handshake, or what is left of a connection that has ended, which do not tell whose they
+    /// are and have the packet assigned to them.
     Other,
     Nobody,
 }
 
-/// Finds the socket of a packet. A listener is none: it would be one for an address of this host.
+/// Finds the socket of a packet, and has it get that. A listener is none: it would be one for an address of this host.
 #[inline(always)]
 fn holder(ctx: &TcContext, packet: &Packet) -> Holder {
     // SAFETY: integers, for which zeros are a value.
@@ -217,8 +212,14 @@ fn holder(ctx: &TcContext, packet: &Packet) -> Holder {
             TCP_LISTEN => Holder::Nobody,
             // Whoever opens the same connection once more does not wait for the end of the last one.
             TCP_TIME_WAIT if packet.opens() => Holder::Nobody,
-            TCP_TIME_WAIT | TCP_NEW_SYN_RECV => Holder::Small,
-            _ if ABROAD.has(found) => Holder::Ours,
+            TCP_TIME_WAIT | TCP_NEW_SYN_RECV => {
+                assign(ctx, found);
+                Holder::Other
+            }
+            _ if ABROAD.has(found) => {
+                assign(ctx, found);
+                Holder::Ours
+            }
             _ => Holder::Other,
         };
         bpf_sk_release(found.cast());
@@ -238,14 +239,9 @@ fn assign_gate(
     let Some(gate) = gate(packet) else {
         return false;
     };
-    let is_assigned = is_right(gate)
-        // SAFETY: both are pointers of the kernel's; the packet takes a reference of its own.
-        && unsafe { bpf_sk_assign(ctx.skb.skb.cast(), gate.cast(), 0) } == 0;
+    let is_assigned = is_right(gate) && assign(ctx, gate);
     // SAFETY: the reference that the look-up took is given back, once.
     unsafe { bpf_sk_release(gate.cast()) };
-    if is_assigned {
-        deliver(ctx);
-    }
     is_assigned
 }
 
@@ -272,6 +268,17 @@ fn gate(packet: &Packet) -> Option<*mut bpf_sock> {
     }
     .cast();
     (!gate.is_null()).then_some(gate)
+}
+
+/// Gives a packet to a socket, and has it routed to this host.
+#[inline(always)]
+fn assign(ctx: &TcContext, sk: *mut bpf_sock) -> bool {
+    // SAFETY: both are pointers of the kernel's; the packet takes a reference of its own.
+    let is_assigned = unsafe { bpf_sk_assign(ctx.skb.skb.cast(), sk.cast(), 0) } == 0;
+    if is_assigned {
+        deliver(ctx);
+    }
+    is_assigned
 }
 
 /// Has a packet routed to this host.

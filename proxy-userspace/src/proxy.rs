@@ -13,7 +13,6 @@ mod status;
 mod steer;
 
 use std::{
-    collections::BTreeSet,
     convert::Infallible,
     fs::File,
     io,
@@ -31,8 +30,9 @@ use tokio::sync::watch;
 
 pub use self::needs::GuardNeeds;
 
-use self::{calibrator::Calibrator, keeper::Keeper};
+use self::{calibrator::Calibrator, gates::Gates, keeper::Keeper};
 use crate::{
+    delivery::DeliveryError,
     group::{Groups, SettingsByName},
     intercept::{
         Features, InterceptError, Interceptor, Overlap, Predecessor, Records, Wheels, guard,
@@ -100,6 +100,9 @@ pub enum ProxyError {
         /// The process.
         pid: u32,
     },
+    /// Packets of what passes through cannot be delivered here.
+    #[error("cannot have packets delivered that pass through")]
+    Delivery(#[from] DeliveryError),
     /// The kernel side.
     #[error(transparent)]
     Intercept(#[from] InterceptError),
@@ -130,6 +133,7 @@ impl ProxyError {
             Self::Listen { .. }
             | Self::Elsewhere { .. }
             | Self::Worker(_)
+            | Self::Delivery(_)
             | Self::Compile(_)
             | Self::Route(_)
             | Self::Cgroup { .. } => false,
@@ -160,12 +164,7 @@ pub struct Proxy {
     /// Known once the hooks are attached.
     own_cgroup: Option<PathBuf>,
     takes_arrivals: bool,
-    /// Of all workers: the hook on what passes through gives connections to them. None before there is a rule for that.
-    gates: Vec<TcpListener>,
-    /// The interfaces that rules name for what passes through.
-    interfaces: BTreeSet<u32>,
-    /// Whether what passes through is to be guarded.
-    guards_transits: bool,
+    gates: Gates,
 }
 
 impl Proxy {
@@ -261,9 +260,7 @@ impl Proxy {
             listeners: shown,
             own_cgroup: None,
             takes_arrivals: false,
-            gates: Vec::new(),
-            interfaces: BTreeSet::new(),
-            guards_transits: false,
+            gates: Gates::default(),
         })
     }
 
@@ -439,7 +436,7 @@ impl Proxy {
             let place = guard::place().map_err(InterceptError::from)?;
             self.interceptor.attach_arrivals_guard(&place)?;
         }
-        self.guards_transits = needs.gateway;
+        self.gates.is_guarded = needs.gateway;
         self.hook_transits()?;
         let GuardNeeds {
             forward,

@@ -165,6 +165,12 @@ pub fn interface_number(name: &str) -> Option<u32> {
     nix::net::if_::if_nametoindex(name).ok()
 }
 
+/// Whether there is an interface of this number in the network namespace of this thread.
+#[must_use]
+pub fn has_interface(number: u32) -> bool {
+    nix::net::if_::if_indextoname(number).is_ok()
+}
+
 /// The number of the interface that a connection arrived by, as the kernel noted it when the handshake ended
 /// (`mc_index` and `mcast_oif` in `tcp_v4_syn_recv_sock()` and `tcp_v6_syn_recv_sock()`): what `sk_lookup` saw of the SYN.
 ///

@@ -23,6 +23,7 @@ use super::{
     handles::{duplicate, map_error},
     load_error, syscall,
 };
+use crate::socket;
 
 /// The hooks of this process. Dropping them detaches.
 #[derive(Default)]
@@ -74,16 +75,16 @@ impl Gateway {
         Ok(())
     }
 
-    /// Attaches the program to interfaces where it is not, and detaches it from others.
+    /// Attaches the program to interfaces where it is not. It stays where it is as long as the interface does: connections may be
+    /// open that came in there.
     pub(super) fn attach(
         &mut self,
         ebpf: &mut Ebpf,
         interfaces: &BTreeSet<u32>,
     ) -> Result<(), InterceptError> {
-        let gone = self
-            .links
-            .extract_if(.., |number, _| !interfaces.contains(number));
-        gone.for_each(|(_, link)| detach(&link));
+        // Their links are dead: the kernel detached the program with the interface.
+        self.links
+            .retain(|number, _| socket::has_interface(*number));
         for number in interfaces {
             if !self.links.contains_key(number) {
                 let link = link(ebpf, names::GATEWAY, *number)?;
@@ -139,10 +140,4 @@ fn link(ebpf: &mut Ebpf, name: &'static str, interface: u32) -> Result<OwnedFd, 
             source,
         }
     })
-}
-
-fn detach(link: &OwnedFd) {
-    if let Err(error) = syscall::detach_link(link.as_fd()) {
-        tracing::debug!(%error, "a link is not detached at once, but a little later");
-    }
 }

@@ -34,12 +34,14 @@ impl Proxy {
         let deadline = now + drain_timeout;
         // A handshake that has begun with us cannot go on with anybody else. Nor can a `connect()` that our hook has sent here
         // and that has no port yet, which nothing shows; a takeover has to wait for that one, too.
-        let handshakes =
-            if self.takes_arrivals || !self.gates.is_empty() || self.successor().is_some() {
-                now + HANDSHAKE
-            } else {
-                now
-            };
+        let handshakes = if self.takes_arrivals
+            || !self.gates.listeners.is_empty()
+            || self.successor().is_some()
+        {
+            now + HANDSHAKE
+        } else {
+            now
+        };
         while (!self.is_idle() || Instant::now() < handshakes) && Instant::now() < deadline {
             sleep(DRAIN_POLL).await;
         }
@@ -67,7 +69,7 @@ impl Proxy {
             && self
                 .listeners
                 .iter()
-                .chain(&self.gates)
+                .chain(&self.gates.listeners)
                 .all(|listener| socket::accept_queue(listener).is_ok_and(|waiting| waiting == 0))
     }
 }
