@@ -1,20 +1,15 @@
-//! What a `tc` program needs to know of a TCP packet: IPv4 with options, IPv6 with extension headers.
-//!
-//! Everything is read relative to the network header, so it is the same on Ethernet and on links without; a VLAN tag is no
-//! part of the packet there (the kernel takes the outer one off before, `skb_vlan_untag()`). Bytes are copied out: headers
-//! may lie in fragments of the buffer, which direct access does not see.
+//! What a `tc` program needs to know of a TCP packet.
 
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
-    bindings::{
-        __sk_buff, bpf_fib_lookup as FibLookup, bpf_hdr_start_off::BPF_HDR_START_NET, bpf_sock,
-        tcphdr,
-    },
-    helpers::generated::{bpf_fib_lookup, bpf_skb_load_bytes_relative, bpf_tcp_check_syncookie},
+    bindings::{__sk_buff, bpf_fib_lookup as FibLookup, bpf_sock, tcphdr},
+    helpers::generated::{bpf_fib_lookup, bpf_tcp_check_syncookie},
     programs::TcContext,
 };
 use proxy_common::{Addr, BePort, Family, OwnKey, Transit};
+
+use crate::headers::{IPPROTO_TCP, Tcp, load, v4, v6};
 
 const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
 const ETH_P_IPV6: u32 = (0x86dd_u16).to_be() as u32;
@@ -22,13 +17,6 @@ const ETH_P_IPV6: u32 = (0x86dd_u16).to_be() as u32;
 const PACKET_HOST: u32 = 0;
 /// Of a VLAN tag, what tells the VLAN; 0 is a priority tag, which belongs to the interface itself.
 const VLAN_ID: u32 = 0x0fff;
-
-const IPPROTO_TCP: u8 = 6;
-const IPPROTO_HOPOPTS: u8 = 0;
-const IPPROTO_ROUTING: u8 = 43;
-const IPPROTO_DSTOPTS: u8 = 60;
-/// Extension headers that are looked past; a packet with more is left alone.
-const MOST_EXTENSIONS: u32 = 8;
 
 /// Lengths of headers that the helper for SYN cookies wants: an IPv4 header may be followed by something.
 const IPV6_LEN: usize = 40;
@@ -52,43 +40,6 @@ pub struct Packet {
     interface: u32,
     /// Where TCP begins.
     at: u32,
-    flags: u8,
-}
-
-/// The beginning of an IPv4 header, without its options.
-#[repr(C)]
-struct Ipv4 {
-    version_length: u8,
-    service: u8,
-    length: u16,
-    id: u16,
-    fragment: u16,
-    lifetime: u8,
-    protocol: u8,
-    checksum: u16,
-    source: u32,
-    dest: u32,
-}
-
-/// An IPv6 header.
-#[repr(C)]
-struct Ipv6 {
-    version_class_flow: u32,
-    length: u16,
-    next: u8,
-    lifetime: u8,
-    source: [u32; 4],
-    dest: [u32; 4],
-}
-
-/// What matters of a TCP header.
-#[repr(C)]
-struct Tcp {
-    source: u16,
-    dest: u16,
-    sequence: u32,
-    acknowledged: u32,
-    length: u8,
     flags: u8,
 }
 
@@ -230,46 +181,6 @@ impl Transit for Packet {
     }
 }
 
-/// Family, where TCP begins, and addresses of an IPv4 packet, which must be TCP and whole.
-#[inline(always)]
-fn v4(ctx: &TcContext) -> Option<(u16, u32, Addr, Addr)> {
-    let ip: Ipv4 = load(ctx, 0)?;
-    // More fragments, or an offset: all but "don't fragment" and the reserved bit.
-    let is_fragment = u16::from_be(ip.fragment) & 0x3fff != 0;
-    let length = u32::from(ip.version_length & 0xf) * 4;
-    if is_fragment || ip.protocol != IPPROTO_TCP || length < size_of::<Ipv4>() as u32 {
-        return None;
-    }
-    let [source, dest] = [ip.source, ip.dest].map(Addr::from_v4_word);
-    Some((Family::V4, length, source, dest))
-}
-
-/// As [`v4`], of an IPv6 packet.
-#[inline(always)]
-fn v6(ctx: &TcContext) -> Option<(u16, u32, Addr, Addr)> {
-    let ip: Ipv6 = load(ctx, 0)?;
-    let mut kind = ip.next;
-    let mut at = size_of::<Ipv6>() as u32;
-    let mut seen = 0;
-    while seen < MOST_EXTENSIONS {
-        match kind {
-            IPPROTO_TCP => {
-                let [source, dest] = [ip.source, ip.dest].map(Addr::from_words);
-                return Some((Family::V6, at, source, dest));
-            }
-            IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS => {
-                let [next, length]: [u8; 2] = load(ctx, at)?;
-                kind = next;
-                at += (u32::from(length) + 1) * 8;
-            }
-            // Fragments, and whatever hides the ports.
-            _ => return None,
-        }
-        seen += 1;
-    }
-    None
-}
-
 /// The outer VLAN tag, which the kernel has taken off; 0 without.
 ///
 /// # Safety
@@ -282,22 +193,5 @@ unsafe fn tag(skb: *const __sk_buff) -> u32 {
             return 0;
         }
         (&raw const (*skb).vlan_tci).read_volatile()
-    }
-}
-
-/// Copies bytes, counted from the beginning of the network header, into a value for which all bits are good.
-#[inline(always)]
-fn load<T>(ctx: &TcContext, offset: u32) -> Option<T> {
-    let mut value = MaybeUninit::<T>::uninit();
-    // SAFETY: the kernel writes all of it or returns an error; the types are integers.
-    unsafe {
-        let result = bpf_skb_load_bytes_relative(
-            ctx.skb.skb.cast(),
-            offset,
-            value.as_mut_ptr().cast(),
-            size_of::<T>() as u32,
-            BPF_HDR_START_NET,
-        );
-        (result == 0).then(|| value.assume_init())
     }
 }

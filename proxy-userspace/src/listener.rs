@@ -28,7 +28,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The listeners of one worker, IPv4 and IPv6. One loop serves them all, so that one permit is enough to serve any.
 pub(crate) struct Listeners {
-    listeners: Vec<(TcpListener, Door)>,
+    sockets: Vec<(TcpListener, Door)>,
     /// Those that are opened later, for what passes through.
     gates: UnboundedReceiver<StdListener>,
     /// Which one is asked first; it moves on, so that a busy one cannot starve the other.
@@ -46,7 +46,7 @@ impl Listeners {
     ) -> io::Result<Self> {
         let register = |socket| register(socket, false);
         Ok(Self {
-            listeners: sockets
+            sockets: sockets
                 .into_iter()
                 .map(register)
                 .collect::<io::Result<_>>()?,
@@ -61,13 +61,13 @@ impl Listeners {
         poll_fn(|cx| {
             while let Poll::Ready(Some(gate)) = self.gates.poll_recv(cx) {
                 match register(gate, true) {
-                    Ok(gate) => self.listeners.push(gate),
+                    Ok(gate) => self.sockets.push(gate),
                     Err(error) => return Poll::Ready(Err(error)),
                 }
             }
             let (before, after) = self
-                .listeners
-                .split_at(self.first % self.listeners.len().max(1));
+                .sockets
+                .split_at(self.first % self.sockets.len().max(1));
             for (listener, door) in after.iter().chain(before) {
                 if let Poll::Ready(accepted) = listener.poll_accept(cx) {
                     return Poll::Ready(accepted.map(|(stream, client)| (stream, client, *door)));

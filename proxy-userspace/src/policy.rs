@@ -163,47 +163,7 @@ pub fn compile(roles: Roles<'_>, names: &Names) -> Result<Compiled, CompileError
     };
     let policy = &mut compiled.policy;
 
-    let ports = |rule: &Rule| widen(&rule.matches.port);
-    let numbers = [
-        (
-            Dimensions::PORT,
-            range::table(PrefixKind::PORT, rules, ports),
-        ),
-        (
-            Dimensions::TRANSIT_PORT,
-            range::table(PrefixKind::TRANSIT_PORT, gateway, |rule| widen(&rule.port)),
-        ),
-        (
-            Dimensions::UID,
-            range::table(PrefixKind::UID, rules, |rule| rule.matches.uid.clone()),
-        ),
-        (
-            Dimensions::GID,
-            range::table(PrefixKind::GID, rules, |rule| rule.matches.gid.clone()),
-        ),
-    ];
-    for (dimension, table) in numbers {
-        if !table.is_empty() {
-            policy.dimensions |= dimension;
-            compiled.prefixes.extend(table);
-        }
-    }
-
-    let addresses = [
-        (
-            Dimensions::SOURCE,
-            prefix::table(PrefixKind::SOURCE, reverse, |rule| &rule.source),
-        ),
-        (
-            Dimensions::TRANSIT_SOURCE,
-            prefix::table(PrefixKind::TRANSIT_SOURCE, gateway, |rule| &rule.source),
-        ),
-        (
-            Dimensions::TRANSIT_DEST,
-            prefix::table(PrefixKind::TRANSIT_DEST, gateway, |rule| &rule.dest),
-        ),
-    ];
-    for (dimension, table) in addresses {
+    for (dimension, table) in numbers(roles).into_iter().chain(addresses(roles)) {
         if !table.is_empty() {
             policy.dimensions |= dimension;
             compiled.prefixes.extend(table);
@@ -252,6 +212,55 @@ pub fn compile(roles: Roles<'_>, names: &Names) -> Result<Compiled, CompileError
         .filter_map(|(member, _)| u32::try_from(member.id).ok())
         .collect();
     Ok(compiled)
+}
+
+/// A table of the prefix map, with the bit that says that it is needed.
+type Prefixes = (u32, Vec<(Prefix, RuleSet)>);
+
+/// The tables of ports and ids.
+fn numbers(roles: Roles<'_>) -> [Prefixes; 4] {
+    let Roles {
+        forward, gateway, ..
+    } = roles;
+    [
+        (
+            Dimensions::PORT,
+            range::table(PrefixKind::PORT, forward, |rule| widen(&rule.matches.port)),
+        ),
+        (
+            Dimensions::UID,
+            range::table(PrefixKind::UID, forward, |rule| rule.matches.uid.clone()),
+        ),
+        (
+            Dimensions::GID,
+            range::table(PrefixKind::GID, forward, |rule| rule.matches.gid.clone()),
+        ),
+        (
+            Dimensions::TRANSIT_PORT,
+            range::table(PrefixKind::TRANSIT_PORT, gateway, |rule| widen(&rule.port)),
+        ),
+    ]
+}
+
+/// The tables of addresses, those of destinations of what apps open apart, which is always needed.
+fn addresses(roles: Roles<'_>) -> [Prefixes; 3] {
+    let Roles {
+        reverse, gateway, ..
+    } = roles;
+    [
+        (
+            Dimensions::SOURCE,
+            prefix::table(PrefixKind::SOURCE, reverse, |rule| &rule.source),
+        ),
+        (
+            Dimensions::TRANSIT_SOURCE,
+            prefix::table(PrefixKind::TRANSIT_SOURCE, gateway, |rule| &rule.source),
+        ),
+        (
+            Dimensions::TRANSIT_DEST,
+            prefix::table(PrefixKind::TRANSIT_DEST, gateway, |rule| &rule.dest),
+        ),
+    ]
 }
 
 fn action(rule: &Rule) -> Action {

@@ -158,13 +158,12 @@ pub struct Proxy {
     keeper: Option<Keeper>,
     stop: watch::Sender<bool>,
     generation: u32,
-    workers: usize,
     /// Of all workers: the hook on what arrives gives connections to them.
     listeners: Vec<TcpListener>,
     /// Known once the hooks are attached.
     own_cgroup: Option<PathBuf>,
     takes_arrivals: bool,
-    gates: Gates,
+    gates: Box<Gates>,
 }
 
 impl Proxy {
@@ -243,9 +242,9 @@ impl Proxy {
             interceptor.heartbeat()?,
             settings.heartbeat_timeout,
         );
-        let log = interceptor.log_reader();
+        let (counters, log) = (interceptor.counters()?, interceptor.log_reader());
         Ok(Self {
-            supervisor: Supervisor::new(pulse, interceptor.counters()?, log),
+            supervisor: Supervisor::new(pulse, counters, log),
             pending: interceptor.records(netns_cookie)?,
             interceptor,
             wheels: None,
@@ -256,11 +255,10 @@ impl Proxy {
             keeper: None,
             stop,
             generation: 0,
-            workers,
             listeners: shown,
             own_cgroup: None,
             takes_arrivals: false,
-            gates: Gates::default(),
+            gates: Box::default(),
         })
     }
 
@@ -296,7 +294,7 @@ impl Proxy {
             action.shortcut = u32::from(self.may_take_shortcut(rule));
             action.group = self.group_of(rule, &groups)?;
         }
-        self.provide_gates(&policy)?;
+        self.provide_gates(policy)?;
         self.takes_arrivals = !reverse.is_empty();
         if self.takes_arrivals {
             self.interceptor.prepare_arrivals(&self.listeners)?;

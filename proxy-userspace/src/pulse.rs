@@ -50,7 +50,9 @@ impl Pulse {
 
     fn open(&self, gates: impl IntoIterator<Item = Vec<TcpListener>>) {
         for (worker, gates) in self.workers.iter().zip(gates) {
-            gates.into_iter().for_each(|gate| worker.handle.open(gate));
+            for gate in gates {
+                worker.handle.open(gate);
+            }
         }
     }
 
@@ -87,6 +89,11 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
+    /// How many workers there are.
+    pub(crate) fn workers(&self) -> usize {
+        self.pulse.workers.len()
+    }
+
     /// Gives each worker a listener of each family for what passes through.
     pub(crate) fn open(&self, gates: impl IntoIterator<Item = Vec<TcpListener>>) {
         self.pulse.open(gates);

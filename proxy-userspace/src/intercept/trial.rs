@@ -86,9 +86,8 @@ fn attach(program: &mut Program, name: &str, cgroup: BorrowedFd<'_>) -> Result<(
         Program::CgroupSockopt(program) => program.attach(cgroup, MODE).map(drop),
         Program::SockOps(program) => program.attach(cgroup, MODE).map(drop),
         // Attached to maps, not to a cgroup; what uses the maps does it.
-        Program::SkMsg(_) | Program::SkSkb(_) => Ok(()),
-        // Attached to interfaces, each of which has an owner; loading is what can fail.
-        Program::SchedClassifier(_) => Ok(()),
+        // Or to interfaces, each of which has an owner.
+        Program::SkMsg(_) | Program::SkSkb(_) | Program::SchedClassifier(_) => Ok(()),
         Program::SkLookup(program) => {
             let namespace = File::open(OWN_NAMESPACE).map_err(ProgramError::IOError)?;
             program.attach(namespace).map(drop)

@@ -78,8 +78,9 @@ impl Proxy {
 
     /// Listeners for each worker. Without IPv6 in this namespace there are none of it; the hook then applies the fail mode.
     fn open_gates(&mut self) -> Result<Vec<Vec<TcpListener>>, ProxyError> {
-        let mut opened = Vec::with_capacity(self.workers);
-        for _ in 0..self.workers {
+        let workers = self.supervisor.workers();
+        let mut opened = Vec::with_capacity(workers);
+        for _ in 0..workers {
             let mut gates = vec![gate((Ipv4Addr::LOCALHOST, 0).into())?];
             gates.extend(
                 gate((Ipv6Addr::LOCALHOST, 0).into())
