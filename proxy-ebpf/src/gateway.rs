@@ -10,6 +10,9 @@
 //! Whether somebody has assigned a packet already cannot be told: what a veth hands over still has the socket of its sender, in
 //! another namespace (`skb_scrub_packet()` keeps it since 4.18). So the last program of several that want a connection has it.
 //!
+//! An ICMP error about a packet that a socket with a foreign address has sent goes to that address, and has to get here like the
+//! packets that it is about: it is delivered, and finds its socket by what it quotes.
+//!
 //! What is not ours goes on as if we were not there: the verdict never ends the chain of programs, ours or anybody's
 //! (`TC_ACT_UNSPEC` of `cls_bpf` is `TCX_NEXT` of tcx links), except by dropping what a rule says to refuse.
 //!
@@ -47,6 +50,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
             NEXT
         }
         Holder::Other => NEXT,
+        Holder::Nobody if packet.is_error => NEXT,
         Holder::Nobody if packet.opens() => open(ctx, &packet),
         Holder::Nobody => go_on(ctx, &packet),
     }
@@ -61,6 +65,9 @@ pub fn guard(ctx: &TcContext) -> i32 {
     let Some(packet) = Packet::of(ctx) else {
         return NEXT;
     };
+    if packet.is_error {
+        return NEXT;
+    }
     let is_remembered = was_relayed(&packet);
     if is_remembered && !packet.opens() {
         count(Counter::TransitHeld);
@@ -156,19 +163,22 @@ fn fail(packet: &Packet, action: &Action) -> i32 {
 
 #[inline(always)]
 fn was_relayed(packet: &Packet) -> bool {
+    let key = &packet.key;
     // SAFETY: the value means nothing; that there is one does.
-    unsafe { RELAYED.get(&packet.key) }.is_some()
+    unsafe { RELAYED.get(key) }.is_some()
 }
 
 #[inline(always)]
 fn remember(packet: &Packet) {
     // Looking it up is what keeps it from being forgotten.
     if !was_relayed(packet) {
-        let _ = RELAYED.insert(&packet.key, &1, 0);
+        let key = &packet.key;
+        let _ = RELAYED.insert(key, 1, 0);
     }
 }
 
 #[inline(always)]
 fn forget(packet: &Packet) {
-    let _ = RELAYED.remove(&packet.key);
+    let key = &packet.key;
+    let _ = RELAYED.remove(key);
 }

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use proxy_common::{Addr, BePort, Family, OwnKey, Transit};
 
-use crate::headers::{IPPROTO_TCP, Tcp, load, v4, v6};
+use crate::headers::{FLAGS_AT, IPPROTO_TCP, Ports, load, v4, v6};
 
 const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
 const ETH_P_IPV6: u32 = (0x86dd_u16).to_be() as u32;
@@ -32,11 +32,13 @@ const NOT_FORWARDED: i64 = 4;
 /// The interface does not forward at all.
 const FORWARDING_DISABLED: i64 = 5;
 
-/// A TCP packet.
+/// A TCP packet, or an ICMP error about one that this host has sent.
 pub struct Packet {
     pub family: u16,
-    /// Of whom and to whom.
+    /// Of whom and to whom; of an error, those of the packets that it is an answer to.
     pub key: OwnKey,
+    /// Whether it is an error.
+    pub is_error: bool,
     interface: u32,
     /// Where TCP begins.
     at: u32,
@@ -44,7 +46,7 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// `None` for what is no TCP, is for another host of the link or in a VLAN, which is an interface of its own, or cannot be
+    /// `None` for what is neither, is for another host of the link or in a VLAN, which is an interface of its own, or cannot be
     /// read: fragments among them.
     #[inline(always)]
     pub fn of(ctx: &TcContext) -> Option<Self> {
@@ -61,23 +63,39 @@ impl Packet {
         if kind != PACKET_HOST || tag & VLAN_ID != 0 {
             return None;
         }
-        let (family, at, source, dest) = match protocol {
+        let segment = match protocol {
             ETH_P_IP => v4(ctx)?,
             ETH_P_IPV6 => v6(ctx)?,
             _ => return None,
         };
-        let tcp: Tcp = load(ctx, at)?;
+        let ports: Ports = load(ctx, segment.at)?;
+        let key = if segment.is_quoted {
+            OwnKey {
+                source: segment.dest,
+                dest: segment.source,
+                source_port: BePort(ports.dest),
+                dest_port: BePort(ports.source),
+            }
+        } else {
+            OwnKey {
+                source: segment.source,
+                dest: segment.dest,
+                source_port: BePort(ports.source),
+                dest_port: BePort(ports.dest),
+            }
+        };
+        let [flags] = if segment.is_quoted {
+            [0]
+        } else {
+            load(ctx, segment.at + FLAGS_AT)?
+        };
         Some(Self {
-            family,
-            at,
-            key: OwnKey {
-                source,
-                dest,
-                source_port: BePort(tcp.source),
-                dest_port: BePort(tcp.dest),
-            },
+            family: segment.family,
+            at: segment.at,
+            key,
+            is_error: segment.is_quoted,
             interface,
-            flags: tcp.flags,
+            flags,
         })
     }
 
@@ -117,11 +135,13 @@ impl Packet {
     /// A number that is the same for all packets of the connection in this direction.
     #[inline(always)]
     pub fn hash(&self) -> u32 {
+        let folded = |addr: Addr| {
+            let [a, b, c, d] = addr.words();
+            a ^ b ^ c ^ d
+        };
         let ports = u32::from(self.key.source_port.0) << 16 | u32::from(self.key.dest_port.0);
-        let [a, b, c, d] = self.key.source.words();
-        let [e, f, g, h] = self.key.dest.words();
-        let mixed = (a ^ b ^ c ^ d).wrapping_mul(0x9e37_79b1)
-            ^ (e ^ f ^ g ^ h).wrapping_mul(0x85eb_ca77)
+        let mixed = folded(self.key.source).wrapping_mul(0x9e37_79b1)
+            ^ folded(self.key.dest).wrapping_mul(0x85eb_ca77)
             ^ ports.wrapping_mul(0xc2b2_ae3d);
         let mixed = (mixed ^ mixed >> 15).wrapping_mul(0x2c1b_3c6d);
         mixed ^ mixed >> 16

@@ -37,6 +37,7 @@ pub fn holder(ctx: &TcContext, packet: &Packet) -> Holder {
     let mut tuple: bpf_sock_tuple = unsafe { MaybeUninit::zeroed().assume_init() };
     let (source, dest) = (packet.key.source.words(), packet.key.dest.words());
     let length = if packet.family == Family::V4 {
+        // SAFETY: integers again; either half is one.
         let v4 = unsafe { &mut tuple.__bindgen_anon_1.ipv4 };
         v4.saddr = source[3];
         v4.daddr = dest[3];
@@ -44,6 +45,7 @@ pub fn holder(ctx: &TcContext, packet: &Packet) -> Holder {
         v4.dport = packet.key.dest_port.0;
         size_of_val(v4)
     } else {
+        // SAFETY: as above.
         let v6 = unsafe { &mut tuple.__bindgen_anon_1.ipv6 };
         v6.saddr = source;
         v6.daddr = dest;
@@ -63,11 +65,11 @@ pub fn holder(ctx: &TcContext, packet: &Packet) -> Holder {
             // Whoever opens the same connection once more does not wait for the end of the last one.
             TCP_TIME_WAIT if packet.opens() => Holder::Nobody,
             TCP_TIME_WAIT | TCP_NEW_SYN_RECV => {
-                assign(ctx, found);
+                give(ctx, packet, found);
                 Holder::Other
             }
             _ if ABROAD.has(found) => {
-                assign(ctx, found);
+                give(ctx, packet, found);
                 Holder::Ours
             }
             _ => Holder::Other,
@@ -118,6 +120,16 @@ fn gate(packet: &Packet) -> Option<*mut bpf_sock> {
     }
     .cast();
     (!gate.is_null()).then_some(gate)
+}
+
+/// As [`assign`], for what has a socket already. An error finds it by itself.
+#[inline(always)]
+fn give(ctx: &TcContext, packet: &Packet, sk: *mut bpf_sock) {
+    if packet.is_error {
+        deliver(ctx);
+    } else {
+        assign(ctx, sk);
+    }
 }
 
 /// Gives a packet to a socket, and has it routed to this host.

@@ -3,6 +3,7 @@
 //! Reads only. Programs are loaded for a moment to see whether the kernel takes them, which leaves no trace; nothing is
 //! attached, pinned, mounted or listened on afterwards.
 
+mod gateway;
 mod needs;
 mod report;
 
@@ -97,18 +98,7 @@ fn attach(config: &Config, cgroups: Option<&Cgroup2>, needs: &Needs, bpffs: &Bpf
             ),
         ));
     }
-    if !config.gateway.is_empty() {
-        let interfaces: BTreeSet<_> = config
-            .gateway
-            .iter()
-            .flat_map(|rule| &rule.interface)
-            .collect();
-        let interfaces: Vec<_> = interfaces.into_iter().map(String::as_str).collect();
-        rows.push(row(
-            "gateway",
-            format!("{} on ingress of {}", names::GATEWAY, interfaces.join(" ")),
-        ));
-    }
+    rows.extend(gateway::rows(config));
     if !needs.tracepoints.is_empty() {
         rows.push(row(
             "tracepoints",

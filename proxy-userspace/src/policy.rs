@@ -148,17 +148,17 @@ pub enum CompileError {
 /// When they do not fit the kernel's tables.
 pub fn compile(roles: Roles<'_>, names: &Names) -> Result<Compiled, CompileError> {
     let Roles {
-        forward: rules,
+        forward,
         reverse,
         gateway,
     } = roles;
-    let most = rules.len().max(reverse.len()).max(gateway.len());
+    let most = forward.len().max(reverse.len()).max(gateway.len());
     if most > MAX_RULES {
         return Err(CompileError::TooManyRules(most));
     }
     let mut compiled = Compiled {
-        actions: rules.iter().map(action).collect(),
-        prefixes: prefix::destinations(rules),
+        actions: forward.iter().map(action).collect(),
+        prefixes: prefix::destinations(forward),
         ..Compiled::default()
     };
     let policy = &mut compiled.policy;
@@ -181,9 +181,9 @@ pub fn compile(roles: Roles<'_>, names: &Names) -> Result<Compiled, CompileError
         compiled.arrival_actions = reverse.iter().map(arrival_action).collect();
     }
 
-    let cgroups = member::cgroups(rules, names)?;
-    let exes = member::exes(rules, names);
-    let pids = member::pids(rules);
+    let cgroups = member::cgroups(forward, names)?;
+    let exes = member::exes(forward, names);
+    let pids = member::pids(forward);
     policy.cgroup_levels = cgroups.levels;
     policy.any_cgroup = cgroups.any;
     policy.any_exe = exes.any;

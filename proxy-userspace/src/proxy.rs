@@ -233,9 +233,8 @@ impl Proxy {
                 max_connections: settings.max_connections.div_ceil(workers),
             };
             let name = format!("relay-{number}");
-            let handle = worker::start(name, parts, Arc::clone(&shared), stopped.clone())
-                .map_err(ProxyError::Worker)?;
-            handles.push(handle);
+            let handle = worker::start(name, parts, Arc::clone(&shared), stopped.clone());
+            handles.push(handle.map_err(ProxyError::Worker)?);
         }
         let pulse = Pulse::new(
             handles,
@@ -281,6 +280,9 @@ impl Proxy {
             transits: routes::transits(gateway, policy.upstreams, &groups)?,
         };
         let mut compiled = compile(policy.roles, policy.names)?;
+        self.features
+            .allow(&compiled)
+            .map_err(InterceptError::from)?;
         let paths = forward.iter().map(|rule| rule.path);
         let paths = paths.chain(reverse.iter().map(|rule| rule.path));
         let mut paths = paths.chain(gateway.iter().map(|rule| rule.path));

@@ -15,9 +15,8 @@ use crate::{
 /// started before an upgrade go on running the old file.
 #[must_use]
 pub fn resolve(roles: Roles<'_>, cgroups: &Cgroup2, before: &Names) -> Names {
-    let rules = roles.forward;
     let mut names = Names::default();
-    for reference in cgroups_of(rules) {
+    for reference in cgroups_of(roles.forward) {
         let found = reference
             .parse::<Reference>()
             .map(|parsed| cgroups.resolve(&parsed))
@@ -28,7 +27,7 @@ pub fn resolve(roles: Roles<'_>, cgroups: &Cgroup2, before: &Names) -> Names {
         });
         names.cgroups.insert(reference, found.collect());
     }
-    for path in exes_of(rules) {
+    for path in exes_of(roles.forward) {
         let mut files = before.exes.get(&path).cloned().unwrap_or_default();
         if let Ok(id) = exe_identity(&path) {
             let current = ExeRef {

@@ -23,6 +23,10 @@ use super::{Config, Daemon, LogFormat, LogTarget, size};
 /// So many values of a selector are shown, the rest is counted.
 const SHOWN: usize = 8;
 
+/// What `original` is for what arrives, and for what passes through.
+const SERVICE: &str = "the service on the same address and port";
+const THERE: &str = "where they go";
+
 /// The resolved configuration: limits, upstreams without their credentials, rules in their order.
 #[must_use]
 pub fn summary(config: &Config) -> String {
@@ -304,8 +308,8 @@ fn arrivals(rule: &Reverse) -> String {
         values("PROXY header from", &senders, destination),
     ];
     let mut parts: Vec<String> = parts.into_iter().flatten().collect();
-    parts.extend(rule.names.iter().flat_map(by_name));
-    let to = gone_to(&rule.via);
+    parts.extend(rule.names.iter().flat_map(|names| by_name(names, SERVICE)));
+    let to = gone_to(&rule.via, SERVICE);
     let mut last = if rule.is_relayed() {
         relayed(&to, rule.path, rule.on_relay_failure)
     } else {
@@ -335,11 +339,10 @@ fn transits(rule: &Gateway) -> String {
         values("port", &rule.port, range),
     ];
     let mut parts: Vec<String> = parts.into_iter().flatten().collect();
-    parts.extend(rule.names.iter().flat_map(by_name));
+    parts.extend(rule.names.iter().flat_map(|names| by_name(names, THERE)));
     let to = match &rule.via {
         ReverseVia::Direct => "routed".into(),
-        ReverseVia::Original => "where they go".into(),
-        via => gone_to(via),
+        via => gone_to(via, THERE),
     };
     parts.push(if rule.is_relayed() {
         relayed(&to, rule.path, rule.on_relay_failure)
@@ -350,12 +353,16 @@ fn transits(rule: &Gateway) -> String {
 }
 
 /// Where those go that ask for names.
-fn by_name(names: &Names) -> Vec<String> {
+fn by_name(names: &Names, original: &'static str) -> Vec<String> {
     let limits = &names.limits;
     let (bytes, patience) = (size::write(limits.bytes as u64), time(limits.time));
     let mut lines = vec![format!("names within {bytes} and {patience}")];
     lines.extend(names.entries.iter().take(SHOWN).map(|entry| {
-        let (kind, pattern, to) = (entry.kind.label(), &entry.pattern, gone_to(&entry.to));
+        let (kind, pattern, to) = (
+            entry.kind.label(),
+            &entry.pattern,
+            gone_to(&entry.to, original),
+        );
         let alpn = match entry.alpn.as_slice() {
             [] => String::new(),
             alpn => format!(" alpn {}", alpn.join(" ")),
@@ -366,17 +373,20 @@ fn by_name(names: &Names) -> Vec<String> {
         lines.push(format!("  and {more} more"));
     }
     if let Some(via) = &names.unnamed {
-        lines.push(format!("  unnamed -> {}", gone_to(via)));
+        lines.push(format!("  unnamed -> {}", gone_to(via, original)));
     }
-    lines.push(format!("  malformed -> {}", gone_to(&names.malformed)));
+    lines.push(format!(
+        "  malformed -> {}",
+        gone_to(&names.malformed, original)
+    ));
     lines
 }
 
-fn gone_to(via: &ReverseVia) -> Cow<'_, str> {
+fn gone_to<'a>(via: &'a ReverseVia, original: &'static str) -> Cow<'a, str> {
     match via {
         ReverseVia::Direct => "direct".into(),
         ReverseVia::Refuse => "refuse".into(),
-        ReverseVia::Original => "the service on the same address and port".into(),
+        ReverseVia::Original => original.into(),
         ReverseVia::Address(to) => to.to_string().into(),
         ReverseVia::Upstream(name) => (&**name).into(),
     }

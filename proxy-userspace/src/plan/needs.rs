@@ -4,6 +4,7 @@ use std::{fs::File, net::Ipv4Addr, os::fd::AsFd as _, path::Path};
 
 use proxy_common::names;
 
+use super::gateway;
 use crate::{
     cgroup::Cgroup2,
     config::{Config, LogTarget},
@@ -147,6 +148,7 @@ pub(super) fn lacking_around(
             "a network namespace of its own: process {pid} is a culvert that takes what arrives in this one already"
         ));
     }
+    lacking.extend(gateway::lacking(config));
     if let Some(log) = &config.daemon.access_log
         && let LogTarget::File(path) = &log.target
         && !path.parent().is_some_and(Path::is_dir)

@@ -1,6 +1,7 @@
 //! `decide` over compiled tables against a naive reading of the rules.
 
 mod arrivals;
+mod transits;
 
 use std::{
     collections::{BTreeMap, HashMap},

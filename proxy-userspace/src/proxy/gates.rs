@@ -9,6 +9,7 @@ use std::{
 use super::{BACKLOG, Proxy, ProxyError, Rules};
 use crate::{
     delivery::{Delivery, Want},
+    forwarding::Forwarding,
     intercept::{InterceptError, guard},
     socket,
 };
@@ -53,6 +54,7 @@ impl Proxy {
             }
             none => none.insert(Delivery::new(&wants)?).mark(),
         };
+        self.warn_of_silence(&interfaces);
         self.gates.interfaces = interfaces;
         Ok(self
             .interceptor
@@ -74,6 +76,18 @@ impl Proxy {
             self.interceptor.attach_gateway_guard(&place)?;
         }
         Ok(())
+    }
+
+    /// Tells of interfaces by which nothing passes through, once for each.
+    fn warn_of_silence(&mut self, interfaces: &BTreeSet<Arc<str>>) {
+        for name in interfaces.difference(&self.gates.interfaces) {
+            if socket::interface_number(name).is_some() && !Forwarding::of(name).any() {
+                tracing::warn!(
+                    interface = &**name,
+                    "it does not forward, so nothing passes through there (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding)"
+                );
+            }
+        }
     }
 
     /// Listeners for each worker. Without IPv6 in this namespace there are none of it; the hook then applies the fail mode.
