@@ -41,7 +41,7 @@ pub use select::{Areas, Arrival, Bindings, Cell, CellKey, MAX_CANDIDATES, MAX_DE
 pub use shortcut::{Lane, LaneKey, Sent, standing};
 pub use tables::{
     Action, Dimensions, Family, GATES, MemberKey, MemberKind, Membership, Passage, Policy,
-    PrefixKey, PrefixKind, Relay, fail_mode, listener, relay, verb,
+    PrefixKey, PrefixKind, Relay, fail_mode, listener, ours, relay, verb,
 };
 pub use transit::{Crossings, Transit, transit};
 

@@ -59,7 +59,9 @@ use self::{
 pub use self::{
     daemon::{AccessLog, Daemon, LogFormat, LogTarget},
     environment::{Environment, FileContent, System},
+    group::endpoint,
     report::Report,
+    reverse::listens_of,
     summary::summary,
 };
 
@@ -245,6 +247,7 @@ fn document(
         );
     }
     reach::check(&rules, &daemon.cgroup, findings);
+    reach::arrivals::check(&arrivals, findings);
     check_use(&declared, &rules, &arrivals, &transits, findings);
     check_hashes(&declared, &rules, &groups, findings);
     check_rewrites(&rules, &upstreams, &groups, findings);

@@ -48,8 +48,8 @@
 //! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`], [`delivery`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
 //! | groups | [`group`] | words and pieces |
-//! | threads | [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
-//! | whole | [`proxy`] (start and stop order), `pulse`, `service`, [`config`] | everything below |
+//! | threads | [`live`], [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
+//! | whole | [`proxy`] (start and stop order), [`drain`], `pulse`, `service`, [`config`] | everything below |
 //! | commands | [`daemon`], [`exec`], `run_command`, [`commands`], [`cli`] | everything |
 //!
 //! # Decisions, and what was rejected
@@ -110,6 +110,10 @@
 //! - **Who is ejected by connections is limited, who is turned down by checks is not.** Connections that fail may fail for reasons of our
 //!   own, and then at all endpoints; `panic` is for that. Checks were asked for and are believed. An endpoint that is down is not tried while
 //!   another one is up, not even when that one is full: its connections wait.
+//! - **What is drained is known where it is decided.** A group passes a drained endpoint over; a drained binding is a rule that says
+//!   direct, compiled in the place of the other. Neither is written into the configuration, which stays the file's. Connections are
+//!   found, to be counted and reset, in the list of those that are open ([`live`]): one lock more for each, which a counter for each
+//!   binding and endpoint would need as well, and which is there for whatever else is to be done to single connections.
 //! - **The heartbeat stands for all workers**: it is written by the main thread, but only while every worker's runtime turns.
 //! - **A rule and a route for what passes through.** A program on the ingress can say which socket a packet is for, not that it is for this
 //!   host: the kernel looks up the route nevertheless. Nothing that a program may change has it do without (a changed packet type, a
@@ -141,12 +145,14 @@ pub mod daemon;
 pub mod delivery;
 pub mod demo;
 pub mod doctor;
+pub mod drain;
 pub mod exec;
 pub mod failure;
 pub mod forwarding;
 pub mod group;
 pub mod intercept;
 mod listener;
+pub mod live;
 mod origin;
 mod paint;
 pub mod peek;

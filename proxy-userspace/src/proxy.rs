@@ -5,6 +5,7 @@
 //! and `demo` are three ways to use it.
 
 mod calibrator;
+mod drain;
 mod ending;
 mod gates;
 mod keeper;
@@ -33,6 +34,7 @@ pub use self::needs::GuardNeeds;
 use self::{calibrator::Calibrator, gates::Gates, keeper::Keeper};
 use crate::{
     delivery::DeliveryError,
+    drain::Drains,
     group::{Groups, SettingsByName},
     intercept::{
         Features, InterceptError, Interceptor, Overlap, Predecessor, Records, Wheels, guard,
@@ -156,6 +158,7 @@ pub struct Proxy {
     pending: Records,
     groups: Groups,
     keeper: Option<Keeper>,
+    drains: Drains,
     stop: watch::Sender<bool>,
     generation: u32,
     /// Of all workers: the hook on what arrives gives connections to them.
@@ -213,14 +216,7 @@ impl Proxy {
             successor: 0,
         })?;
 
-        let shared = Arc::new(Shared {
-            routes: Routes::default(),
-            stats: Stats::default(),
-            access_log: settings.access_log.clone(),
-            idle_timeout: settings.idle_timeout,
-            paths: Arc::new(Paths::default()),
-            shortcut: OnceLock::new(),
-        });
+        let shared = Arc::new(shared(settings));
         let (stop, stopped) = watch::channel(false);
         let mut handles = Vec::with_capacity(workers);
         let mut v6 = v6.into_iter();
@@ -252,6 +248,7 @@ impl Proxy {
             shared,
             groups: Groups::default(),
             keeper: None,
+            drains: Drains::default(),
             stop,
             generation: 0,
             listeners: shown,
@@ -268,31 +265,31 @@ impl Proxy {
     /// When the rules do not fit, go nowhere, or need what this kernel lacks.
     pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
         let groups = self.groups.with(policy.groups);
+        let reverse = self.drains.rules(policy.roles.reverse).into_owned();
         self.provide_keeper(&groups)?;
-        let Roles {
-            forward,
-            reverse,
-            gateway,
-        } = policy.roles;
-        let routes = ByRole {
-            forward: routes::table(forward, policy.upstreams, &groups)?,
-            arrivals: routes::arrivals(reverse, policy.upstreams, &groups)?,
-            transits: routes::transits(gateway, policy.upstreams, &groups)?,
+        let roles = Roles {
+            reverse: &reverse,
+            ..policy.roles
         };
-        let mut compiled = compile(policy.roles, policy.names)?;
+        let routes = ByRole {
+            forward: routes::table(roles.forward, policy.upstreams, &groups)?,
+            arrivals: routes::arrivals(&reverse, policy.upstreams, &groups)?,
+            transits: routes::transits(roles.gateway, policy.upstreams, &groups)?,
+        };
+        let mut compiled = compile(roles, policy.names)?;
         self.features
             .allow(&compiled)
             .map_err(InterceptError::from)?;
-        let paths = forward.iter().map(|rule| rule.path);
+        let paths = roles.forward.iter().map(|rule| rule.path);
         let paths = paths.chain(reverse.iter().map(|rule| rule.path));
-        let mut paths = paths.chain(gateway.iter().map(|rule| rule.path));
+        let mut paths = paths.chain(roles.gateway.iter().map(|rule| rule.path));
         if paths.any(|path| path == PathChoice::Sockmap) {
             let events = self
                 .calibrator
                 .provide_sockmap(&mut self.interceptor, &self.features)?;
             self.supervisor.hear(events);
         }
-        for (rule, action) in forward.iter().zip(&mut compiled.actions) {
+        for (rule, action) in roles.forward.iter().zip(&mut compiled.actions) {
             action.shortcut = u32::from(self.may_take_shortcut(rule));
             action.group = self.group_of(rule, &groups)?;
         }
@@ -313,7 +310,8 @@ impl Proxy {
             keeper.keep(groups.clone());
         }
         self.groups = groups;
-        self.steer(reverse);
+        self.drains.keep_listed(policy.roles.reverse, &self.groups);
+        self.steer(policy.roles.reverse);
         self.hook_arrivals()?;
         self.hook_transits()
     }
@@ -462,6 +460,7 @@ impl Proxy {
             tokio::select! {
                 never = self.supervisor.run() => match never {},
                 () = self.shared.paths.wanted() => self.calibrate_once(),
+                () = drain::time_to_sweep(&self.drains) => self.sweep(),
                 events = self.calibrator.finished() => self.supervisor.hear(events),
             }
         }
@@ -493,6 +492,19 @@ pub struct Rules<'a> {
     pub groups: &'a SettingsByName,
     /// What the names in the rules stand for.
     pub names: &'a Names,
+}
+
+/// What workers share, before the first connection.
+fn shared(settings: &Settings) -> Shared {
+    Shared {
+        routes: Routes::default(),
+        stats: Stats::default(),
+        live: Arc::default(),
+        access_log: settings.access_log.clone(),
+        idle_timeout: settings.idle_timeout,
+        paths: Arc::new(Paths::default()),
+        shortcut: OnceLock::new(),
+    }
 }
 
 /// As many listeners on one port as there are workers; the kernel spreads connections over them.

@@ -104,6 +104,7 @@ impl Rig {
             },
         ));
         let shared = Arc::new(Shared {
+            live: Arc::default(),
             routes,
             stats: Stats::default(),
             access_log: Some(access_log),

@@ -62,7 +62,8 @@ pub(crate) fn read(command: &mut Command) -> Result<String> {
     String::from_utf8(stdout).with_context(|| format!("output of {}", line(command)))
 }
 
-/// Whether `name` is a program in `PATH`, or among the administrator's, which a user's `PATH` leaves out.
+/// Whether `name` is a program in `PATH`, or among the administrator's, which a user's `PATH` leaves out; or, with a whole path, a
+/// file.
 pub(crate) fn exists(name: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

@@ -42,9 +42,9 @@ const LAYERS: [&[&str]; 11] = [
     // Upstreams that connections have a choice of.
     &["group"],
     // What a file's text becomes, and what becomes of that.
-    &["config", "resolve", "routes"],
-    // What the connections of one thread share, and what they ask the kernel side for.
-    &["access_log", "shared"],
+    &["config", "live", "resolve", "routes"],
+    // What the connections of one thread share, and what they ask the kernel side for; what is drained.
+    &["access_log", "drain", "shared"],
     // The kernel side, and the life of a connection. Neither knows the other.
     &["connection", "intercept", "listener", "origin"],
     // Both together.
@@ -90,9 +90,14 @@ const OWNERS: [(&str, &[&str]); 8] = [
     ("aya", &["intercept"]),
     ("aya_log", &["intercept"]),
     ("clap", &["cli", "main"]),
+    (
+        "serde",
+        &[
+            "admin", "config", "demo", "doctor", "drain", "record", "status",
+        ],
+    ),
     ("netlink_packet_route", &["delivery"]),
     ("netlink_sys", &["delivery"]),
-    ("serde", &["config", "demo", "doctor", "record", "status"]),
     ("toml", &["config"]),
 ];
 
