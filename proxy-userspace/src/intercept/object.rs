@@ -39,7 +39,7 @@ pub struct Features {
     /// `sk_lookup` tells by which interface a connection arrives: rules for what arrives can select by `interface`.
     pub ingress_interface: bool,
     /// Programs can be attached to the ingress of interfaces by links (tcx): there can be rules for what passes through.
-    pub tcx: bool,
+    pub tcx: Result<(), MissingFeature>,
     /// What replies past the relay read in sockets; without it they are copied, and this says why.
     pub queues: Result<QueueLayout, String>,
 }
@@ -109,7 +109,7 @@ impl Features {
                 Err("hooks cannot look into TCP sockets (bpf_skc_to_tcp_sock)".to_owned())
             },
             ingress_interface: tells_ingress_interface(),
-            tcx: syscall::has_tcx(),
+            tcx: syscall::has_tcx().then_some(()).ok_or(MissingFeature::Tcx),
             queues: QueueLayout::of_running_kernel().map_err(|error| error.to_string()),
         }
     }
@@ -134,8 +134,8 @@ impl Features {
         if compiled.policy.dimensions & Dimensions::INTERFACE != 0 && !self.ingress_interface {
             return Err(MissingFeature::Interface);
         }
-        if compiled.policy.dimensions & Dimensions::TRANSIT != 0 && !self.tcx {
-            return Err(MissingFeature::Tcx);
+        if compiled.policy.dimensions & Dimensions::TRANSIT != 0 {
+            self.tcx.clone()?;
         }
         match &self.offsets {
             Err(missing) if compiled.policy.dimensions & reads_tasks != 0 => Err(missing.clone()),
