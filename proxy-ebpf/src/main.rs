@@ -14,6 +14,7 @@
 //! | `own_events` | `sockops`, on the daemon's cgroup | 5.8 | registers the daemon's connections, which `reverse` must not take again |
 //! | `reverse` | `sk_lookup` | 5.9 | decides about what arrives, and gives it to the relay's listeners |
 //! | `reverse_guard` | `sk_lookup`, pinned | 5.9 | keeps `on_relay_failure = "refuse"` of such rules in force without the daemon |
+//! | `netns` | `cgroup/connect4`, on the daemon's cgroup for a moment | 5.8 | tells the daemon its network namespace, before 5.14 |
 //! | `task_fork`, `task_exit` | raw tracepoints | 4.17 | follow the children of processes that rules name |
 
 #![no_std]
@@ -41,6 +42,7 @@ mod globals;
 mod guard;
 mod kernel;
 mod maps;
+mod namespace;
 mod peername;
 mod policy;
 mod relay;
@@ -156,6 +158,12 @@ pub fn reverse(ctx: SkLookupContext) -> u32 {
 #[sk_lookup]
 pub fn reverse_guard(ctx: SkLookupContext) -> u32 {
     reverse::guard(&ctx)
+}
+
+/// The daemon asks where it is.
+#[cgroup_sock_addr(connect4)]
+pub fn netns(ctx: SockAddrContext) -> i32 {
+    namespace::tell(&ctx)
 }
 
 /// A task was forked.
