@@ -40,8 +40,8 @@ pub use select::{Areas, Arrival, Bindings, Cell, CellKey, MAX_CANDIDATES, MAX_DE
 pub use shortcut::{Lane, LaneKey, Sent, standing};
 pub use tables::{
     Action, Dimensions, Family, MemberKey, MemberKind, Membership, Policy, PrefixKey, PrefixKind,
-    Relay, fail_mode, listener, relay, verb,
+    Relay, fail_mode, listener, ours, relay, verb,
 };
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;

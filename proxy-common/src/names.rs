@@ -28,7 +28,7 @@ pub const RELAY: &str = "RELAY";
 pub const HEARTBEAT: &str = "HEARTBEAT";
 /// Array of one `u64`: when [`RECORDS`] was last found full, nanoseconds of `CLOCK_MONOTONIC`.
 pub const RECORDS_FULL: &str = "RECORDS_FULL";
-/// Socket storage of `u32`, as a set: sockets of the daemon itself, which are never intercepted. A daemon that takes over shares
+/// Socket storage of `u32`, of [`ours`](crate::ours): sockets of the daemon itself, which are never intercepted. A daemon that takes over shares
 /// this map, [`OWN`] and [`RELAY`] with the one that runs, whatever their versions: what they mean does not change.
 pub const OURS: &str = "OURS";
 /// Socket storage of [`Socket`](crate::Socket).

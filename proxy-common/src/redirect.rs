@@ -7,7 +7,8 @@
 //! The source's bytes either are redirected to the target in the kernel (`mode::KERNEL`) or are passed to the relay,
 //! which reads them and writes them on (`mode::RELAY`). The kernel leaves the first mode by itself, when the credit of
 //! [`RelaySide::limit`] does not cover the next bytes or the target is gone. It goes back only when the relay has read and
-//! written on exactly what was passed so far ([`RelaySide::resume_at`]), so no byte can overtake another.
+//! written on exactly what was passed so far ([`RelaySide::resume_at`]), so no byte can overtake another. Leaving it, or not
+//! taking over when it could, is an event.
 
 /// One direction of a connection; element of the map [`REDIRECTS`](crate::names::REDIRECTS).
 #[repr(C, align(64))]

@@ -221,8 +221,29 @@ pub mod relay {
     pub const OWN: u32 = 0;
     /// That of the daemon whose place it takes, as long as that runs.
     pub const PREDECESSOR: u32 = 1;
+    /// Whether one takes its place, from before that one attaches on: its network namespace, written by that one itself.
+    pub const SUCCESSOR: u32 = 2;
     /// How many there are.
-    pub const COUNT: usize = 2;
+    pub const COUNT: usize = 3;
+}
+
+/// What the map [`OURS`](crate::names::OURS) says of a socket.
+pub mod ours {
+    use crate::{Addr, BePort};
+
+    /// It is one of a daemon's own.
+    pub const OWN: u32 = 1;
+
+    /// It is an app's, and a daemon whose place is taken has sent it to an endpoint: its successor, which runs after it, leaves
+    /// alone what goes there.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sent_to(addr: &Addr, port: BePort) -> u32 {
+        let [a, b, c, d] = addr.words();
+        let mixed = a ^ b.rotate_left(8) ^ c.rotate_left(16) ^ d.rotate_left(24);
+        // Never `OWN`.
+        mixed.wrapping_mul(0x9e37_79b1) ^ port.0 as u32 | 1 << 31
+    }
 }
 
 /// Index into the map [`LISTENERS`](crate::names::LISTENERS).

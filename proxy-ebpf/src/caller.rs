@@ -6,7 +6,7 @@ use aya_ebpf::{
     helpers::generated::bpf_setsockopt,
     programs::SockAddrContext,
 };
-use proxy_common::Family;
+use proxy_common::{Family, ours};
 
 use crate::{maps::OURS, version::Version};
 
@@ -26,7 +26,7 @@ pub fn is_tcp(ctx: &SockAddrContext) -> bool {
 #[inline(always)]
 pub fn is_own(ctx: &SockAddrContext) -> bool {
     // SAFETY: the socket of the context is alive while the program runs, and so is its storage.
-    !unsafe { OURS.get_ptr_mut(ctx) }.is_null()
+    unsafe { OURS.get_ptr_mut(ctx).as_ref() }.is_some_and(|word| *word == ours::OWN)
 }
 
 /// Whether the socket is bound to an address: an endpoint need not be reachable from that, as loopback, and the relay connects

@@ -15,7 +15,7 @@ use aya_ebpf::{
 use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Lane, LaneKey, MAX_RULES,
     MemberKey, Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
-    RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, relay,
+    RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, ours, relay,
 };
 
 use crate::globals::has_mptcp;
@@ -118,8 +118,10 @@ pub static REDIRECT_OF: HashMap<u64, u32, 16_384, { BPF_F_NO_PREALLOC as usize }
 #[btf_map]
 pub static PAIRS: SockMap<16_384> = SockMap::new();
 
+/// Room for four events of each redirect, 16 bytes each. There are at most three that the relay has not heard of: that credit is
+/// used up, that bytes were passed, that some are out of place.
 #[btf_map]
-pub static REDIRECT_EVENTS: RingBuf<u64, 65_536> = RingBuf::new();
+pub static REDIRECT_EVENTS: RingBuf<u64, 1_048_576> = RingBuf::new();
 
 /// Room for one event of each lane there can be, and for one more of its predecessor: 16 bytes each.
 #[btf_map]
@@ -164,7 +166,10 @@ pub fn is_ours(sk: *mut bpf_sock) -> bool {
     !sk.is_null()
         && unsafe {
             let map = ptr::from_ref(&OURS).cast_mut().cast();
-            !bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).is_null()
+            bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0)
+                .cast::<u32>()
+                .as_ref()
+                .is_some_and(|word| *word == ours::OWN)
         }
 }
 

@@ -5,15 +5,21 @@ use aya_ebpf::{
 };
 use proxy_common::{Addr, BePort, Relay, relay};
 
-use crate::maps::{HEARTBEAT, RELAY};
+use crate::{
+    maps::{HEARTBEAT, RELAY},
+    rewrite,
+};
 
-/// Whether the daemon whose place we take has sent the connection to its own listener: while both are attached its hooks run
-/// before ours. It has counted it, too.
+/// Whether the daemon whose place we take has sent the connection to its own listener, or to an endpoint: while both are attached
+/// its hooks run before ours. It has counted it, too.
 #[inline(always)]
 pub fn is_taken(ctx: &SockAddrContext, addr: &Addr, port: BePort) -> bool {
     RELAY
         .get(relay::PREDECESSOR)
-        .is_some_and(|relay| is_listener(ctx, relay, addr, port))
+        .filter(|relay| relay.netns_cookie != 0)
+        .is_some_and(|relay| {
+            is_listener(ctx, relay, addr, port) || rewrite::was_sent(ctx, addr, port)
+        })
 }
 
 /// Whether a destination is one of our listeners, which are on the loopback of one network namespace only.

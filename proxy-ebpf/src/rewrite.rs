@@ -7,13 +7,13 @@ use aya_ebpf::{
     helpers::generated::bpf_get_prandom_u32,
     programs::{SockAddrContext, SockOpsContext},
 };
-use proxy_common::{Addr, BePort, draw, role};
+use proxy_common::{Addr, BePort, draw, ours, relay, role};
 
 use crate::{
     caller::{is_bound, sk_of},
     globals::{Offsets, reads_sockets},
     kernel::{field, struct_of},
-    maps::{MADE, SOCKETS, UNMADE_EVENTS, mptcp_socket_of, socket_of},
+    maps::{MADE, OURS, RELAY, SOCKETS, UNMADE_EVENTS, mptcp_socket_of, socket_of},
     policy::KernelTables,
     version::Version,
 };
@@ -45,7 +45,30 @@ pub fn to_endpoint(
         *above = *socket;
     }
     version.set_addr(ctx, seat.addr, seat.port);
+    tell_successor(ctx, &seat.addr, seat.port);
     Some(())
+}
+
+/// While both are attached the hook of whoever takes our place runs next, and could not tell an endpoint from where the app wanted
+/// to go. It has no part in our [`SOCKETS`], but in [`OURS`].
+#[inline(always)]
+fn tell_successor(ctx: &SockAddrContext, addr: &Addr, port: BePort) {
+    let has_one = RELAY
+        .get(relay::SUCCESSOR)
+        .is_some_and(|relay| relay.netns_cookie != 0);
+    if has_one {
+        // SAFETY: the socket of the context is alive while the program runs, and so is its storage.
+        if let Some(word) = unsafe { OURS.get_or_insert_ptr_mut(ctx, None).as_mut() } {
+            *word = ours::sent_to(addr, port);
+        }
+    }
+}
+
+/// Whether the daemon whose place we take has sent the connection to an endpoint.
+#[inline(always)]
+pub fn was_sent(ctx: &SockAddrContext, addr: &Addr, port: BePort) -> bool {
+    // SAFETY: as in `tell_successor`.
+    unsafe { OURS.get_ptr_mut(ctx).as_ref() }.is_some_and(|word| *word == ours::sent_to(addr, port))
 }
 
 #[inline(always)]

@@ -43,7 +43,9 @@ pub fn verdict(ctx: &SkBuffContext) -> u32 {
     match in_sequence(ctx, &mut kernel.sequence, length) {
         Order::New(length) => forward(ctx, redirect, kernel, index, length),
         Order::Fault => {
-            notify(index);
+            if kernel.sequence.faults == 1 {
+                notify(index);
+            }
             SK_DROP
         }
     }
@@ -78,6 +80,10 @@ fn forward(
     }
     kernel.mode = mode::RELAY;
     kernel.passed += length;
+    if takes_over {
+        // The first bytes for a relay that did not expect any, and may rest.
+        notify(index);
+    }
     SK_PASS
 }
 
@@ -114,7 +120,7 @@ fn is_there(target: u32) -> bool {
     true
 }
 
-/// Wakes the relay. When the ring is full it is about to look at every redirect in it anyway.
+/// Wakes the relay. There is room: see the map.
 #[inline(always)]
 fn notify(index: u32) {
     let event = u64::from(index);

@@ -3,24 +3,29 @@
 //! It knows requests and answers, not what they mean: each question goes to whoever runs the daemon, who answers when he
 //! gets to it. So an answer is never of a moment when something was half changed, and nothing here needs a lock.
 //!
-//! | request | answer |
-//! |---|---|
-//! | `GET /v1/status` | [`Status`](crate::status::Status) as JSON |
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`Status`](crate::status::Status) |
+//! | `POST /v1/drain` | what, and for how long connections may go on: `{"target": "web/10.0.0.1:80", "timeout_ms": 30000}` | [`DrainStatus`](crate::status::DrainStatus); to be followed in the status |
+//! | `POST /v1/restore` | what: `{"target": "web/10.0.0.1:80"}` | what was restored |
 //!
-//! A new field may come with any release; what a field means changes only with the number in the path.
+//! All of it is JSON. An answer other than 200 is `{"error": "…"}`: 400 when the body is not understood, 409 when what it asks for
+//! cannot be done, 503 when the daemon is busy. Asking for what is so already is no error, so that a client may ask again. A
+//! new field may come with any release; what a field means changes only with the number in the path. What a client says beyond
+//! that is refused, rather than not done.
 
 mod client;
 
 use std::{
     convert::Infallible,
-    fs, io,
+    fmt, fs, io,
     os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -29,6 +34,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -37,17 +43,30 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub use client::{AskError, ask};
+pub use client::{AskError, ask, tell};
 
 /// Where the socket is, unless the configuration says otherwise.
 pub const DEFAULT_PLACE: &str = "/run/culvert/admin.sock";
 /// The path of [`Question::Status`].
 pub const STATUS: &str = "/v1/status";
+/// The path of [`Question::Drain`].
+pub const DRAIN: &str = "/v1/drain";
+/// The path of [`Question::Restore`].
+pub const RESTORE: &str = "/v1/restore";
+
+/// What can be asked, and how.
+const QUESTIONS: [(&str, Method, Question); 3] = [
+    (STATUS, Method::GET, Question::Status),
+    (DRAIN, Method::POST, Question::Drain),
+    (RESTORE, Method::POST, Question::Restore),
+];
 
 /// Connections at a time; further ones wait.
 const MOST_CONNECTIONS: usize = 16;
 /// How long a client may take to ask, and the daemon to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest body of a request.
+const MOST_BYTES: usize = 64 * 1024;
 /// Pause after a failed accept.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -82,11 +101,36 @@ impl BindError {
     }
 }
 
-/// What a client wants to know.
+/// What a client wants to know, or to have done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
     /// How the daemon is.
     Status,
+    /// Something is to get no new connections.
+    Drain,
+    /// It is to get them again.
+    Restore,
+}
+
+/// What a client hears.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// What it asked for, as JSON.
+    Json(String),
+    /// What it says is not understood.
+    Malformed(String),
+    /// That cannot be done.
+    Impossible(String),
+}
+
+impl Answer {
+    /// What it asked for.
+    pub fn of(answer: &impl Serialize) -> Self {
+        match serde_json::to_string(answer) {
+            Ok(json) => Self::Json(json),
+            Err(error) => Self::Impossible(format!("there is no such answer: {error}")),
+        }
+    }
 }
 
 /// A question that waits for its answer.
@@ -94,14 +138,31 @@ pub enum Question {
 pub struct Asked {
     /// What is asked.
     pub question: Question,
-    answer: oneshot::Sender<String>,
+    body: Bytes,
+    answer: oneshot::Sender<Answer>,
 }
 
 impl Asked {
-    /// Answers with a JSON text.
-    pub fn answer(self, json: String) {
+    /// Does what the client says.
+    #[must_use]
+    pub fn told<W, T, E>(&self, work: impl FnOnce(W) -> Result<T, E>) -> Answer
+    where
+        W: DeserializeOwned,
+        T: Serialize,
+        E: fmt::Display,
+    {
+        match serde_json::from_slice(&self.body).map(work) {
+            Ok(Ok(done)) => Answer::of(&done),
+            // With its causes, where it has some.
+            Ok(Err(error)) => Answer::Impossible(format!("{error:#}")),
+            Err(error) => Answer::Malformed(format!("the body is not understood: {error}")),
+        }
+    }
+
+    /// Answers.
+    pub fn answer(self, answer: Answer) {
         // A client that is gone wants none.
-        _ = self.answer.send(json);
+        _ = self.answer.send(answer);
     }
 }
 
@@ -239,28 +300,43 @@ async fn respond(
     request: Request<Incoming>,
     ask: &mpsc::Sender<Asked>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    Ok(match (request.uri().path(), request.method()) {
-        (STATUS, &Method::GET) => match answer(Question::Status, ask).await {
-            Some(json) => reply(StatusCode::OK, json),
-            None => failure(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the daemon is busy, or about to end",
-            ),
-        },
-        (STATUS, _) => {
-            let mut refusal = failure(StatusCode::METHOD_NOT_ALLOWED, "only GET");
-            refusal
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("GET"));
-            refusal
-        }
-        _ => failure(StatusCode::NOT_FOUND, "no such path"),
+    let path = request.uri().path();
+    let Some((_, method, question)) = QUESTIONS.iter().find(|(known, ..)| *known == path) else {
+        return Ok(failure(StatusCode::NOT_FOUND, "no such path"));
+    };
+    if request.method() != method {
+        let mut refusal = failure(StatusCode::METHOD_NOT_ALLOWED, &format!("only {method}"));
+        let allowed = HeaderValue::from_str(method.as_str());
+        refusal
+            .headers_mut()
+            .extend(allowed.ok().map(|allowed| (ALLOW, allowed)));
+        return Ok(refusal);
+    }
+    let body = Limited::new(request.into_body(), MOST_BYTES).collect();
+    let body = match timeout(PATIENCE, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) => return Ok(failure(StatusCode::BAD_REQUEST, &error.to_string())),
+        Err(_) => return Ok(failure(StatusCode::REQUEST_TIMEOUT, "the body is late")),
+    };
+    Ok(match answer(*question, body, ask).await {
+        Some(Answer::Json(json)) => reply(StatusCode::OK, json),
+        Some(Answer::Malformed(what)) => failure(StatusCode::BAD_REQUEST, &what),
+        Some(Answer::Impossible(what)) => failure(StatusCode::CONFLICT, &what),
+        None => failure(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the daemon is busy, or about to end",
+        ),
     })
 }
 
-async fn answer(question: Question, ask: &mpsc::Sender<Asked>) -> Option<String> {
+async fn answer(question: Question, body: Bytes, ask: &mpsc::Sender<Asked>) -> Option<Answer> {
     let (answer, answered) = oneshot::channel();
-    ask.try_send(Asked { question, answer }).ok()?;
+    let asked = Asked {
+        question,
+        body,
+        answer,
+    };
+    ask.try_send(asked).ok()?;
     timeout(PATIENCE, answered).await.ok()?.ok()
 }
 
@@ -294,10 +370,20 @@ mod tests {
 
     /// Answers one question while somebody asks.
     async fn ask_while(admin: &mut Admin, place: &Path, path: &str) -> Result<Bytes, AskError> {
+        answer_while(admin, ask(place, path)).await
+    }
+
+    async fn answer_while<T>(admin: &mut Admin, asking: impl Future<Output = T>) -> T {
         tokio::select! {
-            answer = ask(place, path) => answer,
+            answer = asking => answer,
             () = async {
-                admin.next().await.answer("{\"fine\":true}".to_owned());
+                let asked = admin.next().await;
+                let answer = match asked.question {
+                    Question::Status => Answer::Json("{\"fine\":true}".to_owned()),
+                    Question::Drain => asked.told(|text: String| Ok::<_, String>(text + "!")),
+                    Question::Restore => asked.told(|text: String| Err::<(), _>(text + "?")),
+                };
+                asked.answer(answer);
                 std::future::pending::<()>().await;
             } => unreachable!("it never ends"),
         }
@@ -330,6 +416,30 @@ mod tests {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn what_is_to_be_done_is_done_or_said_why_not() {
+        let (_directory, place) = place();
+        let mut admin = Admin::bind(&place).unwrap();
+        let done = answer_while(&mut admin, tell(&place, DRAIN, &"web")).await;
+        assert_eq!(done.unwrap(), "\"web!\"");
+        let unknown = "the body is not understood: invalid type: integer `7`";
+        for (path, body, status, says) in [
+            (RESTORE, serde_json::json!("web"), 409, "web?"),
+            (DRAIN, serde_json::json!(7), 400, unknown),
+        ] {
+            let told = answer_while(&mut admin, tell(&place, path, &body)).await;
+            let error = told.unwrap_err();
+            let AskError::Refused {
+                status: found,
+                text,
+            } = &error
+            else {
+                panic!("{error}");
+            };
+            assert!(*found == status && text.starts_with(says), "{error}");
+        }
     }
 
     #[tokio::test]

@@ -73,7 +73,7 @@ impl Method {
 pub struct Member {
     /// A hash of what it is called: the same on every node.
     pub id: u64,
-    /// Its part of the connections; at least 1.
+    /// Its part of the connections. One with 0 is in no table, and counts as 1 when it is given a share all the same.
     pub weight: u32,
 }
 
@@ -149,7 +149,7 @@ impl Balancer {
         };
         for (at, member) in members.iter().enumerate() {
             balancer.states.push(State {
-                weight: member.weight,
+                weight: member.weight.max(1),
                 share: 0,
                 live: 0,
                 turn: 0,
@@ -312,7 +312,9 @@ impl Balancer {
                 Table::Maglev(table) => table.at(hash),
                 Table::Rendezvous(table) => table.at(hash),
                 Table::None => None,
-            }?;
+            };
+            // No weight at all: the wheel has those that stand by.
+            let Some(at) = at else { break };
             let usable = self.states.get(at).is_some_and(|state| state.share > 0);
             if usable && may(at) {
                 return Some(at);

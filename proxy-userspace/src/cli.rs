@@ -59,6 +59,10 @@ pub enum Command {
     },
     /// Ask a running daemon how it is: rules, connections, paths, counters.
     Status(StatusArgs),
+    /// Give an endpoint or a binding of a running daemon no new connections; those that are there may finish.
+    Drain(DrainArgs),
+    /// Give what is drained connections again.
+    Restore(RestoreArgs),
     /// Intercept real connections between an embedded client and an embedded server, and show what happened.
     Demo,
     /// Remove what a killed daemon left in force (rules with `on_relay_failure = "refuse"`).
@@ -102,9 +106,48 @@ pub struct StatusArgs {
     #[arg(long)]
     pub json: bool,
 
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub daemon: DaemonArg,
+}
+
+/// Which daemon is meant.
+#[derive(Debug, Args)]
+pub struct DaemonArg {
     /// The daemon's admin socket, `admin` in its section `daemon`; /run/culvert/admin.sock if nothing is said.
     #[arg(long, value_name = "SOCKET")]
     pub admin: Option<PathBuf>,
+}
+
+/// What to drain, and for how long.
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// An endpoint as the file lists it (also GROUP/ENDPOINT), a `[[reverse]]` rule by its name, or an address and port that one
+    /// listens on (also RULE/ADDRESS:PORT).
+    pub target: String,
+
+    /// Reset connections that are left after this time, such as 30s or 5m; `drain_timeout` of the daemon if nothing is said.
+    #[arg(long, value_name = "TIME")]
+    pub timeout: Option<humantime::Duration>,
+
+    /// Return when no connection is left.
+    #[arg(long)]
+    pub wait: bool,
+
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub daemon: DaemonArg,
+}
+
+/// What to restore.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// What was drained, written in the same way.
+    pub target: String,
+
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub daemon: DaemonArg,
 }
 
 /// What to run, and how.

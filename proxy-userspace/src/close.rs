@@ -47,11 +47,13 @@ pub enum CloseReason {
     NoEndpoint,
     /// The rule refuses what asks for that name, or for none, or cannot be read.
     NameRefused,
+    /// Its endpoint or its rule was drained, and the time for that is over.
+    Drained,
 }
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Done,
         Self::DownstreamReset,
         Self::UpstreamReset,
@@ -73,6 +75,7 @@ impl CloseReason {
         Self::QueueTimeout,
         Self::NoEndpoint,
         Self::NameRefused,
+        Self::Drained,
     ];
 
     /// The stable name in logs, records and counters.
@@ -100,6 +103,7 @@ impl CloseReason {
             Self::QueueTimeout => "queue_timeout",
             Self::NoEndpoint => "no_endpoint",
             Self::NameRefused => "name_refused",
+            Self::Drained => "drained",
         }
     }
 }

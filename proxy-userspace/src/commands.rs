@@ -1,21 +1,21 @@
 //! From a parsed command line to the module that does it.
 
-use std::{path::Path, process::ExitCode};
+mod remote;
 
-use anyhow::{Context as _, Result};
+use std::process::ExitCode;
+
+use anyhow::Result;
 use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::{
     admin,
-    cli::{Cli, Command, LogFormat, StatusArgs},
-    config, daemon, demo, doctor, exec,
+    cli::{Cli, Command, LogFormat},
+    config, daemon, delivery, demo, doctor, exec,
     failure::{Class, Failure},
     intercept::guard,
-    paint::{self, Paint},
-    plan, privileges,
+    paint, plan, privileges,
     proxy::ProxyError,
     run_command,
-    status::Status,
 };
 
 /// Starts logging to standard error. `RUST_LOG` wins over `-v`.
@@ -58,7 +58,9 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
             let config = daemon::load(file)?;
             paint::print(config::summary(&config));
         }
-        Command::Status(args) => status(args)?,
+        Command::Status(args) => remote::status(args)?,
+        Command::Drain(args) => remote::drain(args)?,
+        Command::Restore(args) => remote::restore(args)?,
         Command::Detach => detach()?,
         Command::Exec(args) => return run_command::run(args, cli.verbose > 0),
         Command::Reap { cgroup } => exec::reaper::main(cgroup)?,
@@ -70,33 +72,13 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn status(args: &StatusArgs) -> Result<()> {
-    let place = args
-        .admin
-        .as_deref()
-        .unwrap_or(Path::new(admin::DEFAULT_PLACE));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
-        .context("cannot start the runtime")?;
-    let json = runtime.block_on(admin::ask(place, admin::STATUS))?;
-    if args.json {
-        // As the daemon says it, also what this program is too old to know.
-        paint::print(format_args!("{}\n", String::from_utf8_lossy(&json)));
-        return Ok(());
-    }
-    let status: Status =
-        serde_json::from_slice(&json).context("the daemon is of another version; try --json")?;
-    paint::print(status.text(Paint::for_stdout()));
-    Ok(())
-}
-
 fn detach() -> Result<()> {
     // Without them the pins cannot even be seen.
     privileges::require()?;
     admin::remove_stale()?;
-    match guard::remove_stale()? {
+    // Both, also where one cannot be removed.
+    let (guards, routing) = (guard::remove_stale(), delivery::remove_stale());
+    match guards?.max(routing?) {
         0 => println!("nothing was left in force"),
         1 => println!("removed what a killed daemon had left in force"),
         count => println!("removed what {count} killed daemons had left in force"),

@@ -57,7 +57,9 @@ use self::{
 pub use self::{
     daemon::{AccessLog, Daemon, LogFormat, LogTarget},
     environment::{Environment, FileContent, System},
+    group::endpoint,
     report::Report,
+    reverse::listens_of,
     summary::summary,
 };
 
@@ -225,6 +227,7 @@ fn document(
         );
     }
     reach::check(&rules, &daemon.cgroup, findings);
+    reach::arrivals::check(&arrivals, findings);
     check_use(&declared, &rules, &arrivals, findings);
     check_hashes(&declared, &rules, &groups, findings);
     check_rewrites(&rules, &upstreams, &groups, findings);

@@ -15,11 +15,12 @@ use crate::{
     clock,
     close::CloseReason,
     group::{Asked, Group, Permit},
+    live::{Entry, Open},
     origin::{self, App, Origin, Rejected},
     proxy_protocol::{self, UniqueId},
     record::{ByPath, CloseRecord, comm_text},
     relay::{
-        Ended, Path, Progress, Reason, Relay, Side, Turn,
+        Ended, Path, Progress, Reason, Relay, Side,
         shortcut::{Lane, Obstacle, of_app},
     },
     rule::{Name, PathChoice},
@@ -42,8 +43,11 @@ pub(crate) async fn serve(
         Err(why) => return reject(worker, downstream, client, &why),
     };
     worker.shared.stats.live.fetch_add(1, Relaxed);
+    let rule = Arc::clone(&origin.route.rule);
+    let entry = worker.shared.live.enter(origin.role, rule, origin.orig_dst);
     let mut flow = Flow {
         worker,
+        entry,
         origin,
         progress: Arc::new(Progress::default()),
         reached: Destination::default(),
@@ -59,6 +63,7 @@ pub(crate) async fn serve(
 /// A connection that has a route.
 struct Flow<'a> {
     worker: &'a Worker,
+    entry: Entry,
     origin: Origin,
     progress: Arc<Progress>,
     reached: Destination,
@@ -83,9 +88,13 @@ struct Destination {
 
 impl Flow<'_> {
     /// Dials and relays. Whatever goes wrong, the app sees a reset and never an orderly end.
-    async fn run(&mut self, mut downstream: TcpStream) -> (CloseReason, Option<String>) {
-        let route = &mut self.origin.route;
-        if let Err(why) = self.named.choose(self.worker, route, &downstream).await {
+    async fn run(&mut self, downstream: TcpStream) -> (CloseReason, Option<String>) {
+        let (route, end) = (&mut self.origin.route, must_end(self.worker, &self.entry));
+        if let Err(why) = self
+            .named
+            .choose(self.worker, route, &downstream, end)
+            .await
+        {
             socket::reset(downstream);
             return why;
         }
@@ -113,31 +122,25 @@ impl Flow<'_> {
             Ok(None) => {}
             Err(why) => obstacle = Some(why),
         }
-        let mut stop = self.worker.stop.clone();
         let path = self.origin.route.path;
-        let relayed = relay_to_end(&mut relay, path, &mut downstream, upstream);
-        let (ended, upstream) = tokio::select! {
-            relayed = relayed => relayed,
-            _ = stop.wait_for(|stop| *stop) => {
-                (Ended { reason: CloseReason::Shutdown, first_error: None }, None)
-            }
+        let (ended, sockets) = tokio::select! {
+            relayed = relay_to_end(&mut relay, path, downstream, upstream) => relayed,
+            reason = must_end(self.worker, &self.entry) => (Ended { reason, first_error: None }, None),
         };
         self.reason = match obstacle {
             Some(obstacle) => Some(Reason::Shortcut(obstacle)),
             None => relay.reason(),
         };
-        if ended.must_reset() {
-            socket::reset(downstream);
-            if let Some(upstream) = upstream {
+        if let Some((downstream, upstream)) = sockets {
+            if ended.must_reset() {
+                socket::reset(downstream);
                 upstream.reset();
-            }
-        } else {
-            tokio::select! {
-                () = relay.until_read() => {}
-                _ = stop.wait_for(|stop| *stop) => {}
-            }
-            socket::end_orderly(&downstream);
-            if let Some(upstream) = &upstream {
+            } else {
+                tokio::select! {
+                    () = relay.until_read() => {}
+                    _ = must_end(self.worker, &self.entry) => {}
+                }
+                socket::end_orderly(&downstream);
                 upstream.end_orderly();
             }
         }
@@ -211,10 +214,10 @@ impl Flow<'_> {
     }
 
     async fn dial(&mut self) -> Result<UpstreamStream, (CloseReason, Option<String>)> {
-        let mut stop = self.worker.stop.clone();
+        let (worker, open) = (self.worker, self.entry.open());
         let dialled = tokio::select! {
             dialled = self.dial_upstream() => dialled,
-            _ = stop.wait_for(|stop| *stop) => return Err((CloseReason::Shutdown, None)),
+            reason = must_end(worker, &open) => return Err((reason, None)),
         };
         dialled.map_err(|(reason, text)| {
             if self.worker.may_warn(reason.label()) {
@@ -259,6 +262,9 @@ impl Flow<'_> {
         };
         match group.connect(&self.worker.dialer, &asked).await {
             Ok(reached) => {
+                let endpoint = (Arc::clone(group.name()), reached.permit.id());
+                // Only set here, and once.
+                _ = self.entry.endpoint.set(endpoint);
                 self.timings = reached.timings;
                 self.reached = Destination {
                     is_reached: true,
@@ -289,6 +295,7 @@ impl Flow<'_> {
 
     /// Counts and records the end.
     fn finish(&mut self, reason: CloseReason, error: Option<&str>) {
+        let closed_at = SystemTime::now();
         // Whoever sees the end of it may take its place.
         self.reached.permit = None;
         let progress = &self.progress;
@@ -303,7 +310,7 @@ impl Flow<'_> {
         let process = app.and_then(|app| app.process.as_ref());
         let comm = record.map(|record| comm_text(&record.comm));
         log.write(&CloseRecord {
-            closed_at: SystemTime::now(),
+            closed_at,
             role: origin.role,
             rule: Some(&origin.route.rule),
             pid: record.map(|record| record.pid),
@@ -346,26 +353,33 @@ impl Flow<'_> {
     }
 }
 
-/// Relays, and rests where the kernel does the work, until the end. Returns the upstream stream, unless that was lost; and
-/// so it is, by reset, when this is dropped.
+/// Returns when a connection is to be reset, whoever says so, and why.
+async fn must_end(worker: &Worker, open: &Open) -> CloseReason {
+    let mut stop = worker.stop.clone();
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => CloseReason::Shutdown,
+        why = open.ended() => why,
+    }
+}
+
+/// Relays until the end. Returns both sides unless they were lost; and so they are, by reset, when this is dropped.
 async fn relay_to_end(
     relay: &mut Relay,
     path: PathChoice,
-    downstream: &mut TcpStream,
+    mut downstream: TcpStream,
     mut upstream: UpstreamStream,
-) -> (Ended, Option<UpstreamStream>) {
-    loop {
-        match relay.run(downstream, &mut upstream, path).await {
-            Turn::Ended(ended) => return (ended, Some(upstream)),
-            Turn::Quiet => {}
+) -> (Ended, Option<(TcpStream, UpstreamStream)>) {
+    match upstream {
+        UpstreamStream::Tcp(upstream) => {
+            let (ended, sockets) = relay.run_or_rest(downstream, upstream, path).await;
+            let sides = |(downstream, upstream)| (downstream, UpstreamStream::Tcp(upstream));
+            (ended, sockets.map(sides))
         }
-        upstream = match upstream {
-            UpstreamStream::Tcp(tcp) => match relay.rest(downstream, tcp).await {
-                Ok(tcp) => UpstreamStream::Tcp(tcp),
-                Err(ended) => return (ended, None),
-            },
-            other @ (UpstreamStream::Tls(_) | UpstreamStream::Unix(_)) => other,
-        };
+        // The kernel cannot do its work.
+        UpstreamStream::Tls(_) | UpstreamStream::Unix(_) => {
+            let ended = relay.run(&mut downstream, &mut upstream, path).await;
+            (ended, Some((downstream, upstream)))
+        }
     }
 }
 

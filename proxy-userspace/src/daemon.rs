@@ -9,10 +9,11 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    admin::{Admin, Asked, Question},
+    admin::{Admin, Answer, Asked, Question},
     cgroup::Cgroup2,
     cli::RunArgs,
     config::{self, Config, ConfigError},
+    delivery,
     failure::Failure,
     intercept::guard,
     paint::one_line,
@@ -75,6 +76,17 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
         Ok(count) => tracing::info!(count, "removed what a killed daemon had left in force"),
         Err(error) => tracing::error!(%error, "cannot remove what a killed daemon left in force"),
     }
+    match delivery::remove_stale() {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "removed routing rules that a killed daemon had left"),
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(
+                error,
+                "cannot remove routing rules that a killed daemon left"
+            );
+        }
+    }
     let relieved = match place.relieve(&mut service).await {
         Ok(relieved) => relieved,
         Err(error) => {
@@ -100,7 +112,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
                 Told::End => break,
                 Told::Reload => reload(&mut service, file),
             },
-            asked = next_question(admin.as_mut()) => answer(asked, &service),
+            asked = next_question(admin.as_mut()) => answer(asked, &mut service),
             () = place.vacated() => service.forget_predecessor(),
         }
     }
@@ -142,15 +154,13 @@ async fn next_question(admin: Option<&mut Admin>) -> Asked {
     }
 }
 
-fn answer(asked: Asked, service: &Service) {
-    let json = match asked.question {
-        Question::Status => serde_json::to_string(&service.status()),
+fn answer(asked: Asked, service: &mut Service) {
+    let answer = match asked.question {
+        Question::Status => Answer::of(&service.status()),
+        Question::Drain => asked.told(|wanted| service.drain(&wanted)),
+        Question::Restore => asked.told(|wanted| service.restore(&wanted)),
     };
-    match json {
-        Ok(json) => asked.answer(json),
-        // The client hears that there is no answer.
-        Err(error) => tracing::error!(%error, "cannot answer on the admin socket"),
-    }
+    asked.answer(answer);
 }
 
 /// Puts the file's rules and upstreams in force. A wrong file changes nothing.

@@ -11,6 +11,7 @@ mod paths;
 mod privileges;
 mod programs;
 mod report;
+mod routing;
 
 use std::process::ExitCode;
 
@@ -42,7 +43,12 @@ fn examine() -> Report {
     let bpffs = Bpffs::find();
     // Before our own programs are attached.
     let neighbours = cgroups.as_ref().ok().map(neighbours::find);
-    let mut around = vec![programs::bpffs(&bpffs), programs::stale_pins(&bpffs)];
+    let mut around = vec![
+        programs::bpffs(&bpffs),
+        programs::stale_pins(&bpffs),
+        routing::stale(),
+        routing::rp_filter(),
+    ];
     around.extend(neighbours.as_ref().map(neighbours::check));
     let (paths, path_costs) = paths::examine();
     let (programs, tried) = programs::examine(&cgroups);

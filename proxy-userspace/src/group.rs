@@ -46,6 +46,7 @@ pub use self::{
     check::Check,
     connect::{Asked, Failure, Reached},
     permit::{Permit, Refusal},
+    roster::Drained,
     settings::{Address, Limits, Member, Settings, Source},
 };
 
@@ -107,6 +108,30 @@ impl Group {
         self.announce();
     }
 
+    /// Whether there is an endpoint, or an entry of its list, that is called so.
+    #[must_use]
+    pub fn lists(&self, name: &str) -> bool {
+        self.lock().lists(name)
+    }
+
+    /// Gives an endpoint, or all that come from an entry, no more connections, until it is restored or no longer listed.
+    pub fn drain(&self, name: &str) {
+        self.update(|roster, now| roster.drain(name, now));
+        self.announce();
+    }
+
+    /// Gives it connections again.
+    pub fn restore(&self, name: &str) {
+        self.update(|roster, now| roster.restore(name, now));
+        self.announce();
+    }
+
+    /// What is left of it; `None` if it is not drained.
+    #[must_use]
+    pub fn drained(&self, name: &str) -> Option<Drained> {
+        self.lock().drained(name)
+    }
+
     /// There may be endpoints or room that were not there: those who wait look again, and the keeper does.
     fn announce(&self) {
         self.show();
@@ -151,6 +176,7 @@ impl Group {
                     source: one.source.to_string(),
                     state: state.label().to_owned(),
                     weight: one.weight,
+                    drained: one.drained,
                     live: one.live,
                     connections: one.tally.connections,
                     rewritten: self.rewritten(one.id),

@@ -34,11 +34,11 @@
 //! | layer | modules | may know |
 //! |---|---|---|
 //! | words | [`rule`], [`close`], [`clock`], [`balance`] | nothing of ours |
-//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`] | words, and pieces named in their heading |
+//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`], [`delivery`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
 //! | groups | [`group`] | words and pieces |
-//! | threads | [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
-//! | whole | [`proxy`] (start and stop order), `pulse`, `service`, [`config`] | everything below |
+//! | threads | [`live`], [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
+//! | whole | [`proxy`] (start and stop order), [`drain`], `pulse`, `service`, [`config`] | everything below |
 //! | commands | [`daemon`], [`exec`], `run_command`, [`commands`], [`cli`] | everything |
 //!
 //! # Decisions, and what was rejected
@@ -99,6 +99,10 @@
 //! - **Who is ejected by connections is limited, who is turned down by checks is not.** Connections that fail may fail for reasons of our
 //!   own, and then at all endpoints; `panic` is for that. Checks were asked for and are believed. An endpoint that is down is not tried while
 //!   another one is up, not even when that one is full: its connections wait.
+//! - **What is drained is known where it is decided.** A group passes a drained endpoint over; a drained binding is a rule that says
+//!   direct, compiled in the place of the other. Neither is written into the configuration, which stays the file's. Connections are
+//!   found, to be counted and reset, in the list of those that are open ([`live`]): one lock more for each, which a counter for each
+//!   binding and endpoint would need as well, and which is there for whatever else is to be done to single connections.
 //! - **The heartbeat stands for all workers**: it is written by the main thread, but only while every worker's runtime turns.
 //! - **One runtime per core, no work stealing.** A connection stays on the core that accepted it; buffers are per thread and
 //!   used only while bytes wait, which is what lets ten thousand idle connections cost little.
@@ -115,13 +119,16 @@ pub mod commands;
 pub mod config;
 mod connection;
 pub mod daemon;
+pub mod delivery;
 pub mod demo;
 pub mod doctor;
+pub mod drain;
 pub mod exec;
 pub mod failure;
 pub mod group;
 pub mod intercept;
 mod listener;
+pub mod live;
 mod origin;
 mod paint;
 pub mod peek;

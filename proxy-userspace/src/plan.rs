@@ -18,7 +18,7 @@ use self::{
 use crate::{
     cgroup::{Cgroup2, Reference, walk},
     config::{self, Config},
-    daemon,
+    daemon, delivery,
     exec::account::Accounts,
     failure::{Class, Failure},
     intercept::{
@@ -130,7 +130,22 @@ fn attach(config: &Config, cgroups: Option<&Cgroup2>, needs: &Needs, bpffs: &Bpf
             format!("{} of a killed daemon, which is removed", places.join(", ")),
         ));
     }
+    let stale = delivery::stale().unwrap_or_default();
+    if !stale.is_empty() {
+        rows.push(row(
+            "left over",
+            format!(
+                "the routing table {} of a killed daemon, which is removed",
+                numbers(&stale)
+            ),
+        ));
+    }
     rows
+}
+
+fn numbers(tables: &[u32]) -> String {
+    let numbers: Vec<_> = tables.iter().map(u32::to_string).collect();
+    numbers.join(", ")
 }
 
 /// How many processes are in a cgroup and below it.

@@ -5,6 +5,7 @@
 //! and `demo` are three ways to use it.
 
 mod calibrator;
+mod drain;
 mod ending;
 mod keeper;
 mod needs;
@@ -31,6 +32,7 @@ pub use self::needs::GuardNeeds;
 
 use self::{calibrator::Calibrator, keeper::Keeper};
 use crate::{
+    drain::Drains,
     group::{Groups, SettingsByName},
     intercept::{
         Features, InterceptError, Interceptor, Overlap, Predecessor, Records, Wheels, guard,
@@ -144,6 +146,7 @@ pub struct Proxy {
     pending: Records,
     groups: Groups,
     keeper: Option<Keeper>,
+    drains: Drains,
     stop: watch::Sender<bool>,
     generation: u32,
     /// Of all workers: the hook on what arrives gives connections to them.
@@ -198,14 +201,7 @@ impl Proxy {
             successor: 0,
         })?;
 
-        let shared = Arc::new(Shared {
-            routes: Routes::default(),
-            stats: Stats::default(),
-            access_log: settings.access_log.clone(),
-            idle_timeout: settings.idle_timeout,
-            paths: Arc::new(Paths::default()),
-            shortcut: OnceLock::new(),
-        });
+        let shared = Arc::new(shared(settings));
         let (stop, stopped) = watch::channel(false);
         let mut handles = Vec::with_capacity(workers);
         let mut v6 = v6.into_iter();
@@ -238,6 +234,7 @@ impl Proxy {
             shared,
             groups: Groups::default(),
             keeper: None,
+            drains: Drains::default(),
             stop,
             generation: 0,
             listeners: shown,
@@ -253,10 +250,11 @@ impl Proxy {
     /// When the rules do not fit, go nowhere, or need what this kernel lacks.
     pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
         let groups = self.groups.with(policy.groups);
+        let reverse = self.drains.rules(policy.reverse).into_owned();
         self.provide_keeper(&groups)?;
         let forward: RouteTable = routes::table(policy.rules, policy.upstreams, &groups)?;
-        let arrivals = routes::arrivals(policy.reverse, policy.upstreams, &groups)?;
-        let mut compiled = compile(policy.rules, policy.reverse, policy.names)?;
+        let arrivals = routes::arrivals(&reverse, policy.upstreams, &groups)?;
+        let mut compiled = compile(policy.rules, &reverse, policy.names)?;
         let paths = policy.rules.iter().map(|rule| rule.path);
         let mut paths = paths.chain(policy.reverse.iter().map(|rule| rule.path));
         if paths.any(|path| path == PathChoice::Sockmap) {
@@ -285,6 +283,7 @@ impl Proxy {
             keeper.keep(groups.clone());
         }
         self.groups = groups;
+        self.drains.keep_listed(policy.reverse, &self.groups);
         self.steer(policy.reverse);
         self.hook_arrivals()
     }
@@ -427,6 +426,7 @@ impl Proxy {
             tokio::select! {
                 never = self.supervisor.run() => match never {},
                 () = self.shared.paths.wanted() => self.calibrate_once(),
+                () = drain::time_to_sweep(&self.drains) => self.sweep(),
                 events = self.calibrator.finished() => self.supervisor.hear(events),
             }
         }
@@ -460,6 +460,19 @@ pub struct Rules<'a> {
     pub groups: &'a SettingsByName,
     /// What the names in the rules stand for.
     pub names: &'a Names,
+}
+
+/// What workers share, before the first connection.
+fn shared(settings: &Settings) -> Shared {
+    Shared {
+        routes: Routes::default(),
+        stats: Stats::default(),
+        live: Arc::default(),
+        access_log: settings.access_log.clone(),
+        idle_timeout: settings.idle_timeout,
+        paths: Arc::new(Paths::default()),
+        shortcut: OnceLock::new(),
+    }
 }
 
 /// As many listeners on one port as there are workers; the kernel spreads connections over them.

@@ -69,7 +69,7 @@ pub use self::{
 use self::{
     direction::{Direction, Fault},
     replies::ReplyPassage,
-    rest::Quiet,
+    rest::{Quiet, Resting},
     shortcut::Lane,
     steer::Steering,
 };
@@ -107,15 +107,6 @@ pub struct Ended {
     pub first_error: Option<io::Error>,
 }
 
-/// What a turn of the relay comes to.
-#[derive(Debug)]
-pub enum Turn {
-    /// The connection is over.
-    Ended(Ended),
-    /// The kernel has taken all the work over: see [`Relay::rest`].
-    Quiet,
-}
-
 impl Ended {
     /// Whether both sockets are to be closed by reset (`SO_LINGER` 0), without a farewell of a layer above TCP.
     ///
@@ -136,7 +127,9 @@ pub struct Relay {
     idle_timeout: Option<Duration>,
     steering: Steering,
     lane: Option<Arc<Lane>>,
-    /// Where the relay may rest.
+    /// Whether whoever runs it lets it rest.
+    may_rest: bool,
+    /// Since when nothing has come through it, where it may rest.
     quiet: Option<Quiet>,
 }
 
@@ -154,6 +147,7 @@ impl Relay {
             idle_timeout,
             steering: Steering::default(),
             lane: None,
+            may_rest: false,
             quiet: None,
         }
     }
@@ -199,126 +193,139 @@ impl Relay {
         }
     }
 
-    /// Relays by the path a rule asks for, until the end, or until the kernel does all of it. May be dropped at any await.
+    /// Relays by the path a rule asks for, until the end. May be dropped at any await and be followed by any path, but sockets
+    /// that are in the sockmap stay there.
     pub async fn run<D: Side, U: Side>(
         &mut self,
         downstream: &mut D,
         upstream: &mut U,
         choice: PathChoice,
-    ) -> Turn {
-        Turn::Ended(match choice {
-            PathChoice::Auto | PathChoice::AutoOrShortcut => self.auto(downstream, upstream).await,
-            // What leaves the shortcut is a stream, for which there may be something better than copying.
-            PathChoice::Shortcut | PathChoice::ShortcutWithoutFionread if self.lane.is_some() => {
-                self.auto(downstream, upstream).await
-            }
-            PathChoice::Copy | PathChoice::Shortcut | PathChoice::ShortcutWithoutFionread => {
-                self.copy(downstream, upstream).await
-            }
-            PathChoice::ShortcutBothWays => return self.copy_or_rest(downstream, upstream).await,
-            PathChoice::Splice => self.splice(downstream, upstream).await,
-            PathChoice::Sockmap => self.sockmap(downstream, upstream).await,
-        })
-    }
-
-    /// Waits until there is something to do again, and is not woken by what goes past it. The connection is lost when
-    /// this is dropped.
-    ///
-    /// # Errors
-    /// When the connection is over.
-    pub async fn rest(
-        &self,
-        downstream: &TcpStream,
-        upstream: TcpStream,
-    ) -> Result<TcpStream, Ended> {
-        let Some(lane) = &self.lane else {
-            return Ok(upstream);
-        };
-        let relayed = self.progress.relayed_down();
-        tokio::select! {
-            rested = rest::rest(lane, relayed, downstream, upstream) => {
-                rested.map_err(|error| aborted(CloseReason::UpstreamReset, error))
-            }
-            () = silence(&self.progress, Some(lane), self.idle_timeout) => Err(idle()),
-        }
-    }
-
-    /// Relays by whatever path is the cheapest here for what the connection turns out to be. May be dropped at any await and
-    /// be followed by any path, but sockets that are in the sockmap stay there.
-    pub fn auto<D: Side, U: Side>(
-        &mut self,
-        downstream: &mut D,
-        upstream: &mut U,
-    ) -> impl Future<Output = Ended> {
-        let reads = self.reads();
-        self.steering.follow(&self.progress, reads);
-        self.relay(downstream, upstream, self.first_path())
-    }
-
-    /// Relays through a user-space buffer, until the end. May be dropped at any await and be followed by any path.
-    pub fn copy<D: Side, U: Side>(
-        &mut self,
-        downstream: &mut D,
-        upstream: &mut U,
-    ) -> impl Future<Output = Ended> {
-        self.steering.stay(Reason::Rule);
-        self.relay(downstream, upstream, Path::Copy)
-    }
-
-    /// Relays like [`Relay::copy`], but no longer than there is something to do.
-    async fn copy_or_rest<D: Side, U: Side>(
-        &mut self,
-        downstream: &mut D,
-        upstream: &mut U,
-    ) -> Turn {
-        self.steering.stay(Reason::Rule);
-        self.quiet = Some(Quiet::new(&self.progress));
-        let ended = self.turn(downstream, upstream, Path::Copy).await;
-        self.quiet = None;
-        ended.map_or(Turn::Quiet, Turn::Ended)
-    }
-
-    /// Relays through kernel pipes where both sides are plain TCP and the kernel allows it, otherwise like
-    /// [`Relay::copy`]. May be dropped at any await and be followed by any path.
-    pub fn splice<D: Side, U: Side>(
-        &mut self,
-        downstream: &mut D,
-        upstream: &mut U,
-    ) -> impl Future<Output = Ended> {
-        let both_plain = downstream.plain().is_some() && upstream.plain().is_some();
-        let (path, reason) = if both_plain {
-            (Path::Splice, Reason::Rule)
-        } else {
-            (Path::Copy, Reason::Refused(Refusal::NotPlain))
-        };
-        self.steering.stay(reason);
-        self.relay(downstream, upstream, path)
-    }
-
-    /// Relays like [`Relay::copy`] until the connection is worth a redirect in the kernel. May be dropped at any await and be
-    /// followed by any path, but the sockets stay in the sockmap.
-    pub fn sockmap<D: Side, U: Side>(
-        &mut self,
-        downstream: &mut D,
-        upstream: &mut U,
-    ) -> impl Future<Output = Ended> {
-        let path = self.first_path();
-        self.steering.await_promotion(path);
-        self.relay(downstream, upstream, path)
-    }
-
-    /// Relays until the end.
-    async fn relay<D: Side, U: Side>(
-        &mut self,
-        downstream: &mut D,
-        upstream: &mut U,
-        path: Path,
     ) -> Ended {
+        self.may_rest = false;
+        let mut path = self.begin(choice, downstream, upstream);
         loop {
             if let Some(ended) = self.turn(downstream, upstream, path).await {
                 return ended;
             }
+            path = self.progress.relay_path();
         }
+    }
+
+    /// Relays like [`Relay::run`], and rests while the kernel does all the work. Returns the sockets unless they were lost; and
+    /// so they are when this is dropped.
+    pub async fn run_or_rest(
+        &mut self,
+        mut downstream: TcpStream,
+        mut upstream: TcpStream,
+        choice: PathChoice,
+    ) -> (Ended, Option<(TcpStream, TcpStream)>) {
+        self.may_rest = true;
+        let mut path = self.begin(choice, &downstream, &upstream);
+        loop {
+            let turn = self.turn(&mut downstream, &mut upstream, path);
+            if let Some(ended) = turn.await {
+                return (ended, Some((downstream, upstream)));
+            }
+            // Boxed: who rests has time, and the others would have to hold it.
+            let rested = Box::pin(self.rest(downstream, upstream));
+            (downstream, upstream) = match rested.await {
+                Ok(sockets) => sockets,
+                Err(ended) => return (ended, None),
+            };
+            path = self.progress.relay_path();
+        }
+    }
+
+    /// Waits until there is something to do again, and is not woken by what goes past it.
+    async fn rest(
+        &mut self,
+        downstream: TcpStream,
+        upstream: TcpStream,
+    ) -> Result<(TcpStream, TcpStream), Ended> {
+        let progress = Arc::clone(&self.progress);
+        let lane = self.lane.clone();
+        let idle_timeout = self.idle_timeout;
+        tokio::select! {
+            rested = self.lie_down(downstream, upstream) => rested,
+            () = silence(&progress, lane.as_deref(), idle_timeout) => Err(idle()),
+        }
+    }
+
+    async fn lie_down(
+        &mut self,
+        downstream: TcpStream,
+        upstream: TcpStream,
+    ) -> Result<(TcpStream, TcpStream), Ended> {
+        let lost = |reason| move |error| aborted(reason, error);
+        if let Some(lane) = &self.lane {
+            let relayed = self.progress.relayed_down();
+            let upstream = rest::from_replies(lane, relayed, &downstream, upstream)
+                .await
+                .map_err(lost(CloseReason::UpstreamReset))?;
+            return Ok((downstream, upstream));
+        }
+        let downstream = Resting::new(downstream).map_err(lost(CloseReason::DownstreamReset))?;
+        let upstream = Resting::new(upstream).map_err(lost(CloseReason::UpstreamReset))?;
+        poll_fn(|cx| {
+            let up = self.up.poll_work(cx, &downstream, &upstream);
+            let down = self.down.poll_work(cx, &upstream, &downstream);
+            self.count();
+            if up.is_ready() || down.is_ready() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        let downstream = downstream.get_up();
+        Ok((
+            downstream.map_err(lost(CloseReason::DownstreamReset))?,
+            upstream
+                .get_up()
+                .map_err(lost(CloseReason::UpstreamReset))?,
+        ))
+    }
+
+    /// The path to begin with, and what may become of it.
+    fn begin<D: Side, U: Side>(
+        &mut self,
+        choice: PathChoice,
+        downstream: &D,
+        upstream: &U,
+    ) -> Path {
+        match choice {
+            PathChoice::Auto | PathChoice::AutoOrShortcut => self.begin_auto(),
+            // What leaves the shortcut is a stream, for which there may be something better than copying.
+            PathChoice::Shortcut | PathChoice::ShortcutWithoutFionread if self.lane.is_some() => {
+                self.begin_auto()
+            }
+            PathChoice::Copy
+            | PathChoice::Shortcut
+            | PathChoice::ShortcutWithoutFionread
+            | PathChoice::ShortcutBothWays => {
+                self.steering.stay(Reason::Rule);
+                Path::Copy
+            }
+            PathChoice::Splice if downstream.plain().is_some() && upstream.plain().is_some() => {
+                self.steering.stay(Reason::Rule);
+                Path::Splice
+            }
+            PathChoice::Splice => {
+                self.steering.stay(Reason::Refused(Refusal::NotPlain));
+                Path::Copy
+            }
+            PathChoice::Sockmap => {
+                let path = self.first_path();
+                self.steering.await_promotion(path);
+                path
+            }
+        }
+    }
+
+    fn begin_auto(&mut self) -> Path {
+        let reads = self.reads();
+        self.steering.follow(&self.progress, reads);
+        self.first_path()
     }
 
     /// Relays until the end, or until the relay may rest.
@@ -360,15 +367,22 @@ impl Relay {
 
     /// Resolves when the relay may rest.
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(quiet) = &mut self.quiet else {
-            return Poll::Pending;
-        };
-        loop {
-            ready!(quiet.poll(cx, &self.progress));
-            let is_heard = self.lane.as_ref().is_some_and(|lane| lane.bell().is_some());
-            if is_heard && self.up.waits() && self.down.waits() {
+        while self.may_rest && self.is_spared() {
+            let reads = self.reads();
+            let quiet = self.quiet.get_or_insert_with(|| Quiet::new(reads));
+            if ready!(quiet.poll(cx, reads)) {
                 return Poll::Ready(());
             }
+        }
+        self.quiet = None;
+        Poll::Pending
+    }
+
+    /// Whether all that comes goes past the relay, which would hear of anything else.
+    fn is_spared(&self) -> bool {
+        match &self.lane {
+            Some(lane) => lane.bell().is_some() && self.up.waits() && self.down.waits(),
+            None => self.up.is_spared() && self.down.is_spared(),
         }
     }
 

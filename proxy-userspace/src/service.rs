@@ -17,6 +17,7 @@ use crate::{
     access_log,
     cgroup::Cgroup2,
     config::Config,
+    drain,
     failure::Failure,
     intercept::Predecessor,
     policy::Names,
@@ -26,7 +27,7 @@ use crate::{
     resolve,
     rule::{Calibrate, Reverse, Rule, Via},
     socket,
-    status::{Status, counted},
+    status::{DrainStatus, Status, counted},
     watch::{Watched, Watcher},
 };
 
@@ -172,6 +173,56 @@ impl Service {
         {
             self.proxy.calibrate();
         }
+    }
+
+    /// Gives something no new connections; those that are there may finish for a time.
+    ///
+    /// # Errors
+    /// When there is no such thing, or the kernel refuses the rules; nothing changes then.
+    pub(crate) fn drain(&mut self, wanted: &drain::Request) -> Result<DrainStatus> {
+        let target = self
+            .proxy
+            .drain_target(&wanted.target, &self.config.reverse)?;
+        let time = wanted.timeout_ms.map(Duration::from_millis);
+        let time = time.unwrap_or(self.config.daemon.drain_timeout);
+        let status = |proxy: &Proxy| {
+            let mut drains = proxy.drains().into_iter();
+            drains.find(|drain| drain.target == target.to_string())
+        };
+        let before = status(&self.proxy).is_some();
+        self.proxy.drain(target.clone(), time);
+        if let Err(error) = self.put_in_force(&target) {
+            if !before {
+                self.proxy.restore(&target)?;
+            }
+            return Err(error);
+        }
+        tracing::info!(%target, "draining: it gets no new connections");
+        Ok(status(&self.proxy).unwrap_or_default())
+    }
+
+    /// Gives something that is drained connections again.
+    ///
+    /// # Errors
+    /// When it is not drained, or the kernel refuses the rules.
+    pub(crate) fn restore(&mut self, wanted: &drain::Request) -> Result<drain::Restored> {
+        let target = self
+            .proxy
+            .drain_target(&wanted.target, &self.config.reverse)?;
+        self.proxy.restore(&target)?;
+        self.put_in_force(&target)?;
+        tracing::info!(%target, "restored: it gets connections again");
+        Ok(drain::Restored {
+            target: target.to_string(),
+        })
+    }
+
+    /// What a binding is drained by are rules. An endpoint's group knows of it already.
+    fn put_in_force(&mut self, target: &drain::Target) -> Result<()> {
+        if matches!(target, drain::Target::Binding { .. }) {
+            self.proxy.install(&rules(&self.config, &self.names))?;
+        }
+        Ok(())
     }
 
     /// How it is.

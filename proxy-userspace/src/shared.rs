@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     close::CloseReason,
+    live::Live,
     peek::Peeked,
     process::Processes,
     record::AccessLog,
@@ -46,6 +47,8 @@ pub struct Shared {
     pub routes: Routes,
     /// What happened so far.
     pub stats: Stats,
+    /// The connections that are open.
+    pub live: Arc<Live>,
     /// Where close records go, if anywhere.
     pub access_log: Option<AccessLog>,
     /// Connections that were silent for so long are closed.

@@ -26,6 +26,9 @@ pub struct Status {
     /// Upstreams with several endpoints.
     #[serde(default)]
     pub groups: Vec<GroupStatus>,
+    /// What gets no new connections, by `culvert drain`.
+    #[serde(default)]
+    pub drains: Vec<DrainStatus>,
     /// What `path = "auto"` takes, by the kind of connection; empty while nothing was measured.
     pub auto: Vec<AutoStatus>,
     /// Times that a direction of a connection, now closed, was given to a better path than copying.
@@ -94,8 +97,11 @@ pub struct EndpointStatus {
     pub source: String,
     /// `up`, `down`, `ejected`, or `leaving`: no part of the group any more, with connections that may finish.
     pub state: String,
-    /// Its part of the connections.
+    /// Its part of the connections; at 0 it takes none while another one is up.
     pub weight: u32,
+    /// Whether it is drained, by `culvert drain`.
+    #[serde(default)]
+    pub drained: bool,
     /// Connections that are open.
     pub live: u32,
     /// Connections that were made.
@@ -113,6 +119,36 @@ pub struct EndpointStatus {
     pub latency_us: u64,
     /// What went wrong last.
     pub last_error: Option<String>,
+}
+
+/// What gets no new connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainStatus {
+    /// As the daemon calls it: `GROUP/ENDPOINT`, the name of a rule, or `RULE/LISTEN`.
+    pub target: String,
+    /// Connections that are left.
+    pub live: u64,
+    /// When those will be reset; 0 from then on.
+    pub left_ms: u64,
+    /// Whether none is left, and none can come that had begun before.
+    pub done: bool,
+}
+
+impl DrainStatus {
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let Self { target, live, .. } = self;
+        match self.left_ms.div_ceil(1000) {
+            _ if self.done => format!("{target}: drained"),
+            // Some may be on their way.
+            0 => format!("{target}: draining, {live} connections left"),
+            seconds => {
+                let left = humantime::format_duration(Duration::from_secs(seconds));
+                format!("{target}: draining, {live} connections left, reset in {left}")
+            }
+        }
+    }
 }
 
 /// One way in which bytes are moved.
@@ -159,6 +195,7 @@ impl Status {
         writeln!(text, "  {} rules, for {}", self.rules, self.cgroup)?;
         self.write_connections(text, paint)?;
         self.write_groups(text, paint)?;
+        self.write_drains(text, paint)?;
         self.write_paths(text, paint)?;
         writeln!(text, "\n{}", paint.text(Tone::Strong, "Hooks"))?;
         writeln!(text, "  {}", wrapped(2, &listed(&self.hooks)))
@@ -235,6 +272,9 @@ impl Status {
                 if one.rewritten > 0 {
                     write!(text, ", {} rewritten", one.rewritten)?;
                 }
+                if one.drained {
+                    write!(text, ", {}", paint.text(Tone::Doubtful, "drained"))?;
+                }
                 match &one.last_error {
                     Some(error) if one.state != "up" => writeln!(text, "; {error}")?,
                     _ => writeln!(text)?,
@@ -242,6 +282,15 @@ impl Status {
             }
         }
         Ok(())
+    }
+
+    fn write_drains(&self, text: &mut String, paint: Paint) -> std::fmt::Result {
+        if !self.drains.is_empty() {
+            writeln!(text, "\n{}", paint.text(Tone::Strong, "Drained"))?;
+        }
+        self.drains
+            .iter()
+            .try_for_each(|drain| writeln!(text, "  {}", drain.text()))
     }
 
     fn write_paths(&self, text: &mut String, paint: Paint) -> std::fmt::Result {

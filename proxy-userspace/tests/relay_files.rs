@@ -11,6 +11,7 @@ use nix::{
 use proxy_userspace::{
     close::CloseReason,
     relay::{Path, Progress, Relay},
+    rule::PathChoice,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -29,14 +30,17 @@ async fn bulk_through(prepare: impl FnOnce()) -> Path {
 
     let sent: Vec<u8> = (0..BULK / 4).flat_map(u32::to_le_bytes).collect();
     let mut received = Vec::new();
-    let (ended, ()) = tokio::join!(relay.splice(&mut downstream, &mut upstream), async {
-        let (read, ()) = tokio::join!(server.read_to_end(&mut received), async {
-            app.write_all(&sent).await.unwrap();
-            app.shutdown().await.unwrap();
-        });
-        read.unwrap();
-        server.shutdown().await.unwrap();
-    });
+    let (ended, ()) = tokio::join!(
+        relay.run(&mut downstream, &mut upstream, PathChoice::Splice),
+        async {
+            let (read, ()) = tokio::join!(server.read_to_end(&mut received), async {
+                app.write_all(&sent).await.unwrap();
+                app.shutdown().await.unwrap();
+            });
+            read.unwrap();
+            server.shutdown().await.unwrap();
+        }
+    );
     assert!(
         received == sent,
         "{} of {} bytes",

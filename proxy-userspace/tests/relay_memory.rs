@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use proxy_userspace::relay::{Progress, Relay, Side};
+use proxy_userspace::{
+    relay::{Progress, Relay, Side},
+    rule::PathChoice,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -114,7 +117,9 @@ async fn idle_connections_hold_no_buffers() {
                 sends,
                 ready: false,
             };
-            relay.copy(&mut side(MESSAGE), &mut side(MESSAGE)).await
+            relay
+                .run(&mut side(MESSAGE), &mut side(MESSAGE), PathChoice::Copy)
+                .await
         });
     }
     let moved = |progress: &Arc<Progress>| progress.up() + progress.down() == 2 * MESSAGE as u64;

@@ -102,6 +102,7 @@ impl Rig {
             Arc::default(),
         ));
         let shared = Arc::new(Shared {
+            live: Arc::default(),
             routes,
             stats: Stats::default(),
             access_log: Some(access_log),

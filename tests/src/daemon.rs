@@ -22,11 +22,12 @@ use nix::{
     },
     unistd::Pid,
 };
+use serde_json::Value;
 
 use crate::{
     Sandbox, eventually,
     kernel::{Maps, Objects},
-    process::write_private,
+    process::{output, write_private},
     record::CloseRecord,
 };
 
@@ -172,6 +173,15 @@ impl<'a> Culvert<'a> {
     /// Its admin socket.
     pub fn admin(&self) -> &Path {
         &self.files.admin
+    }
+
+    /// What `culvert status` tells of it.
+    pub fn status(&self) -> Value {
+        let mut command = self.sandbox.culvert_command();
+        command
+            .args(["status", "--json", "--admin"])
+            .arg(self.admin());
+        serde_json::from_str(&output(&mut command)).expect("a status")
     }
 
     /// What it has written to standard output and standard error.

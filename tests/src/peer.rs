@@ -3,10 +3,14 @@
 //! They are started inside [`Sandbox::within`](crate::Sandbox::within) and so listen in the test's network namespace. The
 //! test process is in no cgroup of the test's, so nothing that they do is intercepted.
 
+mod haproxy;
 mod http_proxy;
 mod name_server;
 mod nginx;
+pub mod postgres;
+mod redis;
 mod socks5;
+mod ssh;
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -21,10 +25,14 @@ use std::{
 
 use socket2::{Domain, SockRef, Socket, Type};
 
+pub use haproxy::haproxy;
 pub use http_proxy::HttpProxy;
 pub use name_server::NameServer;
-pub use nginx::nginx;
+pub use nginx::{nginx, nginx_with};
+pub use postgres::Postgres;
+pub use redis::redis;
 pub use socks5::Socks5;
+pub use ssh::{ssh_options, sshd};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;

@@ -7,6 +7,13 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::eventually::in_time;
+
 /// Runs a tool to its end and returns its standard output. Panics, with what it said, when it fails.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     output(Command::new(program).args(arguments))
@@ -55,6 +62,7 @@ pub fn in_steps(command: &mut Command, steps: &mut [&mut dyn FnMut()]) {
 #[derive(Debug)]
 pub struct Running {
     child: Child,
+    ended_by: Signal,
 }
 
 impl Running {
@@ -64,17 +72,38 @@ impl Running {
             .stdin(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
-        Self { child }
+        Self {
+            child,
+            ended_by: Signal::SIGKILL,
+        }
+    }
+
+    /// Ends it by another signal than that which kills, so that it can clean up.
+    #[must_use]
+    pub fn ended_by(mut self, signal: Signal) -> Self {
+        self.ended_by = signal;
+        self
     }
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.pid()).expect("a process id");
+        kill(Pid::from_raw(pid), signal).expect("cannot signal a child");
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if self.ended_by != Signal::SIGKILL && self.child.try_wait().is_ok_and(|end| end.is_none())
+        {
+            self.signal(self.ended_by);
+            let _ = in_time(|| self.child.try_wait().ok().flatten());
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

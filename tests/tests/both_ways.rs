@@ -9,11 +9,10 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
-use std::{fs, process::Command};
+use std::process::Command;
 
 use culvert_tests::{
     Sandbox,
-    daemon::Settings,
     process::{in_steps, output},
     record::CloseRecord,
     sandbox::SERVER_V4,
@@ -141,56 +140,6 @@ fn lost_packets_cost_no_byte() {
         println!("{} repairs: {record:?}", record.repairs);
         assert!(record.bytes.replies > 0, "{record:?}");
     }
-}
-
-#[test]
-fn replies_past_the_relay_are_no_silence() {
-    let sandbox = Sandbox::new();
-    let settings = Settings::daemon("idle_timeout = \"1s\"");
-    let culvert = sandbox.culvert_with(&settings, RULES);
-    output(&mut app(&sandbox, "told_slowly"));
-    let record = culvert.the_record();
-    assert_eq!(record.reason, "done", "{record:?}");
-    assert_eq!(record.bytes.replies, record.down);
-}
-
-#[test]
-fn a_relay_that_rests_is_woken() {
-    many("woken", 6);
-}
-
-#[test]
-fn a_silent_connection_ends_while_its_relay_rests() {
-    let sandbox = Sandbox::new();
-    let settings = Settings::daemon("idle_timeout = \"1s\"");
-    let culvert = sandbox.culvert_with(&settings, RULES);
-    output(&mut app(&sandbox, "forgotten"));
-    assert_eq!(culvert.the_record().reason, "idle_timeout");
-}
-
-/// Small exchanges past the relay leave its threads asleep.
-#[test]
-fn nobody_wakes_a_relay_without_work() {
-    const EXCHANGES: u64 = 3000;
-    let sandbox = Sandbox::new();
-    let culvert = sandbox.culvert(RULES);
-    let before = waits(culvert.pid());
-    output(&mut app(&sandbox, "exchanges"));
-    let waits = waits(culvert.pid()) - before;
-    assert!(waits < EXCHANGES / 3, "{waits} times");
-}
-
-/// How often the threads of a process went to sleep.
-fn waits(process: u32) -> u64 {
-    let mut waits = 0;
-    for task in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
-        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
-        let count = status
-            .lines()
-            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        waits += count.unwrap().trim().parse::<u64>().unwrap();
-    }
-    waits
 }
 
 #[test]

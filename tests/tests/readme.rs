@@ -59,6 +59,8 @@ const NAMES: &str = "sudo culvert run --config names.toml";
 const CHECK: &str = "sudo culvert check password.toml";
 const PLAN: &str = "sudo culvert plan --config password.toml";
 const SERVERS: &str = "sudo culvert run --config servers.toml";
+const DRAIN: &str = "sudo culvert drain 10.0.0.1:8000 --timeout 5m --wait";
+const RESTORE: &str = "sudo culvert restore 10.0.0.1:8000";
 const PASSWORD: &str = "sudo culvert run --config password.toml";
 
 /// Where the README has its web server.
@@ -103,7 +105,8 @@ fn file(name: &str) -> String {
 fn every_command_of_the_readme_is_run_by_a_test() {
     let mut known: Vec<&str> = NOT_FROM_A_TEST.to_vec();
     known.extend([
-        EXEC, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, NAMES, CHECK, PLAN, PASSWORD,
+        EXEC, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, NAMES, DRAIN, RESTORE, CHECK, PLAN,
+        PASSWORD,
     ]);
     known.sort_unstable();
     let mut commands = commands();
@@ -381,6 +384,15 @@ fn several_servers_behind_one_address() {
     machine.write("servers.toml");
     let daemon = machine.daemon(SERVERS);
     for _ in 0..3 {
+        assert_page(&machine.curl("203.0.113.80"));
+    }
+    for (command, says) in [(DRAIN, "drained"), (RESTORE, "restored")] {
+        let output = machine.command(command).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            said.ends_with(&format!("web/10.0.0.1:8000: {says}\n")),
+            "{said}"
+        );
         assert_page(&machine.curl("203.0.113.80"));
     }
     assert!(daemon.end(Signal::SIGTERM).success());

@@ -146,8 +146,17 @@ fn the_most_specific_takes_it_and_then_the_first() {
         ("everything", "*:1-65000", &to_v4),
         ("all-v4", "0.0.0.0:7000-7999", &to_v4),
         ("all-v6", "[::]:7000-7999", &to_v6),
-        ("net", "192.0.2.0/24:7000-7999", &to_v4),
-        ("net-again", "192.0.2.0/24:7000-7999", &to_v4),
+        // Each with something of its own, or one of them could never be reached.
+        (
+            "net",
+            "192.0.2.0/24:7000-7999\", \"192.0.2.0/24:8000",
+            &to_v4,
+        ),
+        (
+            "net-again",
+            "192.0.2.0/24:7000-7999\", \"192.0.2.0/24:8001",
+            &to_v4,
+        ),
         ("net-narrow", "192.0.2.0/24:7100-7199", &to_v4),
         ("net-port", "192.0.2.0/24:7150", &to_v4),
         ("host", "192.0.2.1:7000-7999", &to_v4),
@@ -155,7 +164,7 @@ fn the_most_specific_takes_it_and_then_the_first() {
         ("net-v6", "[2001:db8::/64]:7150", &to_v6),
         ("exact-v6", "[2001:db8::1]:7150", &to_v6),
     ]
-    .map(|(name, listen, to)| rule(name, &format!("\"{listen}\""), to, ""));
+    .map(|(name, listen, to)| rule(name, &format!("[\"{listen}\"]"), to, ""));
     // Also in the other order: only rules that are equally specific notice.
     for (reversed, twice) in [(false, "net"), (true, "net-again")] {
         let mut rules = rules.to_vec();

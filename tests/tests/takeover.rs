@@ -247,6 +247,61 @@ fn what_the_old_one_takes_the_new_one_leaves_alone() {
     }
 }
 
+/// While both are attached, as above: what the old one sends to an endpoint the new one's rules select, too.
+#[test]
+fn what_the_old_one_balances_the_new_one_leaves_alone() {
+    let sandbox = Sandbox::new();
+    let endpoint = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let service = SocketAddr::from((OTHER_V4, 80));
+    let rewritten = format!(
+        "[upstream.web]\nendpoints = \"{}\"\n[[forward]]\nname = \"service\"\nvia = \"web\"\npath = \"rewrite\"\n\
+         match = {{ dest = \"{OTHER_V4}\" }}\non_relay_failure = \"refuse\"\n",
+        endpoint.address()
+    );
+    let slow = Settings {
+        daemon: "drain_timeout = \"20s\"\nheartbeat_timeout = \"1m\"".to_owned(),
+        ..Settings::default()
+    };
+    for rules in [everything("refuse"), everything("direct")] {
+        let mut old = sandbox.culvert_with(&slow, &rewritten);
+        let app = sandbox.app();
+        let socket = app.tcp(service);
+        old.freeze();
+        let new = Settings {
+            takeover: true,
+            ..slow.clone()
+        };
+        let new = sandbox.launch(&new, &rules);
+        eventually("word to the old one", || is_told(old.pid()).then_some(()));
+        socket.connect(service).unwrap();
+        socket.assert_echo();
+        assert_eq!(socket.peer(), Ok(service));
+        assert_eq!(old.counter("rewritten"), 1);
+        // As one to the endpoint itself, which it is not.
+        assert_eq!(new.counter("relayed"), 0);
+        let direct = app.tcp(endpoint.address());
+        direct.connect(endpoint.address()).unwrap();
+        assert_eq!(new.counter("relayed"), 1);
+        assert_eq!(new.counter("guard_refused"), 0);
+        old.thaw();
+        new.await_notice("READY=1");
+        direct.assert_echo();
+        assert!(old.wait().success());
+        // The same socket, once it is nobody's any more.
+        eventually("the new one alone", || {
+            new.log()
+                .contains("taken over from has ended")
+                .then_some(())
+        });
+        socket.disconnect().unwrap();
+        socket.connect(endpoint.address()).unwrap();
+        socket.assert_echo();
+        assert_eq!(new.counter("relayed"), 2);
+        direct.close();
+        socket.close();
+    }
+}
+
 #[test]
 fn open_connections_finish_where_they_began() {
     for bpffs in [false, true] {

@@ -67,7 +67,8 @@ pub(crate) fn exists(name: &str) -> bool {
     find(name).is_some()
 }
 
-/// The program called `name` in `PATH`, or among the administrator's, which a user's `PATH` leaves out.
+/// The program called `name` in `PATH`, or among the administrator's, which a user's `PATH` leaves out; or, with a whole path, a
+/// file.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

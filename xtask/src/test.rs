@@ -19,16 +19,28 @@ use crate::{
 
 /// Where the tests find the release binary.
 pub(crate) const BINARY: &str = "CULVERT_BIN";
-/// What the kernel tests talk to and look with: program, Debian package.
-const PROGRAMS: [(&str, &str); 8] = [
+/// What the kernel tests talk to and look with: program or file, Debian package.
+const PROGRAMS: [(&str, &str); 15] = [
     ("bpftool", "bpftool"),
     ("curl", "curl"),
+    ("haproxy", "haproxy"),
     ("ip", "iproute2"),
     ("microsocks", "microsocks"),
     ("nft", "nftables"),
     ("nginx", "nginx-light"),
+    (
+        "/usr/lib/nginx/modules/ngx_stream_module.so",
+        "libnginx-mod-stream",
+    ),
     ("openssl", "openssl"),
+    // The server itself is in no PATH.
+    ("pg_ctlcluster", "postgresql"),
     ("python3", "python3"),
+    // With its client and its load tool.
+    ("redis-server", "redis-server"),
+    ("ssh", "openssh-client"),
+    ("sshd", "openssh-server"),
+    ("wrk", "wrk"),
 ];
 /// The crates with tests; all in one Cargo call, so that their dependencies are built once for all.
 const PACKAGES: [&str; 8] = [

@@ -6,9 +6,15 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{
+    Method, Request,
+    body::Bytes,
+    client::conn::http1,
+    header::{CONTENT_TYPE, HOST},
+};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use thiserror::Error;
 use tokio::{net::UnixStream, time::timeout};
 
@@ -30,7 +36,7 @@ pub enum AskError {
         source: io::Error,
     },
     /// The daemon does not want to.
-    #[error("the daemon answers {status}: {text}")]
+    #[error("{text} (the daemon answers {status})")]
     Refused {
         /// The HTTP status.
         status: u16,
@@ -56,13 +62,29 @@ pub enum AskError {
 /// # Errors
 /// When nobody answers, or not with what was asked for.
 pub async fn ask(place: &Path, path: &str) -> Result<Bytes, AskError> {
+    request(place, Method::GET, path, Bytes::new()).await
+}
+
+/// Tells the daemon at a socket to do something.
+///
+/// # Errors
+/// When nobody answers, or it cannot be done.
+pub async fn tell(place: &Path, path: &str, what: &impl Serialize) -> Result<Bytes, AskError> {
+    let body = serde_json::to_vec(what).map_err(|source| AskError::Protocol {
+        place: place.to_owned(),
+        source: Box::new(source),
+    })?;
+    request(place, Method::POST, path, body.into()).await
+}
+
+async fn request(place: &Path, method: Method, path: &str, body: Bytes) -> Result<Bytes, AskError> {
     let stream = UnixStream::connect(place)
         .await
         .map_err(|source| AskError::NoDaemon {
             place: place.to_owned(),
             source,
         })?;
-    let (status, body) = timeout(PATIENCE, exchange(stream, path))
+    let (status, body) = timeout(PATIENCE, exchange(stream, method, path, body))
         .await
         .map_err(|_| AskError::Late)?
         .map_err(|source| AskError::Protocol {
@@ -74,18 +96,32 @@ pub async fn ask(place: &Path, path: &str) -> Result<Bytes, AskError> {
     }
     Err(AskError::Refused {
         status,
-        text: String::from_utf8_lossy(&body).into_owned(),
+        text: error_in(&body),
     })
+}
+
+/// What an answer says that is none.
+fn error_in(body: &[u8]) -> String {
+    let answer: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    let error = answer
+        .as_ref()
+        .and_then(|answer| answer.get("error")?.as_str());
+    error.map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned)
 }
 
 async fn exchange(
     stream: UnixStream,
+    method: Method,
     path: &str,
+    body: Bytes,
 ) -> Result<(u16, Bytes), Box<dyn std::error::Error + Send + Sync>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header(HOST, "culvert")
-        .body(Empty::<Bytes>::new())?;
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::new(body))?;
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status().as_u16();

@@ -42,7 +42,8 @@ impl Rendezvous {
                 endpoints: Vec::new(),
             })
             .collect();
-        for (at, member) in members.iter().enumerate() {
+        let members = members.iter().enumerate();
+        for (at, member) in members.filter(|(_, member)| member.weight > 0) {
             let number = usize::try_from(mix(member.id) % BUCKETS as u64).unwrap_or(0);
             if let Some(bucket) = buckets.get_mut(number) {
                 let weight = u64::from(member.weight);

@@ -139,6 +139,12 @@ fn members(list: Value<'_>, findings: &mut Findings) -> Option<Vec<Member>> {
     all_are_good.then(|| members.into_iter().map(|(member, _)| member).collect())
 }
 
+/// What an endpoint is called that is written as in the file; `None` for what is none.
+#[must_use]
+pub fn endpoint(text: &str) -> Option<String> {
+    source(text).ok().map(|source| source.to_string())
+}
+
 /// An endpoint and its weight.
 fn parse(text: &str) -> Result<Member, Finding> {
     let mut words = text.split_whitespace();
@@ -156,10 +162,10 @@ fn parse(text: &str) -> Result<Member, Finding> {
         weight = number
             .parse()
             .ok()
-            .filter(|weight| (1..=MOST_WEIGHT).contains(weight))
+            .filter(|weight| (0..=MOST_WEIGHT).contains(weight))
             .ok_or_else(|| {
                 Finding::error(format!("{} is no weight", quoted(number)))
-                    .label(format!("a weight is from 1 to {MOST_WEIGHT}"))
+                    .label(format!("a weight is from 0 to {MOST_WEIGHT}"))
             })?;
     }
     Ok(Member { source, weight })

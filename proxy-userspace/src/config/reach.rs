@@ -2,7 +2,10 @@
 //!
 //! Sound, not complete: every rule reported here is dead, but a dead rule may pass. It would have to be covered by
 //! several earlier rules together, or by what only the running system knows (two paths of one executable, the
-//! cgroup of a unit). Knows rules and where they stand, not TOML.
+//! cgroup of a unit). Knows rules and where they stand, not TOML. Rules for what arrives, of which the most specific decides, are in
+//! `arrivals`.
+
+pub(super) mod arrivals;
 
 use std::{net::Ipv4Addr, ops::RangeInclusive};
 

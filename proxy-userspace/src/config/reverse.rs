@@ -242,6 +242,12 @@ fn listens(value: Value<'_>, findings: &mut Findings) -> Option<Vec<Listen>> {
     (count > 0 && read == count).then_some(listens)
 }
 
+/// What a rule listens on, written as in the file; `None` for what is nothing to listen on.
+#[must_use]
+pub fn listens_of(text: &str) -> Option<Vec<Listen>> {
+    listen(text).ok()
+}
+
 /// Addresses and ports: `192.0.2.10:443`, `[2001:db8::/64]:8000-8999`, `*:80`; the unspecified address of a family is all of
 /// it, as it is for a socket.
 fn listen(text: &str) -> Result<Vec<Listen>, Finding> {

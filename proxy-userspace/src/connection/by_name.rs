@@ -41,7 +41,7 @@ impl Named {
         name.map(Name::as_str)
     }
 
-    /// Looks for the name, if the rule asks for any, and has the route lead where that leads.
+    /// Looks for the name, if the rule asks for any, and has the route lead where that leads; unless it is to end before.
     ///
     /// # Errors
     /// Why the connection is to be reset.
@@ -50,14 +50,14 @@ impl Named {
         worker: &Worker,
         route: &mut Route,
         downstream: &TcpStream,
+        end: impl Future<Output = CloseReason>,
     ) -> Result<(), (CloseReason, Option<String>)> {
         let Some(names) = &route.names else {
             return Ok(());
         };
-        let mut stop = worker.stop.clone();
         let seen = tokio::select! {
             seen = peek::first_flight(downstream, names.limits) => seen,
-            _ = stop.wait_for(|stop| *stop) => return Err((CloseReason::Shutdown, None)),
+            why = end => return Err((why, None)),
         };
         let seen = seen.map_err(|error| (CloseReason::DownstreamReset, Some(error.to_string())))?;
         worker.shared.stats.count_peeked(seen.counted());

@@ -98,7 +98,7 @@ fn type_information(path: &Path) -> Check {
         Ok(_) => Check::ok("btf", shown.to_string()),
         Err(error) => Check::warning("btf", format!("cannot read {shown}: {error}")).advice(
             "rules with `exe` or `pid` need a kernel built with CONFIG_DEBUG_INFO_BTF; select by `cgroup` or `uid` \
-             instead",
+             instead. With `path = \"rewrite\"` refusals of endpoints are not seen: give such groups checks",
         ),
     }
 }

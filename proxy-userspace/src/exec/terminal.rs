@@ -4,11 +4,11 @@
 //! of Ctrl-Z: the command may catch it, and only when the command has stopped culvert stops as well (and with
 //! it, all connections of the job wait). The same that sudo does without a pty (`exec_nopty.c`).
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 
 use nix::{
     sys::signal::{Signal, killpg},
-    unistd::{Pid, getpgid, getpgrp, tcgetpgrp, tcsetpgrp},
+    unistd::{Pid, getpgid, getpgrp, getppid, getsid, tcgetpgrp, tcsetpgrp},
 };
 
 use super::signals::{Disposition, set_disposition};
@@ -46,18 +46,54 @@ pub(super) fn follow_stop(signal: i32, command: Pid) {
     }
 }
 
-/// Stops this process by the default action of a signal; returns when it is continued.
+/// Stops this process as a signal does by default; returns when it is continued.
+///
+/// For Ctrl-Z that is done by `SIGSTOP`, which leaves the handler where it is. Between going on and putting it back, the next Ctrl-Z
+/// would stop us, whatever the command does of it. Shells show both as stopped. Unlike by `SIGTSTP` one is stopped by it
+/// also when nobody is left to continue the job, as when the terminal was closed a moment ago.
 pub(super) fn stop(signal: i32) {
+    if signal == libc::SIGTSTP {
+        if !is_orphaned() {
+            raise(libc::SIGSTOP);
+        }
+        return;
+    }
     // SAFETY: the old action is put back as it was, and no handler is installed meanwhile.
     unsafe {
         let mut old: libc::sigaction = std::mem::zeroed();
         let known = libc::sigaction(signal, std::ptr::null(), &raw mut old) == 0;
         set_disposition(signal, Disposition::Default);
-        libc::raise(signal);
+        raise(signal);
         if known {
             libc::sigaction(signal, &raw const old, std::ptr::null_mut());
         }
     }
+}
+
+/// Sends this thread a signal, which has done its work on the process when this returns.
+fn raise(signal: i32) {
+    // SAFETY: a plain system call.
+    unsafe { libc::raise(signal) };
+}
+
+/// Whether nobody is left who would continue our process group: the first of our ancestors outside of it is not of our session.
+fn is_orphaned() -> bool {
+    let (group, mut ancestor) = (Ok(getpgrp()), getppid());
+    while getpgid(Some(ancestor)) == group {
+        match parent_of(ancestor) {
+            Some(parent) => ancestor = parent,
+            None => return true,
+        }
+    }
+    getsid(Some(ancestor)) != getsid(None)
+}
+
+fn parent_of(process: Pid) -> Option<Pid> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name in brackets may have brackets and spaces itself.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let parent = fields.split_whitespace().nth(1)?.parse().ok()?;
+    (parent != 0).then(|| Pid::from_raw(parent))
 }
 
 /// The controlling terminal.

@@ -215,7 +215,8 @@ impl Health {
         [self.ejected_until, step].into_iter().flatten().min()
     }
 
-    fn begin(&mut self, now: Duration) {
+    /// It is to be taken for new: it is up again, or restored.
+    pub(super) fn begin(&mut self, now: Duration) {
         self.failures = 0;
         self.started = Some(now);
     }

@@ -56,7 +56,8 @@ impl Permit {
     }
 
     /// Which one it is.
-    pub(super) const fn id(&self) -> Id {
+    #[must_use]
+    pub const fn id(&self) -> Id {
         self.id
     }
 

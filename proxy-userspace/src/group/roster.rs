@@ -15,6 +15,10 @@ use super::{
 };
 use crate::balance::{Balancer, FULL, Member, hash::hash};
 
+mod drain;
+
+pub use drain::Drained;
+
 /// What tells endpoints apart: a hash of what they are called. It stays when the set changes.
 pub type Id = u64;
 
@@ -82,8 +86,10 @@ pub struct Endpoint {
     pub address: Address,
     /// The entry that it comes from.
     pub source: Source,
-    /// Its part of the connections.
+    /// Its part of the connections; at 0 it stands by for when no other one is up.
     pub weight: u32,
+    /// Whether it gets no connections, because somebody said so.
+    pub drained: bool,
     /// Connections that are open.
     pub live: u32,
     /// What was counted.
@@ -91,6 +97,13 @@ pub struct Endpoint {
     /// What went wrong last.
     pub last_error: Option<Arc<str>>,
     health: Health,
+}
+
+impl Endpoint {
+    /// Whether it takes connections only when no other one is up.
+    const fn stands_by(&self) -> bool {
+        self.weight == 0
+    }
 }
 
 /// The endpoints of a group.
@@ -104,6 +117,8 @@ pub struct Roster {
     /// Those that are gone and have connections still.
     leaving: Vec<Endpoint>,
     places: HashMap<Id, usize>,
+    /// Endpoints and entries that get no connections, as they are called.
+    drained: BTreeSet<Arc<str>>,
     balancer: Balancer,
     live: u32,
     clients: HashMap<IpAddr, u32>,
@@ -124,6 +139,7 @@ impl Roster {
             endpoints: Vec::new(),
             leaving: Vec::new(),
             places: HashMap::new(),
+            drained: BTreeSet::new(),
             balancer,
             live: 0,
             clients: HashMap::new(),
@@ -149,6 +165,7 @@ impl Roster {
         let sources: BTreeSet<_> = self.settings.members.iter().map(|m| &m.source).collect();
         self.resolved.retain(|source, _| sources.contains(source));
         self.rebuild(Some(now), now);
+        self.forget_drained();
     }
 
     /// Says what a name stands for.
@@ -191,10 +208,15 @@ impl Roster {
             None => match self.last_resort(|at| untried(at) && has_room(at)) {
                 Some(at) => at,
                 None if self.awaits_names() => return Admission::Wait,
+                // Whoever drains all of them means to restore one soon.
+                None if tried.is_empty() && endpoints.iter().any(|one| one.drained) => {
+                    return Admission::Wait;
+                }
                 None => return Admission::Exhausted,
             },
         };
-        let has_others = endpoints.len() > tried.len() + 1;
+        let open = endpoints.iter().filter(|one| !one.drained).count();
+        let has_others = open > tried.len() + 1;
         let Some(one) = self.endpoints.get_mut(at) else {
             return Admission::Exhausted;
         };
@@ -336,7 +358,7 @@ impl Roster {
     fn last_resort(&self, may: impl Fn(usize) -> bool) -> Option<usize> {
         let all = self.endpoints.iter().enumerate();
         let rank = |(_, one): &(usize, &Endpoint)| (one.health.state() == State::Down, one.live);
-        all.filter(|(at, _)| may(*at))
+        all.filter(|(at, one)| may(*at) && !one.drained)
             .min_by_key(rank)
             .map(|(at, _)| at)
     }
@@ -358,8 +380,9 @@ impl Roster {
     /// Whether enough would be left without one more.
     fn may_eject(&self) -> bool {
         let up = |one: &&Endpoint| one.health.state() == State::Up;
-        let left = self.endpoints.iter().filter(up).count().saturating_sub(1);
-        left * 100 >= self.endpoints.len() * self.settings.health.panic as usize && left > 0
+        let open = || self.endpoints.iter().filter(|one| !one.drained);
+        let left = open().filter(up).count().saturating_sub(1);
+        left * 100 >= open().count() * self.settings.health.panic as usize && left > 0
     }
 
     fn changed(&mut self, at: usize, now: Duration) {
@@ -389,16 +412,20 @@ impl Roster {
         self.share_out(now);
     }
 
-    /// Tells the balancer who takes which share. When nobody is up everybody is tried: that can only be better than failing
-    /// for sure.
+    /// Tells the balancer who takes which share. Those that stand by take one when no other one is up. When nobody is up
+    /// everybody is tried: that can only be better than failing for sure.
     fn share_out(&mut self, now: Duration) {
         let rules = &self.settings.health;
-        let up = |one: &Endpoint| one.health.state() == State::Up;
-        let nobody = !self.endpoints.iter().any(up);
+        let up = |one: &&Endpoint| !one.drained && one.health.state() == State::Up;
+        let mut up = self.endpoints.iter().filter(up).peekable();
+        let nobody = up.peek().is_none();
+        let no_other = up.all(Endpoint::stands_by);
         self.next_look = None;
         for (at, one) in self.endpoints.iter().enumerate() {
             let share = match one.health.share(now, rules.slow_start) {
+                _ if one.drained => 0,
                 0 if nobody => FULL,
+                _ if one.stands_by() && !no_other => 0,
                 // A hash knows no part of a share.
                 1.. if self.settings.method.hashes() => FULL,
                 share => share,
@@ -433,6 +460,7 @@ impl Roster {
                 address,
                 source: source.clone(),
                 weight,
+                drained: false,
                 live: 0,
                 tally: Tally::default(),
                 last_error: None,
@@ -463,6 +491,7 @@ impl Roster {
             self.balancer
                 .learn(at, one.live, &old, places.get(&one.id).copied());
         }
+        self.mark_drained();
         self.share_out(now);
     }
 
@@ -477,7 +506,7 @@ impl Roster {
                 source => {
                     for found in self.resolved.get(source).into_iter().flatten() {
                         let weight = member.weight.saturating_mul(found.weight);
-                        wanted.push((source.clone(), found.address.clone(), weight.max(1)));
+                        wanted.push((source.clone(), found.address.clone(), weight));
                     }
                 }
             }

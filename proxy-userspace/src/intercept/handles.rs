@@ -11,7 +11,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage},
     sys::SyscallError,
 };
-use proxy_common::{Addr, BePort, COUNTERS, Record, RecordKey, Relay, names, relay};
+use proxy_common::{Addr, BePort, COUNTERS, Record, RecordKey, Relay, names, ours, relay};
 
 use super::{InterceptError, syscall};
 use crate::{clock, shared::OriginalDst, upstream::Exempt};
@@ -129,7 +129,7 @@ impl Exempt for Exempter {
         self.map
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .insert(socket, 1, 0)
+            .insert(socket, ours::OWN, 0)
             .map_err(io::Error::other)
     }
 }

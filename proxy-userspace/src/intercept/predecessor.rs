@@ -2,7 +2,8 @@
 //!
 //! For a while both are attached. Programs of one hook run in the order they were attached in, so the predecessor's decide first;
 //! ours leave alone what they have sent to its listeners, which they are told. That neither intercepts what the other one opens
-//! itself is because both mark and look up their own sockets in the same maps, found through the predecessor's programs. Nothing
+//! itself is because both mark and look up their own sockets in the same maps, found through the predecessor's programs. There it
+//! marks what it sends to endpoints, too, once it has been told of us. Nothing
 //! else is shared: each has its rules, its listeners and its records, and may be of another version.
 
 use std::{
@@ -122,6 +123,8 @@ impl Predecessor {
             found.own_room = info.map(|info| info.max_entries());
             found.share(names::OWN, own)?;
         }
+        // Nothing of ours is attached yet.
+        found.announce(true);
         Ok(Some(found))
     }
 
@@ -169,6 +172,17 @@ impl Predecessor {
         shared.map(|name| (*name, place.join(name))).collect()
     }
 
+    /// Tells its hooks whether others run behind them, which have to know what they send to endpoints.
+    fn announce(&mut self, is_there: bool) {
+        let relay = Relay {
+            netns_cookie: if is_there { self.netns_cookie() } else { 0 },
+            ..Relay::default()
+        };
+        if let Err(error) = self.relays.set(relay::SUCCESSOR, relay, 0) {
+            tracing::debug!(%error, "the culvert that is taken over from has no place for a successor");
+        }
+    }
+
     /// Tells it who takes its place, and that it has to end.
     ///
     /// # Errors
@@ -206,6 +220,13 @@ impl Predecessor {
             !hook.decides()
                 || survey::attached(cgroup, *hook).is_ok_and(|ids| !ids.contains(program))
         })
+    }
+}
+
+/// It has ended, or stays.
+impl Drop for Predecessor {
+    fn drop(&mut self) {
+        self.announce(false);
     }
 }
 

@@ -14,7 +14,10 @@ use std::{
     ptr::NonNull,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU32, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     task::Waker,
 };
@@ -52,7 +55,7 @@ pub struct Redirects {
     /// Bytes of [`BUDGET`] that connections have taken.
     taken: AtomicU64,
     memory: Memory,
-    wakers: Arc<[AtomicWaker]>,
+    ears: Arc<Ears>,
     myself: Weak<Self>,
 }
 
@@ -62,6 +65,36 @@ struct Maps {
     _attached: SkSkbLink,
     redirect_of: HashMap<MapData, u64, u32>,
     pairs: SockMap<MapData>,
+}
+
+/// Who waits for events of the kernel's.
+struct Ears {
+    /// One for each redirect.
+    wakers: Box<[AtomicWaker]>,
+    /// Whether events are passed on.
+    are_open: AtomicBool,
+}
+
+impl Ears {
+    fn wake(&self, index: u64) {
+        let index = usize::try_from(index).ok();
+        if let Some(waker) = index.and_then(|index| self.wakers.get(index)) {
+            waker.wake();
+        }
+    }
+}
+
+/// Passes events on, as long as it is there.
+struct Listening(Arc<Ears>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        // First, so that who is woken does not rely on events again.
+        self.0.are_open.store(false, Release);
+        for waker in &self.0.wakers {
+            waker.wake();
+        }
+    }
 }
 
 /// Without the thousands of slots and wakers.
@@ -91,17 +124,12 @@ impl Redirects {
             .map_err(super::attach_error(NAME))?;
 
         let memory = Memory::map(&duplicate(ebpf, names::REDIRECTS)?)?;
-        let wakers: Arc<[AtomicWaker]> =
-            (0..memory.redirects).map(|_| AtomicWaker::new()).collect();
-        let owners = Arc::clone(&wakers);
-        let wake = move |index| {
-            if let Some(waker) = usize::try_from(index)
-                .ok()
-                .and_then(|index| owners.get(index))
-            {
-                waker.wake();
-            }
-        };
+        let ears = Arc::new(Ears {
+            wakers: (0..memory.redirects).map(|_| AtomicWaker::new()).collect(),
+            are_open: AtomicBool::new(true),
+        });
+        let listening = Listening(Arc::clone(&ears));
+        let wake = move |index| listening.0.wake(index);
         let events = Events::new(ebpf, names::REDIRECT_EVENTS, Box::new(wake))?;
         let maps = Maps {
             _attached: attached,
@@ -113,7 +141,7 @@ impl Redirects {
             free: Mutex::new((0..memory.redirects / 2).collect()),
             taken: AtomicU64::new(0),
             memory,
-            wakers,
+            ears,
             myself: Weak::clone(myself),
         });
         Ok((redirects, events))
@@ -301,9 +329,14 @@ impl Redirect for Handle {
     }
 
     fn register(&self, waker: &Waker) {
-        if let Some(registered) = self.slot.redirects.wakers.get(self.index as usize) {
+        let wakers = &self.slot.redirects.ears.wakers;
+        if let Some(registered) = wakers.get(self.index as usize) {
             registered.register(waker);
         }
+    }
+
+    fn is_heard(&self) -> bool {
+        self.slot.redirects.ears.are_open.load(Acquire)
     }
 }
 

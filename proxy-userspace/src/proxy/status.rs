@@ -21,6 +21,7 @@ impl Proxy {
                 .map(|(path, bytes)| self.path_status(path, bytes))
                 .collect(),
             groups: self.groups.iter().map(|group| group.status()).collect(),
+            drains: self.drains(),
             auto: measured.map_or_else(Vec::new, |measured| {
                 Kind::ALL.map(|kind| auto(&measured, kind)).into()
             }),

@@ -9,7 +9,8 @@ impl Proxy {
     /// Looks for the listeners of services that rules in force are steered to, where they are not known: services start, and
     /// start anew. Without one the connections of its rule are relayed.
     pub fn steer(&mut self, rules: &[Reverse]) {
-        for (index, rule) in (0..).zip(rules) {
+        let rules = self.drains.rules(rules);
+        for (index, rule) in (0..).zip(rules.iter()) {
             let rule_ref = RuleRef {
                 generation: self.generation,
                 index,

@@ -64,8 +64,11 @@ pub trait Redirect: Debug + Send {
     fn resume(&self, passed: u64);
     /// Takes more of the budget for bytes in flight of all connections. What was taken goes back with the connection.
     fn reserve(&self, bytes: u64) -> bool;
-    /// Whom to wake when the kernel has something to tell.
+    /// Whom to wake when the kernel has something to tell: that there are `notice_at`, that it passes bytes although it could
+    /// have taken over or had, or that some cannot be put into sequence.
     fn register(&self, waker: &Waker);
+    /// Whether what the kernel has to tell is passed on. Who is registered is also woken when that ends.
+    fn is_heard(&self) -> bool;
 }
 
 /// What makes the relay hand a connection to the kernel.

@@ -6,6 +6,7 @@
 use std::{
     future::Future,
     io, mem,
+    os::fd::AsFd as _,
     pin::{Pin, pin},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     task::{Context, Poll, ready},
@@ -19,6 +20,7 @@ use super::{
     passage::Passage,
     pipe::Pipe,
     receive::{self, Received},
+    rest::Resting,
     splice::{self, Filled},
 };
 
@@ -125,6 +127,31 @@ impl Direction {
         matches!((&self.stage, &self.held), (Stage::Open, Held::Nothing)) && !self.unflushed
     }
 
+    /// Whether all that comes goes past the relay, which hears of anything else.
+    pub(super) fn is_spared(&self) -> bool {
+        self.waits() && self.passage().is_some_and(Passage::is_spared)
+    }
+
+    /// Resolves when the relay has something to do that rests meanwhile: for its next turn to find out, also if that is to
+    /// meet an error.
+    pub(super) fn poll_work(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &Resting,
+        sink: &Resting,
+    ) -> Poll<()> {
+        // First, so that what the kernel passes after the look wakes us.
+        let attended = self
+            .passage
+            .as_mut()
+            .is_some_and(|passage| passage.attend(cx, sink.as_fd()).is_ok());
+        if attended && self.is_spared() && source.poll_changed(cx).is_pending() {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    }
+
     /// Reads that brought bytes.
     pub(super) fn reads(&self) -> u32 {
         self.reads
@@ -175,7 +202,7 @@ impl Direction {
         moved: &AtomicU64,
     ) -> Poll<Result<(), Fault>> {
         if let (Some(passage), Some(target)) = (&mut self.passage, sink.plain()) {
-            passage.attend(cx, target).map_err(Fault::Source)?;
+            passage.attend(cx, target.as_fd()).map_err(Fault::Source)?;
         }
         let mut taken = 0;
         for _ in 0..TURN_READS {

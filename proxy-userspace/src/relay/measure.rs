@@ -212,8 +212,8 @@ fn relay(
     runtime.block_on(async {
         let mut relays = JoinSet::new();
         for (work, downstream, upstream, progress) in connections {
-            let mut downstream = in_runtime(downstream)?;
-            let mut upstream = in_runtime(upstream)?;
+            let downstream = in_runtime(downstream)?;
+            let upstream = in_runtime(upstream)?;
             let at_once = promotion.map(|promotion| Promotion {
                 bytes: 0,
                 reads: 0,
@@ -221,9 +221,8 @@ fn relay(
             });
             relays.spawn(async move {
                 let mut relay = Relay::new(progress, None).with_promotion(at_once);
-                relay
-                    .run(&mut downstream, &mut upstream, choice(work.path))
-                    .await;
+                let choice = choice(work.path);
+                relay.run_or_rest(downstream, upstream, choice).await;
             });
         }
         tokio::select! {

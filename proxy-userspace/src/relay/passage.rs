@@ -4,6 +4,7 @@ use std::{
     fmt::Debug,
     future::Future,
     io,
+    os::fd::BorrowedFd,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -20,7 +21,12 @@ use crate::socket;
 /// what went past it has arrived.
 pub(super) trait Passage: Debug + Send {
     /// Hears what the kernel has to tell; fails where the stream cannot go on.
-    fn attend(&mut self, cx: &Context<'_>, target: &TcpStream) -> io::Result<()>;
+    fn attend(&mut self, cx: &Context<'_>, target: BorrowedFd<'_>) -> io::Result<()>;
+
+    /// Whether the relay is not needed until what [`Passage::attend`] waits for comes.
+    fn is_spared(&self) -> bool {
+        false
+    }
 
     /// The relay read bytes: the kernel passed them.
     fn took(&mut self, bytes: usize);

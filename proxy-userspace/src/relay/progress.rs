@@ -155,11 +155,6 @@ impl Progress {
         Path::ALL.get(number).copied().unwrap_or(Path::Copy)
     }
 
-    /// Bytes, up and down, that the relay itself moved.
-    pub(super) fn relayed(&self) -> u64 {
-        self.relayed_up().wrapping_add(self.relayed_down())
-    }
-
     /// Those of [`Progress::down`] that went through the relay.
     pub(super) fn relayed_down(&self) -> u64 {
         self.down.load(Relaxed)

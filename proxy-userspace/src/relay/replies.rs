@@ -10,6 +10,7 @@ use std::{
     fmt::{self, Debug},
     future::poll_fn,
     io,
+    os::fd::BorrowedFd,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -77,7 +78,7 @@ impl ReplyPassage {
 }
 
 impl Passage for ReplyPassage {
-    fn attend(&mut self, _: &Context<'_>, _: &TcpStream) -> io::Result<()> {
+    fn attend(&mut self, _: &Context<'_>, _: BorrowedFd<'_>) -> io::Result<()> {
         Ok(())
     }
 

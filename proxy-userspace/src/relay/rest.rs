@@ -1,15 +1,17 @@
 //! Rest: a relay whose work the kernel has taken over is not woken by that.
 //!
-//! A reply that goes straight into the app's queue also wakes whoever polls the upstream socket for reading, for nothing
-//! (`sk_psock_verdict_data_ready()` in `net/core/skmsg.c`, which cannot know where the program sent it). Of a small exchange
-//! that is a fifth of the work. So when nothing has come through the relay for a while, it polls the upstream socket for
-//! writing only. Bytes do not wake such a poll, but an end or an error does, whatever is polled for (`sock_def_wakeup()` in
-//! `net/core/sock.c`). The kernel rings a [`Bell`] when it passes a reply to the relay after all.
+//! Bytes that a program sends elsewhere also wake whoever polls their socket for reading, for nothing
+//! (`sk_psock_verdict_data_ready()` in `net/core/skmsg.c`, which cannot know where the program sent them). Of a small exchange
+//! that is a seventh of the work, and a fifth where replies go straight into the app's queue. So when nothing has come through
+//! the relay for a while, it polls those sockets for writing only. Bytes do not wake such a poll, but an end or an error does,
+//! whatever is polled for (`sock_def_wakeup()` in `net/core/sock.c`; on a socket that has no room to write, once it has). The
+//! kernel rings a [`Bell`] when it passes a reply to the relay after all, and wakes whom a redirect has registered.
 
 use std::{
     future::poll_fn,
-    io,
+    io, mem,
     net::TcpStream as StdTcpStream,
+    os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Release},
     task::{Context, Poll, ready},
@@ -23,7 +25,7 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::{Progress, shortcut::Lane};
+use super::shortcut::Lane;
 use crate::socket;
 
 /// How long nothing must have come through a relay before it rests: it takes some system calls to lie down and get up.
@@ -57,38 +59,34 @@ impl Bell {
 #[derive(Debug)]
 pub(super) struct Quiet {
     timer: Pin<Box<Sleep>>,
-    seen: u64,
+    /// Reads of the relay when that began.
+    reads: u32,
 }
 
 impl Quiet {
-    pub(super) fn new(progress: &Progress) -> Self {
+    pub(super) fn new(reads: u32) -> Self {
         Self {
             timer: Box::pin(sleep(PATIENCE)),
-            seen: progress.relayed(),
+            reads,
         }
     }
 
-    /// Resolves each time that it has been quiet for a while.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, progress: &Progress) -> Poll<()> {
-        loop {
-            ready!(Future::poll(self.timer.as_mut(), cx));
-            self.timer.as_mut().reset(Instant::now() + PATIENCE);
-            let relayed = progress.relayed();
-            if relayed == self.seen {
-                return Poll::Ready(());
-            }
-            self.seen = relayed;
-        }
+    /// Resolves after a while, to whether the relay has read nothing in it.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, reads: u32) -> Poll<bool> {
+        ready!(Future::poll(self.timer.as_mut(), cx));
+        self.timer.as_mut().reset(Instant::now() + PATIENCE);
+        let before = mem::replace(&mut self.reads, reads);
+        Poll::Ready(before == reads)
     }
 }
 
-/// An upstream socket whose bytes wake nobody.
-struct Resting {
+/// A socket whose bytes wake nobody.
+pub(super) struct Resting {
     socket: AsyncFd<StdTcpStream>,
 }
 
 impl Resting {
-    fn new(stream: TcpStream) -> io::Result<Self> {
+    pub(super) fn new(stream: TcpStream) -> io::Result<Self> {
         let stream = stream.into_std()?;
         // SAFETY: a `TcpStream` of the standard library owns its descriptor, and `AsyncFd` the stream.
         let socket = unsafe { AsyncFd::register_with_interest(stream, Interest::WRITABLE) }?;
@@ -96,24 +94,30 @@ impl Resting {
     }
 
     /// Resolves when the stream has ended or failed, or bytes wait.
-    async fn changed(&self) -> io::Result<()> {
+    pub(super) fn poll_changed(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             // Cleared before the look, so that what comes during it is not missed.
-            self.socket.writable().await?.clear_ready();
-            if socket::has_news(self.socket.get_ref())? {
-                return Ok(());
+            ready!(self.socket.poll_write_ready(cx))?.clear_ready();
+            if socket::has_news(self)? {
+                return Poll::Ready(Ok(()));
             }
         }
     }
 
-    fn wake(self) -> io::Result<TcpStream> {
+    pub(super) fn get_up(self) -> io::Result<TcpStream> {
         TcpStream::from_std(self.socket.into_inner())
     }
 }
 
-/// Waits until the relay has something to do: one of its sides has something to say, or the kernel passes a reply, of
+impl AsFd for Resting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.get_ref().as_fd()
+    }
+}
+
+/// Waits while replies go past the relay: until one of its sides has something else to say, or the kernel passes a reply, of
 /// which `relayed` bytes went through the relay so far.
-pub(super) async fn rest(
+pub(super) async fn from_replies(
     lane: &Lane,
     relayed: u64,
     downstream: &TcpStream,
@@ -125,16 +129,16 @@ pub(super) async fn rest(
     let resting = Resting::new(upstream)?;
     // What the kernel passed before it knew that we rest wakes nobody. It counts that under the socket's lock, which this
     // waits for.
-    socket::unread(resting.socket.get_ref())?;
+    socket::unread(&resting)?;
     if lane.passed()? == relayed {
         tokio::select! {
             () = poll_fn(|cx| bell.poll_rung(cx)) => {}
-            changed = resting.changed() => changed?,
+            changed = poll_fn(|cx| resting.poll_changed(cx)) => changed?,
             // Whatever it is, the relay will meet it.
             _ = downstream.readable() => {}
         }
     }
-    resting.wake()
+    resting.get_up()
 }
 
 #[cfg(test)]
@@ -164,19 +168,30 @@ mod tests {
         let (resting, mut peer) = resting().await;
         let changed = async {
             // The socket was writable when it lay down, and has had its look.
-            timeout(Duration::from_millis(50), resting.changed())
-                .await
-                .unwrap_err();
+            timeout(
+                Duration::from_millis(50),
+                poll_fn(|cx| resting.poll_changed(cx)),
+            )
+            .await
+            .unwrap_err();
             peer.write_all(b"unheard").await.unwrap();
-            timeout(Duration::from_millis(50), resting.changed())
-                .await
-                .unwrap_err();
+            timeout(
+                Duration::from_millis(50),
+                poll_fn(|cx| resting.poll_changed(cx)),
+            )
+            .await
+            .unwrap_err();
             drop(peer);
-            resting.changed().await.unwrap();
+            poll_fn(|cx| resting.poll_changed(cx)).await.unwrap();
         };
         timeout(Duration::from_secs(10), changed).await.unwrap();
         let mut all = Vec::new();
-        resting.wake().unwrap().read_to_end(&mut all).await.unwrap();
+        resting
+            .get_up()
+            .unwrap()
+            .read_to_end(&mut all)
+            .await
+            .unwrap();
         assert_eq!(all, b"unheard");
     }
 
@@ -194,11 +209,13 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_quiet_when_nothing_comes_through_the_relay() {
-        let progress = Progress::default();
-        let mut quiet = Quiet::new(&progress);
-        progress.up.store(1, std::sync::atomic::Ordering::Relaxed);
+        let mut quiet = Quiet::new(7);
         let begun = Instant::now();
-        poll_fn(|cx| quiet.poll(cx, &progress)).await;
-        assert!(begun.elapsed() >= 2 * PATIENCE, "a byte came in the first");
+        assert!(
+            !poll_fn(|cx| quiet.poll(cx, 8)).await,
+            "a read in the first"
+        );
+        assert!(poll_fn(|cx| quiet.poll(cx, 8)).await);
+        assert!(begun.elapsed() >= 2 * PATIENCE);
     }
 }

@@ -10,6 +10,7 @@
 
 use std::{
     io,
+    os::fd::{AsFd, BorrowedFd},
     task::{Context, Poll},
 };
 
@@ -77,7 +78,7 @@ impl RedirectPassage {
     }
 
     /// Bytes that were redirected and are not in the target's send queue yet.
-    fn waiting(&self, target: &TcpStream) -> io::Result<u64> {
+    fn waiting(&self, target: &impl AsFd) -> io::Result<u64> {
         let expected = self.base + self.redirect.redirected() + self.written;
         Ok(expected.saturating_sub(socket::sent(target)?))
     }
@@ -139,20 +140,28 @@ impl Passage for RedirectPassage {
         self.written += bytes as u64;
     }
 
-    fn attend(&mut self, cx: &Context<'_>, target: &TcpStream) -> io::Result<()> {
+    fn attend(&mut self, cx: &Context<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
         self.redirect.register(cx.waker());
         if self.redirect.is_faulty() {
             return Err(out_of_sequence());
         }
         let redirected = self.redirect.redirected();
         if self.resumed && redirected >= self.notice_at() {
-            let waiting = self.waiting(target)?;
+            let waiting = self.waiting(&target)?;
             if waiting < self.window / 2 {
                 self.grow(waiting);
                 self.grant(redirected - waiting.min(redirected) + self.window);
             }
         }
         Ok(())
+    }
+
+    fn is_spared(&self) -> bool {
+        self.resumed
+            && self.redirect.is_heard()
+            && self.redirect.passed() == self.taken
+            && self.redirect.redirected() < self.notice_at()
+            && !self.redirect.is_faulty()
     }
 
     fn poll_resume(&mut self, cx: &mut Context<'_>, target: &TcpStream) -> io::Result<()> {

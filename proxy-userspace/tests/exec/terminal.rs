@@ -9,7 +9,7 @@ use std::{
     },
     process::{Child, Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use nix::{
@@ -149,8 +149,6 @@ impl Drop for Terminal {
     }
 }
 
-/// Culvert goes on a moment before it catches Ctrl-Z again; nobody types so fast.
-const BACK: Duration = Duration::from_millis(50);
 const LOOP: &str = "while :; do sleep 0.01; done";
 
 fn ctrl_c_reaches_the_command_once() {
@@ -199,7 +197,6 @@ fn ctrl_z_gives_the_prompt_back_and_fg_continues() {
         terminal.line("fg");
         // Only then: SIGCONT takes a SIGTSTP away that comes before it.
         eventually("the command runs again", || state(command) != 'T');
-        thread::sleep(BACK);
     }
     terminal.line("hello");
     terminal.expect("got-hello");
@@ -259,7 +256,6 @@ fn a_command_that_catches_ctrl_z_decides_itself() {
         terminal.expect("PROMPT> ");
         terminal.line("fg");
         terminal.number("back");
-        thread::sleep(BACK);
     }
     terminal.keys("\x03");
     terminal.expect("PROMPT> ");

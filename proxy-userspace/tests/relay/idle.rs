@@ -5,6 +5,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use proxy_userspace::{
     close::CloseReason,
     relay::{Ended, Progress, Relay},
+    rule::PathChoice,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -33,7 +34,11 @@ fn relayed(idle_timeout: Option<Duration>) -> Quiet {
     let mut relay = Relay::new(Arc::clone(&progress), idle_timeout);
     let ended = tokio::spawn(async move {
         relay
-            .copy(&mut Veiled(downstream), &mut Veiled(upstream))
+            .run(
+                &mut Veiled(downstream),
+                &mut Veiled(upstream),
+                PathChoice::Copy,
+            )
             .await
     });
     Quiet {

@@ -11,6 +11,7 @@ use proptest::{collection::vec, prelude::*};
 use proxy_userspace::{
     close::CloseReason,
     relay::{Progress, Relay},
+    rule::PathChoice,
 };
 
 use crate::{
@@ -64,7 +65,7 @@ proptest! {
         let (mut upstream, server) = Scripted::new(UPSTREAM, &up_script);
         let progress = Arc::new(Progress::default());
         let mut relay = Relay::new(Arc::clone(&progress), None);
-        let ended = run(relay.copy(&mut downstream, &mut upstream), [&app, &server], order);
+        let ended = run(relay.run(&mut downstream, &mut upstream, PathChoice::Copy), [&app, &server], order);
         assert_eq!(ended.reason, CloseReason::Done);
         assert!(!ended.must_reset());
         let (app, server) = (app.borrow(), server.borrow());
@@ -83,7 +84,7 @@ proptest! {
         let (mut upstream, server) = Scripted::new(UPSTREAM, &up_script);
         let progress = Arc::new(Progress::default());
         let mut relay = Relay::new(Arc::clone(&progress), None);
-        let ended = run(relay.copy(&mut downstream, &mut upstream), [&app, &server], order);
+        let ended = run(relay.run(&mut downstream, &mut upstream, PathChoice::Copy), [&app, &server], order);
         let (app, server) = (app.borrow(), server.borrow());
         match ended.reason {
             CloseReason::Done => {
@@ -115,11 +116,11 @@ proptest! {
             for polls in polls {
                 tokio::select! {
                     biased;
-                    ended = relay.copy(&mut downstream, &mut upstream) => return ended,
+                    ended = relay.run(&mut downstream, &mut upstream, PathChoice::Copy) => return ended,
                     () = after(polls) => {}
                 }
             }
-            relay.splice(&mut downstream, &mut upstream).await
+            relay.run(&mut downstream, &mut upstream, PathChoice::Splice).await
         };
         let ended = run(whole, [&app, &server], order);
         assert_eq!(ended.reason, CloseReason::Done);
@@ -154,7 +155,7 @@ fn held_after(mut writes: Vec<Step>) -> usize {
     let (mut downstream, app) = Scripted::new(DOWNSTREAM, &script(sends, vec![]));
     let (mut upstream, server) = Scripted::new(UPSTREAM, &script(takes, writes));
     let mut relay = Relay::new(Arc::default(), None);
-    let mut running = pin!(relay.copy(&mut downstream, &mut upstream));
+    let mut running = pin!(relay.run(&mut downstream, &mut upstream, PathChoice::Copy));
     for _ in 0..100 {
         let poll = running
             .as_mut()

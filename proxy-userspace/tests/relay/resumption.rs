@@ -11,7 +11,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, task::yield_now};
 
 use crate::{
     payload::{Payload, expect_end},
-    rig::{Veiled, connected, in_time, measured, over},
+    rig::{Veiled, connected, in_time, measured},
 };
 
 /// Relays by one path and the others in turns, each for a few polls.
@@ -28,7 +28,7 @@ async fn alternate(mut downstream: TcpStream, mut upstream: TcpStream) -> (Ended
         };
         tokio::select! {
             biased;
-            ended = relay.run(&mut downstream, &mut upstream, path) => return (over(ended), switches),
+            ended = relay.run(&mut downstream, &mut upstream, path) => return (ended, switches),
             () = stay => {}
         }
     }
@@ -93,7 +93,7 @@ async fn with_a_full_pipe() {
         }
     };
     tokio::select! {
-        ended = relay.splice(&mut downstream, &mut upstream) => panic!("{ended:?}"),
+        ended = relay.run(&mut downstream, &mut upstream, PathChoice::Splice) => panic!("{ended:?}"),
         () = until_stuck => {}
     }
     let mut upstream = Veiled(upstream);
@@ -103,8 +103,12 @@ async fn with_a_full_pipe() {
         drop(sending.await.unwrap());
         expect_end(&mut server).await;
     };
-    let (ended, ()) =
-        in_time(async { tokio::join!(relay.copy(&mut downstream, &mut upstream), receiving) })
-            .await;
+    let (ended, ()) = in_time(async {
+        tokio::join!(
+            relay.run(&mut downstream, &mut upstream, PathChoice::Copy),
+            receiving
+        )
+    })
+    .await;
     assert_eq!(ended.reason, CloseReason::Done);
 }

@@ -11,7 +11,7 @@ use std::{
 
 use proxy_userspace::{
     intercept::{Overlap, Redirects},
-    relay::{COMPARED, Calibration, Ended, Path, Paths, Progress, Promotion, Relay, Side, Turn},
+    relay::{COMPARED, Calibration, Ended, Path, Paths, Progress, Promotion, Relay, Side},
     rule::PathChoice,
     socket::{self, repair},
 };
@@ -249,24 +249,18 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Veiled<T> {
 /// What a connection does with its relay.
 pub(crate) async fn relay_and_close(
     mut relay: Relay,
-    mut downstream: TcpStream,
-    mut upstream: TcpStream,
+    downstream: TcpStream,
+    upstream: TcpStream,
     path: PathChoice,
 ) -> Ended {
-    let ended = over(relay.run(&mut downstream, &mut upstream, path).await);
-    if ended.must_reset() {
+    let (ended, sockets) = relay.run_or_rest(downstream, upstream, path).await;
+    if let Some((downstream, upstream)) = sockets
+        && ended.must_reset()
+    {
         reset(downstream);
         reset(upstream);
     }
     ended
-}
-
-/// How a relay ended that has no shortcut, and so nothing to rest from.
-pub(crate) fn over(turn: Turn) -> Ended {
-    match turn {
-        Turn::Ended(ended) => ended,
-        Turn::Quiet => panic!("rests while it is needed"),
-    }
 }
 
 /// A connected pair: who connected, who accepted.

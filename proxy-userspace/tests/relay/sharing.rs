@@ -64,7 +64,11 @@ async fn a_torrent_lets_others_through() {
     const EXCHANGES: u64 = 50;
     let progress = Arc::<Progress>::default();
     let mut relay = Relay::new(Arc::clone(&progress), None);
-    let torrent = tokio::spawn(async move { relay.copy(&mut Torrent, &mut Torrent).await });
+    let torrent = tokio::spawn(async move {
+        relay
+            .run(&mut Torrent, &mut Torrent, PathChoice::Copy)
+            .await
+    });
     let mut rig = Rig::new(Way::By(PathChoice::Auto)).await;
     let before = progress.up();
     in_time(async {

@@ -118,6 +118,8 @@ async fn messages_within_the_credit_wake_nobody() {
         };
         for round in 0..100 {
             if round == 10 {
+                // Until it rests.
+                sleep(Duration::from_millis(50)).await;
                 connection.turns.store(0, Relaxed);
             }
             connection.app.write_all(b"question").await.unwrap();

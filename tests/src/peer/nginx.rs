@@ -7,10 +7,15 @@ use crate::process::Running;
 /// Runs an nginx of one process, by a command that gets its arguments. All its files are in a directory; `http` is what stands
 /// in that section.
 pub fn nginx(directory: &Path, http: &str, command: &mut Command) -> Running {
+    nginx_with(directory, "", http, command)
+}
+
+/// As [`nginx`], with `main` outside of any section.
+pub fn nginx_with(directory: &Path, main: &str, http: &str, command: &mut Command) -> Running {
     let place = directory.display();
     // A worker that outlived a killed master would hold the test's pipes.
     let text = format!(
-        "daemon off; master_process off; pid {place}/nginx.pid; error_log {place}/error.log;
+        "{main} daemon off; master_process off; pid {place}/nginx.pid; error_log {place}/error.log;
          events {{ worker_connections 1000; }}
          http {{ access_log off; client_body_temp_path {place}/a; proxy_temp_path {place}/b; fastcgi_temp_path {place}/c;
                  uwsgi_temp_path {place}/d; scgi_temp_path {place}/e;

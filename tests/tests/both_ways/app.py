@@ -299,6 +299,17 @@ def woken():
         lie_down(flow)
         flow.app.setsockopt(socket.SOL_SOCKET, SO_RCVLOWAT, 2)
         answered(flow, b"?", b"to be copied")
+    for sending, receiving in (("app", "server"), ("server", "app")):
+        flow = Flow()
+        lie_down(flow)
+        # More than all queues on the way hold, for a receiver that takes its time.
+        flood = payload(16 << 20)
+        sender = threading.Thread(target=getattr(flow, sending).sendall, args=(flood,))
+        sender.start()
+        time.sleep(0.2)
+        assert exactly(getattr(flow, receiving), len(flood)) == flood
+        sender.join()
+        lie_down(flow)
     flow = Flow()
     lie_down(flow)
     flow.server.close()
@@ -365,6 +376,7 @@ def receive_queue_length():
 def told_slowly():
     """Only the server talks, a little every now and then."""
     flow = Flow()
+    lie_down(flow)
     for _ in range(10):
         time.sleep(0.3)
         flow.server.sendall(b"x")

@@ -26,6 +26,7 @@ const LAYERS: [&[&str]; 11] = [
     // One thing each, which knows neither the other things nor the kernel's programs.
     &[
         "admin",
+        "delivery",
         "exec",
         "peek",
         "policy",
@@ -40,9 +41,9 @@ const LAYERS: [&[&str]; 11] = [
     // Upstreams that connections have a choice of.
     &["group"],
     // What a file's text becomes, and what becomes of that.
-    &["config", "resolve", "routes"],
-    // What the connections of one thread share, and what they ask the kernel side for.
-    &["access_log", "shared"],
+    &["config", "live", "resolve", "routes"],
+    // What the connections of one thread share, and what they ask the kernel side for; what is drained.
+    &["access_log", "drain", "shared"],
     // The kernel side, and the life of a connection. Neither knows the other.
     &["connection", "intercept", "listener", "origin"],
     // Both together.
@@ -83,12 +84,19 @@ const REPORTERS: &[&str] = &[
 ];
 
 /// Crates that are the business of few modules.
-const OWNERS: [(&str, &[&str]); 6] = [
+const OWNERS: [(&str, &[&str]); 8] = [
     ("anyhow", REPORTERS),
     ("aya", &["intercept"]),
     ("aya_log", &["intercept"]),
     ("clap", &["cli", "main"]),
-    ("serde", &["config", "demo", "doctor", "record", "status"]),
+    (
+        "serde",
+        &[
+            "admin", "config", "demo", "doctor", "drain", "record", "status",
+        ],
+    ),
+    ("netlink_packet_route", &["delivery"]),
+    ("netlink_sys", &["delivery"]),
     ("toml", &["config"]),
 ];
 

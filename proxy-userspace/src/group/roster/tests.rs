@@ -260,6 +260,86 @@ fn who_is_new_or_up_again_starts_slowly() {
 }
 
 #[test]
+fn who_is_drained_gets_nothing_until_it_is_restored() {
+    let mut roster = roster(settings(3));
+    roster.drain(&address(0).to_string(), NOW);
+    assert_eq!(seen(&mut roster, 30, NOW), [id(1), id(2)].into());
+    // Not even when others fail, or are tried in vain.
+    for number in [1, 2] {
+        for _ in 0..3 {
+            roster.checked(id(number), Err("no".into()), NOW);
+        }
+    }
+    assert_eq!(seen(&mut roster, 30, NOW), [id(1), id(2)].into());
+    let tried = [id(1), id(2)];
+    assert_eq!(roster.admit(CLIENT, 0, NOW, &tried), Admission::Exhausted);
+    roster.restore(&address(0).to_string(), NOW);
+    assert_eq!(seen(&mut roster, 30, NOW), [id(0)].into());
+}
+
+#[test]
+fn connections_wait_while_everybody_is_drained() {
+    let mut roster = roster(settings(2));
+    let names = [0, 1].map(|number| address(number).to_string());
+    let first = admit(&mut roster, NOW).unwrap();
+    for name in &names {
+        roster.drain(name, NOW);
+    }
+    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::Wait);
+    let left = |roster: &Roster| {
+        names
+            .each_ref()
+            .map(|name| roster.drained(name).unwrap().live)
+    };
+    assert_eq!(left(&roster).iter().sum::<u32>(), 1);
+    roster.closed(first, CLIENT);
+    assert_eq!(left(&roster), [0, 0]);
+    roster.restore(&names[1], NOW);
+    assert_eq!(seen(&mut roster, 4, NOW), [id(1)].into());
+    assert_eq!(roster.drained(&names[1]), None);
+}
+
+#[test]
+fn who_stands_by_is_taken_when_nobody_else_is_up() {
+    for (_, method) in Method::ALL {
+        let mut some = settings(3);
+        some.method = method;
+        some.members[2].weight = 0;
+        let mut roster = roster(some);
+        let all = |roster: &mut Roster| {
+            let pick = |key| match roster.admit(CLIENT, key, NOW, &[]) {
+                Admission::Chosen { id, .. } => id,
+                other => panic!("{other:?}"),
+            };
+            (0..50).map(pick).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(all(&mut roster), [id(0), id(1)].into(), "{method:?}");
+        for _ in 0..3 {
+            roster.checked(id(0), Err("no".into()), NOW);
+        }
+        assert_eq!(all(&mut roster), [id(1)].into(), "{method:?}");
+        roster.drain(&address(1).to_string(), NOW);
+        assert_eq!(all(&mut roster), [id(2)].into(), "{method:?}");
+        let parts: Vec<_> = roster.candidates().iter().map(|one| one.part).collect();
+        assert_eq!(parts, [0, 0, u64::from(FULL)], "{method:?}");
+        roster.restore(&address(1).to_string(), NOW);
+        assert_eq!(all(&mut roster), [id(1)].into(), "{method:?}");
+    }
+}
+
+#[test]
+fn a_reload_forgets_what_was_said_of_who_goes() {
+    let mut roster = roster(settings(3));
+    for number in [0, 2] {
+        roster.drain(&address(number).to_string(), NOW);
+    }
+    roster.change(Arc::new(settings(2)), NOW);
+    assert_eq!(seen(&mut roster, 10, NOW), [id(1)].into());
+    roster.change(Arc::new(settings(3)), NOW);
+    assert_eq!(seen(&mut roster, 10, NOW), [id(1), id(2)].into());
+}
+
+#[test]
 fn names_are_waited_for_and_followed() {
     let name = Source::Name {
         name: "web.test".into(),
@@ -279,6 +359,13 @@ fn names_are_waited_for_and_followed() {
         });
         resolved.collect::<Vec<_>>()
     };
+    roster.resolved(&name, found(&[1, 2]), NOW);
+    assert_eq!(seen(&mut roster, 10, NOW), [id(1), id(2)].into());
+    // An entry is drained with all that it stands for, and will.
+    roster.drain("dns:web.test:80", NOW);
+    roster.resolved(&name, found(&[1, 2, 3]), NOW);
+    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::Wait);
+    roster.restore("dns:web.test:80", NOW);
     roster.resolved(&name, found(&[1, 2]), NOW);
     assert_eq!(seen(&mut roster, 10, NOW), [id(1), id(2)].into());
     for _ in 0..3 {

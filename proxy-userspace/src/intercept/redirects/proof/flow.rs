@@ -17,6 +17,7 @@ use tokio::{
 use super::super::Redirects;
 use crate::{
     relay::{Accelerator, Pair, Progress, Promotion, Relay},
+    rule::PathChoice,
     socket,
     upstream::Exempt,
 };
@@ -100,21 +101,26 @@ impl Flow {
     ) -> io::Result<(bool, Arc<Progress>)> {
         let Self {
             app,
-            mut downstream,
-            mut upstream,
+            downstream,
+            upstream,
             server,
         } = self;
         let progress = Arc::<Progress>::default();
         let promotion = Some(bench.promotion.clone());
         let mut relay = Relay::new(Arc::clone(&progress), None).with_promotion(promotion);
         let relaying = async {
-            let ended = relay.sockmap(&mut downstream, &mut upstream).await;
-            if ended.must_reset() {
+            let relayed = relay.run_or_rest(downstream, upstream, PathChoice::Sockmap);
+            let (ended, mut sockets) = relayed.await;
+            if ended.must_reset()
+                && let Some((downstream, upstream)) = sockets.take()
+            {
                 reset(downstream)?;
                 reset(upstream)?;
             }
             // Both ends know by now; what they have not read waits for them.
-            pending::<io::Result<bool>>().await
+            let open = pending::<io::Result<bool>>().await;
+            drop(sockets);
+            open
         };
         let passed = tokio::select! {
             passed = test(app, server) => passed?,

@@ -1,0 +1,95 @@
+//! What has packets delivered to this host that are addressed to others, and what keeps them from getting there.
+
+use std::{fs, path::Path};
+
+use super::check::Check;
+use crate::delivery;
+
+/// Rules and routes of daemons that are gone.
+pub(super) fn stale() -> Check {
+    const ID: &str = "stale_routing";
+    match delivery::stale() {
+        Ok(tables) if tables.is_empty() => Check::ok(ID, "none"),
+        Ok(tables) => {
+            let tables: Vec<_> = tables.iter().map(u32::to_string).collect();
+            Check::warning(
+                ID,
+                format!(
+                    "a killed daemon has left routing rules, to the table {}",
+                    tables.join(", ")
+                ),
+            )
+            .advice("culvert detach, or start the daemon again")
+        }
+        Err(error) => Check::unchecked(ID, error.to_string()),
+    }
+}
+
+/// Interfaces that drop packets which come from where no answer would go, before anybody sees them.
+pub(super) fn rp_filter() -> Check {
+    strict(Path::new("/proc/sys/net/ipv4/conf"))
+}
+
+fn strict(settings: &Path) -> Check {
+    const ID: &str = "rp_filter";
+    let Ok(interfaces) = fs::read_dir(settings) else {
+        return Check::unchecked(ID, format!("cannot read {}", settings.display()));
+    };
+    let value = |interface: &Path| {
+        let text = fs::read_to_string(interface.join(ID)).unwrap_or_default();
+        text.trim().parse::<u8>().unwrap_or_default()
+    };
+    // The greater one counts (ip-sysctl.rst in the kernel's documentation).
+    let everywhere = value(&settings.join("all"));
+    let mut strict: Vec<_> = interfaces
+        .filter_map(Result::ok)
+        .filter(|interface| value(&interface.path()).max(everywhere) == STRICT)
+        .filter_map(|interface| interface.file_name().into_string().ok())
+        .filter(|name| !["all", "default", "lo"].contains(&&**name))
+        .collect();
+    strict.sort();
+    if strict.is_empty() {
+        return Check::ok(ID, "strict nowhere");
+    }
+    Check::ok(
+        ID,
+        format!(
+            "strict on {}: what comes in there by another way than answers would leave by is dropped before culvert sees it",
+            strict.join(", ")
+        ),
+    )
+}
+
+/// Of the values of `rp_filter`: the answer must leave by the same interface.
+const STRICT: u8 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(of: &[(&str, &str)]) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        for (interface, value) in of {
+            let place = directory.path().join(interface);
+            fs::create_dir(&place).unwrap();
+            fs::write(place.join("rp_filter"), value).unwrap();
+        }
+        strict(directory.path()).found
+    }
+
+    #[test]
+    fn the_greater_value_of_an_interface_and_of_all_counts() {
+        let interfaces = [
+            ("all", "0\n"),
+            ("lo", "1\n"),
+            ("eth0", "1\n"),
+            ("eth1", "2\n"),
+        ];
+        assert!(found(&interfaces).starts_with("strict on eth0:"));
+        assert!(
+            found(&[("all", "1\n"), ("eth0", "0\n"), ("eth1", "2\n")])
+                .starts_with("strict on eth0:")
+        );
+        assert_eq!(found(&[("all", "2\n"), ("eth0", "1\n")]), "strict nowhere");
+    }
+}
