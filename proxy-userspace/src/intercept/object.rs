@@ -99,7 +99,13 @@ impl Features {
             } else {
                 Err(MissingFeature::ReadKernel)
             },
-            sockets: if finds_tcp_sockets {
+            sockets: if !reads_kernel {
+                Err(
+                    "hooks may not read the kernel's memory, which needs CAP_PERFMON and a kernel that is not locked down \
+                     to confidentiality"
+                        .to_owned(),
+                )
+            } else if finds_tcp_sockets {
                 find(&types, SocketLayout::find)
             } else {
                 Err("hooks cannot look into TCP sockets (bpf_skc_to_tcp_sock)".to_owned())
