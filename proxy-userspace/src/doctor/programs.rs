@@ -154,8 +154,12 @@ fn refusal(features: &Features) -> Check {
 /// Whether this kernel keeps what apps rely on when bytes go past the relay.
 fn shortcut(features: &Features) -> Vec<Check> {
     if let Err(missing) = &features.sockets {
-        let why = format!("`path = \"shortcut\"` copies: {missing}");
-        return vec![Check::warning("shortcut", why)];
+        return [
+            ("shortcut", "shortcut"),
+            ("shortcut_both_ways", "shortcut-both-ways"),
+        ]
+        .map(|(id, path)| Check::warning(id, format!("`path = \"{path}\"` copies: {missing}")))
+        .into();
     }
     match trial::prove_shortcut(features) {
         Ok(proofs) => vec![requests(proofs.requests), replies(proofs, features)],
