@@ -105,6 +105,8 @@ pub const GETSOCKOPT: &str = "getsockopt";
 pub const TCP_EVENTS: &str = "tcp_events";
 /// `sockops`, on the daemon's own cgroup.
 pub const OWN_EVENTS: &str = "own_events";
+/// `cgroup/connect4`, on the daemon's own cgroup for a moment where the kernel has no `SO_NETNS_COOKIE`.
+pub const NETNS: &str = "netns";
 /// `raw_tracepoint/sched_process_fork`.
 pub const TASK_FORK: &str = "task_fork";
 /// `raw_tracepoint/sched_process_exit`.
@@ -175,7 +177,7 @@ pub const MAPS: [&str; 40] = [
 ];
 
 /// Every program of the object.
-pub const PROGRAMS: [&str; 20] = [
+pub const PROGRAMS: [&str; 21] = [
     CONNECT4,
     CONNECT6,
     GUARD4,
@@ -188,6 +190,7 @@ pub const PROGRAMS: [&str; 20] = [
     SHORTCUT,
     REPLY,
     DELIVERED,
+    NETNS,
     TASK_FORK,
     TASK_EXIT,
     REVERSE,

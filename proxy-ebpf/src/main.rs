@@ -17,6 +17,7 @@
 //! | `returns` | `tc` ingress of interfaces | 5.10 | has answers to the addresses of clients, which the relay has connected from, delivered here |
 //! | `gateway` | `tc` ingress of interfaces | 5.10 | decides about what passes through, and has the relay's listeners get it |
 //! | `gateway_guard` | `tc` ingress, pinned | 5.10 | keeps what was relayed, or is to be refused, from being routed on without the daemon |
+//! | `netns` | `cgroup/connect4`, on the daemon's cgroup for a moment | 5.8 | tells the daemon its network namespace, before 5.14 |
 //! | `task_fork`, `task_exit` | raw tracepoints | 4.17 | follow the children of processes that rules name |
 
 #![no_std]
@@ -47,6 +48,7 @@ mod headers;
 mod inherited;
 mod kernel;
 mod maps;
+mod namespace;
 mod packet;
 mod peername;
 mod policy;
@@ -183,6 +185,12 @@ pub fn gateway(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn gateway_guard(ctx: TcContext) -> i32 {
     gateway::guard(&ctx)
+}
+
+/// The daemon asks where it is.
+#[cgroup_sock_addr(connect4)]
+pub fn netns(ctx: SockAddrContext) -> i32 {
+    namespace::tell(&ctx)
 }
 
 /// A task was forked.

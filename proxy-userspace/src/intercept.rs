@@ -11,6 +11,7 @@ mod events;
 mod gateway;
 pub mod guard;
 mod handles;
+mod namespace;
 mod object;
 mod predecessor;
 mod redirects;
@@ -133,8 +134,7 @@ impl Interceptor {
         predecessor: Option<&Predecessor>,
     ) -> Result<Self, InterceptError> {
         let shared = predecessor.map(Predecessor::shared).unwrap_or_default();
-        let mut ebpf = object::load(settings, features, &shared)
-            .map_err(|source| InterceptError::Object(Box::new(source)))?;
+        let mut ebpf = object::load(settings, features, &shared)?;
         let mut relays = handles::Relays::new(&ebpf)?;
         if let Some(predecessor) = predecessor {
             relays.set(relay::PREDECESSOR, &predecessor.listens())?;
@@ -164,6 +164,14 @@ impl Interceptor {
         let program: &mut SockOps = interceptor.program(names::TCP_EVENTS)?;
         program.load().map_err(load_error(names::TCP_EVENTS))?;
         Ok(interceptor)
+    }
+
+    /// The number of the network namespace that a listener of ours is in.
+    ///
+    /// # Errors
+    /// When the kernel does not tell it.
+    pub fn netns_cookie(&mut self, listener: &TcpListener) -> Result<u64, InterceptError> {
+        namespace::cookie(&mut self.ebpf, &self.relays, listener)
     }
 
     /// Tells the hooks where the relay listens.

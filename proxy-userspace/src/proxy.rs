@@ -91,11 +91,6 @@ pub enum ProxyError {
         #[source]
         source: io::Error,
     },
-    /// The network namespace cannot be told.
-    #[error(
-        "cannot tell the network namespace of a socket (SO_NETNS_COOKIE), which needs kernel 5.14"
-    )]
-    Namespace(#[source] io::Error),
     /// A worker thread cannot be started.
     #[error("cannot start a worker thread")]
     Worker(#[source] io::Error),
@@ -139,7 +134,7 @@ impl ProxyError {
     #[must_use]
     pub const fn is_missing_feature(&self) -> bool {
         match self {
-            Self::Namespace(_) | Self::Source(SourceError::Answers(_)) => true,
+            Self::Source(SourceError::Answers(_)) => true,
             Self::Intercept(error) => error.is_missing_feature(),
             Self::Listen { .. }
             | Self::Elsewhere { .. }
@@ -197,19 +192,6 @@ impl Proxy {
             .unwrap_or_default();
         let shown: io::Result<Vec<_>> = v4.iter().chain(&v6).map(TcpListener::try_clone).collect();
         let shown = shown.map_err(ProxyError::Worker)?;
-        let netns_cookie = match v4.first() {
-            Some(listener) => socket::netns_cookie(listener).map_err(ProxyError::Namespace)?,
-            None => return Err(ProxyError::Worker(io::ErrorKind::InvalidInput.into())),
-        };
-
-        if let Some(predecessor) = predecessor
-            && predecessor.netns_cookie() != netns_cookie
-        {
-            return Err(ProxyError::Elsewhere {
-                pid: predecessor.pid(),
-            });
-        }
-
         let features = Features::probe();
         let kernel = crate::intercept::Settings {
             max_pending: settings.max_pending,
@@ -218,6 +200,17 @@ impl Proxy {
             overlap: Overlap::Cut,
         };
         let mut interceptor = Interceptor::load(kernel, &features, predecessor)?;
+        let netns_cookie = match v4.first() {
+            Some(listener) => interceptor.netns_cookie(listener)?,
+            None => return Err(ProxyError::Worker(io::ErrorKind::InvalidInput.into())),
+        };
+        if let Some(predecessor) = predecessor
+            && predecessor.netns_cookie() != netns_cookie
+        {
+            return Err(ProxyError::Elsewhere {
+                pid: predecessor.pid(),
+            });
+        }
         interceptor.set_relay(&Relay {
             netns_cookie,
             heartbeat_timeout: u64::try_from(settings.heartbeat_timeout.as_nanos())

@@ -112,7 +112,7 @@ pub fn cookie(socket: &impl AsFd) -> io::Result<u64> {
 ///
 /// # Errors
 ///
-/// `ENOPROTOOPT` on older kernels.
+/// `ENOPROTOOPT` on older kernels, where a hook is asked.
 pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
     Ok(getsockopt(socket, NetnsCookie)?)
 }

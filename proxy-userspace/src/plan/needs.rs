@@ -133,13 +133,8 @@ pub(super) fn lacking_around(
         Some(cgroups) => lacking.extend(attach_point(cgroups, &config.daemon.cgroup)),
     }
     let listener = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 1);
-    match listener {
-        Err(error) => lacking.push(format!("a loopback to listen on: {error}")),
-        Ok(listener) => {
-            if let Err(error) = socket::netns_cookie(&listener) {
-                lacking.push(format!("SO_NETNS_COOKIE, since kernel 5.14: {error}"));
-            }
-        }
+    if let Err(error) = listener {
+        lacking.push(format!("a loopback to listen on: {error}"));
     }
     if !config.reverse.is_empty()
         && let Some(pid) = survey::arrivals_taken_by()
