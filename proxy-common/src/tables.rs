@@ -50,6 +50,8 @@ impl Dimensions {
     pub const SOURCE: u32 = 1 << 7;
     /// Some of them select by interface.
     pub const INTERFACE: u32 = 1 << 8;
+    /// Some of them listen on single addresses.
+    pub const HOST: u32 = 1 << 9;
 }
 
 /// Data of a prefix in the LPM trie: of an address, or of a number, since a range of numbers is the union of the

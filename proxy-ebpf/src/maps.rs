@@ -13,9 +13,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use proxy_common::{
-    Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Lane, LaneKey, MAX_RULES,
-    MemberKey, Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
-    RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, ours, relay,
+    Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Lane, LaneKey, MAX_HOSTS,
+    MAX_RULES, MemberKey, Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect,
+    Relay, Replies, RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, ours, relay,
 };
 
 use crate::globals::has_mptcp;
@@ -36,6 +36,11 @@ pub static DESCENDANTS: HashMap<u32, u32, 16_384> = HashMap::new();
 
 #[btf_map]
 pub static ACTIONS: Array<Action, { 2 * MAX_RULES }> = Array::new();
+
+// Two generations.
+#[btf_map]
+pub static HOSTS: HashMap<PrefixKey, Areas, { 2 * MAX_HOSTS }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 #[btf_map]
 pub static AREAS: LpmTrie<PrefixKey, Areas, 262_144> = LpmTrie::new();

@@ -6,7 +6,7 @@ use aya::{
 };
 use proxy_common::{
     Action, Areas, BePort, Cell, CellKey, MAX_RULES, MemberKey, Membership, Policy, PrefixKey,
-    RuleSet, names,
+    PrefixKind, RuleSet, names,
 };
 
 use super::{
@@ -22,6 +22,7 @@ pub(super) struct PolicyTables {
     members: HashMap<MapData, MemberKey, Membership>,
     descendants: HashMap<MapData, u32, u32>,
     actions: Array<MapData, Action>,
+    hosts: HashMap<MapData, PrefixKey, Areas>,
     areas: LpmTrie<MapData, PrefixKey, Areas>,
     cells: LpmTrie<MapData, CellKey, Cell>,
     arrival_actions: Array<MapData, Action>,
@@ -37,6 +38,7 @@ pub(super) struct PolicyTables {
 struct Written {
     prefixes: Vec<Key<PrefixKey>>,
     members: Vec<MemberKey>,
+    hosts: Vec<PrefixKey>,
     areas: Vec<Key<PrefixKey>>,
     cells: Vec<Key<CellKey>>,
 }
@@ -51,6 +53,7 @@ impl PolicyTables {
             descendants: typed(duplicate(ebpf, names::DESCENDANTS)?, names::DESCENDANTS)?,
             actions: Array::try_from(Map::Array(duplicate(ebpf, names::ACTIONS)?))
                 .map_err(map_error("open", names::ACTIONS))?,
+            hosts: typed(duplicate(ebpf, names::HOSTS)?, names::HOSTS)?,
             areas: trie(ebpf, names::AREAS)?,
             cells: trie(ebpf, names::CELLS)?,
             arrival_actions: Array::try_from(Map::Array(duplicate(ebpf, names::REVERSE_ACTIONS)?))
@@ -125,6 +128,17 @@ impl PolicyTables {
                 .map_err(map_error("insert into", names::MEMBERS))?;
             keys.members.push(key);
         }
+        for (host, areas) in &compiled.hosts {
+            let key = PrefixKey {
+                generation,
+                kind: PrefixKind::LISTEN,
+                bits: *host,
+            };
+            self.hosts
+                .insert(key, areas, 0)
+                .map_err(map_error("insert into", names::HOSTS))?;
+            keys.hosts.push(key);
+        }
         for (area, areas) in &compiled.areas {
             let key = prefix_key(generation, area);
             self.areas
@@ -190,6 +204,9 @@ impl PolicyTables {
         }
         for key in &oldest.members {
             forgotten(self.members.remove(key), names::MEMBERS)?;
+        }
+        for key in &oldest.hosts {
+            forgotten(self.hosts.remove(key), names::HOSTS)?;
         }
         for key in &oldest.areas {
             forgotten(self.areas.remove(key), names::AREAS)?;
