@@ -64,7 +64,7 @@
 //! - **One trie of areas, one of ports.** A binding has an address prefix and a range of ports, and the most specific decides.
 //!   Every prefix that a rule lists knows those around it, and has ports of its own; a look-up goes from the inside out, which
 //!   is a step or two however many bindings there are. Repeating the ports of wide prefixes in narrow ones would make one
-//!   look-up of it, and tables that grow with the square of the file.
+//!   look-up of it, and tables that grow with the square of the file. Single addresses are in a hash, since a trie of thousands is deep.
 //! - **The daemon's own SYN is told by its tuple**, which is all that `sk_lookup` sees, and is published by a `sockops` program when the
 //!   port is chosen and the SYN not yet built. To bind each socket first would cost calls and ports.
 //! - **Names are peeked at, and left in the queue.** To read them and to hand on what was read would be a second way for the first bytes

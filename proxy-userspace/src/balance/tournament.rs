@@ -36,15 +36,15 @@ impl Tournament {
             Some(known) if *known != rank => *known = rank,
             _ => return,
         }
-        let mut node = (self.ranks.len() + player) / 2;
-        while node >= 1 {
+        let mut node = self.ranks.len() + player;
+        while node > 1 {
+            node /= 2;
             let before = self.at(node);
             let winner = self.play(node);
             // Who won before wins again, and its rank is what it was.
             if before == winner && winner != player {
                 break;
             }
-            node /= 2;
         }
     }
 
