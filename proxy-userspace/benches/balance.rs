@@ -6,6 +6,7 @@
 #![allow(
     missing_docs,
     clippy::expect_used,
+    clippy::panic,
     reason = "criterion's macros make functions without comments, and a benchmark fails by panicking"
 )]
 
@@ -103,6 +104,7 @@ fn roster(method: Method, now: Duration) -> Roster {
         check: None,
         limits: Limits::default(),
         send_proxy: None,
+        keep_source: false,
         connect_timeout: Duration::from_secs(1),
     };
     Roster::new(Arc::new(settings), 1, now)

@@ -48,6 +48,7 @@ fn examine() -> Report {
         programs::stale_pins(&bpffs),
         routing::stale(),
         routing::rp_filter(),
+        routing::forwarding(),
     ];
     around.extend(neighbours.as_ref().map(neighbours::check));
     let (paths, path_costs) = paths::examine();

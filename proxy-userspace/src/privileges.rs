@@ -25,7 +25,11 @@ pub(crate) const NEEDED: [Privilege; 3] = [
 ];
 
 /// What a daemon makes use of where it has it.
-pub(crate) const USEFUL: [Privilege; 2] = [
+pub(crate) const USEFUL: [Privilege; 3] = [
+    (
+        Capability::CAP_NET_RAW,
+        "connect from addresses of clients (`keep_source`) in threads that would need CAP_NET_ADMIN for it otherwise",
+    ),
     (
         Capability::CAP_SYS_PTRACE,
         "tell the executable of other users' processes in close records, and steer to their listeners",
@@ -120,12 +124,21 @@ pub(crate) fn keep_what_a_daemon_needs(mounts: bool) -> Result<()> {
     keep_only(&keep)
 }
 
-/// Gives up what a thread that relays has no use for.
+/// Gives up what a thread that relays has no use for; whether it connects from addresses of clients is for the caller to say.
 ///
 /// # Errors
 /// When the kernel refuses to take them.
-pub(crate) fn keep_what_a_worker_needs() -> Result<()> {
-    keep_only(&HashSet::from(WORKER))
+pub(crate) fn keep_what_a_worker_needs(connects_as_clients: bool) -> Result<()> {
+    let mut keep = HashSet::from(WORKER);
+    if connects_as_clients {
+        // Either does, and this one allows less.
+        keep.insert(if has(Capability::CAP_NET_RAW) {
+            Capability::CAP_NET_RAW
+        } else {
+            Capability::CAP_NET_ADMIN
+        });
+    }
+    keep_only(&keep)
 }
 
 fn keep_only(keep: &CapsHashSet) -> Result<()> {
@@ -195,7 +208,7 @@ mod tests {
         let before = caps::read(None, CapSet::Permitted).unwrap();
         // A thread of its own: what is given up does not come back.
         let after = std::thread::spawn(|| {
-            keep_what_a_worker_needs().unwrap();
+            keep_what_a_worker_needs(false).unwrap();
             caps::read(None, CapSet::Permitted).unwrap()
         })
         .join()

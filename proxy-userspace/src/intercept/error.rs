@@ -42,6 +42,17 @@ pub enum InterceptError {
         #[source]
         source: io::Error,
     },
+    /// A program could not be attached to an interface.
+    #[error("cannot attach program {program} to interface {interface}")]
+    Interface {
+        /// Name of the program.
+        program: &'static str,
+        /// Number of the interface.
+        interface: u32,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// Another culvert takes what arrives in this network namespace: they would take each other's connections to services
     /// for a client's, round and round.
     #[error(
@@ -92,6 +103,7 @@ impl InterceptError {
             | Self::Load { .. }
             | Self::Attach { .. }
             | Self::Namespace { .. }
+            | Self::Interface { .. }
             | Self::Feature(_)
             | Self::Guard(GuardError::Mount { .. } | GuardError::Link { .. }) => true,
             Self::Taken { .. }

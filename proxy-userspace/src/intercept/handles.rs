@@ -4,6 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
+    sync::{Mutex, PoisonError},
 };
 
 use aya::{
@@ -81,29 +82,46 @@ impl OriginalDst for Records {
 
 /// Marks sockets as the daemon's own before they connect.
 pub struct Exempter {
-    map: std::sync::Mutex<SkStorage<MapData, u32>>,
+    ours: Mutex<SkStorage<MapData, u32>>,
+    foreign: Mutex<SkStorage<MapData, u32>>,
 }
 
 impl Exempter {
     pub(super) fn new(ebpf: &Ebpf) -> Result<Self, InterceptError> {
-        let map = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, names::OURS)?))
-            .map_err(map_error("open", names::OURS))?;
+        let open = |name| {
+            SkStorage::try_from(Map::SkStorage(duplicate(ebpf, name)?))
+                .map(Mutex::new)
+                .map_err(map_error("open", name))
+        };
         Ok(Self {
-            map: std::sync::Mutex::new(map),
+            ours: open(names::OURS)?,
+            foreign: open(names::FOREIGN)?,
         })
     }
 }
 
 impl Exempt for Exempter {
     fn exempt(&self, socket: &socket2::Socket) -> io::Result<()> {
-        // A handle belongs to one worker: the lock is never contended, it is there because aya writes through
-        // `&mut`. A panic cannot leave the handle half-changed.
-        self.map
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .insert(socket, ours::OWN, 0)
-            .map_err(io::Error::other)
+        insert(&self.ours, socket, ours::OWN)
     }
+
+    fn exempt_foreign(&self, socket: &socket2::Socket) -> io::Result<()> {
+        insert(&self.foreign, socket, 1)?;
+        self.exempt(socket)
+    }
+}
+
+fn insert(
+    map: &Mutex<SkStorage<MapData, u32>>,
+    socket: &socket2::Socket,
+    value: u32,
+) -> io::Result<()> {
+    // A handle belongs to one worker: the lock is never contended, it is there because aya writes through `&mut`. A panic cannot
+    // leave the handle half-changed.
+    map.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(socket, value, 0)
+        .map_err(io::Error::other)
 }
 
 /// The relay's sign of life, which the hooks compare with the clock.

@@ -18,6 +18,7 @@ use thiserror::Error;
 use super::{
     Overlap, Settings,
     btf::{Offsets, QueueLayout, SocketLayout, tells_ingress_interface},
+    syscall,
 };
 use crate::policy::Compiled;
 
@@ -37,6 +38,8 @@ pub struct Features {
     pub sockets: Result<SocketLayout, String>,
     /// `sk_lookup` tells by which interface a connection arrives: rules for what arrives can select by `interface`.
     pub ingress_interface: bool,
+    /// Programs can be attached to the ingress of interfaces by links (tcx): there can be rules for what passes through.
+    pub tcx: Result<(), MissingFeature>,
     /// What replies past the relay read in sockets; without it they are copied, and this says why.
     pub queues: Result<QueueLayout, String>,
 }
@@ -56,6 +59,11 @@ pub enum MissingFeature {
          type information in /sys/kernel/btf/vmlinux; select by `source`, or `listen` on addresses of the interface"
     )]
     Interface,
+    /// No links on the ingress of interfaces.
+    #[error(
+        "`[[gateway]]` rules need a kernel with tcx, 6.6 or newer; leave them out, or run a newer kernel"
+    )]
+    Tcx,
     /// Sockets cannot be looked into.
     #[error("the sockmap path needs to know how far a socket was read: {0}")]
     Sockets(String),
@@ -101,6 +109,7 @@ impl Features {
                 Err("hooks cannot look into TCP sockets (bpf_skc_to_tcp_sock)".to_owned())
             },
             ingress_interface: tells_ingress_interface(),
+            tcx: syscall::has_tcx().then_some(()).ok_or(MissingFeature::Tcx),
             queues: QueueLayout::of_running_kernel().map_err(|error| error.to_string()),
         }
     }
@@ -124,6 +133,9 @@ impl Features {
         let reads_tasks = Dimensions::EXE | Dimensions::PID;
         if compiled.policy.dimensions & Dimensions::INTERFACE != 0 && !self.ingress_interface {
             return Err(MissingFeature::Interface);
+        }
+        if compiled.policy.dimensions & Dimensions::TRANSIT != 0 {
+            self.tcx.clone()?;
         }
         match &self.offsets {
             Err(missing) if compiled.policy.dimensions & reads_tasks != 0 => Err(missing.clone()),

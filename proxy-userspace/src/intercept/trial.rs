@@ -74,6 +74,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::SkMsg(program) => program.load(),
         Program::RawTracePoint(program) => program.load(),
         Program::SkLookup(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
@@ -85,7 +86,8 @@ fn attach(program: &mut Program, name: &str, cgroup: BorrowedFd<'_>) -> Result<(
         Program::CgroupSockopt(program) => program.attach(cgroup, MODE).map(drop),
         Program::SockOps(program) => program.attach(cgroup, MODE).map(drop),
         // Attached to maps, not to a cgroup; what uses the maps does it.
-        Program::SkMsg(_) | Program::SkSkb(_) => Ok(()),
+        // Or to interfaces, each of which has an owner.
+        Program::SkMsg(_) | Program::SkSkb(_) | Program::SchedClassifier(_) => Ok(()),
         Program::SkLookup(program) => {
             let namespace = File::open(OWN_NAMESPACE).map_err(ProgramError::IOError)?;
             program.attach(namespace).map(drop)
