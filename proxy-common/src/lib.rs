@@ -37,7 +37,9 @@ pub use record::{OwnKey, Record, RecordKey, RuleRef, Socket, role};
 pub use redirect::{KernelSide, Redirect, RelaySide, Sequence, mode};
 pub use replies::{Delivery, Replies};
 pub use ruleset::{MAX_RULES, RuleSet, WORDS};
-pub use select::{Areas, Arrival, Bindings, Cell, CellKey, MAX_CANDIDATES, MAX_DEPTH, select};
+pub use select::{
+    Areas, Arrival, Bindings, Cell, CellKey, MAX_CANDIDATES, MAX_DEPTH, MAX_HOSTS, select,
+};
 pub use shortcut::{Lane, LaneKey, Sent, standing};
 pub use tables::{
     Action, Dimensions, Family, GATES, MemberKey, MemberKind, Membership, Passage, Policy,
@@ -46,4 +48,4 @@ pub use tables::{
 pub use transit::{Crossings, Transit, transit};
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;

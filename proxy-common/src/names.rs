@@ -10,7 +10,10 @@ pub const MEMBERS: &str = "MEMBERS";
 pub const DESCENDANTS: &str = "DESCENDANTS";
 /// Array of [`Action`](crate::Action), two generations of [`MAX_RULES`](crate::MAX_RULES).
 pub const ACTIONS: &str = "ACTIONS";
-/// LPM trie of [`PrefixKey`](crate::PrefixKey) to [`Areas`](crate::Areas).
+/// Hash of the [`PrefixKey`](crate::PrefixKey) of a single address to [`Areas`](crate::Areas): the same whether it holds ten or ten
+/// thousand, which a trie is not.
+pub const HOSTS: &str = "HOSTS";
+/// LPM trie of [`PrefixKey`](crate::PrefixKey) to [`Areas`](crate::Areas), for all that are not in [`HOSTS`].
 pub const AREAS: &str = "AREAS";
 /// LPM trie of [`CellKey`](crate::CellKey) to [`Cell`](crate::Cell).
 pub const CELLS: &str = "CELLS";
@@ -133,12 +136,13 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 40] = [
+pub const MAPS: [&str; 41] = [
     POLICY,
     PREFIXES,
     MEMBERS,
     DESCENDANTS,
     ACTIONS,
+    HOSTS,
     AREAS,
     CELLS,
     REVERSE_ACTIONS,

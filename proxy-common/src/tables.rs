@@ -58,6 +58,8 @@ impl Dimensions {
     pub const TRANSIT_PORT: u32 = 1 << 11;
     /// Some of them select by source.
     pub const TRANSIT_SOURCE: u32 = 1 << 12;
+    /// Some rules for what arrives listen on single addresses.
+    pub const HOST: u32 = 1 << 13;
 }
 
 /// Data of a prefix in the LPM trie: of an address, or of a number, since a range of numbers is the union of the

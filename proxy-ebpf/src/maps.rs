@@ -15,9 +15,9 @@ use aya_ebpf::{
 };
 use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, GATES as GATE_COUNT, Lane,
-    LaneKey, MAX_RULES, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record,
-    RecordKey, Redirect, Relay, Replies, RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener,
-    ours, relay,
+    LaneKey, MAX_HOSTS, MAX_RULES, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey,
+    Record, RecordKey, Redirect, Relay, Replies, RuleSet, Seat, SeatKey, Sent, Socket, Wheels,
+    listener, ours, relay,
 };
 
 use crate::{globals::has_mptcp, inherited::InheritedStorage};
@@ -38,6 +38,11 @@ pub static DESCENDANTS: HashMap<u32, u32, 16_384> = HashMap::new();
 
 #[btf_map]
 pub static ACTIONS: Array<Action, { 2 * MAX_RULES }> = Array::new();
+
+// Two generations.
+#[btf_map]
+pub static HOSTS: HashMap<PrefixKey, Areas, { 2 * MAX_HOSTS }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 #[btf_map]
 pub static AREAS: LpmTrie<PrefixKey, Areas, 262_144> = LpmTrie::new();

@@ -15,8 +15,8 @@ use proxy_common::{
 use crate::{
     kernel::current_exe,
     maps::{
-        ACTIONS, AREAS, CELLS, DESCENDANTS, MEMBERS, POLICY, PREFIXES, REVERSE_ACTIONS, SEATS,
-        TRANSIT_ACTIONS, WHEELS,
+        ACTIONS, AREAS, CELLS, DESCENDANTS, HOSTS, MEMBERS, POLICY, PREFIXES, REVERSE_ACTIONS,
+        SEATS, TRANSIT_ACTIONS, WHEELS,
     },
 };
 
@@ -49,6 +49,12 @@ impl Tables for KernelTables {
 }
 
 impl Bindings for KernelTables {
+    #[inline(always)]
+    fn host(&self, key: &PrefixKey) -> Option<&Areas> {
+        // SAFETY: as in `member`.
+        unsafe { HOSTS.get(key) }
+    }
+
     #[inline(always)]
     fn areas(&self, key: &PrefixKey) -> Option<&Areas> {
         AREAS.get(&Key::new(PrefixKey::FULL_BITS, *key))

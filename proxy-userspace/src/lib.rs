@@ -75,7 +75,7 @@
 //! - **One trie of areas, one of ports.** A binding has an address prefix and a range of ports, and the most specific decides.
 //!   Every prefix that a rule lists knows those around it, and has ports of its own; a look-up goes from the inside out, which
 //!   is a step or two however many bindings there are. Repeating the ports of wide prefixes in narrow ones would make one
-//!   look-up of it, and tables that grow with the square of the file.
+//!   look-up of it, and tables that grow with the square of the file. Single addresses are in a hash, since a trie of thousands is deep.
 //! - **The daemon's own SYN is told by its tuple**, which is all that `sk_lookup` sees, and is published by a `sockops` program when the
 //!   port is chosen and the SYN not yet built. To bind each socket first would cost calls and ports.
 //! - **A client's address is borrowed, not its port taken.** A socket bound to a port keeps the kernel from choosing that port for any

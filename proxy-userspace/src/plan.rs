@@ -261,6 +261,7 @@ fn tables(config: &Config, compiled: &Compiled) -> Vec<(MapShape, usize)> {
             names::MEMBERS => compiled.members.len(),
             names::DESCENDANTS => compiled.pids.len(),
             names::ACTIONS => compiled.actions.len(),
+            names::HOSTS => compiled.hosts.len(),
             names::AREAS => compiled.areas.len(),
             names::CELLS => compiled.cells.len(),
             names::RECORDS => config.daemon.max_pending as usize,
@@ -269,7 +270,7 @@ fn tables(config: &Config, compiled: &Compiled) -> Vec<(MapShape, usize)> {
         let room = match shape.name {
             names::RECORDS => config.daemon.max_pending,
             // The other half is for the next generation.
-            names::ACTIONS => shape.entries / 2,
+            names::ACTIONS | names::HOSTS => shape.entries / 2,
             _ => shape.entries,
         };
         tables.push((
@@ -299,7 +300,7 @@ fn table_rows(tables: &[(MapShape, usize)]) -> Vec<Row> {
         row(shape.name, format!("{entries} of {}", shape.entries))
     };
     let is_shown = |(shape, entries): &&(MapShape, usize)| {
-        *entries > 0 || ![names::AREAS, names::CELLS].contains(&shape.name)
+        *entries > 0 || ![names::HOSTS, names::AREAS, names::CELLS].contains(&shape.name)
     };
     tables.iter().filter(is_shown).map(used).collect()
 }

@@ -91,7 +91,9 @@ pub struct Compiled {
     pub actions: Vec<Action>,
     /// Processes named by rules, whose children are to be followed.
     pub pids: Vec<u32>,
-    /// Prefixes that rules for what arrives listen on.
+    /// Single addresses that rules for what arrives listen on.
+    pub hosts: Vec<(Addr, Areas)>,
+    /// Other prefixes that they listen on.
     pub areas: Vec<(Prefix, Areas)>,
     /// The ports of those.
     pub cells: Vec<(CellPrefix, Cell)>,
@@ -176,6 +178,10 @@ pub fn compile(roles: Roles<'_>, names: &Names) -> Result<Compiled, CompileError
     if !reverse.is_empty() {
         policy.dimensions |= Dimensions::LISTEN;
         let tables = listen::tables(reverse)?;
+        if !tables.hosts.is_empty() {
+            policy.dimensions |= Dimensions::HOST;
+        }
+        compiled.hosts = tables.hosts;
         compiled.areas = tables.areas;
         compiled.cells = tables.cells;
         compiled.arrival_actions = reverse.iter().map(arrival_action).collect();

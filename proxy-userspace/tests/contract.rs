@@ -13,9 +13,9 @@ use std::collections::BTreeMap;
 
 use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
-    ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Lane, LaneKey, MAX_RULES, MemberKey,
-    Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleSet,
-    Seat, SeatKey, Sent, Socket, Wheels, listener, names, relay,
+    ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Lane, LaneKey, MAX_HOSTS, MAX_RULES,
+    MemberKey, Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
+    RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, names, relay,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -114,6 +114,15 @@ fn shapes_for_arrivals() -> BTreeMap<&'static str, Shape> {
     const INDEX: usize = size_of::<u32>();
     let prefix = INDEX + size_of::<PrefixKey>();
     BTreeMap::from([
+        (
+            names::HOSTS,
+            (
+                HASH,
+                size_of::<PrefixKey>(),
+                size_of::<Areas>(),
+                Some(2 * MAX_HOSTS),
+            ),
+        ),
         (names::AREAS, (LPM_TRIE, prefix, size_of::<Areas>(), None)),
         (
             names::CELLS,

@@ -45,8 +45,8 @@ pub enum Admission {
     },
     /// It may go on when another one ends, or at the time of [`Roster::next_look`].
     Wait,
-    /// Its source has as many as it may have.
-    SourceLimit,
+    /// Its source has as many as it may have, which is so many.
+    SourceLimit(u32),
     /// Every endpoint was tried.
     Exhausted,
 }
@@ -117,6 +117,8 @@ pub struct Roster {
     /// Those that are gone and have connections still.
     leaving: Vec<Endpoint>,
     places: HashMap<Id, usize>,
+    /// How many of them are not drained.
+    open: usize,
     /// Endpoints and entries that get no connections, as they are called.
     drained: BTreeSet<Arc<str>>,
     balancer: Balancer,
@@ -139,6 +141,7 @@ impl Roster {
             endpoints: Vec::new(),
             leaving: Vec::new(),
             places: HashMap::new(),
+            open: 0,
             drained: BTreeSet::new(),
             balancer,
             live: 0,
@@ -183,8 +186,8 @@ impl Roster {
         self.look(now);
         let limits = self.settings.limits;
         let has = self.clients.get(&client).copied().unwrap_or(0);
-        if limits.source.is_some_and(|most| has >= most) {
-            return Admission::SourceLimit;
+        if let Some(most) = limits.source.filter(|most| has >= *most) {
+            return Admission::SourceLimit(most);
         }
         if limits.total.is_some_and(|most| self.live >= most) {
             return Admission::Wait;
@@ -209,14 +212,13 @@ impl Roster {
                 Some(at) => at,
                 None if self.awaits_names() => return Admission::Wait,
                 // Whoever drains all of them means to restore one soon.
-                None if tried.is_empty() && endpoints.iter().any(|one| one.drained) => {
+                None if tried.is_empty() && self.open < endpoints.len() => {
                     return Admission::Wait;
                 }
                 None => return Admission::Exhausted,
             },
         };
-        let open = endpoints.iter().filter(|one| !one.drained).count();
-        let has_others = open > tried.len() + 1;
+        let has_others = self.open > tried.len() + 1;
         let Some(one) = self.endpoints.get_mut(at) else {
             return Admission::Exhausted;
         };
@@ -380,9 +382,9 @@ impl Roster {
     /// Whether enough would be left without one more.
     fn may_eject(&self) -> bool {
         let up = |one: &&Endpoint| one.health.state() == State::Up;
-        let open = || self.endpoints.iter().filter(|one| !one.drained);
-        let left = open().filter(up).count().saturating_sub(1);
-        left * 100 >= open().count() * self.settings.health.panic as usize && left > 0
+        let open = self.endpoints.iter().filter(|one| !one.drained);
+        let left = open.filter(up).count().saturating_sub(1);
+        left * 100 >= self.open * self.settings.health.panic as usize && left > 0
     }
 
     fn changed(&mut self, at: usize, now: Duration) {

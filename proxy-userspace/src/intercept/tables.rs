@@ -6,7 +6,7 @@ use aya::{
 };
 use proxy_common::{
     Action, Areas, BePort, Cell, CellKey, Dimensions, MAX_RULES, MemberKey, Membership, Policy,
-    PrefixKey, RuleSet, names,
+    PrefixKey, PrefixKind, RuleSet, names,
 };
 
 use super::{
@@ -22,6 +22,7 @@ pub(super) struct PolicyTables {
     members: HashMap<MapData, MemberKey, Membership>,
     descendants: HashMap<MapData, u32, u32>,
     actions: Array<MapData, Action>,
+    hosts: HashMap<MapData, PrefixKey, Areas>,
     areas: LpmTrie<MapData, PrefixKey, Areas>,
     cells: LpmTrie<MapData, CellKey, Cell>,
     arrival_actions: Array<MapData, Action>,
@@ -38,6 +39,7 @@ pub(super) struct PolicyTables {
 struct Written {
     prefixes: Vec<Key<PrefixKey>>,
     members: Vec<MemberKey>,
+    hosts: Vec<PrefixKey>,
     areas: Vec<Key<PrefixKey>>,
     cells: Vec<Key<CellKey>>,
 }
@@ -50,6 +52,7 @@ impl PolicyTables {
             members: typed(duplicate(ebpf, names::MEMBERS)?, names::MEMBERS)?,
             descendants: typed(duplicate(ebpf, names::DESCENDANTS)?, names::DESCENDANTS)?,
             actions: array(ebpf, names::ACTIONS)?,
+            hosts: typed(duplicate(ebpf, names::HOSTS)?, names::HOSTS)?,
             areas: trie(ebpf, names::AREAS)?,
             cells: trie(ebpf, names::CELLS)?,
             arrival_actions: array(ebpf, names::REVERSE_ACTIONS)?,
@@ -139,6 +142,17 @@ impl PolicyTables {
                 .map_err(map_error("insert into", names::MEMBERS))?;
             keys.members.push(key);
         }
+        for (host, areas) in &compiled.hosts {
+            let key = PrefixKey {
+                generation,
+                kind: PrefixKind::LISTEN,
+                bits: *host,
+            };
+            self.hosts
+                .insert(key, areas, 0)
+                .map_err(map_error("insert into", names::HOSTS))?;
+            keys.hosts.push(key);
+        }
         for (area, areas) in &compiled.areas {
             let key = prefix_key(generation, area);
             self.areas
@@ -209,6 +223,9 @@ impl PolicyTables {
         }
         for key in &oldest.members {
             forgotten(self.members.remove(key), names::MEMBERS)?;
+        }
+        for key in &oldest.hosts {
+            forgotten(self.hosts.remove(key), names::HOSTS)?;
         }
         for key in &oldest.areas {
             forgotten(self.areas.remove(key), names::AREAS)?;

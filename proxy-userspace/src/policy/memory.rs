@@ -19,6 +19,7 @@ pub struct MemoryTables {
     prefixes: Longest<RuleSet>,
     members: BTreeMap<Member, Membership>,
     actions: Vec<Action>,
+    hosts: HashMap<Addr, Areas>,
     areas: Longest<Areas>,
     cells: HashMap<CellPrefix, Cell>,
     arrival_actions: Vec<Action>,
@@ -82,6 +83,7 @@ impl MemoryTables {
                 .copied()
                 .collect(),
             actions: compiled.actions.clone(),
+            hosts: compiled.hosts.iter().copied().collect(),
             areas: compiled.areas.iter().copied().collect(),
             cells: compiled.cells.iter().copied().collect(),
             arrival_actions: compiled.arrival_actions.clone(),
@@ -113,6 +115,10 @@ impl Tables for MemoryTables {
 }
 
 impl Bindings for MemoryTables {
+    fn host(&self, key: &PrefixKey) -> Option<&Areas> {
+        self.hosts.get(&key.bits)
+    }
+
     fn areas(&self, key: &PrefixKey) -> Option<&Areas> {
         self.areas.find(key)
     }

@@ -179,7 +179,7 @@ fn limits_hold_and_let_go() {
     };
     roster.change(Arc::new(limited.clone()), NOW);
     let third = admit(&mut roster, NOW).expect("a third of this source");
-    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::SourceLimit);
+    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::SourceLimit(3));
     let stranger = [192, 0, 2, 1].into();
     assert!(matches!(
         roster.admit(stranger, 0, NOW, &[]),
