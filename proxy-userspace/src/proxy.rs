@@ -134,12 +134,12 @@ impl ProxyError {
     #[must_use]
     pub const fn is_missing_feature(&self) -> bool {
         match self {
-            Self::Namespace(_) | Self::Source(SourceError::Answers(_)) => true,
+            Self::Namespace(_) => true,
             Self::Intercept(error) => error.is_missing_feature(),
+            Self::Source(error) => error.is_missing_feature(),
             Self::Listen { .. }
             | Self::Elsewhere { .. }
             | Self::Worker(_)
-            | Self::Source(_)
             | Self::Compile(_)
             | Self::Route(_)
             | Self::Cgroup { .. } => false,

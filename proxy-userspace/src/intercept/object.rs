@@ -56,6 +56,12 @@ pub enum MissingFeature {
          type information in /sys/kernel/btf/vmlinux; select by `source`, or `listen` on addresses of the interface"
     )]
     Interface,
+    /// Interfaces take no programs that go with their owner.
+    #[error(
+        "`keep_source` to servers on other hosts needs programs on interfaces that go with the daemon (tcx), kernel 6.6 or newer; \
+         `send_proxy` tells a service in words who connects"
+    )]
+    InterfacePrograms,
     /// Sockets cannot be looked into.
     #[error("the sockmap path needs to know how far a socket was read: {0}")]
     Sockets(String),

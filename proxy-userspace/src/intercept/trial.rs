@@ -1,6 +1,9 @@
 //! Tries the programs one by one on the running kernel, for those who want to know what is missing before it matters.
 
-use std::{fs::File, os::fd::BorrowedFd};
+use std::{
+    fs::File,
+    os::fd::{AsFd as _, BorrowedFd},
+};
 
 use aya::{
     EbpfError,
@@ -10,7 +13,7 @@ use proxy_common::names;
 
 use super::{
     Features, InterceptError, MODE, Settings, TASK_EVENTS, arrivals::OWN_NAMESPACE, attach_error,
-    load_error, object, shortcut,
+    load_error, object, returns, shortcut,
 };
 use crate::relay::shortcut::Proofs;
 
@@ -60,6 +63,9 @@ fn try_program(
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<(), InterceptError> {
     load(program).map_err(load_error(name))?;
+    if let Program::SchedClassifier(program) = program {
+        return returns::try_link(program.fd().map_err(load_error(name))?.as_fd());
+    }
     cgroup.map_or(Ok(()), |cgroup| {
         attach(program, name, cgroup).map_err(attach_error(name))
     })
@@ -86,8 +92,7 @@ fn attach(program: &mut Program, name: &str, cgroup: BorrowedFd<'_>) -> Result<(
         Program::CgroupSockopt(program) => program.attach(cgroup, MODE).map(drop),
         Program::SockOps(program) => program.attach(cgroup, MODE).map(drop),
         // Attached to maps, not to a cgroup; what uses the maps does it.
-        // Or to interfaces, each of which has an owner.
-        Program::SkMsg(_) | Program::SkSkb(_) | Program::SchedClassifier(_) => Ok(()),
+        Program::SkMsg(_) | Program::SkSkb(_) => Ok(()),
         Program::SkLookup(program) => {
             let namespace = File::open(OWN_NAMESPACE).map_err(ProgramError::IOError)?;
             program.attach(namespace).map(drop)

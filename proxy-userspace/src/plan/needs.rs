@@ -27,6 +27,8 @@ pub(super) struct Needs {
     pub(super) hooks: Vec<&'static str>,
     /// Programs on the network namespace.
     pub(super) namespace: Vec<&'static str>,
+    /// Programs on interfaces.
+    pub(super) interfaces: Vec<&'static str>,
     /// Programs on tracepoints.
     pub(super) tracepoints: Vec<&'static str>,
     /// Programs that are pinned.
@@ -41,6 +43,7 @@ impl Needs {
         let mut needs = Self {
             hooks: HOOKS.map(|hook| hook.program).into(),
             namespace: Vec::new(),
+            interfaces: Vec::new(),
             tracepoints: Vec::new(),
             guard: Vec::new(),
             privileges: privileges::NEEDED.into(),
@@ -96,10 +99,16 @@ impl Needs {
     }
 
     fn programs(&self) -> impl Iterator<Item = &'static str> {
-        [&self.hooks, &self.namespace, &self.tracepoints, &self.guard]
-            .into_iter()
-            .flatten()
-            .copied()
+        [
+            &self.hooks,
+            &self.namespace,
+            &self.interfaces,
+            &self.tracepoints,
+            &self.guard,
+        ]
+        .into_iter()
+        .flatten()
+        .copied()
     }
 }
 
