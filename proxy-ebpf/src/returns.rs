@@ -15,7 +15,7 @@ use aya_ebpf::{
 use proxy_common::Family;
 
 use crate::{
-    headers::{Tcp, load, v4, v6},
+    headers::{Ports, load, v4, v6},
     maps::{RETURN_MARK, is_foreign},
 };
 
@@ -39,35 +39,38 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     NEXT
 }
 
-/// `None` for what is no TCP, or cannot be read: fragments among them.
+/// `None` for what is no TCP packet, or cannot be read: fragments among them.
 #[inline(always)]
 fn is_for_relay(ctx: &TcContext) -> Option<bool> {
     // SAFETY: the context is valid while the program runs; volatile, as the verifier wants single accesses.
     let protocol = unsafe { (&raw const (*ctx.skb.skb).protocol).read_volatile() };
-    let (family, at, source, dest) = match protocol {
+    let segment = match protocol {
         ETH_P_IP => v4(ctx)?,
         ETH_P_IPV6 => v6(ctx)?,
         _ => return None,
     };
-    let tcp: Tcp = load(ctx, at)?;
+    if segment.is_quoted {
+        return None;
+    }
+    let ports: Ports = load(ctx, segment.at)?;
     // SAFETY: integers, for which zeros are a value.
     let mut tuple: bpf_sock_tuple = unsafe { MaybeUninit::zeroed().assume_init() };
-    let (source, dest) = (source.words(), dest.words());
-    let length = if family == Family::V4 {
+    let (source, dest) = (segment.source.words(), segment.dest.words());
+    let length = if segment.family == Family::V4 {
         // SAFETY: integers again; either half is one.
         let v4 = unsafe { &mut tuple.__bindgen_anon_1.ipv4 };
         v4.saddr = source[3];
         v4.daddr = dest[3];
-        v4.sport = tcp.source;
-        v4.dport = tcp.dest;
+        v4.sport = ports.source;
+        v4.dport = ports.dest;
         size_of_val(v4)
     } else {
         // SAFETY: as above.
         let v6 = unsafe { &mut tuple.__bindgen_anon_1.ipv6 };
         v6.saddr = source;
         v6.daddr = dest;
-        v6.sport = tcp.source;
-        v6.dport = tcp.dest;
+        v6.sport = ports.source;
+        v6.dport = ports.dest;
         size_of_val(v6)
     };
     // SAFETY: the kernel reads `length` bytes of the tuple; the reference that a look-up takes is given back.

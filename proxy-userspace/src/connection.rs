@@ -24,7 +24,7 @@ use crate::{
         shortcut::{Lane, Obstacle, of_app},
     },
     rule::{Name, PathChoice},
-    shared::Worker,
+    shared::{Door, Worker},
     socket,
     upstream::{Source, Timings, UpstreamStream},
 };
@@ -36,9 +36,9 @@ pub(crate) async fn serve(
     worker: &Worker,
     mut downstream: TcpStream,
     client: SocketAddr,
-    listener: SocketAddr,
+    door: Door,
 ) {
-    let origin = match origin::find(worker, &mut downstream, client, listener).await {
+    let origin = match origin::find(worker, &mut downstream, client, door).await {
         Ok(origin) => origin,
         Err(why) => return reject(worker, downstream, client, &why),
     };

@@ -3,6 +3,7 @@
 //! Reads only. Programs are loaded for a moment to see whether the kernel takes them, which leaves no trace; nothing is
 //! attached, pinned, mounted or listened on afterwards.
 
+mod gateway;
 mod needs;
 mod report;
 mod sources;
@@ -42,16 +43,14 @@ pub(crate) fn run(file: &Path) -> Result<ExitCode> {
     let config = daemon::load(file)?;
     let cgroups = Cgroup2::find().ok();
     let names = cgroups.as_ref().map_or_else(Names::default, |cgroups| {
-        resolve::resolve(&config.forward, &config.reverse, cgroups, &Names::default())
+        resolve::resolve(config.roles(), cgroups, &Names::default())
     });
-    let compiled = policy::compile(&config.forward, &config.reverse, &names)
+    let compiled = policy::compile(config.roles(), &names)
         .map_err(|error| Failure::usage(error.to_string()))?;
     let bpffs = Bpffs::find();
     let answers = Answers::of(&config);
-    let needs = Needs {
-        interfaces: answers.programs,
-        ..Needs::of(&config, &compiled, &bpffs)
-    };
+    let mut needs = Needs::of(&config, &compiled, &bpffs);
+    needs.interfaces.extend(answers.program);
     let tables = tables(&config, &compiled);
     let mut missing = needs.lacking(&compiled);
     missing.extend(lacking_around(&config, cgroups.as_ref(), &tables));
@@ -107,6 +106,7 @@ fn attach(config: &Config, cgroups: Option<&Cgroup2>, needs: &Needs, bpffs: &Bpf
             ),
         ));
     }
+    rows.extend(gateway::rows(config));
     if !needs.tracepoints.is_empty() {
         rows.push(row(
             "tracepoints",

@@ -4,7 +4,10 @@ use std::collections::HashSet;
 
 use anyhow::{Context as _, Result};
 use caps::{CapSet, Capability, CapsHashSet};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::{
+    resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
+    utsname::uname,
+};
 
 use crate::failure::Failure;
 
@@ -193,9 +196,46 @@ pub(crate) fn connections(wanted: u32) -> usize {
     wanted.min(allowed)
 }
 
+/// What somebody does who may lock too little memory.
+pub(crate) const MORE_LOCKED_MEMORY: &str =
+    "raise it: LimitMEMLOCK=infinity in a unit, ulimit -l unlimited in a shell";
+
+/// Raises the limit of locked memory as far as it goes, on kernels that count eBPF maps and programs against it: those before
+/// 5.11. `None` on others. To be called before capabilities are given up: `CAP_SYS_RESOURCE` is for this alone.
+pub(crate) fn lift_locked_memory() -> Option<u64> {
+    if !counts_maps(&uname().ok()?.release().to_string_lossy()) {
+        return None;
+    }
+    let kind = Resource::RLIMIT_MEMLOCK;
+    let (soft, hard) = getrlimit(kind).ok()?;
+    let raised = [RLIM_INFINITY, hard]
+        .into_iter()
+        .find(|limit| setrlimit(kind, *limit, *limit.max(&hard)).is_ok());
+    Some(raised.unwrap_or(soft))
+}
+
+fn counts_maps(release: &str) -> bool {
+    let mut numbers = release
+        .split(|letter: char| !letter.is_ascii_digit())
+        .map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (5u32, 11u32),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_before_5_11_count_maps_as_locked_memory() {
+        assert!(counts_maps("5.10.0-46-cloud-amd64"));
+        assert!(counts_maps("4.19.3"));
+        assert!(!counts_maps("5.11.0"));
+        assert!(!counts_maps("6.1.192"));
+        assert!(!counts_maps("unheard-of"));
+    }
 
     #[test]
     fn a_connection_takes_two_files_and_the_daemon_itself_some() {

@@ -78,12 +78,7 @@ impl Service {
         };
         let mut proxy = Proxy::start(&settings, predecessor)?;
         let watcher = watcher(&config, &cgroups);
-        let names = resolve::resolve(
-            &config.forward,
-            &config.reverse,
-            &cgroups,
-            &Names::default(),
-        );
+        let names = resolve::resolve(config.roles(), &cgroups, &Names::default());
         proxy.install(&rules(&config, &names))?;
         proxy.attach(&attach_point, &cgroups.own_dir()?)?;
         warn_of_unresolved(&names);
@@ -139,7 +134,7 @@ impl Service {
         }
         require_whole_hierarchy(&config, &self.cgroups)?;
         let watcher = watcher(&config, &self.cgroups);
-        let names = resolve::resolve(&config.forward, &config.reverse, &self.cgroups, &self.names);
+        let names = resolve::resolve(config.roles(), &self.cgroups, &self.names);
         // What is needed of a guard comes before the rules that need it; what is not goes after them.
         let (before, after) = (guard_needs(&self.config), guard_needs(&config));
         let installed = self
@@ -170,9 +165,12 @@ impl Service {
         };
         let arrivals = self.config.reverse.iter();
         let mut arrivals = arrivals.filter(|rule| rule.is_relayed());
+        let transits = self.config.gateway.iter();
+        let mut transits = transits.filter(|rule| rule.is_relayed());
         if self.config.daemon.calibrate == Calibrate::AtStart
             && (self.config.forward.iter().any(relayed_by_choice)
-                || arrivals.any(|rule| rule.path.is_auto()))
+                || arrivals.any(|rule| rule.path.is_auto())
+                || transits.any(|rule| rule.path.is_auto()))
         {
             self.proxy.calibrate();
         }
@@ -239,7 +237,9 @@ impl Service {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             cgroup: self.attach_point.display().to_string(),
-            rules: self.config.forward.len() + self.config.reverse.len(),
+            rules: self.config.forward.len()
+                + self.config.reverse.len()
+                + self.config.gateway.len(),
             hooks: counted(counters.into_iter()),
             ..self.proxy.status()
         }
@@ -281,12 +281,7 @@ impl Service {
 
     /// A cgroup, executable or interface that rules name appeared, changed or went away.
     fn names_changed(&mut self) {
-        let names = resolve::resolve(
-            &self.config.forward,
-            &self.config.reverse,
-            &self.cgroups,
-            &self.names,
-        );
+        let names = resolve::resolve(self.config.roles(), &self.cgroups, &self.names);
         if names == self.names {
             return;
         }
@@ -303,7 +298,7 @@ impl Service {
 }
 
 fn guard_needs(config: &Config) -> GuardNeeds {
-    GuardNeeds::of(&config.forward, &config.reverse)
+    GuardNeeds::of(config.roles())
 }
 
 /// The kernel counts the depth of cgroups from the real root. From inside a cgroup namespace we do not know it.
@@ -320,8 +315,7 @@ fn require_whole_hierarchy(config: &Config, cgroups: &Cgroup2) -> Result<()> {
 
 fn rules<'a>(config: &'a Config, names: &'a Names) -> Rules<'a> {
     Rules {
-        rules: &config.forward,
-        reverse: &config.reverse,
+        roles: config.roles(),
         upstreams: &config.upstreams,
         groups: &config.groups,
         names,

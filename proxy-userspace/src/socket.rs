@@ -53,6 +53,25 @@ pub fn listener(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// As [`listener`], with a port of its own, and transparent: it takes connections to any address that it is given, and answers from
+/// there (`IP_TRANSPARENT`, `IPV6_TRANSPARENT`, which who is accepted inherits).
+///
+/// # Errors
+///
+/// Without `CAP_NET_ADMIN` or `CAP_NET_RAW`.
+pub fn gate(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
+    let socket = stream_socket(address)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+        socket.set_ip_transparent_v6(true)?;
+    } else {
+        socket.set_ip_transparent_v4(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(backlog)?;
+    Ok(socket.into())
+}
+
 /// An unconnected, non-blocking socket of the address family of `address`, with the options of relayed connections.
 ///
 /// Those are: no delay, keep-alive, urgent data left in the stream, where the relay carries it as ordinary bytes, and
@@ -93,7 +112,7 @@ pub fn cookie(socket: &impl AsFd) -> io::Result<u64> {
 ///
 /// # Errors
 ///
-/// `ENOPROTOOPT` on older kernels.
+/// `ENOPROTOOPT` on older kernels, where a hook is asked.
 pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
     Ok(getsockopt(socket, NetnsCookie)?)
 }

@@ -23,7 +23,7 @@ use proxy_userspace::{
     policy::Compiled,
     record::{AccessLog, Format},
     relay::{COMPARED, Calibration, Path, Paths},
-    routes::{Generation, Route, Routes},
+    routes::{ByRole, Generation, Route, Routes},
     rule::PathChoice,
     shared::{OriginalDst, Shared, Stats},
     socket,
@@ -99,8 +99,10 @@ impl Rig {
         routes.publish(&Generation::new(
             GENERATION,
             &Compiled::default(),
-            [Some(route)].into(),
-            Arc::default(),
+            ByRole {
+                forward: [Some(route)].into(),
+                ..ByRole::default()
+            },
         ));
         let shared = Arc::new(Shared {
             live: Arc::default(),

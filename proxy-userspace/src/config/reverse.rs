@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
     policy::{self, Names},
-    rule::{FailMode, Listen, PathChoice, ProxyHeader, Reverse, ReverseVia, Selector},
+    rule::{FailMode, Listen, PathChoice, ProxyHeader, Reverse, ReverseVia, Roles, Selector},
 };
 
 use super::{
@@ -211,7 +211,7 @@ fn matches(
 }
 
 /// The name of an interface, which may appear later.
-fn interface(text: &str) -> Result<String, Finding> {
+pub(super) fn interface(text: &str) -> Result<String, Finding> {
     let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'/' && byte != b':';
     let named = (1..=LONGEST_INTERFACE).contains(&text.len()) && text.bytes().all(plain);
     if named && text != "." && text != ".." {
@@ -344,9 +344,8 @@ fn names_of(rule: &Reverse) -> usize {
 /// Whether the kernel's tables can hold them together.
 fn check_tables(rules: &[PlacedReverse], findings: &mut Findings) {
     let all: Vec<Reverse> = rules.iter().map(|placed| placed.rule.clone()).collect();
-    if let (Err(error), Some(first)) =
-        (policy::compile(&[], &all, &Names::default()), rules.first())
-    {
+    let compiled = policy::compile(Roles::from(all.as_slice()), &Names::default());
+    if let (Err(error), Some(first)) = (compiled, rules.first()) {
         findings.push(Finding::error(error.to_string()).at(&first.name));
     }
 }

@@ -130,8 +130,7 @@ fn start(config: &Config, access_log: AccessLog) -> Result<Proxy> {
     };
     let mut proxy = Proxy::start(&settings, None)?;
     proxy.install(&Rules {
-        reverse: &[],
-        rules: &config.forward,
+        roles: config.roles(),
         upstreams: &config.upstreams,
         groups: &config.groups,
         names: &Names::default(),

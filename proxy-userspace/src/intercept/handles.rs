@@ -22,17 +22,22 @@ pub struct Records {
     map: HashMap<MapData, RecordKey, Record>,
     /// The same map, for what aya does not do.
     descriptor: OwnedFd,
+    takes_in_one_call: bool,
     netns_cookie: u64,
 }
 
 impl Records {
     pub(super) fn new(ebpf: &Ebpf, netns_cookie: u64) -> Result<Self, InterceptError> {
         let data = duplicate(ebpf, names::RECORDS)?;
-        Ok(Self {
+        let mut records = Self {
             descriptor: descriptor(&data, names::RECORDS)?,
             map: typed(data, names::RECORDS)?,
+            takes_in_one_call: true,
             netns_cookie,
-        })
+        };
+        // Nobody is there: ports begin at 1. Kernels before 5.14 have no such call for hash maps.
+        records.takes_in_one_call = records.take_at_once(&RecordKey::default()).is_ok();
+        Ok(records)
     }
 
     /// Takes the record of a connection that was accepted, by its two addresses. `None`: nobody was intercepted,
@@ -41,7 +46,7 @@ impl Records {
     /// # Errors
     /// When the map cannot be read.
     pub fn take(
-        &self,
+        &mut self,
         client: SocketAddr,
         listener: SocketAddr,
     ) -> Result<Option<Record>, InterceptError> {
@@ -52,14 +57,37 @@ impl Records {
             listener_port: BePort::new(listener.port()),
             reserved: 0,
         };
+        let taken = if self.takes_in_one_call {
+            self.take_at_once(&key)
+        } else {
+            self.take_in_two_calls(&key)
+        };
+        taken.map_err(map_error("take from", names::RECORDS))
+    }
+
+    fn take_at_once(&self, key: &RecordKey) -> Result<Option<Record>, MapError> {
         // SAFETY: `typed` has compared the map's sizes with those of the types. Aya would take two calls.
-        let taken = unsafe { syscall::take_element(self.descriptor.as_fd(), &key) };
-        taken
-            .map_err(|io_error| SyscallError {
-                call: "bpf_map_lookup_and_delete_elem",
-                io_error,
-            })
-            .map_err(|error| map_error("take from", names::RECORDS)(error.into()))
+        let taken = unsafe { syscall::take_element(self.descriptor.as_fd(), key) };
+        Ok(taken.map_err(|io_error| SyscallError {
+            call: "bpf_map_lookup_and_delete_elem",
+            io_error,
+        })?)
+    }
+
+    /// Between the two the client may have reset this connection and opened another one from the same port. That one then
+    /// has no record and is reset: rare, and better than to relay it to the destination of the other.
+    fn take_in_two_calls(&mut self, key: &RecordKey) -> Result<Option<Record>, MapError> {
+        let record = match self.map.get(key, 0) {
+            Err(MapError::KeyNotFound) => return Ok(None),
+            found => found?,
+        };
+        match self.map.remove(key) {
+            // It was withdrawn with its socket meanwhile.
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
+            removed => removed?,
+        }
+        Ok(Some(record))
     }
 
     /// Records that nobody has taken.
@@ -199,6 +227,12 @@ impl Relays {
         self.map
             .set(whose, *relay, 0)
             .map_err(map_error("write", names::RELAY))
+    }
+
+    /// What the hook that tells our network namespace has written.
+    pub(super) fn netns_cookie(&self) -> Result<u64, InterceptError> {
+        let own = self.map.get(&relay::OWN, 0);
+        Ok(own.map_err(map_error("read", names::RELAY))?.netns_cookie)
     }
 
     /// The process that has taken over.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use aya::{
@@ -10,7 +10,6 @@ use aya::{
     maps::{Array, Map, MapData},
     programs::SchedClassifier,
 };
-use nix::errno::Errno;
 use proxy_common::names;
 
 use super::{
@@ -48,6 +47,9 @@ impl Returns {
         if new.is_empty() {
             return Ok(());
         }
+        if !syscall::has_tcx() {
+            return Err(MissingFeature::Tcx.into());
+        }
         let data: MapData = duplicate(ebpf, names::RETURN_MARK)?;
         Array::try_from(Map::Array(data))
             .and_then(|mut map: Array<MapData, u32>| map.set(0, mark, 0))
@@ -58,35 +60,15 @@ impl Returns {
         }
         let fd = program.fd().map_err(load_error(names::RETURNS))?;
         for number in new {
-            self.links.insert(*number, link(fd.as_fd(), *number)?);
+            let link = syscall::create_interface_link(fd.as_fd(), *number).map_err(|source| {
+                InterceptError::Interface {
+                    program: names::RETURNS,
+                    interface: *number,
+                    source,
+                }
+            })?;
+            self.links.insert(*number, link);
         }
         Ok(())
-    }
-}
-
-fn link(program: BorrowedFd<'_>, interface: u32) -> Result<OwnedFd, InterceptError> {
-    syscall::create_interface_link(program, interface).map_err(|source| {
-        match source.raw_os_error().map(Errno::from_raw) {
-            // A kernel that does not know the hook.
-            Some(Errno::EINVAL) => MissingFeature::InterfacePrograms.into(),
-            _ => InterceptError::Interface {
-                program: names::RETURNS,
-                interface,
-                source,
-            },
-        }
-    })
-}
-
-/// Whether the program can be attached to interfaces, found out by one that there never is: a kernel that knows the hook misses it.
-pub(super) fn try_link(program: BorrowedFd<'_>) -> Result<(), InterceptError> {
-    const NONE: u32 = 0;
-    match link(program, NONE) {
-        Err(InterceptError::Interface { source, .. })
-            if source.raw_os_error() == Some(Errno::ENODEV as i32) =>
-        {
-            Ok(())
-        }
-        tried => tried.map(drop),
     }
 }

@@ -36,6 +36,19 @@ pub(super) fn query_programs(target: BorrowedFd<'_>, attach_type: u32) -> io::Re
     Ok(ids.into_iter().take(count).collect())
 }
 
+/// Whether the kernel knows programs on the ingress of interfaces that are attached by links (kernel 6.6): it tells those of
+/// loopback.
+pub(super) fn has_tcx() -> bool {
+    let mut attr = zeroed();
+    attr.query.__bindgen_anon_1.target_ifindex = LOOPBACK;
+    attr.query.attach_type = bpf_attach_type::BPF_TCX_INGRESS as u32;
+    // SAFETY: without room for ids the kernel writes none.
+    unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) }.is_ok()
+}
+
+/// Its number, in every network namespace (`LOOPBACK_IFINDEX` in `include/linux/netdevice.h`).
+const LOOPBACK: u32 = 1;
+
 /// Takes a program off its hook at once: `BPF_LINK_DETACH` (kernel 5.9). Closing the last descriptor or removing the last
 /// pin does so too, but some time later.
 ///

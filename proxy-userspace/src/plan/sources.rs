@@ -17,8 +17,8 @@ use crate::{
 pub(super) struct Answers {
     /// Rules and routes, as commands, and where servers are.
     pub(super) rows: Vec<Row>,
-    /// Programs on interfaces.
-    pub(super) programs: Vec<&'static str>,
+    /// The program on interfaces, where a server is on another host.
+    pub(super) program: Option<&'static str>,
     /// In words.
     pub(super) missing: Option<String>,
 }
@@ -31,10 +31,7 @@ impl Answers {
         match Returns::of(&Shown::of(&config.reverse, &config.groups)) {
             Ok(returns) => Self {
                 rows: rows(config, &returns),
-                programs: (!returns.remote.is_empty())
-                    .then_some(RETURNS)
-                    .into_iter()
-                    .collect(),
+                program: (!returns.remote.is_empty()).then_some(RETURNS),
                 missing: returns.lacks().map(|lacking| lacking.to_string()),
             },
             Err(error) => Self {

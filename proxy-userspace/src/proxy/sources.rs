@@ -208,8 +208,8 @@ impl Proxy {
         policy: &Rules<'_>,
         groups: &Groups,
     ) -> Result<(), ProxyError> {
-        let mut shown = Shown::of(policy.reverse, policy.groups);
-        shown.add_resolved(policy.reverse, groups);
+        let mut shown = Shown::of(policy.roles.reverse, policy.groups);
+        shown.add_resolved(policy.roles.reverse, groups);
         match self.sources.show(&mut self.interceptor, &shown, true) {
             // There may be one later; it is looked for.
             Ok(()) | Err(SourceError::Nowhere(_)) => Ok(()),
@@ -219,8 +219,8 @@ impl Proxy {
 
     /// Looks where servers are by now that see the addresses of clients: names stand for others, and addresses move.
     pub fn follow_sources(&mut self, policy: &Rules<'_>) {
-        let mut shown = Shown::of(policy.reverse, policy.groups);
-        shown.add_resolved(policy.reverse, &self.groups);
+        let mut shown = Shown::of(policy.roles.reverse, policy.groups);
+        shown.add_resolved(policy.roles.reverse, &self.groups);
         let failure = self
             .sources
             .show(&mut self.interceptor, &shown, false)

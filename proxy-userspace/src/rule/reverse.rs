@@ -56,10 +56,7 @@ impl Reverse {
 
     /// All that may become of its connections.
     pub fn vias(&self) -> impl Iterator<Item = &ReverseVia> {
-        std::iter::once(&self.via).chain(self.names.iter().flat_map(|names| {
-            let listed = names.entries.iter().map(|entry| &entry.to);
-            listed.chain(&names.unnamed).chain([&names.malformed])
-        }))
+        std::iter::once(&self.via).chain(self.names.iter().flat_map(Names::vias))
     }
 }
 

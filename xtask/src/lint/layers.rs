@@ -18,6 +18,7 @@ const LAYERS: [&[&str]; 11] = [
         "clock",
         "close",
         "failure",
+        "forwarding",
         "paint",
         "process",
         "rule",
