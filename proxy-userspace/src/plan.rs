@@ -16,6 +16,7 @@ use proxy_common::names;
 use self::{
     needs::{Needs, lacking_around},
     report::Report,
+    sources::Answers,
 };
 use crate::{
     cgroup::{Cgroup2, Reference, walk},
@@ -47,7 +48,9 @@ pub(crate) fn run(file: &Path) -> Result<ExitCode> {
     let compiled = policy::compile(config.roles(), &names)
         .map_err(|error| Failure::usage(error.to_string()))?;
     let bpffs = Bpffs::find();
-    let needs = Needs::of(&config, &compiled, &bpffs);
+    let answers = Answers::of(&config);
+    let mut needs = Needs::of(&config, &compiled, &bpffs);
+    needs.interfaces.extend(answers.program);
     let tables = tables(&config, &compiled);
     let mut missing = needs.lacking(&compiled);
     missing.extend(lacking_around(&config, cgroups.as_ref(), &tables));
@@ -56,10 +59,9 @@ pub(crate) fn run(file: &Path) -> Result<ExitCode> {
     let mut report = Report::new(Paint::for_stdout());
     report.section("attach", &attach(&config, cgroups.as_ref(), &needs, &bpffs));
     report.section("listen", &listen(&config));
-    let (routing, unanswered) = sources::routing(&config);
-    missing.extend(unanswered);
-    if !routing.is_empty() {
-        report.section("answers to clients' addresses", &routing);
+    missing.extend(answers.missing);
+    if !answers.rows.is_empty() {
+        report.section("answers to clients' addresses", &answers.rows);
     }
     report.section(
         "names in rules",

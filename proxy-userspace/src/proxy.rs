@@ -134,12 +134,11 @@ impl ProxyError {
     #[must_use]
     pub const fn is_missing_feature(&self) -> bool {
         match self {
-            Self::Source(SourceError::Answers(_)) => true,
             Self::Intercept(error) => error.is_missing_feature(),
+            Self::Source(error) => error.is_missing_feature(),
             Self::Listen { .. }
             | Self::Elsewhere { .. }
             | Self::Worker(_)
-            | Self::Source(_)
             | Self::Delivery(_)
             | Self::Compile(_)
             | Self::Route(_)

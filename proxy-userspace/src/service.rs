@@ -40,6 +40,8 @@ pub(crate) struct Service {
     names: Names,
     config: Config,
     started: Instant,
+    /// When it was looked for what nothing tells of.
+    looked: Instant,
     _access_log: Option<AccessLogGuard>,
 }
 
@@ -88,6 +90,7 @@ impl Service {
             names,
             config,
             started: Instant::now(),
+            looked: Instant::now(),
             _access_log: guard,
         })
     }
@@ -116,11 +119,7 @@ impl Service {
             tokio::select! {
                 never = self.proxy.supervise() => match never {},
                 _ = self.watcher.next() => self.names_changed(),
-                () = interfaces_change(&self.names) => self.names_changed(),
-                () = time_to_look(&self.config) => {
-                    self.proxy.steer(&self.config.reverse);
-                    self.proxy.follow_sources(&rules(&self.config, &self.names));
-                }
+                () = time_to_look(&self.config, &self.names, self.looked) => self.look(),
             }
         }
     }
@@ -268,6 +267,18 @@ impl Service {
         &self.config
     }
 
+    /// Looks for interfaces that rules name, listeners of services, and where endpoints are that see the addresses of clients.
+    fn look(&mut self) {
+        self.looked = Instant::now();
+        let is_same =
+            |(name, number): (&String, &Option<u32>)| socket::interface_number(name) == *number;
+        if !self.names.interfaces.iter().all(is_same) {
+            self.names_changed();
+        }
+        self.proxy.steer(&self.config.reverse);
+        self.proxy.follow_sources(&rules(&self.config, &self.names));
+    }
+
     /// A cgroup, executable or interface that rules name appeared, changed or went away.
     fn names_changed(&mut self) {
         let names = resolve::resolve(self.config.roles(), &self.cgroups, &self.names);
@@ -330,33 +341,20 @@ fn keeps_sources(config: &Config) -> bool {
     Shown::are_wanted(&config.reverse, &config.groups)
 }
 
-/// Returns when it is time to look for the listeners of services that rules are steered to, and where endpoints are that see the
-/// addresses of clients; never if there are neither.
-async fn time_to_look(config: &Config) {
+/// Returns when it is time to look again; never if rules need nothing of that. Other events do not put it off.
+async fn time_to_look(config: &Config, names: &Names, looked: Instant) {
     let is_steered = |rule: &Reverse| rule.steered_to().is_some();
-    if !keeps_sources(config) && !config.reverse.iter().any(is_steered) {
+    let wants = !names.interfaces.is_empty()
+        || keeps_sources(config)
+        || config.reverse.iter().any(is_steered);
+    if !wants {
         return pending().await;
     }
-    sleep(LOOK_INTERVAL).await;
+    sleep(LOOK_INTERVAL.saturating_sub(looked.elapsed())).await;
 }
 
-/// How soon the listener of a service that was restarted is known.
+/// How soon it is known that an interface has come or gone, that a service was restarted, or that an endpoint has moved.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Returns when an interface that rules name has appeared, gone, or become another of the same name.
-async fn interfaces_change(known: &Names) {
-    if known.interfaces.is_empty() {
-        return pending().await;
-    }
-    let is_same =
-        |(name, number): (&String, &Option<u32>)| socket::interface_number(name) == *number;
-    while known.interfaces.iter().all(is_same) {
-        sleep(INTERFACE_INTERVAL).await;
-    }
-}
-
-/// How often is looked. That is one call for each.
-const INTERFACE_INTERVAL: Duration = Duration::from_secs(1);
 
 fn warn_of_unresolved(names: &Names) {
     for missing in resolve::unresolved(names) {

@@ -551,4 +551,12 @@ fn a_plan_says_what_is_done_and_what_is_missing() {
     let text = plan(&kept(&[site], "192.0.2.2:8080"));
     assert!(text.contains("fwmark 0x63756c00"), "{text}");
     assert!(text.contains("net.ipv4.tcp_fwmark_accept=1"), "{text}");
+    let _server = server(&sandbox);
+    let text = plan(&kept(&[site], "198.51.100.2:8080"));
+    for part in [
+        "on another host: returns on eth1",
+        "ip rule add from all iif eth1 fwmark 0x63756c00",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
 }

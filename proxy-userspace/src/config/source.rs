@@ -1,10 +1,10 @@
 //! Whether those who are to see the addresses of clients (`keep_source`) can.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use crate::{
     group::{Address, Settings, SettingsByName, Source},
-    rule::{Reverse, ReverseVia, Via},
+    rule::{Listen, Reverse, ReverseVia, Via},
     upstream::Upstream,
 };
 
@@ -79,7 +79,7 @@ fn check_families(placed: &PlacedReverse, groups: &SettingsByName, findings: &mu
         return;
     }
     let listens = |v4: bool| {
-        let of_family = |listen: &crate::rule::Listen| listen.net.addr().is_ipv4() == v4;
+        let of_family = |listen: &Listen| listen.net.addr().is_ipv4() == v4;
         rule.listen.iter().any(of_family)
     };
     for address in kept(rule, groups) {
@@ -101,7 +101,7 @@ fn check_families(placed: &PlacedReverse, groups: &SettingsByName, findings: &mu
 fn kept<'a>(
     rule: &'a Reverse,
     groups: &'a SettingsByName,
-) -> impl Iterator<Item = std::net::SocketAddr> + 'a {
+) -> impl Iterator<Item = SocketAddr> + 'a {
     rule.vias().flat_map(|via| match via {
         ReverseVia::Address(to) if rule.keep_source => vec![*to],
         ReverseVia::Upstream(name) => groups

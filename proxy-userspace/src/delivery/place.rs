@@ -19,19 +19,14 @@ pub enum Place {
     Nowhere,
 }
 
-/// Tells where addresses are, in the network namespace that it was made in.
-#[derive(Debug)]
-pub struct Places(Kernel);
+/// Tells where addresses are, in the network namespace of the thread that asks first.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// None before it is needed, and after an error.
+    kernel: Option<Kernel>,
+}
 
 impl Places {
-    /// Opens what the kernel is asked by.
-    ///
-    /// # Errors
-    /// When the kernel gives none.
-    pub fn open() -> Result<Self, DeliveryError> {
-        Kernel::open().map(Self)
-    }
-
     /// Where an address is.
     ///
     /// # Errors
@@ -40,7 +35,10 @@ impl Places {
         if address.is_loopback() {
             return Ok(Place::Loopback);
         }
-        let Some(route) = self.0.route(address)? else {
+        let mut kernel = self.kernel.take().map_or_else(Kernel::open, Ok)?;
+        let route = kernel.route(address)?;
+        self.kernel = Some(kernel);
+        let Some(route) = route else {
             return Ok(Place::Nowhere);
         };
         if route.header.kind == RouteType::Local {

@@ -120,6 +120,8 @@ fn verdict(trial: Trial, done: &str) -> Check {
             Check::warning(id, one_line(&error))
                 .advice("`[[reverse]]` rules need it, and kernel 5.9 or newer")
         }
+        names::RETURNS => Check::warning(id, one_line(&error))
+            .advice("`keep_source` to servers on other hosts needs it, and kernel 6.6 or newer"),
         names::GUARD4 | names::GUARD6 => Check::warning(id, one_line(&error))
             .advice("rules with `on_relay_failure = \"refuse\"` need it"),
         names::VERDICT => Check::warning(id, one_line(&error))
@@ -271,5 +273,6 @@ mod tests {
         assert_eq!(status(names::GUARD4), Status::Warning);
         assert_eq!(status(names::TASK_FORK), Status::Warning);
         assert_eq!(status(names::REVERSE), Status::Warning);
+        assert_eq!(status(names::RETURNS), Status::Warning);
     }
 }

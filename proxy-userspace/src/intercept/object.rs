@@ -39,7 +39,8 @@ pub struct Features {
     pub sockets: Result<SocketLayout, String>,
     /// `sk_lookup` tells by which interface a connection arrives: rules for what arrives can select by `interface`.
     pub ingress_interface: bool,
-    /// Programs can be attached to the ingress of interfaces by links (tcx): there can be rules for what passes through.
+    /// Programs can be attached to the ingress of interfaces by links (tcx): there can be rules for what passes
+    /// through, and servers on other hosts can see the addresses of clients.
     pub tcx: Result<(), MissingFeature>,
     /// What replies past the relay read in sockets; without it they are copied, and this says why.
     pub queues: Result<QueueLayout, String>,
@@ -62,7 +63,8 @@ pub enum MissingFeature {
     Interface,
     /// No links on the ingress of interfaces.
     #[error(
-        "`[[gateway]]` rules need a kernel with tcx, 6.6 or newer; leave them out, or run a newer kernel"
+        "`[[gateway]]` rules, and `keep_source` to servers on other hosts, need a kernel with tcx, 6.6 or newer; leave them out, \
+         or run a newer kernel"
     )]
     Tcx,
     /// Sockets cannot be looked into.

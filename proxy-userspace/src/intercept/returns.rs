@@ -16,7 +16,9 @@ use super::{
     InterceptError,
     arrivals::program,
     handles::{duplicate, map_error},
-    load_error, syscall,
+    load_error,
+    object::MissingFeature,
+    syscall,
 };
 use crate::socket;
 
@@ -44,6 +46,9 @@ impl Returns {
             .collect();
         if new.is_empty() {
             return Ok(());
+        }
+        if !syscall::has_tcx() {
+            return Err(MissingFeature::Tcx.into());
         }
         let data: MapData = duplicate(ebpf, names::RETURN_MARK)?;
         Array::try_from(Map::Array(data))

@@ -1,5 +1,7 @@
 //! What has answers of servers that see the addresses of clients come back here (`keep_source`).
 
+use proxy_common::names::RETURNS;
+
 use super::{Row, row};
 use crate::{
     config::Config,
@@ -10,15 +12,37 @@ use crate::{
     rule::ReverseVia,
 };
 
-/// Rules and routes, as commands, and what is missing for them.
-pub(super) fn routing(config: &Config) -> (Vec<Row>, Vec<String>) {
-    if !Shown::are_wanted(&config.reverse, &config.groups) {
-        return (Vec::new(), Vec::new());
+/// What is done, and what is missing for it.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    /// Rules and routes, as commands, and where servers are.
+    pub(super) rows: Vec<Row>,
+    /// The program on interfaces, where a server is on another host.
+    pub(super) program: Option<&'static str>,
+    /// In words.
+    pub(super) missing: Option<String>,
+}
+
+impl Answers {
+    pub(super) fn of(config: &Config) -> Self {
+        if !Shown::are_wanted(&config.reverse, &config.groups) {
+            return Self::default();
+        }
+        match Returns::of(&Shown::of(&config.reverse, &config.groups)) {
+            Ok(returns) => Self {
+                rows: rows(config, &returns),
+                program: (!returns.remote.is_empty()).then_some(RETURNS),
+                missing: returns.lacks().map(|lacking| lacking.to_string()),
+            },
+            Err(error) => Self {
+                missing: Some(one_line(&error)),
+                ..Self::default()
+            },
+        }
     }
-    let returns = match Returns::of(&Shown::of(&config.reverse, &config.groups)) {
-        Ok(returns) => returns,
-        Err(error) => return (Vec::new(), vec![one_line(&error)]),
-    };
+}
+
+fn rows(config: &Config, returns: &Returns) -> Vec<Row> {
     let wants: Vec<_> = returns.wants.iter().cloned().collect();
     let mut rows = delivery::planned(&wants)
         .into_iter()
@@ -34,7 +58,7 @@ pub(super) fn routing(config: &Config) -> (Vec<Row>, Vec<String>) {
             server.to_string(),
             format!(
                 "on another host: {} on {interface}; its routes to clients must lead through this host",
-                proxy_common::names::RETURNS
+                RETURNS
             ),
         )
     }));
@@ -44,8 +68,7 @@ pub(super) fn routing(config: &Config) -> (Vec<Row>, Vec<String>) {
             "no route leads there yet; waits for one",
         )
     }));
-    let missing = returns.lacks().map(|lacking| lacking.to_string());
-    (rows, missing.into_iter().collect())
+    rows
 }
 
 /// Names of endpoints that see the addresses of clients.

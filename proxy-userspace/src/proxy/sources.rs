@@ -140,7 +140,7 @@ impl Returns {
     /// When the kernel does not tell where they are.
     pub fn of(shown: &Shown) -> Result<Self, DeliveryError> {
         let mut returns = Self::default();
-        let mut places = Places::open()?;
+        let mut places = Places::default();
         for &from in &shown.addresses {
             match places.of(from.ip())? {
                 Place::Loopback => {
@@ -233,6 +233,17 @@ impl Proxy {
             tracing::warn!(error, "some endpoints cannot be connected to");
         }
         self.sources.failure = text;
+    }
+}
+
+impl SourceError {
+    /// Whether this host, its kernel, or these privileges lack something.
+    pub(super) const fn is_missing_feature(&self) -> bool {
+        match self {
+            Self::Answers(_) => true,
+            Self::Intercept(error) => error.is_missing_feature(),
+            Self::Threads | Self::Nowhere(_) | Self::Delivery(_) => false,
+        }
     }
 }
 

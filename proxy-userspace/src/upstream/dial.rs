@@ -22,14 +22,14 @@ use super::{
     http,
     names::{Files, Names},
     socks5,
-    source::{Foreign, Source, connect_from},
+    source::{Foreign, Origins, Source},
     tls::{self, Trust},
 };
 
 /// Makes connections to upstreams. One for each worker, or one for all: it keeps the resolver's cache and TLS sessions.
 pub struct Dialer {
     exempt: Arc<dyn Exempt>,
-    foreign: Arc<Foreign>,
+    origins: Origins,
     names: Names,
     trust: Trust,
 }
@@ -64,7 +64,7 @@ impl Dialer {
     /// With what connections from addresses of clients need.
     #[must_use]
     pub fn with_foreign(mut self, foreign: Arc<Foreign>) -> Self {
-        self.foreign = foreign;
+        self.origins = Origins::new(foreign);
         self
     }
 
@@ -72,7 +72,7 @@ impl Dialer {
         Self {
             names: Names::new(Arc::clone(&exempt), files),
             exempt,
-            foreign: Arc::default(),
+            origins: Origins::default(),
             trust: Trust::default(),
         }
     }
@@ -228,7 +228,7 @@ impl Dialer {
         address: SocketAddr,
         target: Target,
     ) -> Result<Connected, DialError> {
-        let attempt = connect_from(self.exempt.as_ref(), &self.foreign, source, address);
+        let attempt = self.origins.connect(self.exempt.as_ref(), source, address);
         first(attempt, limit, address, target).await
     }
 

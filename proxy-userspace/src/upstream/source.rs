@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use thiserror::Error;
@@ -97,112 +97,120 @@ impl Foreign {
     }
 }
 
-/// The first port that no privilege is needed for.
-const FIRST_FREE: u16 = 1024;
-/// So many ports are tried before the kernel is asked for one.
-const TRIES: u32 = 4;
+/// Connects from addresses of clients.
+#[derive(Debug, Default)]
+pub(super) struct Origins {
+    foreign: Arc<Foreign>,
+    places: Mutex<Places>,
+}
 
 /// A connection to be made.
 struct Plan {
     ip: IpAddr,
     mark: Option<u32>,
+    /// In the order that they are tried in.
     ports: Vec<SourcePort>,
 }
 
-/// Connects from the client's address. Where that cannot mean anything to the server, because it is of this host's
-/// loopback and the server is elsewhere, it is our own.
-pub(super) async fn connect_from(
-    exempt: &dyn Exempt,
-    foreign: &Foreign,
-    source: Source,
-    address: SocketAddr,
-) -> Result<TcpStream, ConnectError> {
-    let Some(plan) = plan(foreign, source, address).map_err(Box::new)? else {
-        return super::connect::connect(exempt, address).await;
-    };
-    let mut last = None;
-    for port in &plan.ports {
-        let socket = match bound(exempt, &plan, port, address) {
-            Ok(socket) => socket,
-            Err(ConnectError::Socket { source, .. }) if last_chance(&source, port) => continue,
-            Err(error) => return Err(error),
+impl Origins {
+    pub(super) fn new(foreign: Arc<Foreign>) -> Self {
+        Self {
+            foreign,
+            places: Mutex::default(),
+        }
+    }
+
+    /// Connects from the client's address. Where that cannot mean anything to the server, because it is of this host's loopback
+    /// and the server is elsewhere, it is our own.
+    pub(super) async fn connect(
+        &self,
+        exempt: &dyn Exempt,
+        source: Source,
+        address: SocketAddr,
+    ) -> Result<TcpStream, ConnectError> {
+        let Some(plan) = self.plan(source, address).map_err(Box::new)? else {
+            return super::connect::connect(exempt, address).await;
         };
-        match socket.connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(source) => {
-                let is_taken = last_chance(&source, port);
-                last = Some(ConnectError::Connect { address, source });
-                if !is_taken {
-                    break;
+        let mut last = io::ErrorKind::AddrNotAvailable.into();
+        for port in &plan.ports {
+            let socket = match bound(exempt, &plan, port, address) {
+                Err(ConnectError::Socket { source, .. }) if socket::is_taken(&source) => {
+                    last = source;
+                    continue;
+                }
+                bound => bound?,
+            };
+            match socket.connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(source) => {
+                    let is_taken = socket::is_taken(&source);
+                    last = source;
+                    if !is_taken {
+                        break;
+                    }
                 }
             }
         }
+        Err(ConnectError::Connect {
+            address,
+            source: last,
+        })
     }
-    Err(last.unwrap_or_else(|| ConnectError::Connect {
-        address,
-        source: io::ErrorKind::AddrNotAvailable.into(),
-    }))
-}
 
-/// Whether another port is to be tried.
-fn last_chance(error: &io::Error, port: &SourcePort) -> bool {
-    socket::is_taken(error) && *port != SourcePort::Any
-}
+    fn plan(&self, source: Source, address: SocketAddr) -> Result<Option<Plan>, SourceError> {
+        let (client, server) = (source.client.ip().to_canonical(), address.ip());
+        if client.is_ipv4() != server.is_ipv4() {
+            return Err(SourceError::Family { client, server });
+        }
+        if client.is_loopback() && !server.is_loopback() {
+            return Ok(None);
+        }
+        let Return { mark, ephemeral } = self.foreign.now();
+        let place = self.place(server)?;
+        if place != Place::Loopback && mark.is_none() {
+            return Err(SourceError::NoReturn { server });
+        }
+        // The sockets of services inherit it; answers of other hosts are given it by the program on the interface.
+        let mark = mark.filter(|_| place == Place::Local);
+        let met = SocketAddr::new(source.met.ip().to_canonical(), source.met.port());
+        let ports = if place == Place::Local && met == address {
+            unlikely(*ephemeral.start())
+        } else {
+            vec![source.client.port()]
+        };
+        let this = |port| SourcePort::This {
+            port,
+            ephemeral: ephemeral.clone(),
+        };
+        let ports = ports.into_iter().map(this);
+        Ok(Some(Plan {
+            ip: client,
+            mark,
+            ports: ports.chain([SourcePort::Any]).collect(),
+        }))
+    }
 
-fn plan(
-    foreign: &Foreign,
-    source: Source,
-    address: SocketAddr,
-) -> Result<Option<Plan>, SourceError> {
-    let (client, server) = (source.client.ip().to_canonical(), address.ip());
-    if client.is_ipv4() != server.is_ipv4() {
-        return Err(SourceError::Family { client, server });
-    }
-    if client.is_loopback() && !server.is_loopback() {
-        return Ok(None);
-    }
-    let Return { mark, ephemeral } = foreign.now();
-    let this = |port| SourcePort::This {
-        port,
-        ephemeral: ephemeral.clone(),
-    };
-    let mut ports = vec![this(source.client.port()), SourcePort::Any];
-    let beside = |ports: &mut Vec<_>| {
-        let free = FIRST_FREE..*ephemeral.start();
-        let random = RandomState::new();
-        let chosen = (0..TRIES).filter_map(|round: u32| {
-            let length = u64::try_from(free.len()).ok()?;
-            let at = random.hash_one(round).checked_rem(length)?;
-            Some(this(free.start + u16::try_from(at).ok()?))
-        });
-        ports.splice(0..1, chosen);
-    };
-    let place = Places::open()
-        .and_then(|mut places| places.of(server))
-        .map_err(|source| SourceError::Place {
+    fn place(&self, server: IpAddr) -> Result<Place, SourceError> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.of(server).map_err(|source| SourceError::Place {
             server,
             source: Box::new(source),
-        })?;
-    let mark = match place {
-        Place::Loopback => None,
-        Place::Local => {
-            // The service's socket would have the very addresses and ports of the client's own connection, which is ours. Nor may it
-            // have those of another connection of that client, so ports that clients are rarely given come first.
-            if SocketAddr::new(source.met.ip().to_canonical(), source.met.port()) == address {
-                beside(&mut ports);
-            }
-            Some(mark.ok_or(SourceError::NoReturn { server })?)
-        }
-        Place::Remote(_) | Place::Nowhere => {
-            mark.ok_or(SourceError::NoReturn { server })?;
-            None
-        }
-    };
-    Ok(Some(Plan {
-        ip: client,
-        mark,
-        ports,
-    }))
+        })
+    }
+}
+
+/// The first port that no privilege is needed for.
+const FIRST_FREE: u16 = 1024;
+/// So many ports are tried before the kernel is asked for one.
+const TRIES: u16 = 4;
+
+/// Ports that clients are rarely given, for a service behind the very address that the client is connected to. Its socket would have
+/// the addresses and ports of the client's own connection, which is ours; nor may it have those of another one of that client.
+fn unlikely(ephemeral: u16) -> Vec<u16> {
+    let free = u64::from(ephemeral.saturating_sub(FIRST_FREE).max(1));
+    let random = RandomState::new();
+    let chosen = (0..TRIES).filter_map(|round| u16::try_from(random.hash_one(round) % free).ok());
+    chosen.map(|port| FIRST_FREE.saturating_add(port)).collect()
 }
 
 fn bound(
