@@ -56,10 +56,20 @@ pub enum Counter {
     Unregistered,
     /// Sent to an endpoint by the hook itself.
     Rewritten,
+    /// SYNs passing through that a rule selects; a repeated one counts again.
+    Transit,
+    /// Of those, refused by a rule that says refuse.
+    TransitRefused,
+    /// Of those, given to the relay.
+    TransitRelayed,
+    /// Packets of relayed connections that are over, answered by a reset.
+    TransitReset,
+    /// Packets that the pinned guard did not let pass.
+    TransitHeld,
 }
 
 /// Every counter with its stable name, in index order.
-pub const COUNTERS: [(Counter, &str); 26] = [
+pub const COUNTERS: [(Counter, &str); 31] = [
     (Counter::Seen, "seen"),
     (Counter::Direct, "direct"),
     (Counter::Refused, "refused"),
@@ -86,6 +96,11 @@ pub const COUNTERS: [(Counter, &str); 26] = [
     (Counter::FailListener, "fail_listener"),
     (Counter::Unregistered, "unregistered"),
     (Counter::Rewritten, "rewritten"),
+    (Counter::Transit, "transit"),
+    (Counter::TransitRefused, "transit_refused"),
+    (Counter::TransitRelayed, "transit_relayed"),
+    (Counter::TransitReset, "transit_reset"),
+    (Counter::TransitHeld, "transit_held"),
 ];
 
 #[cfg(test)]

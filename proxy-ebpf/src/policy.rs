@@ -8,15 +8,15 @@ use aya_ebpf::{
     },
 };
 use proxy_common::{
-    Action, Addr, Areas, BePort, Bindings, Cell, CellKey, Draws, MemberKey, Membership, Policy,
-    PrefixKey, RuleRef, RuleSet, Seat, SeatKey, Subject, Tables, Wheels,
+    Action, Addr, Areas, BePort, Bindings, Cell, CellKey, Crossings, Draws, MemberKey, Membership,
+    Policy, PrefixKey, RuleRef, RuleSet, Seat, SeatKey, Subject, Tables, Wheels,
 };
 
 use crate::{
     kernel::current_exe,
     maps::{
         ACTIONS, AREAS, CELLS, DESCENDANTS, MEMBERS, POLICY, PREFIXES, REVERSE_ACTIONS, SEATS,
-        WHEELS,
+        TRANSIT_ACTIONS, WHEELS,
     },
 };
 
@@ -62,6 +62,13 @@ impl Bindings for KernelTables {
     #[inline(always)]
     fn arrival_action(&self, rule: RuleRef) -> Option<&Action> {
         REVERSE_ACTIONS.get(rule.slot())
+    }
+}
+
+impl Crossings for KernelTables {
+    #[inline(always)]
+    fn transit_action(&self, rule: RuleRef) -> Option<&Action> {
+        TRANSIT_ACTIONS.get(rule.slot())
     }
 }
 

@@ -3,8 +3,10 @@
 //! Reads only. Programs are loaded for a moment to see whether the kernel takes them, which leaves no trace; nothing is
 //! attached, pinned, mounted or listened on afterwards.
 
+mod gateway;
 mod needs;
 mod report;
+mod sources;
 
 use std::{collections::BTreeSet, fs, path::Path, process::ExitCode};
 
@@ -40,9 +42,9 @@ pub(crate) fn run(file: &Path) -> Result<ExitCode> {
     let config = daemon::load(file)?;
     let cgroups = Cgroup2::find().ok();
     let names = cgroups.as_ref().map_or_else(Names::default, |cgroups| {
-        resolve::resolve(&config.forward, &config.reverse, cgroups, &Names::default())
+        resolve::resolve(config.roles(), cgroups, &Names::default())
     });
-    let compiled = policy::compile(&config.forward, &config.reverse, &names)
+    let compiled = policy::compile(config.roles(), &names)
         .map_err(|error| Failure::usage(error.to_string()))?;
     let bpffs = Bpffs::find();
     let needs = Needs::of(&config, &compiled, &bpffs);
@@ -54,6 +56,11 @@ pub(crate) fn run(file: &Path) -> Result<ExitCode> {
     let mut report = Report::new(Paint::for_stdout());
     report.section("attach", &attach(&config, cgroups.as_ref(), &needs, &bpffs));
     report.section("listen", &listen(&config));
+    let (routing, unanswered) = sources::routing(&config);
+    missing.extend(unanswered);
+    if !routing.is_empty() {
+        report.section("answers to clients' addresses", &routing);
+    }
     report.section(
         "names in rules",
         &resolved(&config, cgroups.as_ref(), &names),
@@ -97,6 +104,7 @@ fn attach(config: &Config, cgroups: Option<&Cgroup2>, needs: &Needs, bpffs: &Bpf
             ),
         ));
     }
+    rows.extend(gateway::rows(config));
     if !needs.tracepoints.is_empty() {
         rows.push(row(
             "tracepoints",

@@ -21,6 +21,7 @@ pub mod app;
 pub mod cgroup;
 pub mod daemon;
 pub mod eventually;
+pub mod hosts;
 pub mod kernel;
 pub mod leak;
 pub mod load;

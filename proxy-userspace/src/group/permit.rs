@@ -197,6 +197,7 @@ mod tests {
             check: None,
             limits,
             send_proxy: None,
+            keep_source: false,
             connect_timeout: Duration::from_secs(1),
         })
     }

@@ -5,8 +5,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
 use proxy_common::{
-    Action, Areas, BePort, Cell, CellKey, MAX_RULES, MemberKey, Membership, Policy, PrefixKey,
-    RuleSet, names,
+    Action, Areas, BePort, Cell, CellKey, Dimensions, MAX_RULES, MemberKey, Membership, Policy,
+    PrefixKey, RuleSet, names,
 };
 
 use super::{
@@ -25,6 +25,7 @@ pub(super) struct PolicyTables {
     areas: LpmTrie<MapData, PrefixKey, Areas>,
     cells: LpmTrie<MapData, CellKey, Cell>,
     arrival_actions: Array<MapData, Action>,
+    transit_actions: Array<MapData, Action>,
     /// In force; 0 before the first policy.
     generation: u32,
     /// Keys of the generation in force and of the one before it.
@@ -44,17 +45,15 @@ struct Written {
 impl PolicyTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, InterceptError> {
         Ok(Self {
-            policy: Array::try_from(Map::Array(duplicate(ebpf, names::POLICY)?))
-                .map_err(map_error("open", names::POLICY))?,
+            policy: array(ebpf, names::POLICY)?,
             prefixes: trie(ebpf, names::PREFIXES)?,
             members: typed(duplicate(ebpf, names::MEMBERS)?, names::MEMBERS)?,
             descendants: typed(duplicate(ebpf, names::DESCENDANTS)?, names::DESCENDANTS)?,
-            actions: Array::try_from(Map::Array(duplicate(ebpf, names::ACTIONS)?))
-                .map_err(map_error("open", names::ACTIONS))?,
+            actions: array(ebpf, names::ACTIONS)?,
             areas: trie(ebpf, names::AREAS)?,
             cells: trie(ebpf, names::CELLS)?,
-            arrival_actions: Array::try_from(Map::Array(duplicate(ebpf, names::REVERSE_ACTIONS)?))
-                .map_err(map_error("open", names::REVERSE_ACTIONS))?,
+            arrival_actions: array(ebpf, names::REVERSE_ACTIONS)?,
+            transit_actions: array(ebpf, names::TRANSIT_ACTIONS)?,
             generation: 0,
             written: Default::default(),
             pids: Vec::new(),
@@ -97,6 +96,21 @@ impl PolicyTables {
             .map_err(map_error("write", names::POLICY))?;
         self.generation = generation;
         Ok(generation)
+    }
+
+    /// Has no new connections that pass through selected any more.
+    pub(super) fn close_transits(&mut self) -> Result<(), InterceptError> {
+        let header = self
+            .policy
+            .get(&0, 0)
+            .map_err(map_error("read", names::POLICY))?;
+        let header = Policy {
+            dimensions: header.dimensions & !Dimensions::TRANSIT,
+            ..header
+        };
+        self.policy
+            .set(0, header, 0)
+            .map_err(map_error("write", names::POLICY))
     }
 
     fn write(&mut self, compiled: &Compiled, generation: u32) -> Attempt {
@@ -146,6 +160,11 @@ impl PolicyTables {
                 &mut self.arrival_actions,
                 &compiled.arrival_actions,
                 names::REVERSE_ACTIONS,
+            ),
+            (
+                &mut self.transit_actions,
+                &compiled.transit_actions,
+                names::TRANSIT_ACTIONS,
             ),
         ] {
             for (index, action) in (slot..).zip(actions) {
@@ -199,6 +218,10 @@ impl PolicyTables {
         }
         Ok(())
     }
+}
+
+fn array<V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Array<MapData, V>, InterceptError> {
+    Array::try_from(Map::Array(duplicate(ebpf, name)?)).map_err(map_error("open", name))
 }
 
 fn trie<K: Pod, V: Pod>(

@@ -18,6 +18,7 @@ const LAYERS: [&[&str]; 11] = [
         "clock",
         "close",
         "failure",
+        "forwarding",
         "paint",
         "process",
         "rule",
@@ -58,7 +59,7 @@ const LAYERS: [&[&str]; 11] = [
 ];
 
 /// What a module may use in its own layer.
-const SIBLINGS: [(&str, &[&str]); 8] = [
+const SIBLINGS: [(&str, &[&str]); 9] = [
     ("cgroup", &["rule"]),
     ("connection", &["origin"]),
     ("listener", &["connection"]),
@@ -67,6 +68,7 @@ const SIBLINGS: [(&str, &[&str]); 8] = [
     ("process", &["cgroup"]),
     ("proxy", &["pulse", "worker"]),
     ("pulse", &["worker"]),
+    ("upstream", &["delivery"]),
 ];
 
 /// Where errors are only reported, so that their types no longer matter.

@@ -38,6 +38,7 @@ fn settings(count: usize) -> Settings {
         check: None,
         limits: Limits::default(),
         send_proxy: None,
+        keep_source: false,
         connect_timeout: SECOND,
     }
 }

@@ -14,7 +14,7 @@ use proxy_common::{
 };
 
 use super::super::{CompileError, Names, arrival_action, compile, memory::MemoryTables};
-use crate::rule::{FailMode, Listen, PathChoice, Reverse, ReverseVia, Selector};
+use crate::rule::{FailMode, Listen, PathChoice, Reverse, ReverseVia, Roles, Selector};
 
 const GENERATION: u32 = 3;
 
@@ -123,6 +123,7 @@ fn rule() -> impl Strategy<Value = Reverse> {
             names: None,
             accept_proxy: Vec::new(),
             send_proxy: None,
+            keep_source: false,
             on_relay_failure: if refuse {
                 FailMode::Refuse
             } else {
@@ -152,7 +153,7 @@ proptest! {
     ) {
         let names = names();
         // What is nested deeper than the tables hold is refused, which is tested on its own.
-        let Ok(compiled) = compile(&[], &rules, &names) else { return Ok(()) };
+        let Ok(compiled) = compile(Roles::from(rules.as_slice()), &names) else { return Ok(()) };
         let keys: HashSet<_> = compiled.areas.iter().map(|(prefix, _)| *prefix).collect();
         prop_assert_eq!(keys.len(), compiled.areas.len(), "a prefix is listed twice");
         let cells: HashSet<_> = compiled.cells.iter().map(|(prefix, _)| *prefix).collect();
@@ -186,6 +187,7 @@ fn listening(listen: Vec<Listen>) -> Reverse {
         names: None,
         accept_proxy: Vec::new(),
         send_proxy: None,
+        keep_source: false,
         on_relay_failure: FailMode::Direct,
         path: PathChoice::Auto,
         steer: false,
@@ -208,12 +210,8 @@ fn tables_grow_with_the_file_and_not_with_its_square() {
     });
     // Each of these lies around all of those.
     let wide = (0..100u16).map(|number| on("10.0.0.0/8", 1000 + number * 2..=1000 + number * 2));
-    let compiled = compile(
-        &[],
-        &[listening(exact.collect()), listening(wide.collect())],
-        &Names::default(),
-    )
-    .unwrap();
+    let rules = [listening(exact.collect()), listening(wide.collect())];
+    let compiled = compile(Roles::from(rules.as_slice()), &Names::default()).unwrap();
     assert!(compiled.areas.len() <= 10_003, "{}", compiled.areas.len());
     // The addresses are alike.
     assert!(compiled.cells.len() <= 101, "{}", compiled.cells.len());
@@ -224,7 +222,11 @@ fn one_more_than_the_tables_hold_is_refused() {
     let names = Names::default();
     let nested = |count: usize| {
         let lengths = (0..count).map(|depth| on(&format!("0.0.0.0/{}", depth + 1), 80..=80));
-        compile(&[], &[listening(lengths.collect())], &names).map(drop)
+        compile(
+            Roles::from([listening(lengths.collect())].as_slice()),
+            &names,
+        )
+        .map(drop)
     };
     assert_eq!(nested(MAX_DEPTH), Ok(()));
     assert!(matches!(
@@ -233,7 +235,7 @@ fn one_more_than_the_tables_hold_is_refused() {
     ));
     let alike = |count: usize| {
         let rules = vec![listening(vec![on("192.0.2.1/32", 80..=80)]); count];
-        compile(&[], &rules, &names).map(drop)
+        compile(Roles::from(rules.as_slice()), &names).map(drop)
     };
     assert_eq!(alike(MAX_CANDIDATES), Ok(()));
     assert!(matches!(
