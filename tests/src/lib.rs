@@ -35,6 +35,7 @@ pub mod rules;
 pub mod sandbox;
 pub mod stress;
 pub mod terminal;
+pub mod usage;
 pub mod ways;
 
 pub use app::{App, Socket};

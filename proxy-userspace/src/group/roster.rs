@@ -96,6 +96,8 @@ pub struct Endpoint {
     pub tally: Tally,
     /// What went wrong last.
     pub last_error: Option<Arc<str>>,
+    /// Why a connection could not be made last.
+    last_failure: Option<Arc<str>>,
     health: Health,
 }
 
@@ -103,6 +105,19 @@ impl Endpoint {
     /// Whether it takes connections only when no other one is up.
     const fn stands_by(&self) -> bool {
         self.weight == 0
+    }
+
+    /// Why it does not take connections, after a look at it.
+    fn obstacle(&self) -> Option<Arc<str>> {
+        match self.health.state() {
+            State::Up | State::Leaving => None,
+            State::Down => self.last_error.clone(),
+            // Checks have turned it up, which does not end what connections have begun.
+            State::Ejected => {
+                let failure = self.last_failure.as_deref()?;
+                Some(format!("checks pass again, but connections failed: {failure}").into())
+            }
+        }
     }
 }
 
@@ -265,13 +280,15 @@ impl Roster {
             Ok(()) => one.tally.connections += 1,
             Err(error) => {
                 one.tally.failures += 1;
+                one.last_failure = Some(Arc::clone(&error));
                 one.last_error = Some(error);
             }
         }
         // The next one goes to another destination.
         let is_judged = one.address != Address::Original;
         if is_judged && one.health.used(reached, now, rules, may_eject) {
-            self.changed(at, now);
+            let cause = one.last_failure.clone();
+            self.changed(at, cause, now);
         }
     }
 
@@ -290,7 +307,8 @@ impl Roster {
             one.last_error = Some(error);
         }
         if one.health.checked(healthy, now, rules) {
-            self.changed(at, now);
+            let cause = one.obstacle();
+            self.changed(at, cause, now);
         }
     }
 
@@ -387,14 +405,13 @@ impl Roster {
         left * 100 >= self.open * self.settings.health.panic as usize && left > 0
     }
 
-    fn changed(&mut self, at: usize, now: Duration) {
+    fn changed(&mut self, at: usize, cause: Option<Arc<str>>, now: Duration) {
         if let Some(one) = self.endpoints.get_mut(at) {
             one.tally.changes += 1;
-            let state = one.health.state();
             self.changes.push(Change {
                 endpoint: Arc::clone(&one.name),
-                state,
-                cause: one.last_error.clone().filter(|_| state != State::Up),
+                state: one.health.state(),
+                cause,
             });
         }
         self.share_out(now);
@@ -408,7 +425,7 @@ impl Roster {
         for at in 0..self.endpoints.len() {
             let passed = self.endpoints.get_mut(at).map(|one| one.health.passed(now));
             if passed == Some(true) {
-                self.changed(at, now);
+                self.changed(at, None, now);
             }
         }
         self.share_out(now);
@@ -466,6 +483,7 @@ impl Roster {
                 live: 0,
                 tally: Tally::default(),
                 last_error: None,
+                last_failure: None,
                 health: Health::new(newcomers),
             };
             let mut one = known.remove(&id).unwrap_or_else(fresh);

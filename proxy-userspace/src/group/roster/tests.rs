@@ -94,6 +94,36 @@ fn who_fails_is_left_out_and_comes_back() {
 }
 
 #[test]
+fn each_change_names_the_judge_who_made_it() {
+    let mut roster = roster(settings(3));
+    for _ in 0..2 {
+        fail(&mut roster, 0, NOW);
+    }
+    for _ in 0..3 {
+        roster.checked(id(0), Err("check failed".into()), NOW);
+    }
+    for _ in 0..2 {
+        roster.checked(id(0), Ok(()), NOW);
+    }
+    roster.look(NOW + 10 * SECOND);
+    let changes = roster.take_changes();
+    let told: Vec<_> = changes
+        .iter()
+        .map(|change| (change.state, change.cause.as_deref()))
+        .collect();
+    let but = "checks pass again, but connections failed: refused";
+    assert_eq!(
+        told,
+        [
+            (State::Ejected, Some("refused")),
+            (State::Down, Some("check failed")),
+            (State::Ejected, Some(but)),
+            (State::Up, None),
+        ]
+    );
+}
+
+#[test]
 fn connections_never_eject_too_many() {
     let mut roster = roster(settings(4));
     for number in 0..4 {
