@@ -91,7 +91,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
         Ok(relieved) => relieved,
         Err(error) => {
             // It stays, and what it serves stays with it.
-            service.stop(Duration::ZERO).await;
+            Box::pin(service.stop(Duration::ZERO)).await;
             return Err(error);
         }
     };

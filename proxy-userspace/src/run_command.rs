@@ -88,7 +88,7 @@ async fn serve(
         Err(error) => Err(error),
     };
     // Everybody who was connected has ended; what they sent last may still be on its way.
-    service.stop(drain_timeout).await;
+    Box::pin(service.stop(drain_timeout)).await;
     job.finish()?;
     Ok(ended?)
 }
