@@ -57,8 +57,7 @@ fn rows(config: &Config, returns: &Returns) -> Vec<Row> {
         row(
             server.to_string(),
             format!(
-                "on another host: {} on {interface}; its routes to clients must lead through this host",
-                RETURNS
+                "on another host: {RETURNS} on {interface}; its routes to clients must lead through this host"
             ),
         )
     }));
