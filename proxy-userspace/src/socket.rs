@@ -84,25 +84,6 @@ pub fn for_upstream(address: SocketAddr) -> io::Result<Socket> {
     stream_socket(address)
 }
 
-/// Begins to connect. Returns whether that is done already, as it mostly is within this host: to ask a second time costs less
-/// than to wait for an event that has come.
-///
-/// # Errors
-///
-/// What the kernel or the other side said against it.
-pub fn connect(socket: &Socket, address: SocketAddr) -> io::Result<bool> {
-    let address = address.into();
-    let is_pending = |error: &io::Error, number: Errno| error.raw_os_error() == Some(number as i32);
-    match socket.connect(&address) {
-        Err(error) if is_pending(&error, Errno::EINPROGRESS) => {}
-        outcome => return outcome.map(|()| true),
-    }
-    match socket.connect(&address) {
-        Err(error) if is_pending(&error, Errno::EALREADY) => Ok(false),
-        outcome => outcome.map(|()| true),
-    }
-}
-
 /// Closes a connection with RST instead of FIN: what the other side of the relay suffered, this side learns.
 ///
 /// Every socket of ours is closed so, also by the kernel when this process is killed, unless [`end_orderly`] said

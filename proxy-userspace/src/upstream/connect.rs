@@ -1,10 +1,10 @@
 //! One TCP connection to one address, exempt from interception. The way out of the daemon.
 
-use std::{future::poll_fn, io, net::SocketAddr};
+use std::{io, net::SocketAddr};
 
 use socket2::Socket;
 use thiserror::Error;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::source::SourceError;
 use crate::socket;
@@ -66,25 +66,18 @@ pub(super) async fn connect(
     exempt: &dyn Exempt,
     address: SocketAddr,
 ) -> Result<TcpStream, ConnectError> {
-    let (stream, is_made) = begin(exempt, address)?;
-    if !is_made {
-        let over = poll_fn(|cx| stream.poll_write_ready(cx)).await;
-        if let Err(source) | Ok(Some(source)) = over.and_then(|()| stream.take_error()) {
-            return Err(ConnectError::Connect { address, source });
-        }
-    }
-    Ok(stream)
+    unconnected(exempt, address)?
+        .connect(address)
+        .await
+        .map_err(|source| ConnectError::Connect { address, source })
 }
 
-/// Apart from [`connect`] so that its future holds nothing but the waiting. Says whether there is nothing to wait for.
-fn begin(exempt: &dyn Exempt, address: SocketAddr) -> Result<(TcpStream, bool), ConnectError> {
+/// Apart from [`connect`] so that its future holds nothing but the connect itself.
+fn unconnected(exempt: &dyn Exempt, address: SocketAddr) -> Result<TcpSocket, ConnectError> {
     let failed = |step| move |source| ConnectError::Socket { step, source };
     let socket = socket::for_upstream(address).map_err(failed("create a socket"))?;
     exempt
         .exempt(&socket)
         .map_err(failed("exempt a socket from interception"))?;
-    let is_made = socket::connect(&socket, address)
-        .map_err(|source| ConnectError::Connect { address, source })?;
-    let stream = TcpStream::from_std(socket.into()).map_err(failed("watch a socket"))?;
-    Ok((stream, is_made))
+    Ok(TcpSocket::from_std_stream(socket.into()))
 }
