@@ -54,7 +54,47 @@ pub(super) fn check(
                 );
             }
         }
+        check_itself(placed, upstreams, groups, findings);
         check_families(placed, groups, findings);
+    }
+}
+
+/// Refuses services at the address and port that clients connect to. Their sockets see the client's address with a port that
+/// another connection of that client may have, now or later: to the same address and port, so that either would end the other.
+fn check_itself(
+    placed: &PlacedReverse,
+    upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
+    groups: &SettingsByName,
+    findings: &mut Findings,
+) {
+    let rule = &placed.rule;
+    let is_taken = |to: SocketAddr| {
+        let takes =
+            |listen: &Listen| listen.net.contains(&to.ip()) && listen.ports.contains(&to.port());
+        rule.listen.iter().any(takes)
+    };
+    let is_itself = |via: &ReverseVia| match via {
+        ReverseVia::Direct | ReverseVia::Refuse => false,
+        ReverseVia::Original => rule.keep_source,
+        ReverseVia::Address(to) => rule.keep_source && is_taken(*to),
+        ReverseVia::Upstream(name) => match groups.get(name) {
+            None => {
+                let upstream = upstreams.get(name);
+                rule.keep_source && upstream.is_some_and(|upstream| upstream.hops.is_empty())
+            }
+            Some(group) => {
+                let itself = group.has_original() || group.addresses().any(is_taken);
+                itself && (group.keep_source || rule.keep_source)
+            }
+        },
+    };
+    if rule.vias().any(is_itself) {
+        findings.push(
+            Finding::error("`keep_source` cannot be had where a service is at the address that clients connect to")
+                .at(&placed.keep_source)
+                .label("its connections would be taken for others of the same clients")
+                .help("have the service listen on another address, such as one of loopback; or `path = \"steer\"`, where it sees clients anyway"),
+        );
     }
 }
 

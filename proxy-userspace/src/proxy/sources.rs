@@ -57,8 +57,6 @@ pub struct Unanswered;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shown {
     addresses: BTreeSet<SocketAddr>,
-    /// Whatever address of this host clients connect to.
-    original: bool,
 }
 
 impl Shown {
@@ -69,18 +67,16 @@ impl Shown {
         for rule in rules {
             for via in rule.vias() {
                 match via {
-                    ReverseVia::Direct | ReverseVia::Refuse => {}
-                    ReverseVia::Original => shown.original |= rule.keep_source,
+                    // The configuration does not have it.
+                    ReverseVia::Direct | ReverseVia::Refuse | ReverseVia::Original => {}
                     ReverseVia::Address(to) => {
                         shown.addresses.extend(rule.keep_source.then_some(*to));
                     }
                     ReverseVia::Upstream(name) => match groups.get(name) {
-                        None => shown.original |= rule.keep_source,
                         Some(group) if group.keep_source || rule.keep_source => {
                             shown.addresses.extend(group.addresses());
-                            shown.original |= group.has_original();
                         }
-                        Some(_) => {}
+                        None | Some(_) => {}
                     },
                 }
             }
@@ -165,9 +161,6 @@ impl Returns {
                     returns.nowhere.insert(from);
                 }
             }
-        }
-        if shown.original {
-            returns.wants.insert(local());
         }
         Ok(returns)
     }
