@@ -9,11 +9,11 @@
 //! there: [`Passage::poll_settled`].
 //!
 //! That queue is emptied by a worker thread of the kernel's that is bound to the CPU (`sk_psock_backlog()` on `system_wq`), so
-//! every message waits for its turn twice in an exchange. The worker belongs to no group of the scheduler. Where client and server
-//! share one (a session's, or a cgroup's) with processes that only compute, they are woken ahead of those, but the worker waits
-//! for the whole group until a tick: seen on 6.18 (250 Hz, two cores, ten such processes in the session), 4 to 9 ms at a time for
-//! 5 µs of work, and a fifth of the requests that copying made. With each in a session of its own, as services are, it costs no
-//! more than on an idle machine. Calibration measures processor time, which shows nothing of it: whose rule meets it can ask for `copy`.
+//! every message waits for its turn twice in an exchange. Where client and server share a session with processes that only compute
+//! the worker may wait long for 5 µs of work: seen on 6.18 (two cores, ten such processes) are 8 ms for one in ten and 52 ms at
+//! most, and a fifth to a half of the requests that copying made. With each in a session of its own, as services are, nine tenths
+//! of that went; so it probably is the scheduler's grouping of sessions, to which the worker does not belong. Calibration
+//! measures processor time, which shows nothing of it: whose rule meets it can ask for `copy`.
 
 use std::{
     io,
