@@ -357,19 +357,20 @@ impl Interceptor {
         reverse: bool,
         gateway: bool,
     ) -> Result<(), InterceptError> {
-        if !forward && !reverse && !gateway {
-            return self.detach_guard();
+        let Some(guard) = &mut self.guard else {
+            return Ok(());
+        };
+        if !forward {
+            guard.unpin(&GUARDS)?;
         }
-        if let Some(guard) = &mut self.guard {
-            if !forward {
-                guard.unpin(&GUARDS)?;
-            }
-            if !reverse {
-                guard.unpin(&[names::REVERSE_GUARD])?;
-            }
-            if !gateway {
-                guard.unpin(&guard.begin_with(names::GATEWAY_GUARD))?;
-            }
+        if !reverse {
+            guard.unpin(&[names::REVERSE_GUARD])?;
+        }
+        if !gateway {
+            guard.unpin(&guard.begin_with(names::GATEWAY_GUARD))?;
+        }
+        if guard.is_empty() {
+            return self.detach_guard();
         }
         Ok(())
     }

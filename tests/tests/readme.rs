@@ -115,7 +115,7 @@ fn every_command_of_the_readme_is_run_by_a_test() {
     let mut commands = commands();
     commands.sort_unstable();
     assert_eq!(commands, known);
-    assert_eq!(blocks("toml").len(), 8);
+    assert_eq!(blocks("toml").len(), 9);
 }
 
 /// The machine of the README.

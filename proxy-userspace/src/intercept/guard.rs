@@ -137,6 +137,11 @@ impl Guard {
         self.pinned.contains(pin)
     }
 
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pinned.is_empty()
+    }
+
     /// The names of the pins that begin so.
     pub(super) fn begin_with(&self, prefix: &str) -> Vec<String> {
         let named = |pin: &&String| pin.starts_with(prefix);
