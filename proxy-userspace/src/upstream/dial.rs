@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{
     net::{TcpStream, UnixStream},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, error::Elapsed, timeout, timeout_at},
 };
 
 use super::{
@@ -217,8 +217,9 @@ impl Dialer {
         address: SocketAddr,
         target: Target,
     ) -> Result<Connected, DialError> {
-        let attempt = connect(self.exempt.as_ref(), address);
-        first(attempt, limit, address, target).await
+        let begun = Instant::now();
+        let connected = timeout(limit, connect(self.exempt.as_ref(), address)).await;
+        first(connected, begun, limit, address, target)
     }
 
     async fn direct_from(
@@ -228,8 +229,10 @@ impl Dialer {
         address: SocketAddr,
         target: Target,
     ) -> Result<Connected, DialError> {
+        let begun = Instant::now();
         let attempt = self.origins.connect(self.exempt.as_ref(), source, address);
-        first(attempt, limit, address, target).await
+        let connected = timeout(limit, attempt).await;
+        first(connected, begun, limit, address, target)
     }
 
     async fn through(
@@ -333,15 +336,15 @@ impl Dialer {
     }
 }
 
-/// The first TCP connect.
-async fn first(
-    attempt: impl Future<Output = Result<TcpStream, ConnectError>>,
+/// What became of the first TCP connect.
+fn first(
+    connected: Result<Result<TcpStream, ConnectError>, Elapsed>,
+    begun: Instant,
     limit: Duration,
     address: SocketAddr,
     target: Target,
 ) -> Result<Connected, DialError> {
-    let begun = Instant::now();
-    match timeout(limit, attempt).await {
+    match connected {
         Ok(Ok(tcp)) => Ok(established(UpstreamStream::Tcp(tcp), Some(address), begun)),
         Ok(Err(error)) => Err(DialError::connecting(target, error)),
         Err(_) => Err(DialError::ConnectTimeout { target, limit }),
