@@ -7,7 +7,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp},
     programs::TcContext,
 };
-use proxy_common::{Family, GATES as MOST_GATES, Passage, listener};
+use proxy_common::{Family, GATES as MOST_GATES, OwnKey, Passage, listener};
 
 use crate::{
     maps::{ABROAD, GATES, PASSAGE},
@@ -30,35 +30,42 @@ pub enum Holder {
     Nobody,
 }
 
-/// Finds the socket of a packet, and has it get that. A listener is none: it would be one for an address of this host.
+/// The socket of a TCP packet in the network namespace of the interface, or null. It has to be given back by `bpf_sk_release`.
 #[inline(always)]
-pub fn holder(ctx: &TcContext, packet: &Packet) -> Holder {
+pub fn lookup(ctx: &TcContext, family: u16, key: &OwnKey) -> *mut bpf_sock {
     // SAFETY: integers, for which zeros are a value.
     let mut tuple: bpf_sock_tuple = unsafe { MaybeUninit::zeroed().assume_init() };
-    let (source, dest) = (packet.key.source.words(), packet.key.dest.words());
-    let length = if packet.family == Family::V4 {
+    let (source, dest) = (key.source.words(), key.dest.words());
+    let length = if family == Family::V4 {
         // SAFETY: integers again; either half is one.
         let v4 = unsafe { &mut tuple.__bindgen_anon_1.ipv4 };
         v4.saddr = source[3];
         v4.daddr = dest[3];
-        v4.sport = packet.key.source_port.0;
-        v4.dport = packet.key.dest_port.0;
+        v4.sport = key.source_port.0;
+        v4.dport = key.dest_port.0;
         size_of_val(v4)
     } else {
         // SAFETY: as above.
         let v6 = unsafe { &mut tuple.__bindgen_anon_1.ipv6 };
         v6.saddr = source;
         v6.daddr = dest;
-        v6.sport = packet.key.source_port.0;
-        v6.dport = packet.key.dest_port.0;
+        v6.sport = key.source_port.0;
+        v6.dport = key.dest_port.0;
         size_of_val(v6)
     };
-    // SAFETY: the kernel reads `length` bytes of the tuple; the reference that a look-up takes is given back.
+    // SAFETY: the kernel reads `length` bytes of the tuple.
+    unsafe { bpf_skc_lookup_tcp(ctx.skb.skb.cast(), &raw mut tuple, length as u32, HERE, 0) }
+}
+
+/// Finds the socket of a packet, and has it get that. A listener is none: it would be one for an address of this host.
+#[inline(always)]
+pub fn holder(ctx: &TcContext, packet: &Packet) -> Holder {
+    let found = lookup(ctx, packet.family, &packet.key);
+    if found.is_null() {
+        return Holder::Nobody;
+    }
+    // SAFETY: the socket is there until it is given back.
     unsafe {
-        let found = bpf_skc_lookup_tcp(ctx.skb.skb.cast(), &raw mut tuple, length as u32, HERE, 0);
-        if found.is_null() {
-            return Holder::Nobody;
-        }
         let state = (&raw const (*found).state).read_volatile();
         let holder = match state {
             TCP_LISTEN => Holder::Nobody,
