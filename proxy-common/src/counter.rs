@@ -58,10 +58,20 @@ pub enum Counter {
     Unregistered,
     /// Sent to an endpoint by the hook itself.
     Rewritten,
+    /// SYNs passing through that a rule selects; a repeated one counts again.
+    Transit,
+    /// Of those, refused by a rule that says refuse.
+    TransitRefused,
+    /// Of those, given to the relay.
+    TransitRelayed,
+    /// Packets of relayed connections that are over, answered by a reset.
+    TransitReset,
+    /// Packets that the pinned guard did not let pass.
+    TransitHeld,
 }
 
 /// Every counter with its stable name, in index order.
-pub const COUNTERS: [(Counter, &str); 26] = [
+pub const COUNTERS: [(Counter, &str); 31] = [
     (Counter::Seen, "seen"),
     (Counter::Direct, "direct"),
     (Counter::Refused, "refused"),
@@ -88,6 +98,11 @@ pub const COUNTERS: [(Counter, &str); 26] = [
     (Counter::FailListener, "fail_listener"),
     (Counter::Unregistered, "unregistered"),
     (Counter::Rewritten, "rewritten"),
+    (Counter::Transit, "transit"),
+    (Counter::TransitRefused, "transit_refused"),
+    (Counter::TransitRelayed, "transit_relayed"),
+    (Counter::TransitReset, "transit_reset"),
+    (Counter::TransitHeld, "transit_held"),
 ];
 
 /// What a rule has done, and so which part of the per-CPU array of hits its slot is in.
@@ -102,11 +117,15 @@ pub enum Hit {
     Arrived,
     /// Of those, its fail mode was applied.
     ArrivedFailed,
+    /// It selected a connection that passes through; a repeated SYN counts again.
+    Passing,
+    /// Of those, its fail mode was applied.
+    PassingFailed,
 }
 
 impl Hit {
     /// Kinds of hits.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 6;
 
     /// Where the hits of a kind are that a rule has.
     #[inline(always)]
@@ -130,7 +149,7 @@ mod tests {
         assert_eq!(Hit::Selected.index(first), 0);
         assert_eq!(Hit::Selected.index(last(1)) + 1, Hit::Failed.index(first));
         assert_eq!(
-            Hit::ArrivedFailed.index(last(1)) + 1,
+            Hit::PassingFailed.index(last(1)) + 1,
             Hit::COUNT * RuleRef::SLOTS
         );
     }

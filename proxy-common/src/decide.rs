@@ -127,7 +127,13 @@ pub fn decide(tables: &impl Tables, subject: &impl Subject) -> Decision {
 
 /// Keeps the rules whose range holds a number.
 #[inline(always)]
-fn within(tables: &impl Tables, rules: RuleSet, generation: u32, kind: u32, value: u32) -> RuleSet {
+pub(crate) fn within(
+    tables: &impl Tables,
+    rules: RuleSet,
+    generation: u32,
+    kind: u32,
+    value: u32,
+) -> RuleSet {
     let key = PrefixKey::number(generation, kind, value);
     tables
         .prefix(&key)

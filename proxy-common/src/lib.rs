@@ -1,8 +1,8 @@
 //! What culvert's eBPF programs and its daemon agree on.
 //!
 //! Every type that crosses the kernel boundary, every map and program name, and the functions that decide about a
-//! connection: [`decide()`] about one that a process of this host opens, [`select()`] about one that arrives, [`draw()`] about
-//! where one goes that is balanced without the relay. No allocation, no strings, no policy of its own: `proxy-ebpf` runs them
+//! connection: [`decide()`] about one that a process of this host opens, [`select()`] about one that arrives, [`transit()`] about
+//! one that passes through, [`draw()`] about where one goes that is balanced without the relay. No allocation, no strings, no policy of its own: `proxy-ebpf` runs them
 //! over BPF maps, `proxy-userspace` over the same tables in memory.
 //!
 //! Rules for types here: `repr(C)`, fixed-width integers and byte arrays, no implicit padding (padding in a
@@ -27,6 +27,7 @@ mod ruleset;
 mod select;
 mod shortcut;
 mod tables;
+mod transit;
 
 pub use addr::{Addr, BePort};
 pub use counter::{COUNTERS, Counter, Hit};
@@ -36,12 +37,15 @@ pub use record::{OwnKey, Record, RecordKey, RuleRef, Socket, role};
 pub use redirect::{KernelSide, Redirect, RelaySide, Sequence, mode};
 pub use replies::{Delivery, Replies};
 pub use ruleset::{MAX_RULES, RuleSet, WORDS};
-pub use select::{Areas, Arrival, Bindings, Cell, CellKey, MAX_CANDIDATES, MAX_DEPTH, select};
+pub use select::{
+    Areas, Arrival, Bindings, Cell, CellKey, MAX_CANDIDATES, MAX_DEPTH, MAX_HOSTS, select,
+};
 pub use shortcut::{Lane, LaneKey, Sent, standing};
 pub use tables::{
-    Action, Dimensions, Family, MemberKey, MemberKind, Membership, Policy, PrefixKey, PrefixKind,
-    Relay, fail_mode, listener, ours, relay, verb,
+    Action, Dimensions, Family, GATES, MemberKey, MemberKind, Membership, Passage, Policy,
+    PrefixKey, PrefixKind, Relay, fail_mode, listener, ours, relay, verb,
 };
+pub use transit::{Crossings, Transit, transit};
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;

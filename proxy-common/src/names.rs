@@ -10,7 +10,10 @@ pub const MEMBERS: &str = "MEMBERS";
 pub const DESCENDANTS: &str = "DESCENDANTS";
 /// Array of [`Action`](crate::Action), two generations of [`MAX_RULES`](crate::MAX_RULES).
 pub const ACTIONS: &str = "ACTIONS";
-/// LPM trie of [`PrefixKey`](crate::PrefixKey) to [`Areas`](crate::Areas).
+/// Hash of the [`PrefixKey`](crate::PrefixKey) of a single address to [`Areas`](crate::Areas): the same whether it holds ten or ten
+/// thousand, which a trie is not.
+pub const HOSTS: &str = "HOSTS";
+/// LPM trie of [`PrefixKey`](crate::PrefixKey) to [`Areas`](crate::Areas), for all that are not in [`HOSTS`].
 pub const AREAS: &str = "AREAS";
 /// LPM trie of [`CellKey`](crate::CellKey) to [`Cell`](crate::Cell).
 pub const CELLS: &str = "CELLS";
@@ -22,6 +25,18 @@ pub const LISTENERS: &str = "LISTENERS";
 pub const SERVICES: &str = "SERVICES";
 /// Hash of [`OwnKey`](crate::OwnKey), as a set: connections of the daemon that are open.
 pub const OWN: &str = "OWN";
+/// Array of [`Action`](crate::Action) for what passes through, two generations of [`MAX_RULES`](crate::MAX_RULES).
+pub const TRANSIT_ACTIONS: &str = "TRANSIT_ACTIONS";
+/// Sockmap of the listeners that connections passing through are given to: [`GATES`](crate::GATES) times those of
+/// [`listener`](crate::listener).
+pub const GATES: &str = "GATES";
+/// Array of one [`Passage`](crate::Passage).
+pub const PASSAGE: &str = "PASSAGE";
+/// Socket storage of `u32`, as a set: sockets with foreign addresses, whose packets must not be routed on. Whom a listener accepts
+/// inherits it.
+pub const ABROAD: &str = "ABROAD";
+/// LRU hash of [`OwnKey`](crate::OwnKey), as a set: connections of which some packet has reached such a socket.
+pub const RELAYED: &str = "RELAYED";
 /// Array of [`Relay`](crate::Relay), by [`relay`](crate::relay).
 pub const RELAY: &str = "RELAY";
 /// Array of one `u64`: when the relay was last known to be alive, nanoseconds of `CLOCK_MONOTONIC`.
@@ -31,6 +46,10 @@ pub const RECORDS_FULL: &str = "RECORDS_FULL";
 /// Socket storage of `u32`, of [`ours`](crate::ours): sockets of the daemon itself, which are never intercepted. A daemon that takes over shares
 /// this map, [`OWN`] and [`RELAY`] with the one that runs, whatever their versions: what they mean does not change.
 pub const OURS: &str = "OURS";
+/// Socket storage of `u32`, as a set: those of them that have the address of a client, whose packets are not to be routed on.
+pub const FOREIGN: &str = "FOREIGN";
+/// Array of one `u32`: the mark that has packets delivered to this host.
+pub const RETURN_MARK: &str = "RETURN_MARK";
 /// Socket storage of [`Socket`](crate::Socket).
 pub const SOCKETS: &str = "SOCKETS";
 /// Hash of [`RecordKey`](crate::RecordKey) to [`Record`](crate::Record): connections not accepted yet.
@@ -91,6 +110,8 @@ pub const GETSOCKOPT: &str = "getsockopt";
 pub const TCP_EVENTS: &str = "tcp_events";
 /// `sockops`, on the daemon's own cgroup.
 pub const OWN_EVENTS: &str = "own_events";
+/// `cgroup/connect4`, on the daemon's own cgroup for a moment where the kernel has no `SO_NETNS_COOKIE`.
+pub const NETNS: &str = "netns";
 /// `raw_tracepoint/sched_process_fork`.
 pub const TASK_FORK: &str = "task_fork";
 /// `raw_tracepoint/sched_process_exit`.
@@ -99,6 +120,12 @@ pub const TASK_EXIT: &str = "task_exit";
 pub const REVERSE: &str = "reverse";
 /// `sk_lookup`, pinned: keeps `refuse` rules for what arrives in force without the daemon.
 pub const REVERSE_GUARD: &str = "reverse_guard";
+/// `tc`, ingress.
+pub const RETURNS: &str = "returns";
+/// `tc`, ingress.
+pub const GATEWAY: &str = "gateway";
+/// `tc`, ingress, pinned: keeps what the gateway has relayed, or is to refuse, from being routed on without it.
+pub const GATEWAY_GUARD: &str = "gateway_guard";
 /// `sk_skb/stream_verdict`.
 pub const VERDICT: &str = "verdict";
 
@@ -111,22 +138,30 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 34] = [
+pub const MAPS: [&str; 42] = [
     POLICY,
     PREFIXES,
     MEMBERS,
     DESCENDANTS,
     ACTIONS,
+    HOSTS,
     AREAS,
     CELLS,
     REVERSE_ACTIONS,
     LISTENERS,
     SERVICES,
+    TRANSIT_ACTIONS,
+    GATES,
+    PASSAGE,
+    ABROAD,
+    RELAYED,
     OWN,
     RELAY,
     HEARTBEAT,
     RECORDS_FULL,
     OURS,
+    FOREIGN,
+    RETURN_MARK,
     SOCKETS,
     RECORDS,
     APPS,
@@ -149,7 +184,7 @@ pub const MAPS: [&str; 34] = [
 ];
 
 /// Every program of the object.
-pub const PROGRAMS: [&str; 17] = [
+pub const PROGRAMS: [&str; 21] = [
     CONNECT4,
     CONNECT6,
     GUARD4,
@@ -162,9 +197,13 @@ pub const PROGRAMS: [&str; 17] = [
     SHORTCUT,
     REPLY,
     DELIVERED,
+    NETNS,
     TASK_FORK,
     TASK_EXIT,
     REVERSE,
     REVERSE_GUARD,
+    RETURNS,
+    GATEWAY,
+    GATEWAY_GUARD,
     VERDICT,
 ];

@@ -1,7 +1,8 @@
 //! The one decision about a connection that arrives at this host.
 //!
 //! Most specific first, then file order: the longest prefix that a rule listens on, in it the narrowest range of ports, then
-//! the first rule of the file. What a look-up costs depends on how deep prefixes lie in each other, not on how many there are.
+//! the first rule of the file. What a look-up costs depends on how deep prefixes lie in each other, not on how many there are:
+//! single addresses, of which there may be thousands, are in a hash.
 
 use crate::{
     Action, Addr, BePort, Decision, Dimensions, MemberKey, MemberKind, Policy, PrefixKey,
@@ -12,8 +13,11 @@ use crate::{
 pub const MAX_DEPTH: usize = 8;
 /// Rules that may listen on one port of one prefix.
 pub const MAX_CANDIDATES: usize = 16;
+/// Single addresses that are found by hash; what is beyond is found as other prefixes are.
+pub const MAX_HOSTS: usize = 32_768;
 
-/// The prefixes with listening rules around an address: value of the map [`AREAS`](crate::names::AREAS).
+/// The prefixes with listening rules around an address: value of the maps [`HOSTS`](crate::names::HOSTS) and
+/// [`AREAS`](crate::names::AREAS).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Areas {
@@ -74,7 +78,9 @@ impl Cell {
 
 /// The compiled rules for what arrives, beside the tables that both roles use.
 pub trait Bindings: Tables {
-    /// The prefixes around an address.
+    /// The prefixes around an address that is listed itself.
+    fn host(&self, key: &PrefixKey) -> Option<&Areas>;
+    /// The prefixes around any other one.
     fn areas(&self, key: &PrefixKey) -> Option<&Areas>;
     /// Who listens on a port of a prefix.
     fn cell(&self, key: &CellKey) -> Option<&Cell>;
@@ -109,7 +115,9 @@ pub fn select(bindings: &impl Bindings, arrival: &impl Arrival) -> Decision {
         kind: PrefixKind::LISTEN,
         bits: arrival.local(),
     };
-    let Some(areas) = bindings.areas(&key) else {
+    let listed = policy.dimensions & Dimensions::HOST != 0;
+    let host = if listed { bindings.host(&key) } else { None };
+    let Some(areas) = host.or_else(|| bindings.areas(&key)) else {
         return Decision::Unselected;
     };
     let mut allowed = RuleSet::EMPTY;

@@ -50,6 +50,16 @@ impl Dimensions {
     pub const SOURCE: u32 = 1 << 7;
     /// Some of them select by interface.
     pub const INTERFACE: u32 = 1 << 8;
+    /// There are rules for what passes through.
+    pub const TRANSIT: u32 = 1 << 9;
+    /// Some of them select by destination.
+    pub const TRANSIT_DEST: u32 = 1 << 10;
+    /// Some of them select by port.
+    pub const TRANSIT_PORT: u32 = 1 << 11;
+    /// Some of them select by source.
+    pub const TRANSIT_SOURCE: u32 = 1 << 12;
+    /// Some rules for what arrives listen on single addresses.
+    pub const HOST: u32 = 1 << 13;
 }
 
 /// Data of a prefix in the LPM trie: of an address, or of a number, since a range of numbers is the union of the
@@ -110,6 +120,12 @@ impl PrefixKind {
     pub const LISTEN: u32 = 5;
     /// Sources of what arrives.
     pub const SOURCE: u32 = 6;
+    /// Destinations of what passes through.
+    pub const TRANSIT_DEST: u32 = 7;
+    /// Ports of those.
+    pub const TRANSIT_PORT: u32 = 8;
+    /// Sources of what passes through.
+    pub const TRANSIT_SOURCE: u32 = 9;
 }
 
 /// Key of a cgroup, executable, process or interface in the membership table.
@@ -138,6 +154,8 @@ impl MemberKind {
     pub const PID: u32 = 3;
     /// An interface that connections arrive by.
     pub const INTERFACE: u32 = 4;
+    /// An interface that connections pass through by.
+    pub const TRANSIT_INTERFACE: u32 = 5;
 }
 
 /// Which rules name a cgroup, executable, process or interface.
@@ -150,8 +168,8 @@ pub struct Membership {
     pub exclude: RuleSet,
 }
 
-/// What a rule does; element `generation % 2 * MAX_RULES + index` of the map [`ACTIONS`](crate::names::ACTIONS), or
-/// [`REVERSE_ACTIONS`](crate::names::REVERSE_ACTIONS).
+/// What a rule does; element `generation % 2 * MAX_RULES + index` of the map [`ACTIONS`](crate::names::ACTIONS),
+/// [`REVERSE_ACTIONS`](crate::names::REVERSE_ACTIONS) or [`TRANSIT_ACTIONS`](crate::names::TRANSIT_ACTIONS).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Action {
@@ -254,6 +272,29 @@ pub mod listener {
     pub const V6: u32 = 1;
     /// How many there are.
     pub const COUNT: usize = 2;
+}
+
+/// Workers that listeners of the gateway can be of; each has two elements of the map [`GATES`](crate::names::GATES), in the order of
+/// [`listener`].
+pub const GATES: usize = 256;
+
+/// What packets of connections that pass through are given; the one element of the map [`PASSAGE`](crate::names::PASSAGE).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passage {
+    /// The mark that has them routed to this host whatever their destination; 0 before there is one.
+    pub mark: u32,
+    /// How many workers have listeners for them.
+    pub gates: u32,
+}
+
+impl Passage {
+    /// Whether a packet carries such a mark, of whichever daemon: they are numbers of routing tables with a byte to choose from.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_mark(mark: u32) -> bool {
+        mark & !0xff == 0x6375_6c00
+    }
 }
 
 /// Address family of the app's socket, as in `AF_INET` and `AF_INET6`.

@@ -9,7 +9,7 @@ use proxy_common::ABI_VERSION;
 #[unsafe(no_mangle)]
 static ABI: Global<u32> = Global::new(ABI_VERSION);
 
-/// Whether `bpf_set_retval` may be called from `connect` hooks (kernel 6.0 or so; probed).
+/// Whether `bpf_set_retval` may be called from `connect` hooks (kernel 6.1; probed).
 #[unsafe(no_mangle)]
 static HAS_SET_RETVAL: Global<u32> = Global::new(0);
 

@@ -14,6 +14,10 @@
 //! | `own_events` | `sockops`, on the daemon's cgroup | 5.8 | registers the daemon's connections, which `reverse` must not take again |
 //! | `reverse` | `sk_lookup` | 5.9 | decides about what arrives, and gives it to the relay's listeners |
 //! | `reverse_guard` | `sk_lookup`, pinned | 5.9 | keeps `on_relay_failure = "refuse"` of such rules in force without the daemon |
+//! | `returns` | `tc` ingress of interfaces | 5.10 | has answers to the addresses of clients, which the relay has connected from, delivered here |
+//! | `gateway` | `tc` ingress of interfaces | 5.10 | decides about what passes through, and has the relay's listeners get it |
+//! | `gateway_guard` | `tc` ingress, pinned | 5.10 | keeps what was relayed, or is to be refused, from being routed on without the daemon |
+//! | `netns` | `cgroup/connect4`, on the daemon's cgroup for a moment | 5.8 | tells the daemon its network namespace, before 5.14 |
 //! | `task_fork`, `task_exit` | raw tracepoints | 4.17 | follow the children of processes that rules name |
 
 #![no_std]
@@ -36,15 +40,22 @@
 
 mod caller;
 mod connect;
+mod gateway;
 mod getsockopt;
 mod globals;
 mod guard;
+mod headers;
+mod inherited;
 mod kernel;
 mod maps;
+mod namespace;
+mod packet;
 mod peername;
 mod policy;
+mod recipient;
 mod relay;
 mod replies;
+mod returns;
 mod reverse;
 mod rewrite;
 mod sequence;
@@ -58,12 +69,12 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     macros::{
-        cgroup_sock_addr, cgroup_sockopt, raw_tracepoint, sk_lookup, sk_msg, sock_ops,
+        cgroup_sock_addr, cgroup_sockopt, classifier, raw_tracepoint, sk_lookup, sk_msg, sock_ops,
         stream_verdict,
     },
     programs::{
         RawTracePointContext, SkBuffContext, SkLookupContext, SkMsgContext, SockAddrContext,
-        SockOpsContext, SockoptContext,
+        SockOpsContext, SockoptContext, TcContext,
     },
 };
 
@@ -156,6 +167,30 @@ pub fn reverse(ctx: SkLookupContext) -> u32 {
 #[sk_lookup]
 pub fn reverse_guard(ctx: SkLookupContext) -> u32 {
     reverse::guard(&ctx)
+}
+
+/// A packet comes in by an interface that servers answer by.
+#[classifier]
+pub fn returns(ctx: TcContext) -> i32 {
+    returns::ingress(&ctx)
+}
+
+/// A packet comes in by an interface that connections pass through by.
+#[classifier]
+pub fn gateway(ctx: TcContext) -> i32 {
+    gateway::ingress(&ctx)
+}
+
+/// After `gateway`, and instead of it once the daemon is gone.
+#[classifier]
+pub fn gateway_guard(ctx: TcContext) -> i32 {
+    gateway::guard(&ctx)
+}
+
+/// The daemon asks where it is.
+#[cgroup_sock_addr(connect4)]
+pub fn netns(ctx: SockAddrContext) -> i32 {
+    namespace::tell(&ctx)
 }
 
 /// A task was forked.

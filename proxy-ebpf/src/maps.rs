@@ -7,18 +7,20 @@ use core::ptr;
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     btf_maps::{
-        Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockHash, SockMap,
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage,
+        SockHash, SockMap,
     },
     helpers::generated::{bpf_sk_storage_get, bpf_skc_to_mptcp_sock},
     macros::btf_map,
 };
 use proxy_common::{
-    Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Hit, Lane, LaneKey,
-    MAX_RULES, MemberKey, Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect,
-    Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, ours, relay,
+    Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, GATES as GATE_COUNT, Hit,
+    Lane, LaneKey, MAX_HOSTS, MAX_RULES, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey,
+    Record, RecordKey, Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Socket,
+    Wheels, listener, ours, relay,
 };
 
-use crate::globals::has_mptcp;
+use crate::{globals::has_mptcp, inherited::InheritedStorage};
 
 #[btf_map]
 pub static POLICY: Array<Policy, 1> = Array::new();
@@ -37,6 +39,11 @@ pub static DESCENDANTS: HashMap<u32, u32, 16_384> = HashMap::new();
 #[btf_map]
 pub static ACTIONS: Array<Action, { 2 * MAX_RULES }> = Array::new();
 
+// Two generations.
+#[btf_map]
+pub static HOSTS: HashMap<PrefixKey, Areas, { 2 * MAX_HOSTS }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
 #[btf_map]
 pub static AREAS: LpmTrie<PrefixKey, Areas, 262_144> = LpmTrie::new();
 
@@ -54,6 +61,21 @@ pub static LISTENERS: SockMap<{ listener::COUNT }> = SockMap::new();
 pub static SERVICES: SockHash<u32, { 2 * MAX_RULES }> = SockHash::new();
 
 #[btf_map]
+pub static TRANSIT_ACTIONS: Array<Action, { 2 * MAX_RULES }> = Array::new();
+
+#[btf_map]
+pub static GATES: SockMap<{ GATE_COUNT * listener::COUNT }> = SockMap::new();
+
+#[btf_map]
+pub static PASSAGE: Array<Passage, 1> = Array::new();
+
+#[btf_map]
+pub static ABROAD: InheritedStorage<u32> = InheritedStorage::new();
+
+#[btf_map]
+pub static RELAYED: LruHashMap<OwnKey, u32, 65_536> = LruHashMap::new();
+
+#[btf_map]
 pub static OWN: HashMap<OwnKey, u32, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 
 #[btf_map]
@@ -67,6 +89,12 @@ pub static RECORDS_FULL: Array<u64, 1> = Array::new();
 
 #[btf_map]
 pub static OURS: SkStorage<u32> = SkStorage::new();
+
+#[btf_map]
+pub static FOREIGN: SkStorage<u32> = SkStorage::new();
+
+#[btf_map]
+pub static RETURN_MARK: Array<u32, 1> = Array::new();
 
 #[btf_map]
 pub static SOCKETS: SkStorage<Socket> = SkStorage::new();
@@ -185,6 +213,17 @@ pub fn is_ours(sk: *mut bpf_sock) -> bool {
                 .as_ref()
                 .is_some_and(|word| *word == ours::OWN)
         }
+}
+
+/// Whether a socket has the address of a client; never for what is no full socket. (From `tc`: kernel 5.10 for sockets that a look-up
+/// found.)
+#[inline(always)]
+pub fn is_foreign(sk: *mut bpf_sock) -> bool {
+    // SAFETY: `sk` comes from a look-up of the running program, which has compared it with null and holds it.
+    unsafe {
+        let map = ptr::from_ref(&FOREIGN).cast_mut().cast();
+        !bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0).is_null()
+    }
 }
 
 /// What hangs on a socket, from hooks whose context has a socket pointer but is no `SockAddrContext`.

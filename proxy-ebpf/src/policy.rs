@@ -8,15 +8,15 @@ use aya_ebpf::{
     },
 };
 use proxy_common::{
-    Action, Addr, Areas, BePort, Bindings, Cell, CellKey, Draws, MemberKey, Membership, Policy,
-    PrefixKey, RuleRef, RuleSet, Seat, SeatKey, Subject, Tables, Wheels,
+    Action, Addr, Areas, BePort, Bindings, Cell, CellKey, Crossings, Draws, MemberKey, Membership,
+    Policy, PrefixKey, RuleRef, RuleSet, Seat, SeatKey, Subject, Tables, Wheels,
 };
 
 use crate::{
     kernel::current_exe,
     maps::{
-        ACTIONS, AREAS, CELLS, DESCENDANTS, MEMBERS, POLICY, PREFIXES, REVERSE_ACTIONS, SEATS,
-        WHEELS,
+        ACTIONS, AREAS, CELLS, DESCENDANTS, HOSTS, MEMBERS, POLICY, PREFIXES, REVERSE_ACTIONS,
+        SEATS, TRANSIT_ACTIONS, WHEELS,
     },
 };
 
@@ -50,6 +50,12 @@ impl Tables for KernelTables {
 
 impl Bindings for KernelTables {
     #[inline(always)]
+    fn host(&self, key: &PrefixKey) -> Option<&Areas> {
+        // SAFETY: as in `member`.
+        unsafe { HOSTS.get(key) }
+    }
+
+    #[inline(always)]
     fn areas(&self, key: &PrefixKey) -> Option<&Areas> {
         AREAS.get(&Key::new(PrefixKey::FULL_BITS, *key))
     }
@@ -62,6 +68,13 @@ impl Bindings for KernelTables {
     #[inline(always)]
     fn arrival_action(&self, rule: RuleRef) -> Option<&Action> {
         REVERSE_ACTIONS.get(rule.slot())
+    }
+}
+
+impl Crossings for KernelTables {
+    #[inline(always)]
+    fn transit_action(&self, rule: RuleRef) -> Option<&Action> {
+        TRANSIT_ACTIONS.get(rule.slot())
     }
 }
 

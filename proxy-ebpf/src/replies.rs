@@ -21,7 +21,7 @@ use aya_ebpf::{
 use proxy_common::{Delivery, LaneKey, Replies};
 
 use crate::{
-    globals::{Offsets, has_shortcut},
+    globals::{Offsets, has_shortcut, reads_sockets},
     kernel::{field, struct_of},
     maps::{APPS, LANES, REPLIES, REPLY_EVENTS},
     sequence::{Order, in_sequence, length, tcp_of},
@@ -42,6 +42,10 @@ const NOTHING: u32 = Delivery::ARRIVED | Delivery::READ;
 /// Decides about one `skb` of an upstream socket.
 #[inline(always)]
 pub fn reply(ctx: &SkBuffContext) -> u32 {
+    if !reads_sockets() {
+        // See `verdict`.
+        return SK_PASS;
+    }
     let length = length(ctx);
     if length == 0 {
         // A bare FIN: see `verdict`.

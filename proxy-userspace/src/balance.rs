@@ -176,6 +176,9 @@ impl Balancer {
             state.turn = state.turn.max(now + TURN / state.effective().max(1));
         }
         self.wheel_is_old = true;
+        if let Table::Rendezvous(table) = &mut self.table {
+            table.set_in(at, share > 0);
+        }
         self.place(at);
     }
 
@@ -310,7 +313,8 @@ impl Balancer {
             let hash = mix(key.wrapping_add(turn));
             let at = match &self.table {
                 Table::Maglev(table) => table.at(hash),
-                Table::Rendezvous(table) => table.at(hash),
+                Table::Rendezvous(table) if turn == 0 => table.at(hash),
+                Table::Rendezvous(table) => table.in_at(hash),
                 Table::None => None,
             };
             // No weight at all: the wheel has those that stand by.

@@ -4,7 +4,7 @@
 //! everything that is wrong at once, each with its line and with what would be right. It knows nothing of the kernel
 //! and touches the system through [`Environment`] alone.
 //!
-//! Text becomes tables (`raw`), tables become sections (`daemon`, `upstream`, `forward`, `reverse`), and what only shows when
+//! Text becomes tables (`raw`), tables become sections (`daemon`, `upstream`, `forward`, `reverse`, `gateway`), and what only shows when
 //! all of them are there is checked last (`reach`). Findings on the way are gathered in `report`.
 
 mod accounts;
@@ -13,6 +13,7 @@ mod daemon;
 mod duration;
 mod environment;
 mod forward;
+mod gateway;
 mod group;
 mod health;
 mod intervals;
@@ -26,6 +27,7 @@ mod reverse;
 mod rule;
 mod selector;
 mod size;
+mod source;
 mod summary;
 mod upstream;
 
@@ -41,7 +43,7 @@ use toml::de::DeTable;
 use crate::{
     balance::Method,
     group::SettingsByName,
-    rule::{Reverse, ReverseVia, Rule, Via},
+    rule::{Gateway, Reverse, ReverseVia, Roles, Rule, Via},
     upstream::Upstream,
 };
 
@@ -49,6 +51,7 @@ use self::{
     accounts::Accounts,
     credentials::Sources,
     forward::{PlacedRule, References},
+    gateway::PlacedGateway,
     raw::{Table, Value},
     report::{Finding, Findings, Span},
     reverse::PlacedReverse,
@@ -60,7 +63,7 @@ pub use self::{
     group::endpoint,
     report::Report,
     reverse::listens_of,
-    summary::{goes_to, selects, summary, takes, way},
+    summary::{goes_to, passes, selects, summary, takes, way},
 };
 
 /// A valid configuration.
@@ -76,6 +79,20 @@ pub struct Config {
     pub forward: Vec<Rule>,
     /// The rules for what arrives, in the order of the file.
     pub reverse: Vec<Reverse>,
+    /// The rules for what passes through, in the order of the file.
+    pub gateway: Vec<Gateway>,
+}
+
+impl Config {
+    /// The rules.
+    #[must_use]
+    pub fn roles(&self) -> Roles<'_> {
+        Roles {
+            forward: &self.forward,
+            reverse: &self.reverse,
+            gateway: &self.gateway,
+        }
+    }
 }
 
 /// A configuration that can be used, and what looks wrong in it nevertheless.
@@ -219,24 +236,30 @@ fn document(
         None => Vec::new(),
         Some(value) => reverse::read(value, &names, &daemon, findings),
     };
+    let transits = match table.get("gateway") {
+        None => Vec::new(),
+        Some(value) => gateway::read(value, &names, &daemon, findings),
+    };
     table.finish(findings);
-    if rules.is_empty() && arrivals.is_empty() {
+    if rules.is_empty() && arrivals.is_empty() && transits.is_empty() {
         findings.push(
             Finding::warning("there is no rule: every connection goes direct")
-                .help("add a `[[forward]]` or a `[[reverse]]` section"),
+                .help("add a `[[forward]]`, a `[[reverse]]` or a `[[gateway]]` section"),
         );
     }
     reach::check(&rules, &daemon.cgroup, findings);
     reach::arrivals::check(&arrivals, findings);
-    check_use(&declared, &rules, &arrivals, findings);
+    check_use(&declared, &rules, &arrivals, &transits, findings);
     check_hashes(&declared, &rules, &groups, findings);
     check_rewrites(&rules, &upstreams, &groups, findings);
+    source::check(&rules, &arrivals, &upstreams, &groups, findings);
     Config {
         daemon,
         upstreams,
         groups,
         forward: rules.into_iter().map(|placed| placed.rule).collect(),
         reverse: arrivals.into_iter().map(|placed| placed.rule).collect(),
+        gateway: transits.into_iter().map(|placed| placed.rule).collect(),
     }
 }
 
@@ -254,17 +277,18 @@ fn check_use(
     declared: &[(&str, Span, Value<'_>)],
     rules: &[PlacedRule],
     arrivals: &[PlacedReverse],
+    transits: &[PlacedGateway],
     findings: &mut Findings,
 ) {
     for (name, span, _) in declared {
         let used = |placed: &PlacedRule| matches!(&placed.rule.via, Via::Upstream(via) if via.as_ref() == *name);
-        let used_by = |placed: &PlacedReverse| {
-            placed
-                .rule
-                .vias()
-                .any(|via| matches!(via, ReverseVia::Upstream(via) if via.as_ref() == *name))
-        };
-        if !rules.iter().any(used) && !arrivals.iter().any(used_by) {
+        let mut others = arrivals
+            .iter()
+            .flat_map(|placed| placed.rule.vias())
+            .chain(transits.iter().flat_map(|placed| placed.rule.vias()));
+        let mut used_by_others =
+            || others.any(|via| matches!(via, ReverseVia::Upstream(via) if via.as_ref() == *name));
+        if !rules.iter().any(used) && !used_by_others() {
             findings.push(
                 Finding::warning(format!("upstream `{name}` is never used"))
                     .at(span)

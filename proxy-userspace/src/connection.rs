@@ -24,9 +24,9 @@ use crate::{
         shortcut::{Lane, Obstacle, of_app},
     },
     rule::{Name, PathChoice},
-    shared::Worker,
+    shared::{Door, Worker},
     socket,
-    upstream::{Timings, UpstreamStream},
+    upstream::{Source, Timings, UpstreamStream},
 };
 
 use self::by_name::Named;
@@ -36,9 +36,9 @@ pub(crate) async fn serve(
     worker: &Worker,
     mut downstream: TcpStream,
     client: SocketAddr,
-    listener: SocketAddr,
+    door: Door,
 ) {
-    let origin = match origin::find(worker, &mut downstream, client, listener).await {
+    let origin = match origin::find(worker, &mut downstream, client, door).await {
         Ok(origin) => origin,
         Err(why) => return reject(worker, downstream, client, &why),
     };
@@ -247,10 +247,18 @@ impl Flow<'_> {
             return Box::pin(self.dial_group(&group)).await;
         }
         let upstream = &self.origin.route.upstream;
-        let dialled = self.worker.dialer.dial(upstream, self.destination());
-        let connected = dialled
-            .await
-            .map_err(|error| (error.close_reason(), error.with_causes()))?;
+        let (dialer, destination) = (&self.worker.dialer, self.destination());
+        let dialled = if self.origin.route.keep_source {
+            let source = Source {
+                client: self.origin.client,
+                met: self.origin.orig_dst,
+            };
+            // Boxed: it holds more than the other, which most connections take.
+            Box::pin(dialer.dial_from(source, destination, upstream.connect_timeout)).await
+        } else {
+            dialer.dial(upstream, destination).await
+        };
+        let connected = dialled.map_err(|error| (error.close_reason(), error.with_causes()))?;
         self.timings = connected.timings;
         self.reached = Destination {
             is_reached: true,
@@ -268,6 +276,7 @@ impl Flow<'_> {
             client: self.origin.client,
             orig_dst: self.origin.orig_dst,
             authority: self.named.authority(),
+            keep_source: self.origin.route.keep_source,
         };
         match group.connect(&self.worker.dialer, &asked).await {
             Ok(reached) => {

@@ -59,6 +59,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     let attach_point = cgroups.mount().join(&config.daemon.cgroup);
     let cgroup = attach_point.display().to_string();
     let mut place = Place::claim(&attach_point, args.takeover)?;
+    privileges::lift_locked_memory();
     // Without a bpffs of the system the guard mounts one, at a later reload too, and unmounts it.
     privileges::keep_what_a_daemon_needs(!guard::has_system_bpffs())?;
     // Before anything is attached, so that none is missed.
@@ -92,7 +93,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
         Ok(relieved) => relieved,
         Err(error) => {
             // It stays, and what it serves stays with it.
-            service.stop(Duration::ZERO).await;
+            Box::pin(service.stop(Duration::ZERO)).await;
             return Err(error);
         }
     };

@@ -16,6 +16,7 @@ mod claim;
 mod conflict;
 mod entry;
 mod kernel;
+mod place;
 
 use std::{collections::BTreeSet, io, net::SocketAddr, ops::RangeInclusive, sync::Arc};
 
@@ -26,6 +27,8 @@ use self::{
     entry::{Family, Route, Rule},
     kernel::Kernel,
 };
+
+pub use self::place::{Place, Places};
 
 /// The tag of rules and routes (`FRA_PROTOCOL`, `rtm_protocol`), which nobody else is known to use.
 pub const PROTOCOL: u8 = 67;

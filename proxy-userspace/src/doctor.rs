@@ -48,19 +48,22 @@ fn examine() -> Report {
         programs::stale_pins(&bpffs),
         routing::stale(),
         routing::rp_filter(),
+        routing::forwarding(),
     ];
     around.extend(neighbours.as_ref().map(neighbours::check));
     let (paths, path_costs) = paths::examine();
+    let (programs, tried) = programs::examine(&cgroups);
     let section = |title, checks| Section { title, checks };
     Report {
         sections: vec![
             section("Kernel", machine::kernel(&cgroups)),
             section("Privileges", privileges::checks()),
-            section("Programs", programs::checks(&cgroups)),
+            section("Programs", programs),
             section("Paths", paths),
             section("Around us", around),
             section("Limits", machine::limits()),
         ],
+        tried,
         path_costs,
         neighbours: neighbours.and_then(Result::ok).unwrap_or_default(),
     }

@@ -152,6 +152,19 @@ impl Group {
         (Arc::clone(roster.settings()), endpoints.collect())
     }
 
+    /// Where its endpoints are now.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<Address> {
+        let (_, endpoints) = self.to_be_kept();
+        endpoints.into_iter().map(|(.., address)| address).collect()
+    }
+
+    /// Whether endpoints see the addresses of clients, by its settings.
+    #[must_use]
+    pub fn keeps_source(&self) -> bool {
+        self.lock().settings().keep_source
+    }
+
     /// How it is.
     #[must_use]
     pub fn status(&self) -> GroupStatus {

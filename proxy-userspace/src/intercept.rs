@@ -8,12 +8,15 @@ mod arrivals;
 mod btf;
 mod error;
 mod events;
+mod gateway;
 pub mod guard;
 mod handles;
 mod hits;
+mod namespace;
 mod object;
 mod predecessor;
 mod redirects;
+mod returns;
 mod shortcut;
 pub mod survey;
 mod syscall;
@@ -22,6 +25,7 @@ pub mod trial;
 mod wheels;
 
 use std::{
+    collections::BTreeSet,
     net::TcpListener,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
@@ -95,6 +99,8 @@ pub struct Interceptor {
     /// Of the `connect` hooks; dropping them detaches.
     connect: Vec<CgroupSockAddrLink>,
     arrivals: Arrivals,
+    returns: returns::Returns,
+    gateway: gateway::Gateway,
     services: Services,
     guard: Option<Guard>,
     relays: handles::Relays,
@@ -130,8 +136,7 @@ impl Interceptor {
         predecessor: Option<&Predecessor>,
     ) -> Result<Self, InterceptError> {
         let shared = predecessor.map(Predecessor::shared).unwrap_or_default();
-        let mut ebpf = object::load(settings, features, &shared)
-            .map_err(|source| InterceptError::Object(Box::new(source)))?;
+        let mut ebpf = object::load(settings, features, &shared)?;
         let mut relays = handles::Relays::new(&ebpf)?;
         if let Some(predecessor) = predecessor {
             relays.set(relay::PREDECESSOR, &predecessor.listens())?;
@@ -145,6 +150,8 @@ impl Interceptor {
             office: shortcut::Office::default(),
             connect: Vec::new(),
             arrivals: Arrivals::default(),
+            returns: returns::Returns::default(),
+            gateway: gateway::Gateway::default(),
             services,
             guard: None,
             relays,
@@ -159,6 +166,14 @@ impl Interceptor {
         let program: &mut SockOps = interceptor.program(names::TCP_EVENTS)?;
         program.load().map_err(load_error(names::TCP_EVENTS))?;
         Ok(interceptor)
+    }
+
+    /// The number of the network namespace that a listener of ours is in.
+    ///
+    /// # Errors
+    /// When the kernel does not tell it.
+    pub fn netns_cookie(&mut self, listener: &TcpListener) -> Result<u64, InterceptError> {
+        namespace::cookie(&mut self.ebpf, &self.relays, listener)
     }
 
     /// Tells the hooks where the relay listens.
@@ -265,6 +280,39 @@ impl Interceptor {
         self.arrivals.detach();
     }
 
+    /// Attaches the hook on answers to the addresses of clients to these interfaces, by their numbers. `mark` has packets delivered
+    /// to this host.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_returns(
+        &mut self,
+        mark: u32,
+        interfaces: &BTreeSet<u32>,
+    ) -> Result<(), InterceptError> {
+        self.returns.attach(&mut self.ebpf, mark, interfaces)
+    }
+
+    /// Loads the hook on what passes through, and tells it the listeners and the mark that has packets delivered to this host.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn prepare_gateway(
+        &mut self,
+        mark: u32,
+        listeners: &[TcpListener],
+    ) -> Result<(), InterceptError> {
+        self.gateway.prepare(&mut self.ebpf, mark, listeners)
+    }
+
+    /// Attaches the hook on what passes through to these interfaces, by their numbers, and to no others.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_gateway(&mut self, interfaces: &BTreeSet<u32>) -> Result<(), InterceptError> {
+        self.gateway.attach(&mut self.ebpf, interfaces)
+    }
+
     /// Attaches the guard to a cgroup and pins it, so that rules with `on_relay_failure = "refuse"` hold even
     /// after `SIGKILL`. To be called after [`Interceptor::attach`]: programs of one cgroup run in that order.
     ///
@@ -301,23 +349,45 @@ impl Interceptor {
         Ok(())
     }
 
-    /// Removes the part of the guard that rules for what apps open need, or that for what arrives, or both.
+    /// Removes the parts of the guard that rules of a role need which are not wanted.
     ///
     /// # Errors
     /// When a pin cannot be removed.
-    pub fn reduce_guard(&mut self, forward: bool, reverse: bool) -> Result<(), InterceptError> {
-        if !forward && !reverse {
+    pub fn reduce_guard(
+        &mut self,
+        forward: bool,
+        reverse: bool,
+        gateway: bool,
+    ) -> Result<(), InterceptError> {
+        let Some(guard) = &mut self.guard else {
+            return Ok(());
+        };
+        if !forward {
+            guard.unpin(&GUARDS)?;
+        }
+        if !reverse {
+            guard.unpin(&[names::REVERSE_GUARD])?;
+        }
+        if !gateway {
+            guard.unpin(&guard.begin_with(names::GATEWAY_GUARD))?;
+        }
+        if guard.is_empty() {
             return self.detach_guard();
         }
-        if let Some(guard) = &mut self.guard {
-            if !forward {
-                guard.unpin(&GUARDS)?;
-            }
-            if !reverse {
-                guard.unpin(&[names::REVERSE_GUARD])?;
-            }
-        }
         Ok(())
+    }
+
+    /// As [`Interceptor::attach_guard`], for what passes through, by the interfaces that the hook on that is attached to. To be called
+    /// after [`Interceptor::attach_gateway`]: programs of one interface run in that order.
+    ///
+    /// # Errors
+    /// As [`Interceptor::attach_guard`].
+    pub fn attach_gateway_guard(&mut self, place: &Path) -> Result<(), InterceptError> {
+        self.guard(place)?;
+        match &mut self.guard {
+            Some(guard) => self.gateway.pin_guards(&mut self.ebpf, guard),
+            None => Ok(()),
+        }
     }
 
     fn guard(&mut self, place: &Path) -> Result<&mut Guard, InterceptError> {
@@ -352,10 +422,15 @@ impl Interceptor {
         }
     }
 
-    /// Detaches the `connect` hooks and the hook on what arrives: new connections go direct. The other hooks stay until `self` is dropped, so
-    /// that the connections already redirected keep their records and their apps the right answers.
+    /// Detaches the `connect` hooks and the hook on what arrives, and has that on what passes through take nothing new: new connections
+    /// go direct. The other hooks stay until `self` is dropped, so that the connections already redirected keep their records, their
+    /// packets and their apps the right answers.
     pub fn detach(&mut self) {
         self.arrivals.detach();
+        if let Err(error) = self.tables.close_transits() {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(error, "what passes through is still taken");
+        }
         self.connect.clear();
     }
 

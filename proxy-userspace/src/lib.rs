@@ -29,6 +29,17 @@
 //!    A rule that is steered needs none of this: the listener that is assigned is the service's own.
 //! 4. When the relay dials the service, `own_events` registers the tuple of its SYN before that leaves; `reverse` lets it pass.
 //!
+//! # One connection that passes through
+//!
+//! 1. A packet comes in by an interface that rules name. `gateway` in `proxy-ebpf` looks for a socket of its addresses: that gets the
+//!    packet. For a SYN without one it asks [`proxy_common::transit()`]: no rule, or one that says direct, and the packet is routed as
+//!    ever; refuse, and it is dropped.
+//! 2. For one to be relayed it assigns a listener of a worker, and marks the packet. Where a packet goes is not up to its socket:
+//!    [`delivery`] has what is marked routed to this host.
+//! 3. The accepted socket has the client's address and the server's. `origin` knows it by the listener that it came in by, and asks the
+//!    same function over the same tables in memory which rule it was.
+//! 4. When the socket is gone its packets are not routed on: see `gateway` for what remembers it.
+//!
 //! # Layers
 //!
 //! | layer | modules | may know |
@@ -64,9 +75,13 @@
 //! - **One trie of areas, one of ports.** A binding has an address prefix and a range of ports, and the most specific decides.
 //!   Every prefix that a rule lists knows those around it, and has ports of its own; a look-up goes from the inside out, which
 //!   is a step or two however many bindings there are. Repeating the ports of wide prefixes in narrow ones would make one
-//!   look-up of it, and tables that grow with the square of the file.
+//!   look-up of it, and tables that grow with the square of the file. Single addresses are in a hash, since a trie of thousands is deep.
 //! - **The daemon's own SYN is told by its tuple**, which is all that `sk_lookup` sees, and is published by a `sockops` program when the
 //!   port is chosen and the SYN not yet built. To bind each socket first would cost calls and ports.
+//! - **A client's address is borrowed, not its port taken.** A socket bound to a port keeps the kernel from choosing that port for any
+//!   other, so with many clients the host could open no connection. The kernel is asked to choose from a range of one instead. What brings
+//!   answers back is the narrowest rule that does: by the service's address where that is loopback, by a mark that its socket inherits
+//!   elsewhere on this host, and by a look-up of the socket for other hosts, since only that tells connections of the same client apart.
 //! - **Names are peeked at, and left in the queue.** To read them and to hand on what was read would be a second way for the first bytes
 //!   into every path of the relay, and `sockmap` may only be given a socket that nobody has read from in part. Looking again from the
 //!   beginning costs a copy of some hundred bytes.
@@ -86,9 +101,9 @@
 //!   bytes sends FIN for RST, and no hook can tell who depends on that. Order needs no mode and no barrier towards the app:
 //!   a reply goes past the relay only when the app has read all that ever came through it.
 //! - **A relay without work rests.** The kernel wakes whoever polls a socket for reading, also when a program has sent the bytes
-//!   elsewhere; of an exchange past the relay that was a fifth. So the relay then polls its upstream socket for writing only,
-//!   and the program rings when it passes bytes to it after all. A flag in a map, a lock of the kernel's and a ring do that;
-//!   a timer that looks now and then would make the first large answer late.
+//!   elsewhere; of an exchange by the sockmap that was a seventh, of one past the relay a fifth. So the relay then polls those sockets
+//!   for writing only, and the programs tell when they pass bytes to it after all. A ring does that which has room for every event
+//!   there can be; a timer that looks now and then would make the first large answer late.
 //! - **Paths are chosen by measuring, per kind of connection.** Which path is cheapest differs from kernel to kernel and from
 //!   processor to processor, and between messages and bulk; no version number tells. Measured is the time on one core, with app,
 //!   relay and server on it: that is processor time including the kernel's own threads, which nothing else accounts for. A
@@ -104,6 +119,18 @@
 //!   found, to be counted and reset, in the list of those that are open ([`live`]): one lock more for each, which a counter for each
 //!   binding and endpoint would need as well, and which is there for whatever else is to be done to single connections.
 //! - **The heartbeat stands for all workers**: it is written by the main thread, but only while every worker's runtime turns.
+//! - **A rule and a route for what passes through.** A program on the ingress can say which socket a packet is for, not that it is for this
+//!   host: the kernel looks up the route nevertheless. Nothing that a program may change has it do without (a changed packet type, a
+//!   redirect to loopback and a metadata route were no way), and addresses that are rewritten would be missing on the accepted socket.
+//!   So there are two things that outlive a kill, tagged and locked as [`delivery`] says.
+//! - **Only a SYN makes a connection ours, and a socket keeps it so.** A table of connections would have to be kept right by timers and
+//!   would fill in a flood; sockets are there anyway. What is remembered beside them are those that had one, so that they are not
+//!   routed on without: the kernel resets them when the daemon is killed, and a reset can be lost.
+//! - **Packets are assigned even where their socket would be found.** The mark alone lets the kernel keep the route in the socket, which is
+//!   a look-up less; but then a rule that somebody removes has relayed packets sent on to the server. With a socket they are dropped.
+//! - **One listener per worker for what passes through**, each on a port of its own, chosen by a hash of the addresses: a packet
+//!   cannot be assigned to one of several that share a port before kernel 6.6, and the end of a handshake by SYN cookie has to find the
+//!   listener that began it. Choosing by core would leave all to one where an interface has one queue.
 //! - **One runtime per core, no work stealing.** A connection stays on the core that accepted it; buffers are per thread and
 //!   used only while bytes wait, which is what lets ten thousand idle connections cost little.
 
@@ -125,6 +152,7 @@ pub mod doctor;
 pub mod drain;
 pub mod exec;
 pub mod failure;
+pub mod forwarding;
 pub mod group;
 pub mod intercept;
 mod listener;

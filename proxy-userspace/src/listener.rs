@@ -12,11 +12,15 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::OwnedSemaphorePermit,
+    sync::{OwnedSemaphorePermit, mpsc::UnboundedReceiver},
     time::sleep,
 };
 
-use crate::{connection, shared::Worker, socket};
+use crate::{
+    connection,
+    shared::{Door, Worker},
+    socket,
+};
 
 /// Pause after the first failure for lack of resources, doubled up to the second.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -24,7 +28,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The listeners of one worker, IPv4 and IPv6. One loop serves them all, so that one permit is enough to serve any.
 pub(crate) struct Listeners {
-    listeners: Vec<(TcpListener, SocketAddr)>,
+    sockets: Vec<(TcpListener, Door)>,
+    /// Those that are opened later, for what passes through.
+    gates: UnboundedReceiver<StdListener>,
     /// Which one is asked first; it moves on, so that a busy one cannot starve the other.
     first: usize,
 }
@@ -34,38 +40,48 @@ impl Listeners {
     ///
     /// # Errors
     /// When the runtime cannot take one.
-    pub(crate) fn new(sockets: Vec<StdListener>) -> io::Result<Self> {
-        let register = |socket: StdListener| {
-            let address = socket.local_addr()?;
-            Ok((TcpListener::from_std(socket)?, address))
-        };
+    pub(crate) fn new(
+        sockets: Vec<StdListener>,
+        gates: UnboundedReceiver<StdListener>,
+    ) -> io::Result<Self> {
+        let register = |socket| register(socket, false);
         Ok(Self {
-            listeners: sockets
+            sockets: sockets
                 .into_iter()
                 .map(register)
                 .collect::<io::Result<_>>()?,
+            gates,
             first: 0,
         })
     }
 
-    /// The next connection, with the addresses of its client and of the listener.
-    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr, SocketAddr)> {
+    /// The next connection, with the address of its client and what it came in by.
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr, Door)> {
         self.first = self.first.wrapping_add(1);
-        let (before, after) = self
-            .listeners
-            .split_at(self.first % self.listeners.len().max(1));
         poll_fn(|cx| {
-            for (listener, address) in after.iter().chain(before) {
+            while let Poll::Ready(Some(gate)) = self.gates.poll_recv(cx) {
+                match register(gate, true) {
+                    Ok(gate) => self.sockets.push(gate),
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
+            }
+            let (before, after) = self
+                .sockets
+                .split_at(self.first % self.sockets.len().max(1));
+            for (listener, door) in after.iter().chain(before) {
                 if let Poll::Ready(accepted) = listener.poll_accept(cx) {
-                    return Poll::Ready(
-                        accepted.map(|(stream, client)| (stream, client, *address)),
-                    );
+                    return Poll::Ready(accepted.map(|(stream, client)| (stream, client, *door)));
                 }
             }
             Poll::Pending
         })
         .await
     }
+}
+
+fn register(socket: StdListener, is_gate: bool) -> io::Result<(TcpListener, Door)> {
+    let address = socket.local_addr()?;
+    Ok((TcpListener::from_std(socket)?, Door { address, is_gate }))
 }
 
 /// Accepts until the worker stops.
@@ -83,12 +99,12 @@ async fn accept_all(worker: &Rc<Worker>, listeners: &mut Listeners) {
     // A permit before accept: at the limit connections wait in the kernel's queue.
     while let Some(permit) = permit(worker).await {
         match listeners.accept().await {
-            Ok((stream, client, listener)) => {
+            Ok((stream, client, door)) => {
                 pause = FIRST_PAUSE;
                 stats.accepted.fetch_add(1, Relaxed);
                 let worker = Rc::clone(worker);
                 tokio::task::spawn_local(async move {
-                    connection::serve(&worker, stream, client, listener).await;
+                    connection::serve(&worker, stream, client, door).await;
                     drop(permit);
                 });
             }

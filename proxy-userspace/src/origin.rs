@@ -10,12 +10,18 @@ use std::{
     time::Duration,
 };
 
-use proxy_common::{Addr, Arrival, BePort, Record};
+use proxy_common::{Addr, Arrival, BePort, Record, Transit};
 use tokio::net::TcpStream;
 
 use crate::{
-    clock, close::CloseReason, process::Process, proxy_protocol, record::Role, routes::Route,
-    shared::Worker, socket,
+    clock,
+    close::CloseReason,
+    process::Process,
+    proxy_protocol,
+    record::Role,
+    routes::Route,
+    shared::{Door, Worker},
+    socket,
 };
 
 /// What is known of a connection before anything is done with it.
@@ -58,8 +64,12 @@ pub(crate) async fn find(
     worker: &Worker,
     downstream: &mut TcpStream,
     client: SocketAddr,
-    listener: SocketAddr,
+    door: Door,
 ) -> Result<Origin, Rejected> {
+    let listener = door.address;
+    if door.is_gate {
+        return passing(worker, downstream, client, listener);
+    }
     // Without rules for what arrives nothing can, and the question is spared.
     if worker.shared.routes.take_arrivals()
         && let Ok(local) = downstream.local_addr()
@@ -152,7 +162,41 @@ async fn arrived(
     })
 }
 
-/// A connection that arrived, as the kernel saw its SYN.
+/// It was to pass through this host.
+fn passing(
+    worker: &Worker,
+    downstream: &TcpStream,
+    client: SocketAddr,
+    listener: SocketAddr,
+) -> Result<Origin, Rejected> {
+    let reject = |reason, orig_dst| Err(Rejected { reason, orig_dst });
+    let Ok(orig_dst) = downstream.local_addr() else {
+        return reject(CloseReason::DownstreamReset, None);
+    };
+    if orig_dst == listener {
+        return reject(CloseReason::NotIntercepted, None);
+    }
+    let passing = Arrived {
+        stream: downstream,
+        client,
+        orig_dst,
+    };
+    let Some(route) = worker.shared.routes.of_transit(&passing) else {
+        return reject(CloseReason::RuleGone, Some(orig_dst));
+    };
+    Ok(Origin {
+        role: Role::Gateway,
+        client,
+        sender: None,
+        orig_dst,
+        route,
+        begun: clock::monotonic(),
+        intercept: Duration::ZERO,
+        app: None,
+    })
+}
+
+/// A connection that arrived, or was to pass through, as the kernel saw its SYN.
 struct Arrived<'a> {
     stream: &'a TcpStream,
     client: SocketAddr,
@@ -174,6 +218,24 @@ impl Arrival for Arrived<'_> {
 
     fn interface(&self) -> u32 {
         socket::ingress_interface(self.stream).unwrap_or(0)
+    }
+}
+
+impl Transit for Arrived<'_> {
+    fn dest(&self) -> Addr {
+        self.local()
+    }
+
+    fn port(&self) -> BePort {
+        Arrival::port(self)
+    }
+
+    fn source(&self) -> Addr {
+        Arrival::source(self)
+    }
+
+    fn interface(&self) -> u32 {
+        Arrival::interface(self)
     }
 }
 

@@ -100,13 +100,22 @@ pub(crate) fn write(text: impl fmt::Display) -> io::Result<()> {
 
 /// An error with its causes in one line, without what the kernel's verifier says after its first one.
 pub(crate) fn one_line(error: &dyn Error) -> String {
+    all_lines(error)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// An error with its causes, and all that they say.
+pub(crate) fn all_lines(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         text = format!("{text}: {error}");
         cause = error.source();
     }
-    text.lines().next().unwrap_or_default().to_owned()
+    text
 }
 
 /// Letters in a line, at most.

@@ -3,8 +3,10 @@
 //! Reads only. Programs are loaded for a moment to see whether the kernel takes them, which leaves no trace; nothing is
 //! attached, pinned, mounted or listened on afterwards.
 
+mod gateway;
 mod needs;
 mod report;
+mod sources;
 
 use std::{collections::BTreeSet, fs, path::Path, process::ExitCode};
 
@@ -14,6 +16,7 @@ use proxy_common::names;
 use self::{
     needs::{Needs, lacking_around},
     report::Report,
+    sources::Answers,
 };
 use crate::{
     cgroup::{Cgroup2, Reference, walk},
@@ -40,12 +43,14 @@ pub(crate) fn run(file: &Path) -> Result<ExitCode> {
     let config = daemon::load(file)?;
     let cgroups = Cgroup2::find().ok();
     let names = cgroups.as_ref().map_or_else(Names::default, |cgroups| {
-        resolve::resolve(&config.forward, &config.reverse, cgroups, &Names::default())
+        resolve::resolve(config.roles(), cgroups, &Names::default())
     });
-    let compiled = policy::compile(&config.forward, &config.reverse, &names)
+    let compiled = policy::compile(config.roles(), &names)
         .map_err(|error| Failure::usage(error.to_string()))?;
     let bpffs = Bpffs::find();
-    let needs = Needs::of(&config, &compiled, &bpffs);
+    let answers = Answers::of(&config);
+    let mut needs = Needs::of(&config, &compiled, &bpffs);
+    needs.interfaces.extend(answers.program);
     let tables = tables(&config, &compiled);
     let mut missing = needs.lacking(&compiled);
     missing.extend(lacking_around(&config, cgroups.as_ref(), &tables));
@@ -54,6 +59,10 @@ pub(crate) fn run(file: &Path) -> Result<ExitCode> {
     let mut report = Report::new(Paint::for_stdout());
     report.section("attach", &attach(&config, cgroups.as_ref(), &needs, &bpffs));
     report.section("listen", &listen(&config));
+    missing.extend(answers.missing);
+    if !answers.rows.is_empty() {
+        report.section("answers to clients' addresses", &answers.rows);
+    }
     report.section(
         "names in rules",
         &resolved(&config, cgroups.as_ref(), &names),
@@ -97,6 +106,7 @@ fn attach(config: &Config, cgroups: Option<&Cgroup2>, needs: &Needs, bpffs: &Bpf
             ),
         ));
     }
+    rows.extend(gateway::rows(config));
     if !needs.tracepoints.is_empty() {
         rows.push(row(
             "tracepoints",
@@ -253,6 +263,7 @@ fn tables(config: &Config, compiled: &Compiled) -> Vec<(MapShape, usize)> {
             names::MEMBERS => compiled.members.len(),
             names::DESCENDANTS => compiled.pids.len(),
             names::ACTIONS => compiled.actions.len(),
+            names::HOSTS => compiled.hosts.len(),
             names::AREAS => compiled.areas.len(),
             names::CELLS => compiled.cells.len(),
             names::RECORDS => config.daemon.max_pending as usize,
@@ -261,7 +272,7 @@ fn tables(config: &Config, compiled: &Compiled) -> Vec<(MapShape, usize)> {
         let room = match shape.name {
             names::RECORDS => config.daemon.max_pending,
             // The other half is for the next generation.
-            names::ACTIONS => shape.entries / 2,
+            names::ACTIONS | names::HOSTS => shape.entries / 2,
             _ => shape.entries,
         };
         tables.push((
@@ -291,7 +302,7 @@ fn table_rows(tables: &[(MapShape, usize)]) -> Vec<Row> {
         row(shape.name, format!("{entries} of {}", shape.entries))
     };
     let is_shown = |(shape, entries): &&(MapShape, usize)| {
-        *entries > 0 || ![names::AREAS, names::CELLS].contains(&shape.name)
+        *entries > 0 || ![names::HOSTS, names::AREAS, names::CELLS].contains(&shape.name)
     };
     tables.iter().filter(is_shown).map(used).collect()
 }

@@ -22,7 +22,7 @@ use proxy_common::{
 };
 use thiserror::Error;
 
-use crate::rule::{FailMode, Reverse, ReverseVia, Rule, Selector, Via};
+use crate::rule::{FailMode, Gateway, Reverse, ReverseVia, Roles, Rule, Selector, Via};
 
 pub use listen::CellPrefix;
 
@@ -91,12 +91,16 @@ pub struct Compiled {
     pub actions: Vec<Action>,
     /// Processes named by rules, whose children are to be followed.
     pub pids: Vec<u32>,
-    /// Prefixes that rules for what arrives listen on.
+    /// Single addresses that rules for what arrives listen on.
+    pub hosts: Vec<(Addr, Areas)>,
+    /// Other prefixes that they listen on.
     pub areas: Vec<(Prefix, Areas)>,
     /// The ports of those.
     pub cells: Vec<(CellPrefix, Cell)>,
     /// What each rule for what arrives does, in file order.
     pub arrival_actions: Vec<Action>,
+    /// What each rule for what passes through does, in file order.
+    pub transit_actions: Vec<Action>,
 }
 
 /// Why rules do not fit the tables.
@@ -140,64 +144,52 @@ pub enum CompileError {
     },
 }
 
-/// Compiles the rules of both roles, in file order.
+/// Compiles the rules of all roles.
 ///
 /// # Errors
 /// When they do not fit the kernel's tables.
-pub fn compile(
-    rules: &[Rule],
-    reverse: &[Reverse],
-    names: &Names,
-) -> Result<Compiled, CompileError> {
-    let most = rules.len().max(reverse.len());
+pub fn compile(roles: Roles<'_>, names: &Names) -> Result<Compiled, CompileError> {
+    let Roles {
+        forward,
+        reverse,
+        gateway,
+    } = roles;
+    let most = forward.len().max(reverse.len()).max(gateway.len());
     if most > MAX_RULES {
         return Err(CompileError::TooManyRules(most));
     }
     let mut compiled = Compiled {
-        actions: rules.iter().map(action).collect(),
-        prefixes: prefix::destinations(rules),
+        actions: forward.iter().map(action).collect(),
+        prefixes: prefix::destinations(forward),
         ..Compiled::default()
     };
     let policy = &mut compiled.policy;
 
-    let ports = |rule: &Rule| widen(&rule.matches.port);
-    let numbers = [
-        (
-            Dimensions::PORT,
-            range::table(PrefixKind::PORT, rules, ports),
-        ),
-        (
-            Dimensions::UID,
-            range::table(PrefixKind::UID, rules, |rule| rule.matches.uid.clone()),
-        ),
-        (
-            Dimensions::GID,
-            range::table(PrefixKind::GID, rules, |rule| rule.matches.gid.clone()),
-        ),
-    ];
-    for (dimension, table) in numbers {
+    for (dimension, table) in numbers(roles).into_iter().chain(addresses(roles)) {
         if !table.is_empty() {
             policy.dimensions |= dimension;
             compiled.prefixes.extend(table);
         }
     }
-
-    let sources = prefix::sources(reverse);
-    if !sources.is_empty() {
-        policy.dimensions |= Dimensions::SOURCE;
-        compiled.prefixes.extend(sources);
+    if !gateway.is_empty() {
+        policy.dimensions |= Dimensions::TRANSIT;
+        compiled.transit_actions = gateway.iter().map(transit_action).collect();
     }
     if !reverse.is_empty() {
         policy.dimensions |= Dimensions::LISTEN;
         let tables = listen::tables(reverse)?;
+        if !tables.hosts.is_empty() {
+            policy.dimensions |= Dimensions::HOST;
+        }
+        compiled.hosts = tables.hosts;
         compiled.areas = tables.areas;
         compiled.cells = tables.cells;
         compiled.arrival_actions = reverse.iter().map(arrival_action).collect();
     }
 
-    let cgroups = member::cgroups(rules, names)?;
-    let exes = member::exes(rules, names);
-    let pids = member::pids(rules);
+    let cgroups = member::cgroups(forward, names)?;
+    let exes = member::exes(forward, names);
+    let pids = member::pids(forward);
     policy.cgroup_levels = cgroups.levels;
     policy.any_cgroup = cgroups.any;
     policy.any_exe = exes.any;
@@ -209,6 +201,10 @@ pub fn compile(
         (Dimensions::EXE, exes),
         (Dimensions::PID, pids),
         (Dimensions::INTERFACE, interfaces),
+        (
+            Dimensions::TRANSIT,
+            member::transit_interfaces(gateway, names),
+        ),
     ] {
         if table.needed {
             policy.dimensions |= dimension;
@@ -222,6 +218,55 @@ pub fn compile(
         .filter_map(|(member, _)| u32::try_from(member.id).ok())
         .collect();
     Ok(compiled)
+}
+
+/// A table of the prefix map, with the bit that says that it is needed.
+type Prefixes = (u32, Vec<(Prefix, RuleSet)>);
+
+/// The tables of ports and ids.
+fn numbers(roles: Roles<'_>) -> [Prefixes; 4] {
+    let Roles {
+        forward, gateway, ..
+    } = roles;
+    [
+        (
+            Dimensions::PORT,
+            range::table(PrefixKind::PORT, forward, |rule| widen(&rule.matches.port)),
+        ),
+        (
+            Dimensions::UID,
+            range::table(PrefixKind::UID, forward, |rule| rule.matches.uid.clone()),
+        ),
+        (
+            Dimensions::GID,
+            range::table(PrefixKind::GID, forward, |rule| rule.matches.gid.clone()),
+        ),
+        (
+            Dimensions::TRANSIT_PORT,
+            range::table(PrefixKind::TRANSIT_PORT, gateway, |rule| widen(&rule.port)),
+        ),
+    ]
+}
+
+/// The tables of addresses, those of destinations of what apps open apart, which is always needed.
+fn addresses(roles: Roles<'_>) -> [Prefixes; 3] {
+    let Roles {
+        reverse, gateway, ..
+    } = roles;
+    [
+        (
+            Dimensions::SOURCE,
+            prefix::table(PrefixKind::SOURCE, reverse, |rule| &rule.source),
+        ),
+        (
+            Dimensions::TRANSIT_SOURCE,
+            prefix::table(PrefixKind::TRANSIT_SOURCE, gateway, |rule| &rule.source),
+        ),
+        (
+            Dimensions::TRANSIT_DEST,
+            prefix::table(PrefixKind::TRANSIT_DEST, gateway, |rule| &rule.dest),
+        ),
+    ]
 }
 
 fn action(rule: &Rule) -> Action {
@@ -242,6 +287,19 @@ fn arrival_action(rule: &Reverse) -> Action {
     Action {
         verb: match rule.via {
             _ if rule.steered_to().is_some() => verb::STEER,
+            _ if rule.is_relayed() => verb::RELAY,
+            ReverseVia::Refuse => verb::REFUSE,
+            _ => verb::DIRECT,
+        },
+        on_relay_failure: on_relay_failure(rule.on_relay_failure),
+        shortcut: 0,
+        group: 0,
+    }
+}
+
+fn transit_action(rule: &Gateway) -> Action {
+    Action {
+        verb: match rule.via {
             _ if rule.is_relayed() => verb::RELAY,
             ReverseVia::Refuse => verb::REFUSE,
             _ => verb::DIRECT,

@@ -4,7 +4,10 @@ use std::collections::HashSet;
 
 use anyhow::{Context as _, Result};
 use caps::{CapSet, Capability, CapsHashSet};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::{
+    resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
+    utsname::uname,
+};
 
 use crate::failure::Failure;
 
@@ -25,7 +28,11 @@ pub(crate) const NEEDED: [Privilege; 3] = [
 ];
 
 /// What a daemon makes use of where it has it.
-pub(crate) const USEFUL: [Privilege; 2] = [
+pub(crate) const USEFUL: [Privilege; 3] = [
+    (
+        Capability::CAP_NET_RAW,
+        "connect from addresses of clients (`keep_source`) in threads that would need CAP_NET_ADMIN for it otherwise",
+    ),
     (
         Capability::CAP_SYS_PTRACE,
         "tell the executable of other users' processes in close records, and steer to their listeners",
@@ -120,12 +127,21 @@ pub(crate) fn keep_what_a_daemon_needs(mounts: bool) -> Result<()> {
     keep_only(&keep)
 }
 
-/// Gives up what a thread that relays has no use for.
+/// Gives up what a thread that relays has no use for; whether it connects from addresses of clients is for the caller to say.
 ///
 /// # Errors
 /// When the kernel refuses to take them.
-pub(crate) fn keep_what_a_worker_needs() -> Result<()> {
-    keep_only(&HashSet::from(WORKER))
+pub(crate) fn keep_what_a_worker_needs(connects_as_clients: bool) -> Result<()> {
+    let mut keep = HashSet::from(WORKER);
+    if connects_as_clients {
+        // Either does, and this one allows less.
+        keep.insert(if has(Capability::CAP_NET_RAW) {
+            Capability::CAP_NET_RAW
+        } else {
+            Capability::CAP_NET_ADMIN
+        });
+    }
+    keep_only(&keep)
 }
 
 fn keep_only(keep: &CapsHashSet) -> Result<()> {
@@ -180,9 +196,46 @@ pub(crate) fn connections(wanted: u32) -> usize {
     wanted.min(allowed)
 }
 
+/// What somebody does who may lock too little memory.
+pub(crate) const MORE_LOCKED_MEMORY: &str =
+    "raise it: LimitMEMLOCK=infinity in a unit, ulimit -l unlimited in a shell";
+
+/// Raises the limit of locked memory as far as it goes, on kernels that count eBPF maps and programs against it: those before
+/// 5.11. `None` on others. To be called before capabilities are given up: `CAP_SYS_RESOURCE` is for this alone.
+pub(crate) fn lift_locked_memory() -> Option<u64> {
+    if !counts_maps(&uname().ok()?.release().to_string_lossy()) {
+        return None;
+    }
+    let kind = Resource::RLIMIT_MEMLOCK;
+    let (soft, hard) = getrlimit(kind).ok()?;
+    let raised = [RLIM_INFINITY, hard]
+        .into_iter()
+        .find(|limit| setrlimit(kind, *limit, *limit.max(&hard)).is_ok());
+    Some(raised.unwrap_or(soft))
+}
+
+fn counts_maps(release: &str) -> bool {
+    let mut numbers = release
+        .split(|letter: char| !letter.is_ascii_digit())
+        .map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (5u32, 11u32),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_before_5_11_count_maps_as_locked_memory() {
+        assert!(counts_maps("5.10.0-46-cloud-amd64"));
+        assert!(counts_maps("4.19.3"));
+        assert!(!counts_maps("5.11.0"));
+        assert!(!counts_maps("6.1.192"));
+        assert!(!counts_maps("unheard-of"));
+    }
 
     #[test]
     fn a_connection_takes_two_files_and_the_daemon_itself_some() {
@@ -195,7 +248,7 @@ mod tests {
         let before = caps::read(None, CapSet::Permitted).unwrap();
         // A thread of its own: what is given up does not come back.
         let after = std::thread::spawn(|| {
-            keep_what_a_worker_needs().unwrap();
+            keep_what_a_worker_needs(false).unwrap();
             caps::read(None, CapSet::Permitted).unwrap()
         })
         .join()

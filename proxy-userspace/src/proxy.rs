@@ -7,10 +7,12 @@
 mod calibrator;
 mod drain;
 mod ending;
+mod gates;
 mod hits;
 mod keeper;
 mod look;
 mod needs;
+mod sources;
 mod status;
 mod steer;
 
@@ -30,14 +32,18 @@ use proxy_common::{BePort, Relay};
 use thiserror::Error;
 use tokio::sync::watch;
 
-pub use self::needs::GuardNeeds;
+pub use self::{
+    needs::GuardNeeds,
+    sources::{Returns, Shown, SourceError, Unanswered},
+};
 pub(crate) use self::{
     hits::HitCount,
     look::{Census, NoConnection},
 };
 
-use self::{calibrator::Calibrator, hits::Tally, keeper::Keeper};
+use self::{calibrator::Calibrator, gates::Gates, hits::Tally, keeper::Keeper, sources::Sources};
 use crate::{
+    delivery::DeliveryError,
     drain::Drains,
     group::{Groups, SettingsByName},
     intercept::{
@@ -50,8 +56,8 @@ use crate::{
         self, Paths, Worth,
         shortcut::{Proof, Proofs},
     },
-    routes::{self, Generation, RouteTable, Routes, UnknownUpstream, Upstreams},
-    rule::{PathChoice, Reverse, Rule, Via},
+    routes::{self, ByRole, Generation, Routes, UnknownUpstream, Upstreams},
+    rule::{PathChoice, Roles, Rule, Via},
     shared::{Shared, Stats},
     socket, worker,
 };
@@ -73,6 +79,8 @@ pub struct Settings {
     pub promote: Worth,
     /// Where close records go.
     pub access_log: Option<AccessLog>,
+    /// Whether rules want servers to see the addresses of clients; threads that may connect so are started only then.
+    pub keeps_sources: bool,
     /// Whether faults in the hooks are logged one by one.
     pub log_faults: bool,
 }
@@ -89,11 +97,6 @@ pub enum ProxyError {
         #[source]
         source: io::Error,
     },
-    /// The network namespace cannot be told.
-    #[error(
-        "cannot tell the network namespace of a socket (SO_NETNS_COOKIE), which needs kernel 5.14"
-    )]
-    Namespace(#[source] io::Error),
     /// A worker thread cannot be started.
     #[error("cannot start a worker thread")]
     Worker(#[source] io::Error),
@@ -106,6 +109,12 @@ pub enum ProxyError {
         /// The process.
         pid: u32,
     },
+    /// Servers cannot be shown the addresses of clients.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Packets of what passes through cannot be delivered here.
+    #[error("cannot have packets delivered that pass through")]
+    Delivery(#[from] DeliveryError),
     /// The kernel side.
     #[error(transparent)]
     Intercept(#[from] InterceptError),
@@ -131,11 +140,12 @@ impl ProxyError {
     #[must_use]
     pub const fn is_missing_feature(&self) -> bool {
         match self {
-            Self::Namespace(_) => true,
             Self::Intercept(error) => error.is_missing_feature(),
+            Self::Source(error) => error.is_missing_feature(),
             Self::Listen { .. }
             | Self::Elsewhere { .. }
             | Self::Worker(_)
+            | Self::Delivery(_)
             | Self::Compile(_)
             | Self::Route(_)
             | Self::Cgroup { .. } => false,
@@ -169,6 +179,8 @@ pub struct Proxy {
     /// Known once the hooks are attached.
     own_cgroup: Option<PathBuf>,
     takes_arrivals: bool,
+    sources: Sources,
+    gates: Box<Gates>,
 }
 
 impl Proxy {
@@ -188,19 +200,6 @@ impl Proxy {
             .unwrap_or_default();
         let shown: io::Result<Vec<_>> = v4.iter().chain(&v6).map(TcpListener::try_clone).collect();
         let shown = shown.map_err(ProxyError::Worker)?;
-        let netns_cookie = match v4.first() {
-            Some(listener) => socket::netns_cookie(listener).map_err(ProxyError::Namespace)?,
-            None => return Err(ProxyError::Worker(io::ErrorKind::InvalidInput.into())),
-        };
-
-        if let Some(predecessor) = predecessor
-            && predecessor.netns_cookie() != netns_cookie
-        {
-            return Err(ProxyError::Elsewhere {
-                pid: predecessor.pid(),
-            });
-        }
-
         let features = Features::probe();
         let kernel = crate::intercept::Settings {
             max_pending: settings.max_pending,
@@ -209,6 +208,17 @@ impl Proxy {
             overlap: Overlap::Cut,
         };
         let mut interceptor = Interceptor::load(kernel, &features, predecessor)?;
+        let netns_cookie = match v4.first() {
+            Some(listener) => interceptor.netns_cookie(listener)?,
+            None => return Err(ProxyError::Worker(io::ErrorKind::InvalidInput.into())),
+        };
+        if let Some(predecessor) = predecessor
+            && predecessor.netns_cookie() != netns_cookie
+        {
+            return Err(ProxyError::Elsewhere {
+                pid: predecessor.pid(),
+            });
+        }
         interceptor.set_relay(&Relay {
             netns_cookie,
             heartbeat_timeout: u64::try_from(settings.heartbeat_timeout.as_nanos())
@@ -219,6 +229,7 @@ impl Proxy {
         })?;
 
         let shared = Arc::new(shared(settings));
+        let sources = Sources::new(settings.keeps_sources);
         let (stop, stopped) = watch::channel(false);
         let mut handles = Vec::with_capacity(workers);
         let mut v6 = v6.into_iter();
@@ -228,21 +239,21 @@ impl Proxy {
                 original_dst: Box::new(interceptor.records(netns_cookie)?),
                 exempt: Arc::new(interceptor.exempter()?),
                 shortcuts: Some(Arc::new(interceptor.lanes()?)),
+                foreign: sources.foreign.clone(),
                 max_connections: settings.max_connections.div_ceil(workers),
             };
             let name = format!("relay-{number}");
-            let handle = worker::start(name, parts, Arc::clone(&shared), stopped.clone())
-                .map_err(ProxyError::Worker)?;
-            handles.push(handle);
+            let handle = worker::start(name, parts, Arc::clone(&shared), stopped.clone());
+            handles.push(handle.map_err(ProxyError::Worker)?);
         }
         let pulse = Pulse::new(
             handles,
             interceptor.heartbeat()?,
             settings.heartbeat_timeout,
         );
-        let log = interceptor.log_reader();
+        let (counters, log) = (interceptor.counters()?, interceptor.log_reader());
         Ok(Self {
-            supervisor: Supervisor::new(pulse, interceptor.counters()?, log),
+            supervisor: Supervisor::new(pulse, counters, log),
             pending: interceptor.records(netns_cookie)?,
             wheels: None,
             features,
@@ -259,6 +270,8 @@ impl Proxy {
             listeners: shown,
             own_cgroup: None,
             takes_arrivals: false,
+            sources,
+            gates: Box::default(),
         })
     }
 
@@ -269,44 +282,58 @@ impl Proxy {
     /// When the rules do not fit, go nowhere, or need what this kernel lacks.
     pub fn install(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
         let groups = self.groups.with(policy.groups);
-        let reverse = self.drains.rules(policy.reverse).into_owned();
+        let reverse = self.drains.rules(policy.roles.reverse).into_owned();
         self.provide_keeper(&groups)?;
-        let forward: RouteTable = routes::table(policy.rules, policy.upstreams, &groups)?;
-        let arrivals = routes::arrivals(&reverse, policy.upstreams, &groups)?;
-        let mut compiled = compile(policy.rules, &reverse, policy.names)?;
-        let paths = policy.rules.iter().map(|rule| rule.path);
-        let mut paths = paths.chain(policy.reverse.iter().map(|rule| rule.path));
+        let roles = Roles {
+            reverse: &reverse,
+            ..policy.roles
+        };
+        let routes = ByRole {
+            forward: routes::table(roles.forward, policy.upstreams, &groups)?,
+            arrivals: routes::arrivals(&reverse, policy.upstreams, &groups)?,
+            transits: routes::transits(roles.gateway, policy.upstreams, &groups)?,
+        };
+        let mut compiled = compile(roles, policy.names)?;
+        self.features
+            .allow(&compiled)
+            .map_err(InterceptError::from)?;
+        let paths = roles.forward.iter().map(|rule| rule.path);
+        let paths = paths.chain(reverse.iter().map(|rule| rule.path));
+        let mut paths = paths.chain(roles.gateway.iter().map(|rule| rule.path));
         if paths.any(|path| path == PathChoice::Sockmap) {
             let events = self
                 .calibrator
                 .provide_sockmap(&mut self.interceptor, &self.features)?;
             self.supervisor.hear(events);
         }
-        for (rule, action) in policy.rules.iter().zip(&mut compiled.actions) {
+        for (rule, action) in roles.forward.iter().zip(&mut compiled.actions) {
             action.shortcut = u32::from(self.may_take_shortcut(rule));
             action.group = self.group_of(rule, &groups)?;
         }
-        self.takes_arrivals = !policy.reverse.is_empty();
+        self.provide_gates(policy)?;
+        self.takes_arrivals = !reverse.is_empty();
         if self.takes_arrivals {
             self.interceptor.prepare_arrivals(&self.listeners)?;
         }
+        self.provide_sources(policy, &groups)?;
         // Published first: a connection may be selected by the new policy the moment it is written.
         let next = self.interceptor.next_generation();
         self.hits.make_room(next)?;
-        let generation = Generation::new(next, &compiled, forward, arrivals);
+        let generation = Generation::new(next, &compiled, routes);
         self.shared.routes.publish(&generation);
         self.generation = self.interceptor.install(&compiled, &self.features)?;
         debug_assert_eq!(next, self.generation);
-        self.hits.installed(next, policy.rules, &reverse);
+        self.hits.installed(next, &roles);
         // Nothing can go wrong with the groups any more.
         groups.change(policy.groups);
         if let Some(keeper) = &self.keeper {
             keeper.keep(groups.clone());
         }
         self.groups = groups;
-        self.drains.keep_listed(policy.reverse, &self.groups);
-        self.steer(policy.reverse);
-        self.hook_arrivals()
+        self.drains.keep_listed(policy.roles.reverse, &self.groups);
+        self.steer(policy.roles.reverse);
+        self.hook_arrivals()?;
+        self.hook_transits()
     }
 
     /// The number of the group whose endpoints the hook chooses from, which it finds from now on; 0 when it is not to.
@@ -409,7 +436,8 @@ impl Proxy {
         let cgroup = open(cgroup)?;
         self.interceptor.attach(cgroup.as_fd())?;
         self.own_cgroup = Some(own.to_owned());
-        self.hook_arrivals()
+        self.hook_arrivals()?;
+        self.hook_transits()
     }
 
     /// Pins, or removes, what keeps rules with `on_relay_failure = "refuse"` in force after a kill.
@@ -426,9 +454,14 @@ impl Proxy {
             let place = guard::place().map_err(InterceptError::from)?;
             self.interceptor.attach_arrivals_guard(&place)?;
         }
-        Ok(self
-            .interceptor
-            .reduce_guard(needs.forward, needs.reverse)?)
+        self.gates.is_guarded = needs.gateway;
+        self.hook_transits()?;
+        let GuardNeeds {
+            forward,
+            reverse,
+            gateway,
+        } = needs;
+        Ok(self.interceptor.reduce_guard(forward, reverse, gateway)?)
     }
 
     /// Like [`Proxy::guard`], for as long as somebody holds what this returns.
@@ -471,10 +504,8 @@ impl Proxy {
 /// Rules with everything they refer to.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules<'a> {
-    /// In file order.
-    pub rules: &'a [Rule],
-    /// Those for what arrives, in file order.
-    pub reverse: &'a [Reverse],
+    /// Of every role.
+    pub roles: Roles<'a>,
     /// By name.
     pub upstreams: &'a Upstreams,
     /// Those of them that are groups.

@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     future::pending,
     io,
+    net::TcpListener,
     time::{Duration, Instant},
 };
 
@@ -47,6 +48,14 @@ impl Pulse {
         }
     }
 
+    fn open(&self, gates: impl IntoIterator<Item = Vec<TcpListener>>) {
+        for (worker, gates) in self.workers.iter().zip(gates) {
+            for gate in gates {
+                worker.handle.open(gate);
+            }
+        }
+    }
+
     /// Says that the relay is alive, whatever the workers do: for the moment before attaching.
     pub(crate) fn beat(&mut self) -> Result<(), InterceptError> {
         self.heartbeat.beat()
@@ -80,6 +89,16 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
+    /// How many workers there are.
+    pub(crate) fn workers(&self) -> usize {
+        self.pulse.workers.len()
+    }
+
+    /// Gives each worker a listener of each family for what passes through.
+    pub(crate) fn open(&self, gates: impl IntoIterator<Item = Vec<TcpListener>>) {
+        self.pulse.open(gates);
+    }
+
     pub(crate) fn new(pulse: Pulse, counters: Counters, log: Option<LogReader>) -> Self {
         Self {
             pulse,

@@ -101,6 +101,8 @@ pub enum Role {
     Forward,
     /// It arrived at this host.
     Reverse,
+    /// It passed through this host.
+    Gateway,
 }
 
 impl Role {
@@ -110,6 +112,7 @@ impl Role {
         match self {
             Self::Forward => "forward",
             Self::Reverse => "reverse",
+            Self::Gateway => "gateway",
         }
     }
 }

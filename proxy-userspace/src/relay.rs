@@ -128,8 +128,6 @@ pub struct Relay {
     idle_timeout: Option<Duration>,
     steering: Steering,
     lane: Option<Arc<Lane>>,
-    /// Whether whoever runs it lets it rest.
-    may_rest: bool,
     /// Since when nothing has come through it, where it may rest.
     quiet: Option<Quiet>,
 }
@@ -148,7 +146,6 @@ impl Relay {
             idle_timeout,
             steering: Steering::default(),
             lane: None,
-            may_rest: false,
             quiet: None,
         }
     }
@@ -197,19 +194,23 @@ impl Relay {
 
     /// Relays by the path a rule asks for, until the end. May be dropped at any await and be followed by any path, but sockets
     /// that are in the sockmap stay there.
-    pub async fn run<D: Side, U: Side>(
+    pub fn run<D: Side, U: Side>(
         &mut self,
         downstream: &mut D,
         upstream: &mut U,
         choice: PathChoice,
-    ) -> Ended {
-        self.may_rest = false;
-        let mut path = self.begin(choice, downstream, upstream);
+    ) -> impl Future<Output = Ended> {
+        self.steering.may_rest = false;
+        self.begin(choice, downstream, upstream);
+        self.relay(downstream, upstream)
+    }
+
+    /// Relays until the end.
+    async fn relay<D: Side, U: Side>(&mut self, downstream: &mut D, upstream: &mut U) -> Ended {
         loop {
-            if let Some(ended) = self.turn(downstream, upstream, path).await {
+            if let Some(ended) = self.turn(downstream, upstream).await {
                 return ended;
             }
-            path = self.progress.relay_path();
         }
     }
 
@@ -221,11 +222,10 @@ impl Relay {
         mut upstream: TcpStream,
         choice: PathChoice,
     ) -> (Ended, Option<(TcpStream, TcpStream)>) {
-        self.may_rest = true;
-        let mut path = self.begin(choice, &downstream, &upstream);
+        self.steering.may_rest = true;
+        self.begin(choice, &downstream, &upstream);
         loop {
-            let turn = self.turn(&mut downstream, &mut upstream, path);
-            if let Some(ended) = turn.await {
+            if let Some(ended) = self.turn(&mut downstream, &mut upstream).await {
                 return (ended, Some((downstream, upstream)));
             }
             // Boxed: who rests has time, and the others would have to hold it.
@@ -234,7 +234,6 @@ impl Relay {
                 Ok(sockets) => sockets,
                 Err(ended) => return (ended, None),
             };
-            path = self.progress.relay_path();
         }
     }
 
@@ -288,14 +287,9 @@ impl Relay {
         ))
     }
 
-    /// The path to begin with, and what may become of it.
-    fn begin<D: Side, U: Side>(
-        &mut self,
-        choice: PathChoice,
-        downstream: &D,
-        upstream: &U,
-    ) -> Path {
-        match choice {
+    /// Takes the path to begin with, and decides what may become of it.
+    fn begin<D: Side, U: Side>(&mut self, choice: PathChoice, downstream: &D, upstream: &U) {
+        let path = match choice {
             PathChoice::Auto | PathChoice::AutoOrShortcut => self.begin_auto(),
             // What leaves the shortcut is a stream, for which there may be something better than copying.
             PathChoice::Shortcut | PathChoice::ShortcutWithoutFionread if self.lane.is_some() => {
@@ -321,7 +315,8 @@ impl Relay {
                 self.steering.await_promotion(path);
                 path
             }
-        }
+        };
+        self.take_path(path);
     }
 
     fn begin_auto(&mut self) -> Path {
@@ -335,12 +330,10 @@ impl Relay {
         &mut self,
         downstream: &mut D,
         upstream: &mut U,
-        path: Path,
     ) -> Option<Ended> {
         for socket in [downstream.plain(), upstream.plain()].into_iter().flatten() {
             receive::report_waiting(socket);
         }
-        self.take_path(path);
         let progress = Arc::clone(&self.progress);
         let lane = self.lane.clone();
         let mut silence = pin!(silence(&progress, lane.as_deref(), self.idle_timeout));
@@ -369,7 +362,7 @@ impl Relay {
 
     /// Resolves when the relay may rest.
     fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while self.may_rest && self.is_spared() {
+        while self.steering.may_rest && self.is_spared() {
             let reads = self.reads();
             let quiet = self.quiet.get_or_insert_with(|| Quiet::new(reads));
             if ready!(quiet.poll(cx, reads)) {

@@ -7,16 +7,16 @@ use crate::{
     cgroup::{Cgroup2, Reference},
     policy::{CgroupRef, ExeRef, Names},
     process::exe::exe_identity,
-    rule::{Reverse, Rule},
+    rule::{Roles, Rule},
     socket,
 };
 
 /// Resolves every name in the rules. What was known of an executable before stays known: processes that were
 /// started before an upgrade go on running the old file.
 #[must_use]
-pub fn resolve(rules: &[Rule], reverse: &[Reverse], cgroups: &Cgroup2, before: &Names) -> Names {
+pub fn resolve(roles: Roles<'_>, cgroups: &Cgroup2, before: &Names) -> Names {
     let mut names = Names::default();
-    for reference in cgroups_of(rules) {
+    for reference in cgroups_of(roles.forward) {
         let found = reference
             .parse::<Reference>()
             .map(|parsed| cgroups.resolve(&parsed))
@@ -27,7 +27,7 @@ pub fn resolve(rules: &[Rule], reverse: &[Reverse], cgroups: &Cgroup2, before: &
         });
         names.cgroups.insert(reference, found.collect());
     }
-    for path in exes_of(rules) {
+    for path in exes_of(roles.forward) {
         let mut files = before.exes.get(&path).cloned().unwrap_or_default();
         if let Ok(id) = exe_identity(&path) {
             let current = ExeRef {
@@ -40,7 +40,7 @@ pub fn resolve(rules: &[Rule], reverse: &[Reverse], cgroups: &Cgroup2, before: &
         }
         names.exes.insert(path, files);
     }
-    for name in interfaces_of(reverse) {
+    for name in interfaces_of(roles) {
         let number = socket::interface_number(&name);
         names.interfaces.insert(name, number);
     }
@@ -70,12 +70,11 @@ pub fn unresolved(names: &Names) -> impl Iterator<Item = String> {
 
 /// Every interface that a rule names.
 #[must_use]
-pub fn interfaces_of(rules: &[Reverse]) -> BTreeSet<String> {
-    let selectors = rules.iter().map(|rule| &rule.interface);
-    selectors
-        .flat_map(|selector| selector.include.iter().chain(&selector.exclude))
-        .cloned()
-        .collect()
+pub fn interfaces_of(roles: Roles<'_>) -> BTreeSet<String> {
+    let selectors = roles.reverse.iter().map(|rule| &rule.interface);
+    let selected = selectors.flat_map(|selector| selector.include.iter().chain(&selector.exclude));
+    let passed = roles.gateway.iter().flat_map(|rule| &rule.interface);
+    selected.chain(passed).cloned().collect()
 }
 
 /// Every cgroup that a rule names.

@@ -6,17 +6,17 @@
 
 mod names;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use proxy_common::{Arrival, Decision, RuleRef, select, verb};
+use proxy_common::{Arrival, Decision, RuleRef, Transit, select, transit, verb};
 use thiserror::Error;
 
 use crate::{
     group::{Group, Groups},
     policy::{Compiled, memory::MemoryTables},
-    rule::{PathChoice, ProxyHeader, Reverse, ReverseVia, Rule, Via},
+    rule::{Gateway, Names, PathChoice, ProxyHeader, Reverse, ReverseVia, Rule, Via},
     upstream::Upstream,
 };
 
@@ -42,6 +42,8 @@ pub struct Route {
     pub accept_proxy: Arc<[IpNet]>,
     /// How whoever is connected to is told who the client is, if it is.
     pub send_proxy: Option<ProxyHeader>,
+    /// Whether it is connected to from the client's address.
+    pub keep_source: bool,
     /// How bytes are moved.
     pub path: PathChoice,
 }
@@ -92,6 +94,7 @@ pub fn table(
             names: None,
             accept_proxy: Arc::default(),
             send_proxy: None,
+            keep_source: false,
             path: rule.path,
         })),
     };
@@ -108,17 +111,75 @@ pub fn arrivals(
     groups: &Groups,
 ) -> Result<RouteTable, UnknownUpstream> {
     let route = |rule: &Reverse| {
-        if !rule.is_relayed() {
-            return Ok(None);
-        }
-        let target = |via: &ReverseVia| target(via, rule, upstreams, groups);
-        let own = target(&rule.via)?;
-        let names = match &rule.names {
+        let ways = Ways {
+            rule: &rule.name,
+            connect_timeout: rule.connect_timeout,
+            upstreams,
+            groups,
+        };
+        let accept_proxy = rule.accept_proxy.as_slice();
+        rule.is_relayed()
+            .then(|| {
+                Ok(Route {
+                    accept_proxy: accept_proxy.into(),
+                    send_proxy: rule.send_proxy,
+                    keep_source: rule.keep_source,
+                    ..ways.route(&rule.via, rule.names.as_ref(), rule.path)?
+                })
+            })
+            .transpose()
+    };
+    rules.iter().map(route).collect()
+}
+
+/// Finds the upstream of every rule for what passes through.
+///
+/// # Errors
+/// When a rule names one that does not exist.
+pub fn transits(
+    rules: &[Gateway],
+    upstreams: &Upstreams,
+    groups: &Groups,
+) -> Result<RouteTable, UnknownUpstream> {
+    let route = |rule: &Gateway| {
+        let ways = Ways {
+            rule: &rule.name,
+            connect_timeout: rule.connect_timeout,
+            upstreams,
+            groups,
+        };
+        rule.is_relayed()
+            .then(|| ways.route(&rule.via, rule.names.as_ref(), rule.path))
+            .transpose()
+    };
+    rules.iter().map(route).collect()
+}
+
+/// Where connections of a rule can go that were not opened on this host.
+#[derive(Clone, Copy)]
+struct Ways<'a> {
+    rule: &'a Arc<str>,
+    connect_timeout: Duration,
+    upstreams: &'a Upstreams,
+    groups: &'a Groups,
+}
+
+impl Ways<'_> {
+    fn route(
+        self,
+        via: &ReverseVia,
+        names: Option<&Names>,
+        path: PathChoice,
+    ) -> Result<Route, UnknownUpstream> {
+        let own = self.target(via)?;
+        let names = match names {
             None => None,
-            Some(names) => Some(Arc::new(ByName::new(names, own.clone(), target)?)),
+            Some(names) => Some(Arc::new(ByName::new(names, own.clone(), |via| {
+                self.target(via)
+            })?)),
         };
         let refused = || Target {
-            upstream: unnamed("refuse".into(), rule),
+            upstream: self.unnamed("refuse".into()),
             group: None,
             destination: None,
         };
@@ -128,42 +189,47 @@ pub fn arrivals(
             group,
             destination,
         } = own.unwrap_or_else(refused);
-        Ok(Some(Route {
-            rule: Arc::clone(&rule.name),
+        Ok(Route {
+            rule: Arc::clone(self.rule),
             upstream,
             group,
             destination,
             names,
-            accept_proxy: rule.accept_proxy.as_slice().into(),
-            send_proxy: rule.send_proxy,
-            path: rule.path,
-        }))
-    };
-    rules.iter().map(route).collect()
-}
+            accept_proxy: Arc::default(),
+            send_proxy: None,
+            keep_source: false,
+            path,
+        })
+    }
 
-/// Where connections go that the relay takes; `None` for those that it resets.
-fn target(
-    via: &ReverseVia,
-    rule: &Reverse,
-    upstreams: &Upstreams,
-    groups: &Groups,
-) -> Result<Option<Target>, UnknownUpstream> {
-    let (upstream, destination) = match via {
-        ReverseVia::Direct | ReverseVia::Refuse => return Ok(None),
-        ReverseVia::Original => (unnamed("original".into(), rule), None),
-        ReverseVia::Address(to) => (unnamed(to.to_string().into(), rule), Some(*to)),
-        ReverseVia::Upstream(name) => (named(upstreams, name, &rule.name)?, None),
-    };
-    let group = match via {
-        ReverseVia::Upstream(name) => groups.get(name).cloned(),
-        _ => None,
-    };
-    Ok(Some(Target {
-        upstream,
-        group,
-        destination,
-    }))
+    /// Where connections go that the relay takes; `None` for those that it resets.
+    fn target(self, via: &ReverseVia) -> Result<Option<Target>, UnknownUpstream> {
+        let (upstream, destination) = match via {
+            ReverseVia::Direct | ReverseVia::Refuse => return Ok(None),
+            ReverseVia::Original => (self.unnamed("original".into()), None),
+            ReverseVia::Address(to) => (self.unnamed(to.to_string().into()), Some(*to)),
+            ReverseVia::Upstream(name) => (named(self.upstreams, name, self.rule)?, None),
+        };
+        let group = match via {
+            ReverseVia::Upstream(name) => self.groups.get(name).cloned(),
+            _ => None,
+        };
+        Ok(Some(Target {
+            upstream,
+            group,
+            destination,
+        }))
+    }
+
+    /// The upstream of a rule that says itself where to.
+    fn unnamed(self, name: Arc<str>) -> Arc<Upstream> {
+        Arc::new(Upstream {
+            name,
+            hops: Vec::new(),
+            connect_timeout: self.connect_timeout,
+            handshake_timeout: self.connect_timeout,
+        })
+    }
 }
 
 fn named(
@@ -177,14 +243,15 @@ fn named(
     })
 }
 
-/// The upstream of a rule that says itself where to.
-fn unnamed(name: Arc<str>, rule: &Reverse) -> Arc<Upstream> {
-    Arc::new(Upstream {
-        name,
-        hops: Vec::new(),
-        connect_timeout: rule.connect_timeout,
-        handshake_timeout: rule.connect_timeout,
-    })
+/// The routes of one policy.
+#[derive(Clone, Debug, Default)]
+pub struct ByRole {
+    /// Of what apps of this host open.
+    pub forward: RouteTable,
+    /// Of what arrives.
+    pub arrivals: RouteTable,
+    /// Of what passes through.
+    pub transits: RouteTable,
 }
 
 /// The routes of one generation.
@@ -194,22 +261,27 @@ pub struct Generation {
     forward: RouteTable,
     /// With the tables by which they are found; `None` without rules for what arrives.
     arrivals: Option<Arc<(MemoryTables, RouteTable)>>,
+    /// As `arrivals`, for what passes through.
+    transits: Option<Arc<(MemoryTables, RouteTable)>>,
 }
 
 impl Generation {
     /// Of a policy that will have this number.
     #[must_use]
-    pub fn new(
-        number: u32,
-        compiled: &Compiled,
-        forward: RouteTable,
-        arrivals: RouteTable,
-    ) -> Self {
-        let tables = || MemoryTables::for_arrivals(number, compiled);
+    pub fn new(number: u32, compiled: &Compiled, routes: ByRole) -> Self {
+        let ByRole {
+            forward,
+            arrivals,
+            transits,
+        } = routes;
+        let with = |tables: fn(u32, &Compiled) -> MemoryTables, routes: RouteTable| {
+            (!routes.is_empty()).then(|| Arc::new((tables(number, compiled), routes)))
+        };
         Self {
             number,
             forward,
-            arrivals: (!arrivals.is_empty()).then(|| Arc::new((tables(), arrivals))),
+            arrivals: with(MemoryTables::for_arrivals, arrivals),
+            transits: with(MemoryTables::for_transits, transits),
         }
     }
 }
@@ -254,6 +326,21 @@ impl Routes {
         generations.iter().any(|known| known.arrivals.is_some())
     }
 
+    /// The route of a connection that was to pass through: by the newest policy that has the relay take it.
+    #[must_use]
+    pub fn of_transit(&self, passing: &impl Transit) -> Option<Route> {
+        let generations = self.generations.load();
+        let newest_first = generations.iter().rev();
+        newest_first
+            .filter_map(|generation| generation.transits.as_deref())
+            .find_map(|(tables, routes)| match transit(tables, passing) {
+                Decision::Selected(rule, action) if action.verb == verb::RELAY => {
+                    routes.get(rule.index as usize)?.clone()
+                }
+                _ => None,
+            })
+    }
+
     /// The route of a connection that arrived: by the newest policy that has the relay take it.
     #[must_use]
     pub fn of_arrival(&self, arrival: &impl Arrival) -> Option<Route> {
@@ -275,7 +362,6 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn table_of(name: &str) -> RouteTable {
         let upstream = Arc::new(Upstream {
@@ -292,12 +378,20 @@ mod tests {
             names: None,
             accept_proxy: Arc::default(),
             send_proxy: None,
+            keep_source: false,
             path: PathChoice::Auto,
         })])
     }
 
     fn generation_of(number: u32, name: &str) -> Generation {
-        Generation::new(number, &Compiled::default(), table_of(name), Arc::default())
+        Generation::new(
+            number,
+            &Compiled::default(),
+            ByRole {
+                forward: table_of(name),
+                ..ByRole::default()
+            },
+        )
     }
 
     #[test]

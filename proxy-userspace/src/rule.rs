@@ -3,6 +3,7 @@
 //! Plain, validated types. `config` builds them from the file, `policy` compiles them into kernel tables,
 //! `connection` reads the action of the rule the kernel chose. Nothing here knows TOML, maps or sockets.
 
+mod gateway;
 mod name;
 mod reverse;
 
@@ -15,8 +16,38 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+pub use gateway::Gateway;
 pub use name::{Kind, Limits, MOST_PEEKED, Name, NameEntry, Names, Pattern};
 pub use reverse::{Listen, ProxyHeader, Reverse, ReverseVia};
+
+/// The rules of every role, each in file order.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Roles<'a> {
+    /// Those for what processes of this host open.
+    pub forward: &'a [Rule],
+    /// Those for what arrives at this host.
+    pub reverse: &'a [Reverse],
+    /// Those for what passes through.
+    pub gateway: &'a [Gateway],
+}
+
+impl<'a> From<&'a [Rule]> for Roles<'a> {
+    fn from(forward: &'a [Rule]) -> Self {
+        Self {
+            forward,
+            ..Self::default()
+        }
+    }
+}
+
+impl<'a> From<&'a [Reverse]> for Roles<'a> {
+    fn from(reverse: &'a [Reverse]) -> Self {
+        Self {
+            reverse,
+            ..Self::default()
+        }
+    }
+}
 
 /// One `[[forward]]` rule. The first rule in file order whose [`Match`] holds decides.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -88,7 +88,7 @@ async fn serve(
         Err(error) => Err(error),
     };
     // Everybody who was connected has ended; what they sent last may still be on its way.
-    service.stop(drain_timeout).await;
+    Box::pin(service.stop(drain_timeout)).await;
     job.finish()?;
     Ok(ended?)
 }
@@ -99,9 +99,9 @@ fn configuration(args: &ExecArgs) -> Result<Config> {
         Some(file) => daemon::load(file)?,
         None => through(&args.via)?,
     };
-    if !config.reverse.is_empty() {
+    if !config.reverse.is_empty() || !config.gateway.is_empty() {
         return Err(Failure::usage(
-            "`culvert exec` takes what one command opens, and no `[[reverse]]` rules; `culvert run` does",
+            "`culvert exec` takes what one command opens, and no `[[reverse]]` or `[[gateway]]` rules; `culvert run` does",
         )
         .into());
     }
@@ -133,6 +133,7 @@ fn through(urls: &[String]) -> Result<Config> {
         groups: BTreeMap::new(),
         forward: vec![rule],
         reverse: Vec::new(),
+        gateway: Vec::new(),
     })
 }
 

@@ -24,7 +24,7 @@ use crate::{
     intercept::Predecessor,
     policy::Names,
     privileges,
-    proxy::{GuardNeeds, Proxy, Rules, Settings},
+    proxy::{GuardNeeds, Proxy, Rules, Settings, Shown},
     record::AccessLogGuard,
     resolve,
     rule::{Calibrate, Reverse, Rule, Via},
@@ -42,6 +42,8 @@ pub(crate) struct Service {
     names: Names,
     config: Config,
     started: Instant,
+    /// When it was looked for what nothing tells of.
+    looked: Instant,
     _access_log: Option<AccessLogGuard>,
 }
 
@@ -73,16 +75,12 @@ impl Service {
             idle_timeout: daemon.idle_timeout,
             promote: daemon.promote,
             access_log,
+            keeps_sources: keeps_sources(&config),
             log_faults,
         };
         let mut proxy = Proxy::start(&settings, predecessor)?;
         let watcher = watcher(&config, &cgroups);
-        let names = resolve::resolve(
-            &config.forward,
-            &config.reverse,
-            &cgroups,
-            &Names::default(),
-        );
+        let names = resolve::resolve(config.roles(), &cgroups, &Names::default());
         proxy.install(&rules(&config, &names))?;
         proxy.attach(&attach_point, &cgroups.own_dir()?)?;
         warn_of_unresolved(&names);
@@ -94,6 +92,7 @@ impl Service {
             names,
             config,
             started: Instant::now(),
+            looked: Instant::now(),
             _access_log: guard,
         })
     }
@@ -122,8 +121,7 @@ impl Service {
             tokio::select! {
                 never = self.proxy.supervise() => match never {},
                 _ = self.watcher.next() => self.names_changed(),
-                () = interfaces_change(&self.names) => self.names_changed(),
-                () = time_to_steer(&self.config.reverse) => self.proxy.steer(&self.config.reverse),
+                () = time_to_look(&self.config, &self.names, self.looked) => self.look(),
             }
         }
     }
@@ -138,7 +136,7 @@ impl Service {
         }
         require_whole_hierarchy(&config, &self.cgroups)?;
         let watcher = watcher(&config, &self.cgroups);
-        let names = resolve::resolve(&config.forward, &config.reverse, &self.cgroups, &self.names);
+        let names = resolve::resolve(config.roles(), &self.cgroups, &self.names);
         // What is needed of a guard comes before the rules that need it; what is not goes after them.
         let (before, after) = (guard_needs(&self.config), guard_needs(&config));
         let installed = self
@@ -169,9 +167,12 @@ impl Service {
         };
         let arrivals = self.config.reverse.iter();
         let mut arrivals = arrivals.filter(|rule| rule.is_relayed());
+        let transits = self.config.gateway.iter();
+        let mut transits = transits.filter(|rule| rule.is_relayed());
         if self.config.daemon.calibrate == Calibrate::AtStart
             && (self.config.forward.iter().any(relayed_by_choice)
-                || arrivals.any(|rule| rule.path.is_auto()))
+                || arrivals.any(|rule| rule.path.is_auto())
+                || transits.any(|rule| rule.path.is_auto()))
         {
             self.proxy.calibrate();
         }
@@ -238,7 +239,9 @@ impl Service {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             cgroup: self.attach_point.display().to_string(),
-            rules: self.config.forward.len() + self.config.reverse.len(),
+            rules: self.config.forward.len()
+                + self.config.reverse.len()
+                + self.config.gateway.len(),
             hooks: counted(counters.into_iter()),
             ..self.proxy.status()
         }
@@ -267,14 +270,21 @@ impl Service {
         &self.config
     }
 
+    /// Looks for interfaces that rules name, listeners of services, and where endpoints are that see the addresses of clients.
+    fn look(&mut self) {
+        self.looked = Instant::now();
+        let is_same =
+            |(name, number): (&String, &Option<u32>)| socket::interface_number(name) == *number;
+        if !self.names.interfaces.iter().all(is_same) {
+            self.names_changed();
+        }
+        self.proxy.steer(&self.config.reverse);
+        self.proxy.follow_sources(&rules(&self.config, &self.names));
+    }
+
     /// A cgroup, executable or interface that rules name appeared, changed or went away.
     fn names_changed(&mut self) {
-        let names = resolve::resolve(
-            &self.config.forward,
-            &self.config.reverse,
-            &self.cgroups,
-            &self.names,
-        );
+        let names = resolve::resolve(self.config.roles(), &self.cgroups, &self.names);
         if names == self.names {
             return;
         }
@@ -291,7 +301,7 @@ impl Service {
 }
 
 fn guard_needs(config: &Config) -> GuardNeeds {
-    GuardNeeds::of(&config.forward, &config.reverse)
+    GuardNeeds::of(config.roles())
 }
 
 /// The kernel counts the depth of cgroups from the real root. From inside a cgroup namespace we do not know it.
@@ -308,8 +318,7 @@ fn require_whole_hierarchy(config: &Config, cgroups: &Cgroup2) -> Result<()> {
 
 fn rules<'a>(config: &'a Config, names: &'a Names) -> Rules<'a> {
     Rules {
-        rules: &config.forward,
-        reverse: &config.reverse,
+        roles: config.roles(),
         upstreams: &config.upstreams,
         groups: &config.groups,
         names,
@@ -331,31 +340,24 @@ fn watcher(config: &Config, cgroups: &Cgroup2) -> Watcher {
     )
 }
 
-/// Returns when it is time to look for the listeners of services; never if no rule is steered.
-async fn time_to_steer(rules: &[Reverse]) {
-    if rules.iter().all(|rule| rule.steered_to().is_none()) {
-        return pending().await;
-    }
-    sleep(STEER_INTERVAL).await;
+fn keeps_sources(config: &Config) -> bool {
+    Shown::are_wanted(&config.reverse, &config.groups)
 }
 
-/// How soon the listener of a service that was restarted is known.
-const STEER_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Returns when an interface that rules name has appeared, gone, or become another of the same name.
-async fn interfaces_change(known: &Names) {
-    if known.interfaces.is_empty() {
+/// Returns when it is time to look again; never if rules need nothing of that. Other events do not put it off.
+async fn time_to_look(config: &Config, names: &Names, looked: Instant) {
+    let is_steered = |rule: &Reverse| rule.steered_to().is_some();
+    let wants = !names.interfaces.is_empty()
+        || keeps_sources(config)
+        || config.reverse.iter().any(is_steered);
+    if !wants {
         return pending().await;
     }
-    let is_same =
-        |(name, number): (&String, &Option<u32>)| socket::interface_number(name) == *number;
-    while known.interfaces.iter().all(is_same) {
-        sleep(INTERFACE_INTERVAL).await;
-    }
+    sleep(LOOK_INTERVAL.saturating_sub(looked.elapsed())).await;
 }
 
-/// How often is looked. That is one call for each.
-const INTERFACE_INTERVAL: Duration = Duration::from_secs(1);
+/// How soon it is known that an interface has come or gone, that a service was restarted, or that an endpoint has moved.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 fn warn_of_unresolved(names: &Names) {
     for missing in resolve::unresolved(names) {

@@ -135,6 +135,15 @@ impl Stats {
     }
 }
 
+/// What a connection was accepted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Door {
+    /// The address of the listener itself.
+    pub(crate) address: SocketAddr,
+    /// Whether it is for what passes through.
+    pub(crate) is_gate: bool,
+}
+
 /// What the connections of one worker share.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,

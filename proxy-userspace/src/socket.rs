@@ -3,6 +3,7 @@
 //! Listeners and upstream sockets are created here and nowhere else, so that one place decides what all of them have
 //! in common. It knows neither rules nor proxies: callers bring addresses and get sockets.
 
+mod foreign;
 mod ingress;
 pub mod repair;
 
@@ -14,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+pub use self::foreign::{SourcePort, bind_foreign, is_taken};
 use nix::{
     errno::Errno,
     getsockopt_impl, ioctl_read_bad,
@@ -21,6 +23,7 @@ use nix::{
     setsockopt_impl, sockopt_impl,
     sys::socket::{MsgFlags, getsockopt, recv, setsockopt},
 };
+
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpStream;
 
@@ -45,6 +48,25 @@ pub fn listener(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog)?;
+    Ok(socket.into())
+}
+
+/// As [`listener`], with a port of its own, and transparent: it takes connections to any address that it is given, and answers from
+/// there (`IP_TRANSPARENT`, `IPV6_TRANSPARENT`, which who is accepted inherits).
+///
+/// # Errors
+///
+/// Without `CAP_NET_ADMIN` or `CAP_NET_RAW`.
+pub fn gate(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
+    let socket = stream_socket(address)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+        socket.set_ip_transparent_v6(true)?;
+    } else {
+        socket.set_ip_transparent_v4(true)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(backlog)?;
     Ok(socket.into())
@@ -90,7 +112,7 @@ pub fn cookie(socket: &impl AsFd) -> io::Result<u64> {
 ///
 /// # Errors
 ///
-/// `ENOPROTOOPT` on older kernels.
+/// `ENOPROTOOPT` on older kernels, where a hook is asked.
 pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
     Ok(getsockopt(socket, NetnsCookie)?)
 }
@@ -144,6 +166,19 @@ pub fn has_ended(socket: &impl AsFd) -> io::Result<bool> {
 #[must_use]
 pub fn interface_number(name: &str) -> Option<u32> {
     nix::net::if_::if_nametoindex(name).ok()
+}
+
+/// The name of an interface in the network namespace of this thread.
+#[must_use]
+pub fn interface_name(number: u32) -> Option<String> {
+    let name = nix::net::if_::if_indextoname(number).ok()?;
+    name.into_string().ok()
+}
+
+/// Whether there is an interface of this number in the network namespace of this thread.
+#[must_use]
+pub fn has_interface(number: u32) -> bool {
+    nix::net::if_::if_indextoname(number).is_ok()
 }
 
 /// The number of the interface that a connection arrived by, as the kernel noted it when the handshake ended

@@ -10,6 +10,7 @@ mod http;
 mod names;
 mod probe;
 mod socks5;
+mod source;
 mod stream;
 mod tls;
 
@@ -29,6 +30,7 @@ pub use self::{
     error::{DialError, OnwardCause, ProtocolCause, RefusalCause, Target},
     names::{Answer, ResolveError, Service},
     probe::{HttpProbe, Probe, ProbeError, TlsProbe},
+    source::{Foreign, Return, Source, SourceError},
     stream::UpstreamStream,
     tls::TrustError,
 };

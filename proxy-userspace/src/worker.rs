@@ -16,7 +16,11 @@ use std::{
 
 use tokio::{
     runtime::{Builder, LocalOptions},
-    sync::{Semaphore, watch},
+    sync::{
+        Semaphore,
+        mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+        watch,
+    },
 };
 
 use crate::{
@@ -25,7 +29,7 @@ use crate::{
     process::Processes,
     relay::shortcut::Shortcuts,
     shared::{OriginalDst, Shared, Worker},
-    upstream::{Dialer, Exempt},
+    upstream::{Dialer, Exempt, Foreign},
 };
 
 /// What a worker is made of.
@@ -38,6 +42,8 @@ pub struct Parts {
     pub exempt: Arc<dyn Exempt>,
     /// What opens the shortcut to its connections, if anything.
     pub shortcuts: Option<Arc<dyn Shortcuts>>,
+    /// What connections from addresses of clients need, if it is to make any.
+    pub foreign: Option<Arc<Foreign>>,
     /// Connections it takes at once.
     pub max_connections: usize,
 }
@@ -47,6 +53,7 @@ pub struct Parts {
 pub struct Handle {
     thread: JoinHandle<()>,
     pulse: Arc<AtomicU64>,
+    gates: UnboundedSender<TcpListener>,
 }
 
 impl Handle {
@@ -54,6 +61,12 @@ impl Handle {
     #[must_use]
     pub fn pulse(&self) -> u64 {
         self.pulse.load(Relaxed)
+    }
+
+    /// Has it accept from a listener for what passes through, too.
+    pub fn open(&self, gate: TcpListener) {
+        // A worker that is gone accepts nothing, and the heartbeat tells.
+        let _ = self.gates.send(gate);
     }
 
     /// Waits for the thread after it was told to stop.
@@ -80,6 +93,7 @@ pub fn start(
     let pulse = Arc::new(AtomicU64::new(0));
     let beat = Arc::clone(&pulse);
     let (report, made) = mpsc::channel();
+    let (gates, opened) = unbounded_channel();
     let thread = thread::Builder::new().name(name).spawn(move || {
         // Made here: it cannot leave its thread, and so its tasks need no locks between them.
         let runtime = Builder::new_current_thread()
@@ -93,18 +107,23 @@ pub fn start(
         // Who started this waits for it.
         _ = report.send(outcome);
         let Some(runtime) = runtime else { return };
-        if let Err(error) = privileges::keep_what_a_worker_needs() {
+        if let Err(error) = privileges::keep_what_a_worker_needs(parts.foreign.is_some()) {
             tracing::warn!("{error:#}");
         }
-        runtime.block_on(run(parts, shared, stop, beat));
+        runtime.block_on(run(parts, opened, shared, stop, beat));
     })?;
     made.recv()
         .map_err(|_| io::Error::other("the thread ended at once"))??;
-    Ok(Handle { thread, pulse })
+    Ok(Handle {
+        thread,
+        pulse,
+        gates,
+    })
 }
 
 async fn run(
     parts: Parts,
+    gates: UnboundedReceiver<TcpListener>,
     shared: Arc<Shared>,
     mut stop: watch::Receiver<bool>,
     pulse: Arc<AtomicU64>,
@@ -112,14 +131,14 @@ async fn run(
     let worker = Rc::new(Worker {
         shared,
         original_dst: RefCell::new(parts.original_dst),
-        dialer: Dialer::new(parts.exempt),
+        dialer: Dialer::new(parts.exempt).with_foreign(parts.foreign.unwrap_or_default()),
         shortcuts: parts.shortcuts,
         processes: RefCell::new(Processes::new()),
         permits: Arc::new(Semaphore::new(parts.max_connections)),
         stop: stop.clone(),
         last_warnings: RefCell::default(),
     });
-    match Listeners::new(parts.listeners) {
+    match Listeners::new(parts.listeners, gates) {
         Ok(listeners) => {
             tokio::task::spawn_local(listener::serve(Rc::clone(&worker), listeners));
         }

@@ -13,9 +13,10 @@ use std::collections::BTreeMap;
 
 use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
-    ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Hit, Lane, LaneKey, MAX_RULES, MemberKey,
-    Membership, OwnKey, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleRef,
-    RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, names, relay,
+    ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, GATES, Hit, Lane, LaneKey, MAX_HOSTS,
+    MAX_RULES, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey,
+    Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener,
+    names, relay,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -123,6 +124,15 @@ fn shapes_for_arrivals() -> BTreeMap<&'static str, Shape> {
     const INDEX: usize = size_of::<u32>();
     let prefix = INDEX + size_of::<PrefixKey>();
     BTreeMap::from([
+        (
+            names::HOSTS,
+            (
+                HASH,
+                size_of::<PrefixKey>(),
+                size_of::<Areas>(),
+                Some(2 * MAX_HOSTS),
+            ),
+        ),
         (names::AREAS, (LPM_TRIE, prefix, size_of::<Areas>(), None)),
         (
             names::CELLS,
@@ -149,6 +159,31 @@ fn shapes_for_arrivals() -> BTreeMap<&'static str, Shape> {
     ])
 }
 
+/// As [`shapes`], the maps for what passes through, and for answers to the addresses of clients.
+fn shapes_for_transit() -> BTreeMap<&'static str, Shape> {
+    use bpf_map_type::{
+        BPF_MAP_TYPE_ARRAY as ARRAY, BPF_MAP_TYPE_LRU_HASH as LRU_HASH,
+        BPF_MAP_TYPE_SK_STORAGE as SK_STORAGE, BPF_MAP_TYPE_SOCKMAP as SOCKMAP,
+    };
+    const INDEX: usize = size_of::<u32>();
+    let gates = GATES * listener::COUNT;
+    BTreeMap::from([
+        (
+            names::TRANSIT_ACTIONS,
+            (ARRAY, INDEX, size_of::<Action>(), Some(2 * MAX_RULES)),
+        ),
+        (names::GATES, (SOCKMAP, INDEX, INDEX, Some(gates))),
+        (
+            names::PASSAGE,
+            (ARRAY, INDEX, size_of::<Passage>(), Some(1)),
+        ),
+        (names::ABROAD, (SK_STORAGE, size_of::<i32>(), INDEX, None)),
+        (names::RELAYED, (LRU_HASH, size_of::<OwnKey>(), INDEX, None)),
+        (names::FOREIGN, (SK_STORAGE, size_of::<i32>(), INDEX, None)),
+        (names::RETURN_MARK, (ARRAY, INDEX, INDEX, Some(1))),
+    ])
+}
+
 /// As [`shapes`], the maps for what is rewritten.
 fn shapes_for_endpoints() -> BTreeMap<&'static str, Shape> {
     use bpf_map_type::{
@@ -172,6 +207,7 @@ fn the_object_has_exactly_our_maps() {
     let object = object();
     let mut shapes = shapes();
     shapes.extend(shapes_for_arrivals());
+    shapes.extend(shapes_for_transit());
     shapes.extend(shapes_for_endpoints());
     assert_eq!(
         shapes.keys().copied().collect::<Vec<_>>(),

@@ -23,7 +23,7 @@ use proxy_userspace::{
     policy::Compiled,
     record::{AccessLog, Format},
     relay::{COMPARED, Calibration, Path, Paths},
-    routes::{Generation, Route, Routes},
+    routes::{ByRole, Generation, Route, Routes},
     rule::PathChoice,
     shared::{OriginalDst, Shared, Stats},
     socket,
@@ -93,13 +93,16 @@ impl Rig {
             names: None,
             accept_proxy: Arc::default(),
             send_proxy: None,
+            keep_source: false,
             path,
         };
         routes.publish(&Generation::new(
             GENERATION,
             &Compiled::default(),
-            [Some(route)].into(),
-            Arc::default(),
+            ByRole {
+                forward: [Some(route)].into(),
+                ..ByRole::default()
+            },
         ));
         let shared = Arc::new(Shared {
             live: Arc::default(),
@@ -117,6 +120,7 @@ impl Rig {
             original_dst: Box::new(table.clone()),
             exempt: Arc::new(NoExemption),
             shortcuts: None,
+            foreign: None,
             max_connections: 64,
         };
         let (stop, stopped) = watch::channel(false);

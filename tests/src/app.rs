@@ -18,7 +18,7 @@ use std::{
 use nix::errno::Errno;
 
 use crate::{eventually, stress::Flows};
-use protocol::{Answer, Call, Family, Kind, Opening, Reply, Storm};
+use protocol::{Answer, Call, Family, Kind, Opening, Reply, Storm, Visit};
 
 pub use protocol::Route;
 pub use socket::Socket;
@@ -169,6 +169,30 @@ impl App {
     /// That of the first `connect()` that fails.
     pub fn hold(&self, address: SocketAddr, count: u32) -> Result<()> {
         self.call(&Call::Hold { address, count }).map(drop)
+    }
+
+    /// Sends a payload on each of the connections that it keeps, and verifies what an echo server sends back.
+    ///
+    /// # Errors
+    /// That of the first exchange that fails; `EBADMSG` when a byte is missing or wrong.
+    pub fn exchange_held(&self, length: u64) -> Result<()> {
+        self.call(&Call::ExchangeHeld { length }).map(drop)
+    }
+
+    /// Becomes a server that says its port to every client and sends back what it receives. Returns where it listens.
+    pub fn serve(&self, address: SocketAddr) -> SocketAddr {
+        match self.call(&Call::Serve(address)) {
+            Ok(Answer::Address(address)) => address,
+            other => panic!("{address}: {other:?}"),
+        }
+    }
+
+    /// Makes many connections to servers that say their ports.
+    pub fn visit(&self, storm: &Storm) -> Vec<Visit> {
+        match self.call(&Call::Visit(storm.clone())) {
+            Ok(Answer::Visits(visits)) => visits,
+            other => panic!("{storm:?}: {other:?}"),
+        }
     }
 }
 

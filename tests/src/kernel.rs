@@ -7,8 +7,32 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, loaded_maps},
     programs::{loaded_links, loaded_programs},
 };
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    errno::Errno,
+    sys::utsname::uname,
+    time::{ClockId, clock_gettime},
+};
 use proxy_common::{COUNTERS, Lane, LaneKey, OwnKey, Record, RecordKey, Relay, Sent, names};
+
+/// What an app sees that a rule refuses: hooks of `connect()` may say so since Linux 6.1 (dea6a4e17013), before it is always EPERM.
+pub fn refusal() -> Errno {
+    if version() >= (6, 1) {
+        Errno::ECONNREFUSED
+    } else {
+        Errno::EPERM
+    }
+}
+
+/// The first two numbers of the running kernel's release.
+pub fn version() -> (u32, u32) {
+    let name = uname().expect("the kernel's name");
+    let release = name.release().to_string_lossy();
+    let mut numbers = release
+        .split(|letter: char| !letter.is_ascii_digit())
+        .map(|number| number.parse().expect("a number"));
+    let mut next = || numbers.next().expect("two numbers");
+    (next(), next())
+}
 
 /// Ids of BPF objects, which the kernel gives out once and never again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

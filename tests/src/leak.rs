@@ -1,8 +1,8 @@
 //! What must not be left when a test is over, looked for by the ids and names of everything the test made.
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
-use crate::{eventually::in_time, kernel::Objects, mounts::Mounts};
+use crate::{eventually::in_time, kernel::Objects, mounts::Mounts, netns::Netns, process::output};
 
 /// Waits until the kernel has freed the objects, which it does some time after their last user ended.
 ///
@@ -14,6 +14,22 @@ pub fn check_objects(objects: &Objects) {
         "left in the kernel: {:?}",
         objects.remaining()
     );
+}
+
+/// Looks for routing rules and routes of culvert's, which carry a tag.
+///
+/// Panics, showing them, when there are any.
+pub fn check_routing(netns: &Netns) {
+    for arguments in [
+        "rule show",
+        "-6 rule show",
+        "route show table all",
+        "-6 route show table all",
+    ] {
+        let arguments = arguments.split(' ');
+        let shown = netns.within(|| output(Command::new("ip").args(arguments)));
+        assert!(!shown.contains("proto 67"), "left in routing: {shown}");
+    }
 }
 
 /// Looks for pins and directories of culvert's.

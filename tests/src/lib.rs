@@ -21,6 +21,7 @@ pub mod app;
 pub mod cgroup;
 pub mod daemon;
 pub mod eventually;
+pub mod hosts;
 pub mod kernel;
 pub mod leak;
 pub mod load;
@@ -34,6 +35,7 @@ pub mod rules;
 pub mod sandbox;
 pub mod stress;
 pub mod terminal;
+pub mod usage;
 pub mod ways;
 
 pub use app::{App, Socket};

@@ -3,6 +3,7 @@
 //! They are started inside [`Sandbox::within`](crate::Sandbox::within) and so listen in the test's network namespace. The
 //! test process is in no cgroup of the test's, so nothing that they do is intercepted.
 
+mod crowd;
 mod haproxy;
 mod http_proxy;
 mod name_server;
@@ -25,6 +26,7 @@ use std::{
 
 use socket2::{Domain, SockRef, Socket, Type};
 
+pub use crowd::Crowd;
 pub use haproxy::haproxy;
 pub use http_proxy::HttpProxy;
 pub use name_server::NameServer;

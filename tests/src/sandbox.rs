@@ -59,7 +59,8 @@ impl Sandbox {
         let netns = Netns::new();
         let v4 = [SERVER_V4, OTHER_V4, CLIENT_V4].map(IpAddr::from);
         let v6 = [SERVER_V6, OTHER_V6, CLIENT_V6].map(IpAddr::from);
-        for address in v4.into_iter().chain(v6) {
+        let has_v6 = Path::new("/proc/sys/net/ipv6").exists();
+        for address in v4.into_iter().chain(v6.into_iter().filter(|_| has_v6)) {
             netns.add_address(address);
         }
         let cgroup = Cgroup::new();
@@ -201,6 +202,7 @@ impl Sandbox {
     fn check(&self) {
         leak::check_objects(&self.objects.lock().expect("objects"));
         leak::check_files(&self.mounts);
+        leak::check_routing(&self.netns);
         for cgroup in [&self.daemon_cgroup, &self.app_cgroup] {
             assert!(
                 cgroup.children().is_empty(),

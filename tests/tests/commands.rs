@@ -152,7 +152,11 @@ fn the_doctor_finds_this_machine_fit_and_tries_every_program() {
     assert_eq!(report["forward_proxy"], true);
     let programs = checks.iter().filter(|(id, _)| id.starts_with("program_"));
     let programs: Vec<_> = programs.collect();
-    assert_eq!(programs.len(), 17, "{checks:?}");
+    assert_eq!(
+        programs.len(),
+        proxy_common::names::PROGRAMS.len(),
+        "{checks:?}"
+    );
     assert!(
         programs.iter().all(|(_, status)| *status == "ok"),
         "{checks:?}"

@@ -24,6 +24,7 @@ use culvert_tests::{
     daemon::Settings,
     eventually,
     eventually::PATIENCE,
+    kernel::refusal,
     load::{assert_flawless, assert_flawless_before, begun_after},
     peer::{Server, read_all},
     process::output,
@@ -122,7 +123,7 @@ fn after_a_kill_rules_that_refuse_refuse_until_detached() {
 
     load.await_rounds(3);
     let rounds = load.finish();
-    let refused = BTreeMap::from([(Errno::ECONNREFUSED as i32, 20)]);
+    let refused = BTreeMap::from([(refusal() as i32, 20)]);
     for round in begun_after(&rounds, dead) {
         assert_eq!(round.outcomes, refused);
     }
@@ -161,7 +162,7 @@ fn the_next_daemon_takes_over_from_a_killed_one() {
         let mut killed = sandbox.culvert(&all("refuse"));
         assert_eq!(pinned(&sandbox, pins), [killed.pid().to_string()]);
         killed.kill();
-        assert_eq!(app.probe(mirror.address()), Err(Errno::ECONNREFUSED));
+        assert_eq!(app.probe(mirror.address()), Err(refusal()));
 
         let mut next = sandbox.culvert(&all("refuse"));
         assert_eq!(pinned(&sandbox, pins), [next.pid().to_string()]);
@@ -186,7 +187,7 @@ fn each_rule_of_a_file_fails_in_its_own_way() {
     assert_eq!(app.probe(closed.address()), Ok(Route::Relayed));
     culvert.kill();
     assert_eq!(app.probe(open.address()), Ok(Route::Direct));
-    assert_eq!(app.probe(closed.address()), Err(Errno::ECONNREFUSED));
+    assert_eq!(app.probe(closed.address()), Err(refusal()));
     sandbox.detach();
     await_route(&app, closed.address(), Route::Direct);
 }
@@ -215,7 +216,7 @@ fn a_hung_relay_counts_as_failed_until_it_goes_on() {
     });
     for _ in 0..20 {
         assert_eq!(app.probe(open.address()), Ok(Route::Direct));
-        assert_eq!(app.probe(closed.address()), Err(Errno::ECONNREFUSED));
+        assert_eq!(app.probe(closed.address()), Err(refusal()));
     }
     assert_eq!(culvert.counter("fail_heartbeat"), 40);
     assert_eq!(culvert.counter("failed_direct"), 20);

@@ -13,6 +13,7 @@ use std::{net::SocketAddr, sync::Arc};
 use culvert_tests::{
     App, Sandbox,
     app::Route,
+    kernel::refusal,
     netns::Netns,
     peer::Server,
     process::app_binary,
@@ -93,7 +94,7 @@ fn in_another_network_namespace_the_fail_mode_decides() {
     let culvert = sandbox.culvert(&format!("{RELAY}{BOTH_FAIL_MODES}"));
     let app = App::start(&mut sandbox.command_elsewhere(&elsewhere, app_binary()));
     assert_eq!(app.probe(open.address()), Ok(Route::Direct));
-    assert_eq!(app.probe(closed.address()), Err(Errno::ECONNREFUSED));
+    assert_eq!(app.probe(closed.address()), Err(refusal()));
     assert_eq!(app.probe(unselected.address()), Ok(Route::Direct));
     assert_eq!(culvert.counter("fail_netns"), 2);
     assert_eq!(culvert.counter("failed_direct"), 1);
@@ -115,7 +116,7 @@ fn the_port_of_the_listener_is_no_way_around_a_rule_elsewhere() {
     let app = App::start(&mut sandbox.command_elsewhere(&elsewhere, app_binary()));
     for listener in [culvert.listener_v4(), culvert.listener_v6()] {
         let mirror = elsewhere.within(|| Server::mirror(listener));
-        assert_eq!(app.probe(mirror.address()), Err(Errno::ECONNREFUSED));
+        assert_eq!(app.probe(mirror.address()), Err(refusal()));
         assert_eq!(mirror.clients(), []);
     }
 }
@@ -131,7 +132,7 @@ fn without_ipv6_the_fail_mode_decides_for_ipv6() {
     let culvert = sandbox.culvert(&format!("{RELAY}{BOTH_FAIL_MODES}"));
     let app = sandbox.app();
     assert_eq!(app.probe(mirrors[0].address()), Ok(Route::Direct));
-    assert_eq!(app.probe(mirrors[1].address()), Err(Errno::ECONNREFUSED));
+    assert_eq!(app.probe(mirrors[1].address()), Err(refusal()));
     assert_eq!(culvert.counter("fail_family"), 2);
     let v4 = sandbox.within(|| Server::mirror((SERVER_V4, 1001)));
     assert_eq!(app.probe(v4.address()), Ok(Route::Relayed));

@@ -10,12 +10,11 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     process::Stdio,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use culvert_tests::{
@@ -26,6 +25,7 @@ use culvert_tests::{
     peer::{Server, reset_on_close},
     process::{Running, run},
     sandbox::{OTHER_V4, SERVER_V4},
+    usage::{assert_rests, cpu_time, resident},
 };
 use nix::errno::Errno;
 
@@ -51,43 +51,6 @@ fn through(scheme: &str, proxy: SocketAddr) -> String {
     )
 }
 
-/// CPU time that a process has used, user and system.
-fn cpu_time(pid: u32) -> Duration {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // Fields 14 and 15, counted from behind the name, which may hold anything.
-    let fields = text.rsplit_once(')').unwrap().1;
-    let ticks: u64 = fields
-        .split_ascii_whitespace()
-        .skip(11)
-        .take(2)
-        .map(|field| field.parse::<u64>().unwrap())
-        .sum();
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK);
-    let per_second = u64::try_from(per_second.unwrap().unwrap()).unwrap();
-    Duration::from_millis(ticks * 1000 / per_second)
-}
-
-/// What a process has in memory, in bytes.
-fn resident(pid: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
-    let kilobytes = line.split_ascii_whitespace().nth(1).unwrap();
-    kilobytes.parse::<u64>().unwrap() * 1024
-}
-
-/// Looks that a daemon does not turn in circles.
-fn assert_rests(culvert: &Culvert<'_>) {
-    let (before, begun) = (cpu_time(culvert.pid()), Instant::now());
-    // Time must pass for this one: a daemon that spins uses all of it.
-    thread::sleep(Duration::from_secs(1));
-    let used = cpu_time(culvert.pid()).saturating_sub(before);
-    let passed = begun.elapsed();
-    assert!(used < passed / 4, "it used {used:?} of {passed:?} waiting");
-}
-
 /// Holds more connections than a daemon takes, and looks that it rests until there is room.
 fn assert_rests_at_its_limit(sandbox: &Sandbox, culvert: &Culvert<'_>, limit: usize) {
     let busy = sandbox.within(|| Server::echo((SERVER_V4, 0)));
@@ -104,7 +67,7 @@ fn assert_rests_at_its_limit(sandbox: &Sandbox, culvert: &Culvert<'_>, limit: us
     let socket = waiting.tcp(echo.address());
     socket.connect(echo.address()).unwrap();
     socket.send(b"patience").unwrap();
-    assert_rests(culvert);
+    assert_rests(culvert.pid());
     assert_eq!(busy.clients().len(), limit);
 
     drop(holding);
@@ -152,7 +115,7 @@ fn a_daemon_out_of_files_rests_and_recovers() {
     eventually("a word about the limit", || {
         culvert.log().contains("open files").then_some(())
     });
-    assert_rests(&culvert);
+    assert_rests(culvert.pid());
     limit(20_000);
     assert_eq!(socket.receive(8).unwrap(), b"patience");
 }

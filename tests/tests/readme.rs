@@ -25,6 +25,7 @@ use culvert_tests::{
     Sandbox,
     cgroup::Cgroup,
     eventually,
+    hosts::{self, Hosts, LAN},
     peer::{HttpProxy, Server, Socks5},
     process::{Running, attempt, culvert_binary, output, run, write_private},
     record::CloseRecord,
@@ -55,6 +56,8 @@ const USER: &str = "sudo culvert run --config user.toml";
 const REFUSE: &str = "sudo culvert run --config refuse.toml";
 const ROUTE: &str = "sudo ip route add local 198.51.100.0/24 dev lo";
 const FRONT: &str = "sudo culvert run --config front.toml";
+const SOURCE: &str = "sudo culvert run --config source.toml";
+const GATEWAY: &str = "sudo culvert run --config gateway.toml";
 const NAMES: &str = "sudo culvert run --config names.toml";
 const CHECK: &str = "sudo culvert check password.toml";
 const PLAN: &str = "sudo culvert plan --config password.toml";
@@ -105,14 +108,14 @@ fn file(name: &str) -> String {
 fn every_command_of_the_readme_is_run_by_a_test() {
     let mut known: Vec<&str> = NOT_FROM_A_TEST.to_vec();
     known.extend([
-        EXEC, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, NAMES, DRAIN, RESTORE, CHECK, PLAN,
-        PASSWORD,
+        EXEC, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, SOURCE, NAMES, GATEWAY, DRAIN, RESTORE,
+        CHECK, PLAN, PASSWORD,
     ]);
     known.sort_unstable();
     let mut commands = commands();
     commands.sort_unstable();
     assert_eq!(commands, known);
-    assert_eq!(blocks("toml").len(), 7);
+    assert_eq!(blocks("toml").len(), 9);
 }
 
 /// The machine of the README.
@@ -345,6 +348,45 @@ fn in_front_of_a_service_that_stays_where_it_is() {
     assert!(status.contains("arrived_relayed 3"), "{status}");
     assert!(daemon.end(Signal::SIGTERM).success());
     assert_page(&machine.curl("198.51.100.77"));
+}
+
+#[test]
+fn in_front_of_a_service_that_sees_who_connects() {
+    let machine = Machine::new();
+    machine.write("source.toml");
+    let daemon = machine.daemon(SOURCE);
+    assert_page(&machine.curl("192.0.2.10"));
+    let clients = machine.web.clients();
+    assert_eq!(clients.len(), 1);
+    // This host's own, from which it connects to itself.
+    assert_eq!(clients[0].ip(), WEB);
+    let status = output(&mut machine.command("culvert status"));
+    assert!(status.contains("arrived_relayed 1"), "{status}");
+    assert!(daemon.end(Signal::SIGTERM).success());
+}
+
+#[test]
+fn what_other_hosts_send_through_is_relayed() {
+    let machine = Machine::new();
+    let sandbox = &machine.sandbox;
+    let hosts = Hosts::around(sandbox);
+    // As the README has it: a network behind eth1.
+    let router = sandbox.netns();
+    router.ip(&format!("link set {} down", LAN[0]));
+    router.ip(&format!("link set {} name eth1 up", LAN[0]));
+    router.ip("addr add 192.168.7.1/24 dev eth1");
+    let client = hosts.client(0);
+    client.ip(&format!("addr add 192.168.7.2/24 dev {}", LAN[0]));
+    client.ip("route replace default via 192.168.7.1");
+    let [server, _] = hosts::server(0);
+    let web = hosts.server(0).within(|| Server::web((server, 80)));
+    machine.write("gateway.toml");
+    let daemon = machine.daemon(GATEWAY);
+    let mut curl = sandbox.command_elsewhere(client, "/usr/bin/curl");
+    assert_page(&attempt(curl.args(["-sS", &format!("http://{server}/")])));
+    let [router, _] = hosts::toward_server(0);
+    assert_eq!(web.clients()[0].ip(), router);
+    assert!(daemon.end(Signal::SIGTERM).success());
 }
 
 #[test]

@@ -17,6 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use culvert_tests::{
     App, Sandbox,
     app::protocol::How,
+    kernel::refusal,
     peer::{Server, Socks5, reset_on_close},
     rules::{ALL, RELAY, all_via, relayed},
     sandbox::{CLOSED_PORT, SERVER_V4, SERVER_V6},
@@ -194,14 +195,14 @@ fn a_rule_that_refuses_fails_the_connect_itself() {
     let culvert = sandbox.culvert(&(refused.to_owned() + RELAY + &relayed("rest", "port = 80")));
     let app = sandbox.app();
     let socket = app.tcp(server.address());
-    assert_eq!(socket.connect(server.address()), Err(Errno::ECONNREFUSED));
+    assert_eq!(socket.connect(server.address()), Err(refusal()));
     let socket = app.tcp(server.address());
     socket.set_nonblocking(true);
-    assert_eq!(socket.connect(server.address()), Err(Errno::ECONNREFUSED));
+    assert_eq!(socket.connect(server.address()), Err(refusal()));
     let socket = app.tcp(server.address());
     assert_eq!(
         socket.connect_by(server.address(), How::IoUring),
-        Err(Errno::ECONNREFUSED)
+        Err(refusal())
     );
     assert_eq!(server.clients(), []);
     assert_eq!(culvert.counter("refused"), 3);

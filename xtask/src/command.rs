@@ -62,13 +62,19 @@ pub(crate) fn read(command: &mut Command) -> Result<String> {
     String::from_utf8(stdout).with_context(|| format!("output of {}", line(command)))
 }
 
-/// Whether `name` is a program in `PATH`, or among the administrator's, which a user's `PATH` leaves out; or, with a whole path, a
-/// file.
+/// Whether there is such a program.
 pub(crate) fn exists(name: &str) -> bool {
+    find(name).is_some()
+}
+
+/// The program called `name` in `PATH`, or among the administrator's, which a user's `PATH` leaves out; or, with a whole path, a
+/// file.
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .any(|folder| folder.join(name).is_file())
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
 }
 
 /// The command as one would type it.

@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod command;
+mod kernels;
 mod lint;
 mod packages;
 mod progress;
@@ -46,6 +47,18 @@ enum Task {
     Test {
         /// Run only tests whose name contains this
         filter: Option<String>,
+        /// Run a selection on Debian's kernels instead, under QEMU
+        #[arg(long)]
+        kernels: bool,
+        /// Only on kernels of this series, such as 6.1
+        #[arg(long, requires = "kernels")]
+        series: Vec<String>,
+        /// With culvert built for debugging
+        #[arg(long, requires = "kernels")]
+        debug: bool,
+        /// Put the result into the README
+        #[arg(long, requires = "kernels")]
+        write_readme: bool,
     },
     /// Measure culvert beside its peers
     Bench {
@@ -72,7 +85,26 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Build { debug: true } => print_path(&workspace, Profile::Dev)?,
         Task::Build { debug: false } => print_path(&workspace, Profile::Release)?,
         Task::Run { arguments } => run::run(&workspace, &arguments)?,
-        Task::Test { filter } => return test::test(&workspace, filter.as_deref()),
+        Task::Test {
+            filter,
+            kernels: true,
+            series,
+            debug,
+            write_readme,
+        } => {
+            let wanted = kernels::Wanted {
+                profile: if debug {
+                    Profile::Dev
+                } else {
+                    Profile::Release
+                },
+                series: &series,
+                filter: filter.as_deref(),
+                writes_readme: write_readme,
+            };
+            return kernels::test(&workspace, &wanted);
+        }
+        Task::Test { filter, .. } => return test::test(&workspace, filter.as_deref()),
         Task::Bench { arguments } => bench::bench(&workspace, &arguments)?,
         Task::Lint => return lint::lint(&workspace),
     }

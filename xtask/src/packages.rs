@@ -13,6 +13,11 @@ use crate::{command, progress};
 
 /// Installs packages from Debian's archive, or says why that is impossible.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    install_with(&[], packages)
+}
+
+/// As [`install`], with options for apt.
+pub(crate) fn install_with(options: &[&str], packages: &[&str]) -> Result<()> {
     let typed = format!(
         "apt-get install --no-install-recommends {}",
         packages.join(" ")
@@ -24,10 +29,11 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         bail!("only root can `{typed}`");
     }
     progress::long_step(&typed, "one minute", || {
-        command::run(apt_get().arg("update"))?;
+        command::run(apt_get().args(options).arg("update"))?;
         let _no_services = NoServices::begin()?;
         command::run(
             apt_get()
+                .args(options)
                 .args(["install", "--yes", "--no-install-recommends"])
                 .args(packages),
         )

@@ -5,6 +5,9 @@
 //! hands that its bucket had. Asking all endpoints would be minimal, and takes several microseconds for a thousand; with
 //! buckets it is a tenth, and at most twice its share changes hands.
 //!
+//! A key that leads to an endpoint which is out draws once more, among those that are in and by what those weigh: what the others
+//! had they keep, each gets its part of the rest, and it takes two draws however many are out.
+//!
 //! All in integers: nodes with different processors or C libraries must agree.
 
 use super::{
@@ -17,12 +20,18 @@ const BUCKETS: usize = 32;
 
 /// Endpoints by bucket.
 #[derive(Debug)]
-pub(super) struct Rendezvous(Vec<Bucket>);
+pub(super) struct Rendezvous {
+    buckets: Vec<Bucket>,
+    /// The bucket of each endpoint.
+    places: Vec<usize>,
+}
 
 #[derive(Debug)]
 struct Bucket {
     id: u64,
     weight: u64,
+    /// Of those that are in.
+    weight_in: u64,
     endpoints: Vec<Endpoint>,
 }
 
@@ -31,6 +40,8 @@ struct Endpoint {
     at: usize,
     id: u64,
     weight: u64,
+    /// The same, or 0 while it is out.
+    weight_in: u64,
 }
 
 impl Rendezvous {
@@ -39,12 +50,14 @@ impl Rendezvous {
             .map(|number| Bucket {
                 id: hash(&number.to_be_bytes()),
                 weight: 0,
+                weight_in: 0,
                 endpoints: Vec::new(),
             })
             .collect();
-        let members = members.iter().enumerate();
-        for (at, member) in members.filter(|(_, member)| member.weight > 0) {
+        let mut places = Vec::with_capacity(members.len());
+        for (at, member) in members.iter().enumerate() {
             let number = usize::try_from(mix(member.id) % BUCKETS as u64).unwrap_or(0);
+            places.push(number);
             if let Some(bucket) = buckets.get_mut(number) {
                 let weight = u64::from(member.weight);
                 bucket.weight += weight;
@@ -52,35 +65,68 @@ impl Rendezvous {
                     at,
                     id: member.id,
                     weight,
+                    weight_in: 0,
                 });
             }
         }
-        buckets.retain(|bucket| bucket.weight > 0);
-        Self(buckets)
+        Self { buckets, places }
     }
 
+    /// Says whether an endpoint is in; none is at first.
+    pub(super) fn set_in(&mut self, at: usize, is_in: bool) {
+        let bucket = self.places.get(at).and_then(|at| self.buckets.get_mut(*at));
+        let Some(bucket) = bucket else { return };
+        let mut endpoints = bucket.endpoints.iter_mut();
+        if let Some(endpoint) = endpoints.find(|endpoint| endpoint.at == at) {
+            endpoint.weight_in = if is_in { endpoint.weight } else { 0 };
+        }
+        bucket.weight_in = bucket.endpoints.iter().map(|one| one.weight_in).sum();
+    }
+
+    /// The one that a key leads to, whether it is in or not.
     pub(super) fn at(&self, hash: u64) -> Option<usize> {
-        let parts = |bucket: &Bucket| (bucket.id, bucket.weight);
-        let bucket = winner(&self.0, hash, parts)?;
-        let parts = |endpoint: &Endpoint| (endpoint.id, endpoint.weight);
-        winner(&bucket.endpoints, hash, parts).map(|endpoint| endpoint.at)
+        let bucket = winner(&self.buckets, hash, |one| (one.id, one.weight))?;
+        let endpoint = winner(&bucket.endpoints, hash, |one| (one.id, one.weight));
+        endpoint.map(|one| one.at)
+    }
+
+    /// The one of those that are in.
+    pub(super) fn in_at(&self, hash: u64) -> Option<usize> {
+        let bucket = winner(&self.buckets, hash, |one| (one.id, one.weight_in))?;
+        let endpoint = winner(&bucket.endpoints, hash, |one| (one.id, one.weight_in));
+        endpoint.map(|one| one.at)
     }
 }
 
-/// The one with the least exponential variate, whose rate is its weight.
+/// The one with the least exponential variate, whose rate is its weight; who weighs nothing takes no part.
 fn winner<T>(all: &[T], hash: u64, parts: impl Fn(&T) -> (u64, u64)) -> Option<&T> {
     let mut best = None;
     for one in all {
         let (id, weight) = parts(one);
-        let drawn = negative_log2(mix(hash ^ id));
+        if weight == 0 {
+            continue;
+        }
+        let random = mix(hash ^ id);
         // drawn / weight < best, without the division.
-        let wins = best
-            .is_none_or(|(_, least, of)| drawn.saturating_mul(of) < weight.saturating_mul(least));
-        if wins {
-            best = Some((one, drawn, weight));
+        let wins = |drawn: u64| {
+            best.is_none_or(|(_, least, of): (_, u64, u64)| {
+                drawn.saturating_mul(of) < weight.saturating_mul(least)
+            })
+        };
+        // Most lose already by what is surely not more than the logarithm, which takes longer.
+        if wins(least_negative_log2(random)) {
+            let drawn = negative_log2(random);
+            if wins(drawn) {
+                best = Some((one, drawn, weight));
+            }
         }
     }
     best.map(|(one, ..)| one)
+}
+
+/// At most [`negative_log2`]: -ln x is at least 1 - x, and -log2 x is more than that.
+const fn least_negative_log2(random: u64) -> u64 {
+    !random >> (64 - FRACTION)
 }
 
 /// Bits of the fraction of a logarithm.
@@ -139,7 +185,18 @@ const fn log2(mut number: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn the_least_logarithm_is_not_more_than_the_logarithm(random: u64, zeros in 0..64_u32) {
+            for random in [random >> zeros, !(random >> zeros)] {
+                prop_assert!(least_negative_log2(random) <= negative_log2(random));
+            }
+        }
+    }
 
     #[test]
     fn logarithms_are_close() {

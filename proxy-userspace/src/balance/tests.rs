@@ -107,6 +107,23 @@ proptest! {
     }
 
     #[test]
+    fn a_tournament_is_won_by_the_best(
+        players in 1..40_usize,
+        changes in prop::collection::vec((0..40_usize, prop::option::of(0..8_u64), any::<u64>()), 1..100),
+    ) {
+        let mut tournament = Tournament::new(players);
+        let mut ranks = vec![None; players];
+        for (player, rank, may) in changes {
+            let (player, rank) = (player % players, rank.map(|rank| (rank, 0)));
+            tournament.set(player, rank);
+            ranks[player] = rank;
+            let may = |player: usize| may >> player & 1 == 1;
+            let best = (0..players).filter(|at| may(*at) && ranks[*at].is_some()).min_by_key(|at| ranks[*at]);
+            prop_assert_eq!(tournament.best(may), best);
+        }
+    }
+
+    #[test]
     fn an_endpoint_that_fails_moves_nobody_elses_connections(
         method in prop::sample::select(vec![Method::Maglev, Method::SourceHash]),
         weights in weights(),
@@ -120,6 +137,21 @@ proptest! {
             if was != Some(failed) {
                 prop_assert_eq!(after.pick(key, NOW, |_| true), was);
             }
+        }
+    }
+}
+
+#[test]
+fn the_rest_of_a_hash_takes_its_parts_of_what_is_out() {
+    for method in [Method::Maglev, Method::SourceHash] {
+        let mut balancer = balancer(method, &[2; 40]);
+        for at in (0..40).step_by(2) {
+            balancer.set_share(at, 0);
+        }
+        let picked = picks(&mut balancer, 100_000);
+        for (at, picked) in picked.into_iter().enumerate() {
+            let wanted = if at % 2 == 0 { 0 } else { 5000 };
+            assert!(picked.abs_diff(wanted) <= 500, "{method:?}, {at}: {picked}");
         }
     }
 }

@@ -3,38 +3,48 @@
 /// Less is better; the lower number wins a draw.
 pub(super) type Rank = (u64, u64);
 
-/// Ranks, and the winner of each match. Changing one rank replays one match a level.
+/// Of those that take no part.
+const ABSENT: Rank = (u64::MAX, u64::MAX);
+
+/// Ranks, and the winner of each match. Changing one rank replays the matches above it, as far as that changes who wins.
 #[derive(Debug)]
 pub(super) struct Tournament {
-    ranks: Vec<Option<Rank>>,
-    /// Winners: the final at 1, the matches below match `i` at `2 i` and `2 i + 1`, and the players from `width` on.
-    winners: Vec<Option<usize>>,
-    width: usize,
+    /// Of a power of two of players, the last of whom do not exist.
+    ranks: Vec<Rank>,
+    /// The final at 1, the matches below match `i` at `2 i` and `2 i + 1`.
+    winners: Vec<usize>,
 }
 
 impl Tournament {
     /// For so many players, none of whom takes part yet.
     pub(super) fn new(players: usize) -> Self {
         let width = players.next_power_of_two();
-        Self {
-            ranks: vec![None; players],
-            winners: vec![None; 2 * width],
-            width,
+        let mut tournament = Self {
+            ranks: vec![ABSENT; width],
+            winners: vec![0; width],
+        };
+        for node in (1..width).rev() {
+            tournament.play(node);
         }
+        tournament
     }
 
     /// Gives a player another rank; `None` takes no part.
     pub(super) fn set(&mut self, player: usize, rank: Option<Rank>) {
-        let Some(place) = self.ranks.get_mut(player) else {
-            return;
-        };
-        *place = rank;
-        let mut node = self.width + player;
-        self.put(node, rank.map(|_| player));
+        let rank = rank.unwrap_or(ABSENT);
+        match self.ranks.get_mut(player) {
+            Some(known) if *known != rank => *known = rank,
+            _ => return,
+        }
+        let mut node = self.ranks.len() + player;
         while node > 1 {
             node /= 2;
-            let winner = self.winner(self.at(2 * node), self.at(2 * node + 1));
-            self.put(node, winner);
+            let before = self.at(node);
+            let winner = self.play(node);
+            // Who won before wins again, and its rank is what it was.
+            if before == winner && winner != player {
+                break;
+            }
         }
     }
 
@@ -42,39 +52,43 @@ impl Tournament {
     pub(super) fn best(&mut self, may: impl Fn(usize) -> bool) -> Option<usize> {
         let mut passed = Vec::new();
         let best = loop {
-            match self.at(1) {
-                Some(best) if !may(best) => {
-                    passed.push((best, self.rank(best)));
+            let best = self.at(1);
+            match self.rank(best) {
+                ABSENT => break None,
+                _ if may(best) => break Some(best),
+                rank => {
+                    passed.push((best, rank));
                     self.set(best, None);
                 }
-                best => break best,
             }
         };
         for (player, rank) in passed {
-            self.set(player, rank);
+            self.set(player, Some(rank));
         }
         best
     }
 
-    fn winner(&self, left: Option<usize>, right: Option<usize>) -> Option<usize> {
-        match (left, right) {
-            (Some(one), Some(other)) if self.rank(other) < self.rank(one) => Some(other),
-            (one @ Some(_), _) => one,
-            (None, other) => other,
-        }
-    }
-
-    fn rank(&self, player: usize) -> Option<Rank> {
-        self.ranks.get(player).copied().flatten()
-    }
-
-    fn at(&self, node: usize) -> Option<usize> {
-        self.winners.get(node).copied().flatten()
-    }
-
-    fn put(&mut self, node: usize, winner: Option<usize>) {
+    /// Has a match won by the better of the two below it.
+    fn play(&mut self, node: usize) -> usize {
+        let (left, right) = (self.at(2 * node), self.at(2 * node + 1));
+        let winner = if self.rank(right) < self.rank(left) {
+            right
+        } else {
+            left
+        };
         if let Some(place) = self.winners.get_mut(node) {
             *place = winner;
         }
+        winner
+    }
+
+    /// Who won a match; below the last matches there are the players themselves.
+    fn at(&self, node: usize) -> usize {
+        let player = || node - self.ranks.len();
+        self.winners.get(node).copied().unwrap_or_else(player)
+    }
+
+    fn rank(&self, player: usize) -> Rank {
+        self.ranks.get(player).copied().unwrap_or(ABSENT)
     }
 }

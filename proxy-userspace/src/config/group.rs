@@ -48,6 +48,7 @@ pub(super) fn read(
         None => Some(None),
         Some(value) => value.choice(&ProxyHeader::ALL, findings).map(Some),
     };
+    let keep_source = keep_source(table, members.as_deref(), findings);
     if let (Some(method), Some(value)) = (method, slow_start)
         && method.hashes()
     {
@@ -64,8 +65,35 @@ pub(super) fn read(
         health: health?.0,
         limits: limits?,
         send_proxy: send_proxy?,
+        keep_source: keep_source?,
         connect_timeout: connect_timeout?,
     })
+}
+
+/// Whether endpoints are to see the addresses of clients, which all of them have to be able to.
+fn keep_source(
+    table: &mut Table<'_>,
+    members: Option<&[Member]>,
+    findings: &mut Findings,
+) -> Option<bool> {
+    let Some(value) = table.get("keep_source") else {
+        return Some(false);
+    };
+    let keeps = value.boolean(findings)?;
+    let unix = members
+        .into_iter()
+        .flatten()
+        .find(|member| matches!(member.source, Source::Address(Address::Unix(_))));
+    if let (true, Some(unix)) = (keeps, unix) {
+        findings.push(
+            Finding::error("`keep_source` cannot be had here")
+                .at(&value.span())
+                .label(format!("{}: a Unix socket knows no addresses", unix.source))
+                .help("`send_proxy` tells endpoints of all kinds who connects"),
+        );
+        return None;
+    }
+    Some(keeps)
 }
 
 /// How many connections there may be.

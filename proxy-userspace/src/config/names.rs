@@ -1,4 +1,4 @@
-//! The keys of a `[[reverse]]` section that choose by the name that a client asks for.
+//! The keys of a `[[reverse]]` or `[[gateway]]` section that choose by the name that a client asks for.
 
 use std::{collections::HashMap, time::Duration};
 

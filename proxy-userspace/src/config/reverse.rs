@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
     policy::{self, Names},
-    rule::{FailMode, Listen, PathChoice, ProxyHeader, Reverse, ReverseVia, Selector},
+    rule::{FailMode, Listen, PathChoice, ProxyHeader, Reverse, ReverseVia, Roles, Selector},
 };
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     names,
     raw::{Value, closest},
     report::{Finding, Findings, Span},
-    rule::{check_names, fail_mode, is_affordable, name, of_relay, sections},
+    rule::{check_names, fail_mode, is_affordable, name, of_relay, sections, warn_unless_relayed},
     selector,
     upstream::RESERVED,
 };
@@ -38,6 +38,8 @@ pub(super) struct PlacedReverse {
     pub(super) rule: Reverse,
     /// The value of `name`.
     pub(super) name: Span,
+    /// The value of `keep_source`, or the name where there is none.
+    pub(super) keep_source: Span,
 }
 
 /// Reads all rules. Those with errors are left out.
@@ -111,11 +113,18 @@ fn rule(
     };
     let headers = ProxyHeader::ALL.map(|(name, header)| (name, Some(header)));
     let send_proxy = of_relay(&mut table, "send_proxy", &headers, relayed, findings);
+    let kept = table.get("keep_source");
+    let keep_source = kept.map_or(Some(false), |value| {
+        warn_unless_relayed(value, relayed, findings);
+        value.boolean(findings)
+    });
     if let (Some((_, true)), Some(place)) = (path, &path_span) {
         let headers = accept_proxy.as_ref().is_some_and(|who| !who.is_empty())
             || send_proxy.is_some_and(|sent| sent.is_some());
         let of_relay = if has_names {
             Some("look for names")
+        } else if keep_source == Some(true) {
+            Some("connect from the client's address, which a steered service sees anyway")
         } else {
             headers.then_some("read or write a PROXY header")
         };
@@ -140,10 +149,12 @@ fn rule(
             connect_timeout: connect_timeout?,
             accept_proxy: accept_proxy?,
             send_proxy: send_proxy?,
+            keep_source: keep_source?,
             on_relay_failure: on_relay_failure?,
             path: path?.0,
             steer: path?.1,
         },
+        keep_source: kept.map_or_else(|| name_span.clone(), |value| value.span()),
         name: name_span,
     };
     check_sent(&placed.rule, &place, findings);
@@ -200,7 +211,7 @@ fn matches(
 }
 
 /// The name of an interface, which may appear later.
-fn interface(text: &str) -> Result<String, Finding> {
+pub(super) fn interface(text: &str) -> Result<String, Finding> {
     let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'/' && byte != b':';
     let named = (1..=LONGEST_INTERFACE).contains(&text.len()) && text.bytes().all(plain);
     if named && text != "." && text != ".." {
@@ -333,9 +344,8 @@ fn names_of(rule: &Reverse) -> usize {
 /// Whether the kernel's tables can hold them together.
 fn check_tables(rules: &[PlacedReverse], findings: &mut Findings) {
     let all: Vec<Reverse> = rules.iter().map(|placed| placed.rule.clone()).collect();
-    if let (Err(error), Some(first)) =
-        (policy::compile(&[], &all, &Names::default()), rules.first())
-    {
+    let compiled = policy::compile(Roles::from(all.as_slice()), &Names::default());
+    if let (Err(error), Some(first)) = (compiled, rules.first()) {
         findings.push(Finding::error(error.to_string()).at(&first.name));
     }
 }

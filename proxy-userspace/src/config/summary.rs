@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use crate::{
     group::Settings,
     rule::{
-        Calibrate, FailMode, Listen, Match, Names, PathChoice, ProxyHeader, Reverse, ReverseVia,
-        Rule, Selector, Via,
+        Calibrate, FailMode, Gateway, Listen, Match, Names, PathChoice, ProxyHeader, Reverse,
+        ReverseVia, Rule, Selector, Via,
     },
     upstream::{Hop, Host, Scheme, Upstream},
 };
@@ -22,6 +22,10 @@ use super::{Config, Daemon, LogFormat, LogTarget, size};
 
 /// So many values of a selector are shown, the rest is counted.
 const SHOWN: usize = 8;
+
+/// What `original` is for what arrives, and for what passes through.
+const SERVICE: &str = "the service on the same address and port";
+const THERE: &str = "where they go";
 
 /// The resolved configuration: limits, upstreams without their credentials, rules in their order.
 #[must_use]
@@ -44,13 +48,18 @@ pub fn takes(rule: &Reverse) -> String {
     in_one_line(&taken(rule).join("\n"))
 }
 
-/// Where a rule for what arrives sends it.
+/// What a rule for what passes through takes, in one line.
+#[must_use]
+pub fn passes(rule: &Gateway) -> String {
+    in_one_line(&passing(rule).join("\n"))
+}
+
+/// Where a rule for what arrives or passes through sends it.
 #[must_use]
 pub fn goes_to(via: &ReverseVia) -> String {
     match via {
         ReverseVia::Direct | ReverseVia::Refuse => String::new(),
-        ReverseVia::Original => "original".to_owned(),
-        other => gone_to(other).into_owned(),
+        other => gone_to(other, "original").into_owned(),
     }
 }
 
@@ -100,20 +109,34 @@ fn write(text: &mut String, config: &Config) -> fmt::Result {
         })
         .collect();
     columns(text, &rules)?;
-    if config.reverse.is_empty() {
-        return Ok(());
+    if !config.reverse.is_empty() {
+        writeln!(
+            text,
+            "\nrules for what arrives (the most specific decides, then the first; no match is direct)"
+        )?;
+        let rules = config.reverse.iter();
+        columns(
+            text,
+            &numbered(rules.map(|rule| (&*rule.name, arrivals(rule)))),
+        )?;
     }
-    writeln!(
-        text,
-        "\nrules for what arrives (the most specific decides, then the first; no match is direct)"
-    )?;
-    let rules: Vec<(String, String)> = config
-        .reverse
-        .iter()
-        .enumerate()
-        .map(|(at, rule)| (format!("{} {}", at + 1, rule.name), arrivals(rule)))
-        .collect();
-    columns(text, &rules)
+    if !config.gateway.is_empty() {
+        writeln!(
+            text,
+            "\nrules for what passes through (the first that matches decides; no match is routed)"
+        )?;
+        let rules = config.gateway.iter();
+        columns(
+            text,
+            &numbered(rules.map(|rule| (&*rule.name, transits(rule)))),
+        )?;
+    }
+    Ok(())
+}
+
+fn numbered<'a>(rules: impl Iterator<Item = (&'a str, String)>) -> Vec<(String, String)> {
+    let number = |(at, (name, text)): (usize, (&str, String))| (format!("{} {name}", at + 1), text);
+    rules.enumerate().map(number).collect()
 }
 
 /// Two columns; the lines of a value stand below each other.
@@ -229,6 +252,9 @@ fn group(group: &Settings) -> String {
             .find(|(_, known)| *known == version);
         lines.extend(name.map(|(name, _)| format!("PROXY protocol {name}")));
     }
+    if group.keep_source {
+        lines.push("from the client's address".to_owned());
+    }
     lines.join("\n")
 }
 
@@ -315,8 +341,8 @@ fn relayed(upstream: &str, path: PathChoice, on_relay_failure: FailMode) -> Stri
 
 fn arrivals(rule: &Reverse) -> String {
     let mut parts = taken(rule);
-    parts.extend(rule.names.iter().flat_map(by_name));
-    let to = gone_to(&rule.via);
+    parts.extend(rule.names.iter().flat_map(|names| by_name(names, SERVICE)));
+    let to = gone_to(&rule.via, SERVICE);
     let mut last = if rule.is_relayed() {
         relayed(&to, rule.path, rule.on_relay_failure)
     } else {
@@ -324,6 +350,9 @@ fn arrivals(rule: &Reverse) -> String {
     };
     if rule.steered_to().is_some() {
         last.push_str(", steered where its listener is known");
+    }
+    if rule.keep_source {
+        last.push_str(", from the client's address");
     }
     last.push_str(match rule.send_proxy {
         None => "",
@@ -354,13 +383,47 @@ fn taken(rule: &Reverse) -> Vec<String> {
     parts.into_iter().flatten().collect()
 }
 
+fn transits(rule: &Gateway) -> String {
+    let mut parts = passing(rule);
+    parts.extend(rule.names.iter().flat_map(|names| by_name(names, THERE)));
+    let to = match &rule.via {
+        ReverseVia::Direct => "routed".into(),
+        via => gone_to(via, THERE),
+    };
+    parts.push(if rule.is_relayed() {
+        relayed(&to, rule.path, rule.on_relay_failure)
+    } else {
+        format!("-> {to}")
+    });
+    parts.join("\n")
+}
+
+/// What it selects.
+fn passing(rule: &Gateway) -> Vec<String> {
+    let interfaces = Selector {
+        include: rule.interface.iter().cloned().collect(),
+        exclude: Vec::new(),
+    };
+    let parts = [
+        values("interface", &interfaces, String::clone),
+        values("source", &rule.source, destination),
+        values("dest", &rule.dest, destination),
+        values("port", &rule.port, range),
+    ];
+    parts.into_iter().flatten().collect()
+}
+
 /// Where those go that ask for names.
-fn by_name(names: &Names) -> Vec<String> {
+fn by_name(names: &Names, original: &'static str) -> Vec<String> {
     let limits = &names.limits;
     let (bytes, patience) = (size::write(limits.bytes as u64), time(limits.time));
     let mut lines = vec![format!("names within {bytes} and {patience}")];
     lines.extend(names.entries.iter().take(SHOWN).map(|entry| {
-        let (kind, pattern, to) = (entry.kind.label(), &entry.pattern, gone_to(&entry.to));
+        let (kind, pattern, to) = (
+            entry.kind.label(),
+            &entry.pattern,
+            gone_to(&entry.to, original),
+        );
         let alpn = match entry.alpn.as_slice() {
             [] => String::new(),
             alpn => format!(" alpn {}", alpn.join(" ")),
@@ -371,17 +434,20 @@ fn by_name(names: &Names) -> Vec<String> {
         lines.push(format!("  and {more} more"));
     }
     if let Some(via) = &names.unnamed {
-        lines.push(format!("  unnamed -> {}", gone_to(via)));
+        lines.push(format!("  unnamed -> {}", gone_to(via, original)));
     }
-    lines.push(format!("  malformed -> {}", gone_to(&names.malformed)));
+    lines.push(format!(
+        "  malformed -> {}",
+        gone_to(&names.malformed, original)
+    ));
     lines
 }
 
-fn gone_to(via: &ReverseVia) -> Cow<'_, str> {
+fn gone_to<'a>(via: &'a ReverseVia, original: &'static str) -> Cow<'a, str> {
     match via {
         ReverseVia::Direct => "direct".into(),
         ReverseVia::Refuse => "refuse".into(),
-        ReverseVia::Original => "the service on the same address and port".into(),
+        ReverseVia::Original => original.into(),
         ReverseVia::Address(to) => to.to_string().into(),
         ReverseVia::Upstream(name) => (&**name).into(),
     }

@@ -1,9 +1,6 @@
 //! One rule or route: what the kernel is told, and what people read.
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-};
+use std::{fmt, net::IpAddr};
 
 use netlink_packet_route::{
     AddressFamily, IpProtocol,
@@ -29,10 +26,10 @@ pub(super) enum Family {
 impl Family {
     pub(super) const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-    const fn of(address: SocketAddr) -> Self {
+    pub(super) const fn of(address: IpAddr) -> Self {
         match address {
-            SocketAddr::V4(_) => Self::V4,
-            SocketAddr::V6(_) => Self::V6,
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
         }
     }
 
@@ -58,7 +55,7 @@ impl Want {
     pub(super) const fn families(&self) -> &'static [Family] {
         match self {
             Self::Marked { .. } => &Family::ALL,
-            Self::Replies { from } => match Family::of(*from) {
+            Self::Replies { from } => match Family::of(from.ip()) {
                 Family::V4 => &[Family::V4],
                 Family::V6 => &[Family::V6],
             },
@@ -275,7 +272,7 @@ impl Route {
     }
 }
 
-const fn length(address: IpAddr) -> u8 {
+pub(super) const fn length(address: IpAddr) -> u8 {
     match address {
         IpAddr::V4(_) => 32,
         IpAddr::V6(_) => 128,

@@ -1,22 +1,34 @@
 //! The conversation with the kernel about rules and routes: one question or change at a time, each answered at once.
 
-use std::io;
+use std::{io, net::IpAddr};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
-use netlink_packet_route::{RouteNetlinkMessage, rule::RuleMessage};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    route::{RouteAttribute, RouteMessage},
+    rule::RuleMessage,
+};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
 use super::{
     DeliveryError,
-    entry::{Family, Route, Rule},
+    entry::{Family, Route, Rule, length},
 };
 
 /// Longest message of the kernel's (`netlink_dump()` in `net/netlink/af_netlink.c`).
 const LONGEST: usize = 32 << 10;
+
+/// What the kernel says of an address that no route leads to.
+const NO_ROUTE: [Errno; 4] = [
+    Errno::ENETUNREACH,
+    Errno::EHOSTUNREACH,
+    Errno::EACCES,
+    Errno::EINVAL,
+];
 
 /// A socket of the network namespace that it was opened in.
 #[derive(Debug)]
@@ -55,6 +67,28 @@ impl Kernel {
         // The kernel has sent another family's where it knows no rules of this one.
         rules.retain(|rule| rule.family() == Some(family));
         Ok(rules)
+    }
+
+    /// The route to an address; none where none leads there.
+    pub(super) fn route(&mut self, to: IpAddr) -> Result<Option<RouteMessage>, DeliveryError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = Family::of(to).into();
+        message.header.destination_prefix_length = length(to);
+        message.attributes = vec![RouteAttribute::Destination(to.into())];
+        let mut found = None;
+        let asked = RouteNetlinkMessage::GetRoute(message);
+        // The acknowledgement is the end of the answer.
+        let answered = self.ask(asked, NLM_F_ACK, |answer| {
+            if let RouteNetlinkMessage::NewRoute(route) = answer {
+                found = Some(route);
+            }
+        });
+        match answered {
+            Err(error) if is_one_of(&error, &NO_ROUTE) => Ok(None),
+            answered => answered
+                .map(|()| found)
+                .map_err(failed(format!("ip route get {to}"))),
+        }
     }
 
     pub(super) fn add_rule(&mut self, rule: &Rule) -> Result<(), DeliveryError> {

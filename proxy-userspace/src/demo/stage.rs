@@ -125,12 +125,12 @@ fn start(config: &Config, access_log: AccessLog) -> Result<Proxy> {
         idle_timeout: None,
         promote: config.daemon.promote,
         access_log: Some(access_log),
+        keeps_sources: false,
         log_faults: false,
     };
     let mut proxy = Proxy::start(&settings, None)?;
     proxy.install(&Rules {
-        reverse: &[],
-        rules: &config.forward,
+        roles: config.roles(),
         upstreams: &config.upstreams,
         groups: &config.groups,
         names: &Names::default(),

@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::{
-    resource::{RLIM_INFINITY, Resource, getrlimit},
-    utsname::uname,
-};
+use nix::sys::{resource::RLIM_INFINITY, utsname::uname};
 
 use super::check::Check;
 use crate::{
@@ -113,8 +110,12 @@ fn netns_cookie() -> Check {
             "netns_cookie",
             format!("{cookie} is this network namespace"),
         ),
-        Err(error) => Check::missing("netns_cookie", format!("no SO_NETNS_COOKIE: {error}"))
-            .advice("run kernel 5.14 or newer"),
+        // `program_netns` says whether that works.
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Check::ok(
+            "netns_cookie",
+            "sockets do not tell their network namespace before kernel 5.14: a program does",
+        ),
+        Err(error) => Check::missing("netns_cookie", format!("no SO_NETNS_COOKIE: {error}")),
     }
 }
 
@@ -175,36 +176,14 @@ fn open_files() -> Check {
 }
 
 fn locked_memory() -> Check {
-    let Ok((soft, _)) = getrlimit(Resource::RLIMIT_MEMLOCK) else {
-        return Check::unchecked("locked_memory", "the limit cannot be read");
-    };
-    let amount = if soft == RLIM_INFINITY {
-        "unlimited".to_owned()
-    } else {
-        format!("{} KiB", soft >> 10)
-    };
-    let counts = uname().is_ok_and(|name| is_before_5_11(&name.release().to_string_lossy()));
-    if counts && soft < LOCKED_MEMORY {
-        return Check::warning(
+    match privileges::lift_locked_memory() {
+        None => Check::ok("locked_memory", "this kernel counts no eBPF maps"),
+        Some(RLIM_INFINITY) => Check::ok("locked_memory", "unlimited"),
+        Some(bytes) => Check::warning(
             "locked_memory",
-            format!("{amount}, and this kernel counts eBPF maps"),
+            format!("{} KiB, and this kernel counts eBPF maps", bytes >> 10),
         )
-        .advice("raise it: LimitMEMLOCK=infinity in a unit, ulimit -l unlimited in a shell");
-    }
-    Check::ok("locked_memory", amount)
-}
-
-/// Enough for the maps of the default configuration.
-const LOCKED_MEMORY: u64 = 128 << 20;
-
-/// Since then maps are charged to a memory cgroup instead.
-fn is_before_5_11(release: &str) -> bool {
-    let mut numbers = release
-        .split(|letter: char| !letter.is_ascii_digit())
-        .map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (5u32, 11u32),
-        _ => false,
+        .advice(privileges::MORE_LOCKED_MEMORY),
     }
 }
 
@@ -228,16 +207,6 @@ fn backlog() -> Check {
 mod tests {
     use super::*;
     use crate::doctor::check::Status;
-
-    #[test]
-    fn old_kernels_are_told_by_their_release() {
-        for old in ["5.10.0-30-amd64", "4.19.1", "5.4.0"] {
-            assert!(is_before_5_11(old), "{old}");
-        }
-        for new in ["5.11.0", "6.1.0-18", "10.2", "odd"] {
-            assert!(!is_before_5_11(new), "{new}");
-        }
-    }
 
     #[test]
     fn without_cgroup2_it_is_missing_with_the_command_that_mounts_it() {

@@ -3,6 +3,7 @@
 use std::{fs, fs::File, os::fd::AsFd};
 
 use proxy_common::names;
+use serde::Serialize;
 
 use super::check::Check;
 use crate::{
@@ -12,21 +13,50 @@ use crate::{
         guard::{self, Bpffs},
         trial::{self, Trial, try_programs},
     },
-    paint::one_line,
+    paint::{all_lines, one_line},
     privileges,
     relay::shortcut::{Proof, Proofs},
 };
 
+/// A program, tried. The names of the fields are those of the JSON report.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Tried {
+    /// Its name.
+    pub(super) name: &'static str,
+    /// Whether the kernel takes it.
+    pub(super) works: bool,
+    /// Its instructions, as the kernel has rewritten them.
+    pub(super) instructions: Option<u32>,
+    /// Those that the verifier went through; known since kernel 5.16.
+    pub(super) verified_instructions: Option<u32>,
+    /// How long it took to load it.
+    pub(super) load_ms: Option<f64>,
+    /// Why the kernel does not take it, with all that its verifier says.
+    pub(super) refusal: Option<String>,
+}
+
+impl Tried {
+    fn new(trial: &Trial) -> Self {
+        let cost = trial.cost;
+        Self {
+            name: trial.program,
+            works: trial.outcome.is_ok(),
+            instructions: cost.and_then(|cost| cost.instructions),
+            verified_instructions: cost.and_then(|cost| cost.verified),
+            load_ms: cost.map(|cost| cost.time.as_secs_f64() * 1000.0),
+            refusal: trial.outcome.as_ref().err().map(|error| all_lines(error)),
+        }
+    }
+}
+
 /// The programs, and what depends on helpers and files beside them.
-pub(super) fn checks(cgroups: &Result<Cgroup2, CgroupError>) -> Vec<Check> {
+pub(super) fn examine(cgroups: &Result<Cgroup2, CgroupError>) -> (Vec<Check>, Vec<Tried>) {
     if privileges::require().is_err() {
-        return vec![Check::unchecked(
-            "programs",
-            "loading programs takes the privileges above",
-        )];
+        let unchecked = Check::unchecked("programs", "loading programs takes the privileges above");
+        return (vec![unchecked], Vec::new());
     }
     let features = Features::probe();
-    let mut checks = trials(&features, cgroups);
+    let (mut checks, tried) = trials(&features, cgroups);
     checks.push(refusal(&features));
     checks.extend(shortcut(&features));
     checks.push(match &features.offsets {
@@ -41,11 +71,11 @@ pub(super) fn checks(cgroups: &Result<Cgroup2, CgroupError>) -> Vec<Check> {
     } else {
         Check::warning("interface_selector", MissingFeature::Interface.to_string())
     });
-    checks
+    (checks, tried)
 }
 
-fn trials(features: &Features, cgroups: &Result<Cgroup2, CgroupError>) -> Vec<Check> {
-    let mut checks = Vec::new();
+fn trials(features: &Features, cgroups: &Result<Cgroup2, CgroupError>) -> (Vec<Check>, Vec<Tried>) {
+    let (mut checks, mut tried) = (Vec::new(), Vec::new());
     let own = cgroups
         .as_ref()
         .ok()
@@ -70,11 +100,12 @@ fn trials(features: &Features, cgroups: &Result<Cgroup2, CgroupError>) -> Vec<Ch
             } else {
                 "loaded"
             };
+            tried.extend(trials.iter().map(Tried::new));
             checks.extend(trials.into_iter().map(|trial| verdict(trial, done)));
         }
         Err(error) => checks.push(refused(Check::missing("programs", one_line(&error)))),
     }
-    checks
+    (checks, tried)
 }
 
 fn verdict(trial: Trial, done: &str) -> Check {
@@ -89,6 +120,8 @@ fn verdict(trial: Trial, done: &str) -> Check {
             Check::warning(id, one_line(&error))
                 .advice("`[[reverse]]` rules need it, and kernel 5.9 or newer")
         }
+        names::RETURNS => Check::warning(id, one_line(&error))
+            .advice("`keep_source` to servers on other hosts needs it, and kernel 6.6 or newer"),
         names::GUARD4 | names::GUARD6 => Check::warning(id, one_line(&error))
             .advice("rules with `on_relay_failure = \"refuse\"` need it"),
         names::VERDICT => Check::warning(id, one_line(&error))
@@ -123,8 +156,12 @@ fn refusal(features: &Features) -> Check {
 /// Whether this kernel keeps what apps rely on when bytes go past the relay.
 fn shortcut(features: &Features) -> Vec<Check> {
     if let Err(missing) = &features.sockets {
-        let why = format!("`path = \"shortcut\"` copies: {missing}");
-        return vec![Check::warning("shortcut", why)];
+        return [
+            ("shortcut", "shortcut"),
+            ("shortcut_both_ways", "shortcut-both-ways"),
+        ]
+        .map(|(id, path)| Check::warning(id, format!("`path = \"{path}\"` copies: {missing}")))
+        .into();
     }
     match trial::prove_shortcut(features) {
         Ok(proofs) => vec![requests(proofs.requests), replies(proofs, features)],
@@ -221,7 +258,12 @@ mod tests {
 
     fn status(program: &'static str) -> Status {
         let outcome = Err(InterceptError::Missing(program));
-        verdict(Trial { program, outcome }, "loaded").status
+        let trial = Trial {
+            program,
+            outcome,
+            cost: None,
+        };
+        verdict(trial, "loaded").status
     }
 
     #[test]
@@ -231,5 +273,6 @@ mod tests {
         assert_eq!(status(names::GUARD4), Status::Warning);
         assert_eq!(status(names::TASK_FORK), Status::Warning);
         assert_eq!(status(names::REVERSE), Status::Warning);
+        assert_eq!(status(names::RETURNS), Status::Warning);
     }
 }

@@ -8,6 +8,7 @@ use super::{
     check::{Check, Section, Status},
     neighbours::Neighbour,
     paths::PathCost,
+    programs::Tried,
 };
 use crate::paint::{Paint, Tone, wrapped};
 
@@ -16,6 +17,8 @@ use crate::paint::{Paint, Tone, wrapped};
 pub(super) struct Report {
     /// By subject.
     pub(super) sections: Vec<Section>,
+    /// The programs, one by one.
+    pub(super) tried: Vec<Tried>,
     /// What the paths cost, as measured.
     pub(super) path_costs: Vec<PathCost>,
     /// Programs of others on our hooks.
@@ -28,6 +31,7 @@ struct Json<'a> {
     /// Whether forward proxying works.
     forward_proxy: bool,
     checks: Vec<&'a Check>,
+    programs: &'a [Tried],
     paths: &'a [PathCost],
     other_programs: &'a [Neighbour],
 }
@@ -51,6 +55,7 @@ impl Report {
         let json = Json {
             forward_proxy: self.is_ready(),
             checks: self.checks().collect(),
+            programs: &self.tried,
             paths: &self.path_costs,
             other_programs: &self.neighbours,
         };
@@ -155,6 +160,14 @@ mod tests {
                 title: "Kernel",
                 checks: vec![Check::ok("kernel", "Linux"), check],
             }],
+            tried: vec![Tried {
+                name: "connect4",
+                works: true,
+                instructions: Some(100),
+                verified_instructions: None,
+                load_ms: Some(1.5),
+                refusal: None,
+            }],
             path_costs: vec![PathCost {
                 kind: "bulk",
                 path: "splice",
@@ -201,6 +214,11 @@ mod tests {
         let check =
             serde_json::json!({"id": "x", "status": "warning", "found": "y", "advice": "z"});
         assert_eq!(value["checks"][1], check);
+        let program = serde_json::json!({
+            "name": "connect4", "works": true, "instructions": 100, "verified_instructions": null, "load_ms": 1.5,
+            "refusal": null,
+        });
+        assert_eq!(value["programs"][0], program);
         let cost = serde_json::json!({"kind": "bulk", "path": "splice", "relative": 0.5, "is_best": false});
         assert_eq!(value["paths"][0], cost);
         let other = serde_json::json!({

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use super::check::Check;
-use crate::delivery;
+use crate::{delivery, forwarding::Forwarding};
 
 /// Rules and routes of daemons that are gone.
 pub(super) fn stale() -> Check {
@@ -23,6 +23,17 @@ pub(super) fn stale() -> Check {
         }
         Err(error) => Check::unchecked(ID, error.to_string()),
     }
+}
+
+/// Whether other hosts' packets pass through.
+pub(super) fn forwarding() -> Check {
+    Check::ok(
+        "forwarding",
+        format!(
+            "{}; `[[gateway]]` rules take only what is forwarded",
+            Forwarding::of("all").label()
+        ),
+    )
 }
 
 /// Interfaces that drop packets which come from where no answer would go, before anybody sees them.

@@ -24,6 +24,7 @@ fn rule(name: &str, listen: &[&str]) -> Reverse {
         connect_timeout: MINUTE,
         accept_proxy: Vec::new(),
         send_proxy: None,
+        keep_source: false,
         on_relay_failure: FailMode::Direct,
         path: PathChoice::Auto,
         steer: false,
@@ -51,6 +52,7 @@ fn settings(endpoints: &[&str]) -> Arc<Settings> {
         check: None,
         limits: Limits::default(),
         send_proxy: None,
+        keep_source: false,
         connect_timeout: MINUTE,
     })
 }

@@ -6,8 +6,9 @@ use tokio::{io::AsyncWriteExt, time::timeout};
 
 use super::settings::{Address, Settings, Source};
 use crate::{
+    close::CloseReason,
     proxy_protocol,
-    upstream::{Dialer, Host, Probe},
+    upstream::{Dialer, Host, Probe, UpstreamStream},
 };
 
 /// How endpoints are checked.
@@ -21,26 +22,24 @@ pub struct Check {
     pub probe: Probe,
 }
 
-/// Checks an endpoint.
-///
-/// # Errors
-/// What speaks against it, in words.
+/// Checks an endpoint: what speaks against it, in words, if anything does. `None` where we lack what it takes to look, such as
+/// files, which says nothing of the endpoint.
 pub(super) async fn run(
     dialer: &Dialer,
     settings: &Settings,
     check: &Check,
     source: &Source,
     address: &Address,
-) -> Result<(), Arc<str>> {
+) -> Option<Result<(), Arc<str>>> {
     let looked = timeout(
         check.timeout,
         look(dialer, settings, check, source, address),
     );
-    match looked.await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(format!("check failed: {error}").into()),
-        Err(_) => Err(format!("check failed: no answer within {:?}", check.timeout).into()),
-    }
+    let outcome = match looked.await {
+        Ok(outcome) => outcome?,
+        Err(_) => Err(format!("no answer within {:?}", check.timeout)),
+    };
+    Some(outcome.map_err(|error| format!("check failed: {error}").into()))
 }
 
 async fn look(
@@ -49,21 +48,39 @@ async fn look(
     check: &Check,
     source: &Source,
     address: &Address,
-) -> Result<(), String> {
+) -> Option<Result<(), String>> {
     let connected = match address {
         Address::Tcp(address) => dialer.connect(*address, check.timeout).await,
         Address::Unix(path) => dialer.connect_unix(path, check.timeout).await,
         // It is somewhere else each time.
-        Address::Original => return Ok(()),
+        Address::Original => return Some(Ok(())),
     };
-    let mut stream = connected.map_err(|error| error.with_causes())?.stream;
+    match connected {
+        Ok(connected) => {
+            let own = own_name(source, address);
+            Some(ask(dialer, settings, check, &own, connected.stream).await)
+        }
+        Err(error) if error.close_reason() == CloseReason::OutOfResources => {
+            tracing::debug!(%source, error = error.with_causes(), "cannot check an endpoint");
+            None
+        }
+        Err(error) => Some(Err(error.with_causes())),
+    }
+}
+
+async fn ask(
+    dialer: &Dialer,
+    settings: &Settings,
+    check: &Check,
+    own: &Host,
+    mut stream: UpstreamStream,
+) -> Result<(), String> {
     if let Some(version) = settings.send_proxy {
         let header = proxy_protocol::own_header(version);
         let sent = stream.write_all(&header).await;
         sent.map_err(|error| format!("cannot send the PROXY protocol header: {error}"))?;
     }
-    let own = own_name(source, address);
-    let probed = dialer.probe(stream, &own, &check.probe).await;
+    let probed = dialer.probe(stream, own, &check.probe).await;
     probed.map_err(|error| match std::error::Error::source(&error) {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),

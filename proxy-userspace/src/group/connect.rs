@@ -23,7 +23,7 @@ use crate::{
     close::CloseReason,
     proxy_protocol::{self, UniqueId},
     rule::ProxyHeader,
-    upstream::{Connected, DialError, Dialer, Target, Timings, UpstreamStream},
+    upstream::{Connected, DialError, Dialer, Source, Target, Timings, UpstreamStream},
 };
 
 /// Shorter attempts are none.
@@ -38,6 +38,8 @@ pub struct Asked<'a> {
     pub orig_dst: SocketAddr,
     /// The name that its client asked for in TLS, as far as it is known.
     pub authority: Option<&'a str>,
+    /// Whether endpoints are to see where it comes from even if the group does not say so.
+    pub keep_source: bool,
 }
 
 /// A connection to an endpoint.
@@ -101,7 +103,7 @@ impl Group {
             }
             let begun = Instant::now();
             let attempt = attempt(dialer, &settings, asked, permit.address(), limit);
-            let (error, reason) = match attempt.await {
+            let (error, reason, fits) = match attempt.await {
                 Ok((connected, unique_id)) => {
                     permit.reached(connected.timings.connect);
                     return Ok(Reached {
@@ -114,7 +116,11 @@ impl Group {
                         unique_id,
                     });
                 }
-                Err(error) => (error.with_causes(), error.close_reason()),
+                Err(error) => (
+                    error.with_causes(),
+                    error.close_reason(),
+                    !error.is_of_source(),
+                ),
             };
             let took = begun.elapsed();
             left = left.saturating_sub(took);
@@ -128,7 +134,10 @@ impl Group {
             if reason == CloseReason::OutOfResources {
                 return Err(failure);
             }
-            permit.failed(&failure.text, took);
+            // What cannot be shown one client says nothing of the endpoint either; another may be of the client's family.
+            if fits {
+                permit.failed(&failure.text, took);
+            }
             tried.push(permit.id());
             if left < SHORTEST_ATTEMPT {
                 return Err(failure);
@@ -147,9 +156,13 @@ async fn attempt(
     limit: Duration,
 ) -> Result<(Connected, Option<UniqueId>), DialError> {
     let begun = Instant::now();
+    let source = (settings.keep_source || asked.keep_source).then_some(Source {
+        client: asked.client,
+        met: asked.orig_dst,
+    });
     let mut connected = match address {
-        Address::Tcp(address) => dialer.connect(*address, limit).await?,
-        Address::Original => dialer.connect(asked.orig_dst, limit).await?,
+        Address::Tcp(address) => reach(dialer, *address, limit, source).await?,
+        Address::Original => reach(dialer, asked.orig_dst, limit, source).await?,
         Address::Unix(path) => dialer.connect_unix(path, limit).await?,
     };
     let Some(version) = settings.send_proxy else {
@@ -171,6 +184,19 @@ async fn attempt(
             target: Target::Endpoint(address.to_string()),
             limit,
         }),
+    }
+}
+
+/// Connects to an address, from that of the client where it is to be seen.
+async fn reach(
+    dialer: &Dialer,
+    address: SocketAddr,
+    limit: Duration,
+    source: Option<Source>,
+) -> Result<Connected, DialError> {
+    match source {
+        None => dialer.connect(address, limit).await,
+        Some(source) => dialer.connect_from(source, address, limit).await,
     }
 }
 

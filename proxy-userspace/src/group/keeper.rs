@@ -252,8 +252,10 @@ impl Checking {
             let outcome =
                 check::run(&self.dialer, settings, check, &self.source, &self.address).await;
             let id = self.id;
-            self.group
-                .update(|roster, now| roster.checked(id, outcome, now));
+            if let Some(outcome) = outcome {
+                self.group
+                    .update(|roster, now| roster.checked(id, outcome, now));
+            }
             // A little apart, so that many do not beat in time.
             sleep(check.interval * 9 / 10 + part_of(check.interval / 5)).await;
         }

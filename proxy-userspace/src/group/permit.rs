@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     Group,
     roster::{Admission, Id},
-    settings::{Address, Limits},
+    settings::Address,
 };
 use crate::clock;
 
@@ -101,12 +101,12 @@ impl Group {
         key: u64,
         tried: &[Id],
     ) -> Result<Permit, Refusal> {
-        let mut limits = self.lock().settings().limits;
         if self.queue.length() == 0
-            && let Some(permit) = self.try_admit(client, key, tried, &limits)?
+            && let Some(permit) = self.try_admit(client, key, tried)?
         {
             return Ok(permit);
         }
+        let limits = self.lock().settings().limits;
         let Some(place) = self.queue.enter(limits.queue) else {
             self.tally.queue_full.fetch_add(1, Relaxed);
             return Err(Refusal::QueueFull(limits.queue));
@@ -118,8 +118,7 @@ impl Group {
             let turn = place.turn();
             let mut next_look = None;
             if look {
-                limits = self.lock().settings().limits;
-                match self.try_admit(client, key, tried, &limits)? {
+                match self.try_admit(client, key, tried)? {
                     Some(permit) => return Ok(permit),
                     None => next_look = self.next_look(),
                 }
@@ -137,7 +136,6 @@ impl Group {
         client: IpAddr,
         key: u64,
         tried: &[Id],
-        limits: &Limits,
     ) -> Result<Option<Permit>, Refusal> {
         let admission = self.update(|roster, now| roster.admit(client, key, now, tried));
         match admission {
@@ -153,9 +151,9 @@ impl Group {
                 has_others,
             })),
             Admission::Wait => Ok(None),
-            Admission::SourceLimit => {
+            Admission::SourceLimit(most) => {
                 self.tally.source_limit.fetch_add(1, Relaxed);
-                Err(Refusal::SourceLimit(limits.source.unwrap_or(0)))
+                Err(Refusal::SourceLimit(most))
             }
             Admission::Exhausted => Err(Refusal::Exhausted),
         }
@@ -180,7 +178,7 @@ mod tests {
     use super::*;
     use crate::{
         balance::Method,
-        group::{Member, Settings, Source, health::HealthRules},
+        group::{Limits, Member, Settings, Source, health::HealthRules},
     };
 
     const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -197,6 +195,7 @@ mod tests {
             check: None,
             limits,
             send_proxy: None,
+            keep_source: false,
             connect_timeout: Duration::from_secs(1),
         })
     }

@@ -45,8 +45,8 @@ pub enum Admission {
     },
     /// It may go on when another one ends, or at the time of [`Roster::next_look`].
     Wait,
-    /// Its source has as many as it may have.
-    SourceLimit,
+    /// Its source has as many as it may have, which is so many.
+    SourceLimit(u32),
     /// Every endpoint was tried.
     Exhausted,
 }
@@ -96,6 +96,8 @@ pub struct Endpoint {
     pub tally: Tally,
     /// What went wrong last.
     pub last_error: Option<Arc<str>>,
+    /// Why a connection could not be made last.
+    last_failure: Option<Arc<str>>,
     health: Health,
 }
 
@@ -103,6 +105,19 @@ impl Endpoint {
     /// Whether it takes connections only when no other one is up.
     const fn stands_by(&self) -> bool {
         self.weight == 0
+    }
+
+    /// Why it does not take connections, after a look at it.
+    fn obstacle(&self) -> Option<Arc<str>> {
+        match self.health.state() {
+            State::Up | State::Leaving => None,
+            State::Down => self.last_error.clone(),
+            // Checks have turned it up, which does not end what connections have begun.
+            State::Ejected => {
+                let failure = self.last_failure.as_deref()?;
+                Some(format!("checks pass again, but connections failed: {failure}").into())
+            }
+        }
     }
 }
 
@@ -117,6 +132,8 @@ pub struct Roster {
     /// Those that are gone and have connections still.
     leaving: Vec<Endpoint>,
     places: HashMap<Id, usize>,
+    /// How many of them are not drained.
+    open: usize,
     /// Endpoints and entries that get no connections, as they are called.
     drained: BTreeSet<Arc<str>>,
     balancer: Balancer,
@@ -139,6 +156,7 @@ impl Roster {
             endpoints: Vec::new(),
             leaving: Vec::new(),
             places: HashMap::new(),
+            open: 0,
             drained: BTreeSet::new(),
             balancer,
             live: 0,
@@ -183,8 +201,8 @@ impl Roster {
         self.look(now);
         let limits = self.settings.limits;
         let has = self.clients.get(&client).copied().unwrap_or(0);
-        if limits.source.is_some_and(|most| has >= most) {
-            return Admission::SourceLimit;
+        if let Some(most) = limits.source.filter(|most| has >= *most) {
+            return Admission::SourceLimit(most);
         }
         if limits.total.is_some_and(|most| self.live >= most) {
             return Admission::Wait;
@@ -209,14 +227,13 @@ impl Roster {
                 Some(at) => at,
                 None if self.awaits_names() => return Admission::Wait,
                 // Whoever drains all of them means to restore one soon.
-                None if tried.is_empty() && endpoints.iter().any(|one| one.drained) => {
+                None if tried.is_empty() && self.open < endpoints.len() => {
                     return Admission::Wait;
                 }
                 None => return Admission::Exhausted,
             },
         };
-        let open = endpoints.iter().filter(|one| !one.drained).count();
-        let has_others = open > tried.len() + 1;
+        let has_others = self.open > tried.len() + 1;
         let Some(one) = self.endpoints.get_mut(at) else {
             return Admission::Exhausted;
         };
@@ -263,13 +280,15 @@ impl Roster {
             Ok(()) => one.tally.connections += 1,
             Err(error) => {
                 one.tally.failures += 1;
+                one.last_failure = Some(Arc::clone(&error));
                 one.last_error = Some(error);
             }
         }
         // The next one goes to another destination.
         let is_judged = one.address != Address::Original;
         if is_judged && one.health.used(reached, now, rules, may_eject) {
-            self.changed(at, now);
+            let cause = one.last_failure.clone();
+            self.changed(at, cause, now);
         }
     }
 
@@ -288,7 +307,8 @@ impl Roster {
             one.last_error = Some(error);
         }
         if one.health.checked(healthy, now, rules) {
-            self.changed(at, now);
+            let cause = one.obstacle();
+            self.changed(at, cause, now);
         }
     }
 
@@ -380,19 +400,18 @@ impl Roster {
     /// Whether enough would be left without one more.
     fn may_eject(&self) -> bool {
         let up = |one: &&Endpoint| one.health.state() == State::Up;
-        let open = || self.endpoints.iter().filter(|one| !one.drained);
-        let left = open().filter(up).count().saturating_sub(1);
-        left * 100 >= open().count() * self.settings.health.panic as usize && left > 0
+        let open = self.endpoints.iter().filter(|one| !one.drained);
+        let left = open.filter(up).count().saturating_sub(1);
+        left * 100 >= self.open * self.settings.health.panic as usize && left > 0
     }
 
-    fn changed(&mut self, at: usize, now: Duration) {
+    fn changed(&mut self, at: usize, cause: Option<Arc<str>>, now: Duration) {
         if let Some(one) = self.endpoints.get_mut(at) {
             one.tally.changes += 1;
-            let state = one.health.state();
             self.changes.push(Change {
                 endpoint: Arc::clone(&one.name),
-                state,
-                cause: one.last_error.clone().filter(|_| state != State::Up),
+                state: one.health.state(),
+                cause,
             });
         }
         self.share_out(now);
@@ -406,7 +425,7 @@ impl Roster {
         for at in 0..self.endpoints.len() {
             let passed = self.endpoints.get_mut(at).map(|one| one.health.passed(now));
             if passed == Some(true) {
-                self.changed(at, now);
+                self.changed(at, None, now);
             }
         }
         self.share_out(now);
@@ -464,6 +483,7 @@ impl Roster {
                 live: 0,
                 tally: Tally::default(),
                 last_error: None,
+                last_failure: None,
                 health: Health::new(newcomers),
             };
             let mut one = known.remove(&id).unwrap_or_else(fresh);

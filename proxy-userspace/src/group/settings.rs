@@ -26,17 +26,40 @@ pub struct Settings {
     pub limits: Limits,
     /// The header that endpoints want before the first byte.
     pub send_proxy: Option<ProxyHeader>,
+    /// Whether endpoints see the address of the client, and its port where that is free.
+    pub keep_source: bool,
     /// Limit for reaching an endpoint, all attempts together.
     pub connect_timeout: Duration,
 }
 
 impl Settings {
+    /// The addresses of endpoints that the configuration tells without a look-up.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.members
+            .iter()
+            .filter_map(|member| match &member.source {
+                Source::Address(Address::Tcp(address)) => Some(*address),
+                _ => None,
+            })
+    }
+
+    /// Whether connections may go to where they were going.
+    #[must_use]
+    pub fn has_original(&self) -> bool {
+        self.members
+            .iter()
+            .any(|member| member.source == Source::Address(Address::Original))
+    }
+
     /// What only the relay can do of what is wanted, in words for who wants to do without.
     #[must_use]
     pub fn needs_relay(&self) -> Option<&'static str> {
         let limits = &self.limits;
         if self.send_proxy.is_some() {
             return Some("`send_proxy`: only the relay can write a PROXY header");
+        }
+        if self.keep_source {
+            return Some("`keep_source`: only the relay can connect from the address of a client");
         }
         if limits.total.or(limits.endpoint).or(limits.source).is_some() {
             return Some("`limits`: only the relay can have connections wait, or reset them");

@@ -185,7 +185,10 @@ fn link(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, InterceptError> 
 /// The network namespace that we live in.
 pub(super) const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, InterceptError>
+pub(super) fn program<'a, P>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut P, InterceptError>
 where
     &'a mut P: TryFrom<&'a mut Program>,
 {

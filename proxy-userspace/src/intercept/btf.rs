@@ -4,7 +4,7 @@
 //! written into the object as constants. The format is `Documentation/bpf/btf.rst` of the kernel; aya parses BTF
 //! too but does not show struct members.
 
-use std::{fs, io, path::Path};
+use std::{fs, io};
 
 use thiserror::Error;
 
@@ -105,15 +105,13 @@ const KIND_ENUM: u32 = 6;
 /// The running kernel's type information.
 const RUNNING: &str = "/sys/kernel/btf/vmlinux";
 
-impl Offsets {
-    /// Of the kernel that is running.
-    pub(super) fn of_running_kernel() -> Result<Self, BtfError> {
-        Self::read(Path::new(RUNNING))
-    }
+/// What [`Types`] reads: some megabytes.
+pub(super) fn of_running_kernel() -> Result<Vec<u8>, BtfError> {
+    fs::read(RUNNING).map_err(BtfError::Read)
+}
 
-    fn read(path: &Path) -> Result<Self, BtfError> {
-        let bytes = fs::read(path).map_err(BtfError::Read)?;
-        let types = Types::parse(&bytes)?;
+impl Offsets {
+    pub(super) fn find(types: &Types<'_>) -> Result<Self, BtfError> {
         let offset = |strukt, member| types.offset(strukt, member);
         Ok(Self {
             task_mm: offset("task_struct", "mm")?,
@@ -128,10 +126,7 @@ impl Offsets {
 }
 
 impl SocketLayout {
-    /// Of the kernel that is running.
-    pub(super) fn of_running_kernel() -> Result<Self, BtfError> {
-        let bytes = fs::read(RUNNING).map_err(BtfError::Read)?;
-        let types = Types::parse(&bytes)?;
+    pub(super) fn find(types: &Types<'_>) -> Result<Self, BtfError> {
         let offset = |strukt, member| types.offset(strukt, member);
         Ok(Self {
             tcp_write_seq: offset("tcp_sock", "write_seq")?,
@@ -151,13 +146,9 @@ impl SocketLayout {
 }
 
 impl QueueLayout {
-    /// Of the kernel that is running.
-    ///
     /// Before Linux 6.4 the worker takes an `skb` out of the one queue before it is in the other, and holds it in its
     /// `work_state` when it has to try again: where that is so nobody can tell whether a reply has arrived.
-    pub(super) fn of_running_kernel() -> Result<Self, BtfError> {
-        let bytes = fs::read(RUNNING).map_err(BtfError::Read)?;
-        let types = Types::parse(&bytes)?;
+    pub(super) fn find(types: &Types<'_>) -> Result<Self, BtfError> {
         let offset = |strukt, member| types.offset(strukt, member);
         if types.member("sk_psock_work_state", "skb")?.is_some() {
             return Err(BtfError::Worker);
@@ -177,25 +168,22 @@ impl QueueLayout {
 
 /// Whether `sk_lookup` programs are told the interface (Linux 5.17). What programs see is a struct of its own, which the kernel
 /// describes, too.
-pub(super) fn tells_ingress_interface() -> bool {
-    let told = || -> Result<bool, BtfError> {
-        let bytes = fs::read(RUNNING).map_err(BtfError::Read)?;
-        let types = Types::parse(&bytes)?;
-        Ok(types.member("bpf_sk_lookup", "ingress_ifindex")?.is_some())
-    };
-    told().unwrap_or(false)
+pub(super) fn tells_ingress_interface(types: &Types<'_>) -> Result<bool, BtfError> {
+    Ok(types.member("bpf_sk_lookup", "ingress_ifindex")?.is_some())
 }
 
 /// The type section, indexed by type id.
-struct Types<'a> {
+pub(super) struct Types<'a> {
     bytes: &'a [u8],
     strings: usize,
     /// Position of each type's header; id 0 is `void` and has none.
     headers: Vec<usize>,
+    /// Those of structs and enumerations with a name, a tenth of all: what is looked up is among them.
+    named: Vec<usize>,
 }
 
 impl<'a> Types<'a> {
-    fn parse(bytes: &'a [u8]) -> Result<Self, BtfError> {
+    pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, BtfError> {
         let header_len = word(bytes, 4)? as usize;
         if half(bytes, 0)? != MAGIC {
             return Err(BtfError::Damaged(0));
@@ -203,15 +191,20 @@ impl<'a> Types<'a> {
         let mut at = header_len + word(bytes, 8)? as usize;
         let end = at + word(bytes, 12)? as usize;
         let strings = header_len + word(bytes, 16)? as usize;
-        let mut headers = vec![0];
+        let (mut headers, mut named) = (vec![0], Vec::new());
         while at < end {
+            let meta = word(bytes, at + 4)?;
             headers.push(at);
-            at += 12 + body_len(word(bytes, at + 4)?).ok_or(BtfError::Damaged(at))?;
+            if matches!(kind(meta), KIND_STRUCT | KIND_ENUM) && word(bytes, at)? != 0 {
+                named.push(at);
+            }
+            at += 12 + body_len(meta).ok_or(BtfError::Damaged(at))?;
         }
         Ok(Self {
             bytes,
             strings,
             headers,
+            named,
         })
     }
 
@@ -223,7 +216,7 @@ impl<'a> Types<'a> {
 
     /// Value of an enumerator that must be there.
     fn enumerator(&self, enumeration: &'static str, name: &'static str) -> Result<u32, BtfError> {
-        for &header in self.headers.iter().skip(1) {
+        for &header in &self.named {
             let meta = word(self.bytes, header + 4)?;
             if kind(meta) != KIND_ENUM
                 || self.string(word(self.bytes, header)?) != enumeration.as_bytes()
@@ -245,7 +238,7 @@ impl<'a> Types<'a> {
 
     /// Offset of a member in bytes; anonymous structs and unions inside are searched too.
     fn member(&self, strukt: &str, member: &str) -> Result<Option<u32>, BtfError> {
-        for &header in self.headers.iter().skip(1) {
+        for &header in &self.named {
             if kind(word(self.bytes, header + 4)?) == KIND_STRUCT
                 && self.string(word(self.bytes, header)?) == strukt.as_bytes()
                 && let Some(bits) = self.member_of(header, member.as_bytes(), 0)?
@@ -264,7 +257,7 @@ impl<'a> Types<'a> {
         member: &'static str,
     ) -> Result<u32, BtfError> {
         let missing = BtfError::NoMember { strukt, member };
-        for &header in self.headers.iter().skip(1) {
+        for &header in &self.named {
             let meta = word(self.bytes, header + 4)?;
             if kind(meta) != KIND_STRUCT
                 || self.string(word(self.bytes, header)?) != strukt.as_bytes()
@@ -369,10 +362,12 @@ mod tests {
 
     #[test]
     fn finds_every_offset_of_this_kernel() {
-        let offsets = Offsets::of_running_kernel().unwrap();
+        let bytes = of_running_kernel().unwrap();
+        let types = Types::parse(&bytes).unwrap();
+        let offsets = Offsets::find(&types).unwrap();
         assert!(offsets.task_mm > 0 && offsets.task_pid > 0);
         assert!(offsets.mm_exe_file > 0 && offsets.inode_ino > 0);
-        let layout = SocketLayout::of_running_kernel().unwrap();
+        let layout = SocketLayout::find(&types).unwrap();
         assert!(layout.tcp_write_seq > layout.sk_sndbuf && layout.icsk_ulp_ops > layout.sk_sndbuf);
         assert!(layout.sk_wmem_queued > layout.skc_flags && layout.msg_sk_redir > 0);
         assert!((1..64).contains(&layout.sock_zerocopy));

@@ -5,7 +5,8 @@ use std::io;
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 use thiserror::Error;
 
-use super::{guard::GuardError, object::MissingFeature};
+use super::{guard::GuardError, namespace::NamespaceError, object::MissingFeature};
+use crate::privileges;
 
 /// Why the kernel side cannot be set up.
 #[derive(Debug, Error)]
@@ -15,6 +16,19 @@ pub enum InterceptError {
         "cannot load the eBPF object; `culvert doctor` says what this kernel and these privileges lack"
     )]
     Object(#[source] Box<EbpfError>),
+    /// The object was refused, and may be because of its size.
+    #[error(
+        "cannot load the eBPF object: kernels before 5.11 count its maps as locked memory, of which this process may have \
+         {kibibytes} KiB; {}",
+        privileges::MORE_LOCKED_MEMORY
+    )]
+    LockedMemory {
+        /// The limit.
+        kibibytes: u64,
+        /// The kernel's answer.
+        #[source]
+        source: Box<EbpfError>,
+    },
     /// A program was refused.
     #[error("cannot load program {program}")]
     Load {
@@ -38,6 +52,17 @@ pub enum InterceptError {
     Namespace {
         /// Name of the program.
         program: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A program could not be attached to an interface.
+    #[error("cannot attach program {program} to interface {interface}")]
+    Interface {
+        /// Name of the program.
+        program: &'static str,
+        /// Number of the interface.
+        interface: u32,
         /// The kernel's answer.
         #[source]
         source: io::Error,
@@ -78,6 +103,9 @@ pub enum InterceptError {
     /// Rules need something that this kernel, or these privileges, lack.
     #[error(transparent)]
     Feature(#[from] MissingFeature),
+    /// The network namespace is not known.
+    #[error(transparent)]
+    OwnNamespace(#[from] NamespaceError),
     /// The guard could not be pinned.
     #[error(transparent)]
     Guard(#[from] GuardError),
@@ -89,10 +117,13 @@ impl InterceptError {
     pub const fn is_missing_feature(&self) -> bool {
         match self {
             Self::Object(_)
+            | Self::LockedMemory { .. }
             | Self::Load { .. }
             | Self::Attach { .. }
             | Self::Namespace { .. }
+            | Self::Interface { .. }
             | Self::Feature(_)
+            | Self::OwnNamespace(_)
             | Self::Guard(GuardError::Mount { .. } | GuardError::Link { .. }) => true,
             Self::Taken { .. }
             | Self::Missing(_)

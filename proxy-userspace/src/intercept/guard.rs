@@ -5,6 +5,7 @@
 //! last pin. `culvert detach`, or the next start, removes what a killed daemon left.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::fd::{BorrowedFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
@@ -71,11 +72,9 @@ pub enum GuardError {
         program: &'static str,
     },
     /// The pin was refused.
-    #[error("cannot pin the link of {program} at {path}")]
+    #[error("cannot pin a link at {path}")]
     Pin {
-        /// Name of the program.
-        program: &'static str,
-        /// Where.
+        /// Where, which ends with the name of its program.
         path: PathBuf,
         /// Why.
         #[source]
@@ -115,7 +114,8 @@ fn descriptor_of(link_id: u32) -> Option<RawFd> {
 #[derive(Debug)]
 pub struct Guard {
     place: PathBuf,
-    pinned: Vec<&'static str>,
+    /// The names of the pins.
+    pinned: BTreeSet<String>,
 }
 
 impl Guard {
@@ -128,37 +128,41 @@ impl Guard {
         })?;
         Ok(Self {
             place,
-            pinned: Vec::new(),
+            pinned: BTreeSet::new(),
         })
     }
 
-    /// Whether there is a pin of a program.
-    pub(super) fn has(&self, program: &'static str) -> bool {
-        self.pinned.contains(&program)
+    /// Whether there is a pin.
+    pub(super) fn has(&self, pin: &str) -> bool {
+        self.pinned.contains(pin)
     }
 
-    /// Pins a link under the name of its program.
-    pub(super) fn pin(
-        &mut self,
-        program: &'static str,
-        link: BorrowedFd<'_>,
-    ) -> Result<(), GuardError> {
-        let path = self.place.join(program);
-        pin(link, &path).map_err(|source| GuardError::Pin {
-            program,
-            path,
-            source,
-        })?;
-        self.pinned.push(program);
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pinned.is_empty()
+    }
+
+    /// The names of the pins that begin so.
+    pub(super) fn begin_with(&self, prefix: &str) -> Vec<String> {
+        let named = |pin: &&String| pin.starts_with(prefix);
+        self.pinned.iter().filter(named).cloned().collect()
+    }
+
+    /// Pins a link under the name of its program, or one that begins so.
+    pub(super) fn pin(&mut self, name: &str, link: BorrowedFd<'_>) -> Result<(), GuardError> {
+        let path = self.place.join(name);
+        pin(link, &path).map_err(|source| GuardError::Pin { path, source })?;
+        self.pinned.insert(name.to_owned());
         Ok(())
     }
 
-    /// Removes the pins of some programs, and with them their part of the guard.
-    pub(super) fn unpin(&mut self, programs: &[&'static str]) -> Result<(), GuardError> {
-        let pins = programs.iter().filter(|program| self.has(program));
-        let pins: Vec<_> = pins.map(|program| self.place.join(program)).collect();
+    /// Removes some pins, and with them their part of the guard.
+    pub(super) fn unpin(&mut self, names: &[impl AsRef<str>]) -> Result<(), GuardError> {
+        let names = names.iter().map(AsRef::as_ref);
+        let names: Vec<_> = names.filter(|name| self.has(name)).collect();
+        let pins: Vec<_> = names.iter().map(|name| self.place.join(name)).collect();
         remove_pins(&pins)?.iter().for_each(detach);
-        self.pinned.retain(|program| !programs.contains(program));
+        self.pinned.retain(|pin| !names.contains(&pin.as_str()));
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
+    sync::{Mutex, PoisonError},
 };
 
 use aya::{
@@ -21,17 +22,22 @@ pub struct Records {
     map: HashMap<MapData, RecordKey, Record>,
     /// The same map, for what aya does not do.
     descriptor: OwnedFd,
+    takes_in_one_call: bool,
     netns_cookie: u64,
 }
 
 impl Records {
     pub(super) fn new(ebpf: &Ebpf, netns_cookie: u64) -> Result<Self, InterceptError> {
         let data = duplicate(ebpf, names::RECORDS)?;
-        Ok(Self {
+        let mut records = Self {
             descriptor: descriptor(&data, names::RECORDS)?,
             map: typed(data, names::RECORDS)?,
+            takes_in_one_call: true,
             netns_cookie,
-        })
+        };
+        // Nobody is there: ports begin at 1. Kernels before 5.14 have no such call for hash maps.
+        records.takes_in_one_call = records.take_at_once(&RecordKey::default()).is_ok();
+        Ok(records)
     }
 
     /// Takes the record of a connection that was accepted, by its two addresses. `None`: nobody was intercepted,
@@ -40,7 +46,7 @@ impl Records {
     /// # Errors
     /// When the map cannot be read.
     pub fn take(
-        &self,
+        &mut self,
         client: SocketAddr,
         listener: SocketAddr,
     ) -> Result<Option<Record>, InterceptError> {
@@ -51,14 +57,37 @@ impl Records {
             listener_port: BePort::new(listener.port()),
             reserved: 0,
         };
+        let taken = if self.takes_in_one_call {
+            self.take_at_once(&key)
+        } else {
+            self.take_in_two_calls(&key)
+        };
+        taken.map_err(map_error("take from", names::RECORDS))
+    }
+
+    fn take_at_once(&self, key: &RecordKey) -> Result<Option<Record>, MapError> {
         // SAFETY: `typed` has compared the map's sizes with those of the types. Aya would take two calls.
-        let taken = unsafe { syscall::take_element(self.descriptor.as_fd(), &key) };
-        taken
-            .map_err(|io_error| SyscallError {
-                call: "bpf_map_lookup_and_delete_elem",
-                io_error,
-            })
-            .map_err(|error| map_error("take from", names::RECORDS)(error.into()))
+        let taken = unsafe { syscall::take_element(self.descriptor.as_fd(), key) };
+        Ok(taken.map_err(|io_error| SyscallError {
+            call: "bpf_map_lookup_and_delete_elem",
+            io_error,
+        })?)
+    }
+
+    /// Between the two the client may have reset this connection and opened another one from the same port. That one then
+    /// has no record and is reset: rare, and better than to relay it to the destination of the other.
+    fn take_in_two_calls(&mut self, key: &RecordKey) -> Result<Option<Record>, MapError> {
+        let record = match self.map.get(key, 0) {
+            Err(MapError::KeyNotFound) => return Ok(None),
+            found => found?,
+        };
+        match self.map.remove(key) {
+            // It was withdrawn with its socket meanwhile.
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
+            removed => removed?,
+        }
+        Ok(Some(record))
     }
 
     /// Records that nobody has taken.
@@ -81,29 +110,46 @@ impl OriginalDst for Records {
 
 /// Marks sockets as the daemon's own before they connect.
 pub struct Exempter {
-    map: std::sync::Mutex<SkStorage<MapData, u32>>,
+    ours: Mutex<SkStorage<MapData, u32>>,
+    foreign: Mutex<SkStorage<MapData, u32>>,
 }
 
 impl Exempter {
     pub(super) fn new(ebpf: &Ebpf) -> Result<Self, InterceptError> {
-        let map = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, names::OURS)?))
-            .map_err(map_error("open", names::OURS))?;
+        let open = |name| {
+            SkStorage::try_from(Map::SkStorage(duplicate(ebpf, name)?))
+                .map(Mutex::new)
+                .map_err(map_error("open", name))
+        };
         Ok(Self {
-            map: std::sync::Mutex::new(map),
+            ours: open(names::OURS)?,
+            foreign: open(names::FOREIGN)?,
         })
     }
 }
 
 impl Exempt for Exempter {
     fn exempt(&self, socket: &socket2::Socket) -> io::Result<()> {
-        // A handle belongs to one worker: the lock is never contended, it is there because aya writes through
-        // `&mut`. A panic cannot leave the handle half-changed.
-        self.map
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .insert(socket, ours::OWN, 0)
-            .map_err(io::Error::other)
+        insert(&self.ours, socket, ours::OWN)
     }
+
+    fn exempt_foreign(&self, socket: &socket2::Socket) -> io::Result<()> {
+        insert(&self.foreign, socket, 1)?;
+        self.exempt(socket)
+    }
+}
+
+fn insert(
+    map: &Mutex<SkStorage<MapData, u32>>,
+    socket: &socket2::Socket,
+    value: u32,
+) -> io::Result<()> {
+    // A handle belongs to one worker: the lock is never contended, it is there because aya writes through `&mut`. A panic cannot
+    // leave the handle half-changed.
+    map.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(socket, value, 0)
+        .map_err(io::Error::other)
 }
 
 /// The relay's sign of life, which the hooks compare with the clock.
@@ -181,6 +227,12 @@ impl Relays {
         self.map
             .set(whose, *relay, 0)
             .map_err(map_error("write", names::RELAY))
+    }
+
+    /// What the hook that tells our network namespace has written.
+    pub(super) fn netns_cookie(&self) -> Result<u64, InterceptError> {
+        let own = self.map.get(&relay::OWN, 0);
+        Ok(own.map_err(map_error("read", names::RELAY))?.netns_cookie)
     }
 
     /// The process that has taken over.

@@ -6,20 +6,22 @@ use std::{
 };
 
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned,
+    Ebpf, EbpfLoader, include_bytes_aligned,
     programs::ProgramType,
     sys::{BpfHelper, is_helper_supported},
 };
 use aya_log::EbpfLogger;
 use aya_obj::{Map, Object};
+use nix::sys::resource::RLIM_INFINITY;
 use proxy_common::{Dimensions, names};
 use thiserror::Error;
 
 use super::{
-    Overlap, Settings,
-    btf::{Offsets, QueueLayout, SocketLayout, tells_ingress_interface},
+    InterceptError, Overlap, Settings,
+    btf::{self, BtfError, Offsets, QueueLayout, SocketLayout, Types, tells_ingress_interface},
+    syscall,
 };
-use crate::policy::Compiled;
+use crate::{policy::Compiled, privileges};
 
 /// The compiled eBPF programs.
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert-ebpf"));
@@ -37,6 +39,9 @@ pub struct Features {
     pub sockets: Result<SocketLayout, String>,
     /// `sk_lookup` tells by which interface a connection arrives: rules for what arrives can select by `interface`.
     pub ingress_interface: bool,
+    /// Programs can be attached to the ingress of interfaces by links (tcx): there can be rules for what passes
+    /// through, and servers on other hosts can see the addresses of clients.
+    pub tcx: Result<(), MissingFeature>,
     /// What replies past the relay read in sockets; without it they are copied, and this says why.
     pub queues: Result<QueueLayout, String>,
 }
@@ -56,6 +61,12 @@ pub enum MissingFeature {
          type information in /sys/kernel/btf/vmlinux; select by `source`, or `listen` on addresses of the interface"
     )]
     Interface,
+    /// No links on the ingress of interfaces.
+    #[error(
+        "`[[gateway]]` rules, and `keep_source` to servers on other hosts, need a kernel with tcx, 6.6 or newer; leave them out, \
+         or run a newer kernel"
+    )]
+    Tcx,
     /// Sockets cannot be looked into.
     #[error("the sockmap path needs to know how far a socket was read: {0}")]
     Sockets(String),
@@ -79,6 +90,9 @@ impl Features {
         let finds_tcp_sockets =
             is_helper_supported(ProgramType::SockOps, BpfHelper::BPF_FUNC_skc_to_tcp_sock)
                 .unwrap_or(false);
+        let bytes = btf::of_running_kernel().map_err(|error| error.to_string());
+        let types = bytes.as_deref().map_err(Clone::clone);
+        let types = types.and_then(|bytes| Types::parse(bytes).map_err(|error| error.to_string()));
         Self {
             set_retval: is_helper_supported(
                 ProgramType::CgroupSockAddr,
@@ -91,17 +105,24 @@ impl Features {
             )
             .unwrap_or(false),
             offsets: if reads_kernel {
-                Offsets::of_running_kernel().map_err(|error| MissingFeature::Btf(error.to_string()))
+                find(&types, Offsets::find).map_err(MissingFeature::Btf)
             } else {
                 Err(MissingFeature::ReadKernel)
             },
-            sockets: if finds_tcp_sockets {
-                SocketLayout::of_running_kernel().map_err(|error| error.to_string())
+            sockets: if !reads_kernel {
+                Err(
+                    "hooks may not read the kernel's memory, which needs CAP_PERFMON and a kernel that is not locked down \
+                     to confidentiality"
+                        .to_owned(),
+                )
+            } else if finds_tcp_sockets {
+                find(&types, SocketLayout::find)
             } else {
                 Err("hooks cannot look into TCP sockets (bpf_skc_to_tcp_sock)".to_owned())
             },
-            ingress_interface: tells_ingress_interface(),
-            queues: QueueLayout::of_running_kernel().map_err(|error| error.to_string()),
+            ingress_interface: find(&types, tells_ingress_interface).unwrap_or(false),
+            tcx: syscall::has_tcx().then_some(()).ok_or(MissingFeature::Tcx),
+            queues: find(&types, QueueLayout::find),
         }
     }
 
@@ -125,10 +146,24 @@ impl Features {
         if compiled.policy.dimensions & Dimensions::INTERFACE != 0 && !self.ingress_interface {
             return Err(MissingFeature::Interface);
         }
+        if compiled.policy.dimensions & Dimensions::TRANSIT != 0 {
+            self.tcx.clone()?;
+        }
         match &self.offsets {
             Err(missing) if compiled.policy.dimensions & reads_tasks != 0 => Err(missing.clone()),
             _ => Ok(()),
         }
+    }
+}
+
+/// Looks for something in the kernel's type information, if there is any.
+fn find<T>(
+    types: &Result<Types<'_>, String>,
+    find: impl FnOnce(&Types<'_>) -> Result<T, BtfError>,
+) -> Result<T, String> {
+    match types {
+        Ok(types) => find(types).map_err(|error| error.to_string()),
+        Err(missing) => Err(missing.clone()),
     }
 }
 
@@ -138,7 +173,8 @@ pub(super) fn load(
     settings: Settings,
     features: &Features,
     shared: &[(&'static str, PathBuf)],
-) -> Result<Ebpf, EbpfError> {
+) -> Result<Ebpf, InterceptError> {
+    let locked_memory = privileges::lift_locked_memory();
     let set_retval = u32::from(features.set_retval);
     let mptcp = u32::from(features.mptcp);
     let reads_tasks = u32::from(features.offsets.is_ok());
@@ -153,10 +189,9 @@ pub(super) fn load(
         0
     };
     let repeats_bytes = u32::from(settings.overlap == Overlap::Deliver);
-    let btf = Btf::from_sys_fs().ok();
+    // It reads the kernel's type information by itself.
     let mut loader = EbpfLoader::new();
     loader
-        .btf(btf.as_ref())
         .map_max_entries(names::RECORDS, settings.max_pending)
         .map_max_entries(names::OWN, settings.max_own)
         .override_global(aya_log::LEVEL, &log_level, true)
@@ -195,7 +230,13 @@ pub(super) fn load(
     for (name, pin) in shared {
         loader.map_pin_path(name, pin.as_path());
     }
-    loader.load(OBJECT)
+    loader.load(OBJECT).map_err(|source| match locked_memory {
+        Some(limit) if limit != RLIM_INFINITY => InterceptError::LockedMemory {
+            kibibytes: limit >> 10,
+            source: Box::new(source),
+        },
+        _ => InterceptError::Object(Box::new(source)),
+    })
 }
 
 /// A map as the object declares it.

@@ -166,8 +166,7 @@ impl Redirects {
             overlap,
             ..Settings::UNCONFIGURED
         };
-        let mut ebpf = object::load(settings, &features, &[])
-            .map_err(|source| InterceptError::Object(Box::new(source)))?;
+        let mut ebpf = object::load(settings, &features, &[])?;
         Self::new(&mut ebpf)
     }
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
 use nix::sys::signal::Signal;
 
 /// The ids of the programs attached to a cgroup itself, or to a network namespace, in the order they run in: `BPF_PROG_QUERY` (kernel 4.15).
@@ -35,6 +35,19 @@ pub(super) fn query_programs(target: BorrowedFd<'_>, attach_type: u32) -> io::Re
     let count = unsafe { attr.query.__bindgen_anon_2.prog_cnt } as usize;
     Ok(ids.into_iter().take(count).collect())
 }
+
+/// Whether the kernel knows programs on the ingress of interfaces that are attached by links (kernel 6.6): it tells those of
+/// loopback.
+pub(super) fn has_tcx() -> bool {
+    let mut attr = zeroed();
+    attr.query.__bindgen_anon_1.target_ifindex = LOOPBACK;
+    attr.query.attach_type = bpf_attach_type::BPF_TCX_INGRESS as u32;
+    // SAFETY: without room for ids the kernel writes none.
+    unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) }.is_ok()
+}
+
+/// Its number, in every network namespace (`LOOPBACK_IFINDEX` in `include/linux/netdevice.h`).
+const LOOPBACK: u32 = 1;
 
 /// Takes a program off its hook at once: `BPF_LINK_DETACH` (kernel 5.9). Closing the last descriptor or removing the last
 /// pin does so too, but some time later.
@@ -63,6 +76,24 @@ pub(super) fn create_link(
     attr.link_create.__bindgen_anon_2.target_fd = target.as_raw_fd().unsigned_abs();
     attr.link_create.attach_type = attach_type;
     // SAFETY: the call takes two descriptors and touches no memory of ours.
+    let link = unsafe { bpf_result(bpf_cmd::BPF_LINK_CREATE, &mut attr)? };
+    // SAFETY: the kernel has just made it, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(link) })
+}
+
+/// Attaches a program to the ingress of an interface: `BPF_LINK_CREATE` of tcx (kernel 6.6).
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn create_interface_link(
+    program: BorrowedFd<'_>,
+    interface: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd().unsigned_abs();
+    attr.link_create.__bindgen_anon_2.target_ifindex = interface;
+    attr.link_create.attach_type = bpf_attach_type::BPF_TCX_INGRESS as u32;
+    // SAFETY: the call takes a descriptor and numbers and touches no memory of ours.
     let link = unsafe { bpf_result(bpf_cmd::BPF_LINK_CREATE, &mut attr)? };
     // SAFETY: the kernel has just made it, and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(link) })

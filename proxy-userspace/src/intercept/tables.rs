@@ -5,8 +5,8 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key},
 };
 use proxy_common::{
-    Action, Areas, BePort, Cell, CellKey, MAX_RULES, MemberKey, Membership, Policy, PrefixKey,
-    RuleSet, names,
+    Action, Areas, BePort, Cell, CellKey, Dimensions, MAX_RULES, MemberKey, Membership, Policy,
+    PrefixKey, PrefixKind, RuleSet, names,
 };
 
 use super::{
@@ -22,9 +22,11 @@ pub(super) struct PolicyTables {
     members: HashMap<MapData, MemberKey, Membership>,
     descendants: HashMap<MapData, u32, u32>,
     actions: Array<MapData, Action>,
+    hosts: HashMap<MapData, PrefixKey, Areas>,
     areas: LpmTrie<MapData, PrefixKey, Areas>,
     cells: LpmTrie<MapData, CellKey, Cell>,
     arrival_actions: Array<MapData, Action>,
+    transit_actions: Array<MapData, Action>,
     /// In force; 0 before the first policy.
     generation: u32,
     /// Keys of the generation in force and of the one before it.
@@ -37,6 +39,7 @@ pub(super) struct PolicyTables {
 struct Written {
     prefixes: Vec<Key<PrefixKey>>,
     members: Vec<MemberKey>,
+    hosts: Vec<PrefixKey>,
     areas: Vec<Key<PrefixKey>>,
     cells: Vec<Key<CellKey>>,
 }
@@ -44,17 +47,16 @@ struct Written {
 impl PolicyTables {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, InterceptError> {
         Ok(Self {
-            policy: Array::try_from(Map::Array(duplicate(ebpf, names::POLICY)?))
-                .map_err(map_error("open", names::POLICY))?,
+            policy: array(ebpf, names::POLICY)?,
             prefixes: trie(ebpf, names::PREFIXES)?,
             members: typed(duplicate(ebpf, names::MEMBERS)?, names::MEMBERS)?,
             descendants: typed(duplicate(ebpf, names::DESCENDANTS)?, names::DESCENDANTS)?,
-            actions: Array::try_from(Map::Array(duplicate(ebpf, names::ACTIONS)?))
-                .map_err(map_error("open", names::ACTIONS))?,
+            actions: array(ebpf, names::ACTIONS)?,
+            hosts: typed(duplicate(ebpf, names::HOSTS)?, names::HOSTS)?,
             areas: trie(ebpf, names::AREAS)?,
             cells: trie(ebpf, names::CELLS)?,
-            arrival_actions: Array::try_from(Map::Array(duplicate(ebpf, names::REVERSE_ACTIONS)?))
-                .map_err(map_error("open", names::REVERSE_ACTIONS))?,
+            arrival_actions: array(ebpf, names::REVERSE_ACTIONS)?,
+            transit_actions: array(ebpf, names::TRANSIT_ACTIONS)?,
             generation: 0,
             written: Default::default(),
             pids: Vec::new(),
@@ -99,6 +101,21 @@ impl PolicyTables {
         Ok(generation)
     }
 
+    /// Has no new connections that pass through selected any more.
+    pub(super) fn close_transits(&mut self) -> Result<(), InterceptError> {
+        let header = self
+            .policy
+            .get(&0, 0)
+            .map_err(map_error("read", names::POLICY))?;
+        let header = Policy {
+            dimensions: header.dimensions & !Dimensions::TRANSIT,
+            ..header
+        };
+        self.policy
+            .set(0, header, 0)
+            .map_err(map_error("write", names::POLICY))
+    }
+
     fn write(&mut self, compiled: &Compiled, generation: u32) -> Attempt {
         let mut keys = Written::default();
         let error = self.write_all(compiled, generation, &mut keys).err();
@@ -125,6 +142,17 @@ impl PolicyTables {
                 .map_err(map_error("insert into", names::MEMBERS))?;
             keys.members.push(key);
         }
+        for (host, areas) in &compiled.hosts {
+            let key = PrefixKey {
+                generation,
+                kind: PrefixKind::LISTEN,
+                bits: *host,
+            };
+            self.hosts
+                .insert(key, areas, 0)
+                .map_err(map_error("insert into", names::HOSTS))?;
+            keys.hosts.push(key);
+        }
         for (area, areas) in &compiled.areas {
             let key = prefix_key(generation, area);
             self.areas
@@ -146,6 +174,11 @@ impl PolicyTables {
                 &mut self.arrival_actions,
                 &compiled.arrival_actions,
                 names::REVERSE_ACTIONS,
+            ),
+            (
+                &mut self.transit_actions,
+                &compiled.transit_actions,
+                names::TRANSIT_ACTIONS,
             ),
         ] {
             for (index, action) in (slot..).zip(actions) {
@@ -191,6 +224,9 @@ impl PolicyTables {
         for key in &oldest.members {
             forgotten(self.members.remove(key), names::MEMBERS)?;
         }
+        for key in &oldest.hosts {
+            forgotten(self.hosts.remove(key), names::HOSTS)?;
+        }
         for key in &oldest.areas {
             forgotten(self.areas.remove(key), names::AREAS)?;
         }
@@ -199,6 +235,10 @@ impl PolicyTables {
         }
         Ok(())
     }
+}
+
+fn array<V: Pod>(ebpf: &Ebpf, name: &'static str) -> Result<Array<MapData, V>, InterceptError> {
+    Array::try_from(Map::Array(duplicate(ebpf, name)?)).map_err(map_error("open", name))
 }
 
 fn trie<K: Pod, V: Pod>(

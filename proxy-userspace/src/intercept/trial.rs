@@ -1,11 +1,12 @@
 //! Tries the programs one by one on the running kernel, for those who want to know what is missing before it matters.
 
-use std::{fs::File, os::fd::BorrowedFd};
-
-use aya::{
-    EbpfError,
-    programs::{Program, ProgramError},
+use std::{
+    fs::File,
+    os::fd::BorrowedFd,
+    time::{Duration, Instant},
 };
+
+use aya::programs::{Program, ProgramError};
 use proxy_common::names;
 
 use super::{
@@ -21,6 +22,19 @@ pub struct Trial {
     pub program: &'static str,
     /// Whether the kernel takes it.
     pub outcome: Result<(), InterceptError>,
+    /// What the kernel says of it, once it is loaded.
+    pub cost: Option<Cost>,
+}
+
+/// What it took to load a program.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    /// Its instructions, as the kernel has rewritten them.
+    pub instructions: Option<u32>,
+    /// Those that the verifier went through, each as often as it did. (Kernel 5.16.)
+    pub verified: Option<u32>,
+    /// How long it took to verify and translate it.
+    pub time: Duration,
 }
 
 /// Loads every program. With a cgroup it is attached there too, or to its tracepoint, and detached before this
@@ -32,14 +46,14 @@ pub fn try_programs(
     features: &Features,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Vec<Trial>, InterceptError> {
-    let mut ebpf = object::load(Settings::UNCONFIGURED, features, &[])
-        .map_err(|source: EbpfError| InterceptError::Object(Box::new(source)))?;
-    let trials = names::PROGRAMS.map(|program| Trial {
-        program,
-        outcome: ebpf
-            .program_mut(program)
-            .ok_or(InterceptError::Missing(program))
-            .and_then(|loaded| try_program(loaded, program, cgroup)),
+    let mut ebpf = object::load(Settings::UNCONFIGURED, features, &[])?;
+    let trials = names::PROGRAMS.map(|program| match ebpf.program_mut(program) {
+        None => Trial {
+            program,
+            outcome: Err(InterceptError::Missing(program)),
+            cost: None,
+        },
+        Some(loaded) => try_program(loaded, program, cgroup),
     });
     Ok(trials.into())
 }
@@ -49,21 +63,33 @@ pub fn try_programs(
 /// # Errors
 /// When the kernel refuses the object or the program.
 pub fn prove_shortcut(features: &Features) -> Result<Proofs, InterceptError> {
-    let mut ebpf = object::load(Settings::UNCONFIGURED, features, &[])
-        .map_err(|source: EbpfError| InterceptError::Object(Box::new(source)))?;
+    let mut ebpf = object::load(Settings::UNCONFIGURED, features, &[])?;
     shortcut::enable(&mut ebpf, features, &shortcut::Office::default())
 }
 
-fn try_program(
-    program: &mut Program,
-    name: &'static str,
-    cgroup: Option<BorrowedFd<'_>>,
-) -> Result<(), InterceptError> {
-    load(program).map_err(load_error(name))?;
-    cgroup.map_or(Ok(()), |cgroup| {
-        attach(program, name, cgroup).map_err(attach_error(name))
-    })
+fn try_program(program: &mut Program, name: &'static str, cgroup: Option<BorrowedFd<'_>>) -> Trial {
+    let begun = Instant::now();
+    let loaded = load(program).map_err(load_error(name));
+    let time = begun.elapsed();
+    let cost = program.info().ok().map(|info| Cost {
+        instructions: info.size_translated().map(|bytes| bytes / INSTRUCTION),
+        verified: info.verified_instruction_count(),
+        time,
+    });
+    let outcome = loaded.and_then(|()| {
+        cgroup.map_or(Ok(()), |cgroup| {
+            attach(program, name, cgroup).map_err(attach_error(name))
+        })
+    });
+    Trial {
+        program: name,
+        outcome,
+        cost,
+    }
 }
+
+/// Bytes of an instruction.
+const INSTRUCTION: u32 = 8;
 
 fn load(program: &mut Program) -> Result<(), ProgramError> {
     match program {
@@ -74,6 +100,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::SkMsg(program) => program.load(),
         Program::RawTracePoint(program) => program.load(),
         Program::SkLookup(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
@@ -85,7 +112,8 @@ fn attach(program: &mut Program, name: &str, cgroup: BorrowedFd<'_>) -> Result<(
         Program::CgroupSockopt(program) => program.attach(cgroup, MODE).map(drop),
         Program::SockOps(program) => program.attach(cgroup, MODE).map(drop),
         // Attached to maps, not to a cgroup; what uses the maps does it.
-        Program::SkMsg(_) | Program::SkSkb(_) => Ok(()),
+        // Or to interfaces, each of which has an owner.
+        Program::SkMsg(_) | Program::SkSkb(_) | Program::SchedClassifier(_) => Ok(()),
         Program::SkLookup(program) => {
             let namespace = File::open(OWN_NAMESPACE).map_err(ProgramError::IOError)?;
             program.attach(namespace).map(drop)

@@ -4,6 +4,7 @@ use std::{fs::File, net::Ipv4Addr, os::fd::AsFd as _, path::Path};
 
 use proxy_common::names;
 
+use super::gateway;
 use crate::{
     cgroup::Cgroup2,
     config::{Config, LogTarget},
@@ -27,6 +28,8 @@ pub(super) struct Needs {
     pub(super) hooks: Vec<&'static str>,
     /// Programs on the network namespace.
     pub(super) namespace: Vec<&'static str>,
+    /// Programs on interfaces.
+    pub(super) interfaces: Vec<&'static str>,
     /// Programs on tracepoints.
     pub(super) tracepoints: Vec<&'static str>,
     /// Programs that are pinned.
@@ -41,6 +44,7 @@ impl Needs {
         let mut needs = Self {
             hooks: HOOKS.map(|hook| hook.program).into(),
             namespace: Vec::new(),
+            interfaces: Vec::new(),
             tracepoints: Vec::new(),
             guard: Vec::new(),
             privileges: privileges::NEEDED.into(),
@@ -51,12 +55,18 @@ impl Needs {
         if !config.reverse.is_empty() {
             needs.namespace = vec![names::REVERSE, names::OWN_EVENTS];
         }
-        let guard = GuardNeeds::of(&config.forward, &config.reverse);
+        if !config.gateway.is_empty() {
+            needs.interfaces = vec![names::GATEWAY];
+        }
+        let guard = GuardNeeds::of(config.roles());
         if guard.forward {
             needs.guard.extend([names::GUARD4, names::GUARD6]);
         }
         if guard.reverse {
             needs.guard.push(names::REVERSE_GUARD);
+        }
+        if guard.gateway {
+            needs.guard.push(names::GATEWAY_GUARD);
         }
         if guard.any() && matches!(bpffs, Bpffs::Absent(_)) {
             needs.privileges.push(privileges::MOUNT);
@@ -79,7 +89,12 @@ impl Needs {
             return lacking;
         }
         let features = Features::probe();
-        if let Err(missing) = features.allow(compiled) {
+        let of_rules = features.allow(compiled);
+        let of_interfaces = || match &self.interfaces[..] {
+            [] => Ok(()),
+            _ => features.tcx.clone(),
+        };
+        if let Err(missing) = of_rules.and_then(|()| of_interfaces()) {
             lacking.push(missing.to_string());
         }
         match try_programs(&features, None) {
@@ -96,10 +111,16 @@ impl Needs {
     }
 
     fn programs(&self) -> impl Iterator<Item = &'static str> {
-        [&self.hooks, &self.namespace, &self.tracepoints, &self.guard]
-            .into_iter()
-            .flatten()
-            .copied()
+        [
+            &self.hooks,
+            &self.namespace,
+            &self.interfaces,
+            &self.tracepoints,
+            &self.guard,
+        ]
+        .into_iter()
+        .flatten()
+        .copied()
     }
 }
 
@@ -117,13 +138,8 @@ pub(super) fn lacking_around(
         Some(cgroups) => lacking.extend(attach_point(cgroups, &config.daemon.cgroup)),
     }
     let listener = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 1);
-    match listener {
-        Err(error) => lacking.push(format!("a loopback to listen on: {error}")),
-        Ok(listener) => {
-            if let Err(error) = socket::netns_cookie(&listener) {
-                lacking.push(format!("SO_NETNS_COOKIE, since kernel 5.14: {error}"));
-            }
-        }
+    if let Err(error) = listener {
+        lacking.push(format!("a loopback to listen on: {error}"));
     }
     if !config.reverse.is_empty()
         && let Some(pid) = survey::arrivals_taken_by()
@@ -132,6 +148,7 @@ pub(super) fn lacking_around(
             "a network namespace of its own: process {pid} is a culvert that takes what arrives in this one already"
         ));
     }
+    lacking.extend(gateway::lacking(config));
     if let Some(log) = &config.daemon.access_log
         && let LogTarget::File(path) = &log.target
         && !path.parent().is_some_and(Path::is_dir)

@@ -9,7 +9,7 @@ fn configuration(text: &str) -> (Config, Compiled) {
         mode: 0o600,
     };
     let config = config::parse(text, &origin, &System).unwrap().config;
-    let compiled = policy::compile(&config.forward, &config.reverse, &Names::default()).unwrap();
+    let compiled = policy::compile(config.roles(), &Names::default()).unwrap();
     (config, compiled)
 }
 
@@ -88,7 +88,7 @@ fn names_are_shown_with_what_they_stand_for() {
     let tree = tempfile::tempdir().unwrap();
     fs::create_dir_all(tree.path().join("system.slice/db.service")).unwrap();
     let cgroups = Cgroup2::pretended(tree.path());
-    let names = resolve::resolve(&config.forward, &[], &cgroups, &Names::default());
+    let names = resolve::resolve(config.roles(), &cgroups, &Names::default());
     let rows = resolved(&config, Some(&cgroups), &names);
     let shown: Vec<_> = rows
         .iter()

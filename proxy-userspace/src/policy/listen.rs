@@ -1,7 +1,7 @@
 //! What rules listen on: prefixes of addresses, and in each the ports.
 //!
-//! Every listed prefix is an area. For an address the longest listed prefix is found by one look-up, and with it all that
-//! contain it. The bounds of an area's port ranges cut its ports into intervals in which the same rules listen, and each
+//! Every listed prefix is an area. For an address the longest listed prefix is found by one look-up, or two where single
+//! addresses are listed, and with it all that contain it. The bounds of an area's port ranges cut its ports into intervals in which the same rules listen, and each
 //! interval is stored as the few prefixes that cover it. Nothing is repeated from area to area, so tables grow with the
 //! file and not with its square; areas with the same rules on the same ports, as the addresses of one list are, are one
 //! number, so that the ports of thousands of addresses stay in the processor's cache.
@@ -12,7 +12,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use proxy_common::{Areas, Cell, MAX_CANDIDATES, MAX_DEPTH, PrefixKind};
+use proxy_common::{Addr, Areas, Cell, MAX_CANDIDATES, MAX_DEPTH, MAX_HOSTS, PrefixKind};
 
 use super::{
     CompileError, Prefix,
@@ -31,9 +31,13 @@ pub struct CellPrefix {
     pub port: u16,
 }
 
+/// Length of the prefix that is one address.
+const ADDRESS_BITS: u32 = 128;
+
 /// What rules listen on.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tables {
+    pub(super) hosts: Vec<(Addr, Areas)>,
     pub(super) areas: Vec<(Prefix, Areas)>,
     pub(super) cells: Vec<(CellPrefix, Cell)>,
 }
@@ -88,9 +92,12 @@ pub(super) fn tables(rules: &[Reverse]) -> Result<Tables, CompileError> {
         for (place, (_, id)) in areas.ids.iter_mut().zip(around.iter().rev()) {
             *place = *id;
         }
-        tables
-            .areas
-            .push((prefix_of(PrefixKind::LISTEN, net), areas));
+        let prefix = prefix_of(PrefixKind::LISTEN, net);
+        if prefix.len == ADDRESS_BITS && tables.hosts.len() < MAX_HOSTS {
+            tables.hosts.push((prefix.bits, areas));
+        } else {
+            tables.areas.push((prefix, areas));
+        }
     }
     Ok(tables)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proxy_common::{MemberKind, Membership, RuleSet};
 
 use super::{CompileError, Member, Names, rules_where};
-use crate::rule::{Reverse, Rule, Selector};
+use crate::rule::{Gateway, Reverse, Rule, Selector};
 
 /// The entries of one kind of member.
 #[derive(Default)]
@@ -109,6 +109,28 @@ pub(super) fn interfaces(rules: &[Reverse], names: &Names) -> Table {
             Ok::<(), std::convert::Infallible>(())
         },
     );
+    table
+}
+
+/// Interfaces that connections pass through by. Every rule names some.
+pub(super) fn transit_interfaces(rules: &[Gateway], names: &Names) -> Table {
+    let mut table = Table {
+        needed: !rules.is_empty(),
+        ..Table::default()
+    };
+    for (index, rule) in rules.iter().enumerate() {
+        for name in &rule.interface {
+            if let Some(Some(number)) = names.interfaces.get(name) {
+                let member = Member {
+                    kind: MemberKind::TRANSIT_INTERFACE,
+                    id: u64::from(*number),
+                    device: 0,
+                };
+                let membership: &mut Membership = table.entries.entry(member).or_default();
+                membership.include.insert(index);
+            }
+        }
+    }
     table
 }
 

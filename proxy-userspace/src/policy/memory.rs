@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use proxy_common::{
-    Action, Addr, Areas, Bindings, Cell, CellKey, MemberKey, MemberKind, Membership, Policy,
-    PrefixKey, PrefixKind, RuleRef, RuleSet, Tables,
+    Action, Addr, Areas, Bindings, Cell, CellKey, Crossings, MemberKey, MemberKind, Membership,
+    Policy, PrefixKey, PrefixKind, RuleRef, RuleSet, Tables,
 };
 
 use super::{CellPrefix, Compiled, Member, Prefix};
@@ -19,9 +19,11 @@ pub struct MemoryTables {
     prefixes: Longest<RuleSet>,
     members: BTreeMap<Member, Membership>,
     actions: Vec<Action>,
+    hosts: HashMap<Addr, Areas>,
     areas: Longest<Areas>,
     cells: HashMap<CellPrefix, Cell>,
     arrival_actions: Vec<Action>,
+    transit_actions: Vec<Action>,
 }
 
 impl MemoryTables {
@@ -40,6 +42,25 @@ impl MemoryTables {
             |kind| kind == PrefixKind::SOURCE,
             |kind| kind == MemberKind::INTERFACE,
         )
+    }
+
+    /// Those for what passes through.
+    #[must_use]
+    pub fn for_transits(generation: u32, compiled: &Compiled) -> Self {
+        let kinds = [
+            PrefixKind::TRANSIT_SOURCE,
+            PrefixKind::TRANSIT_DEST,
+            PrefixKind::TRANSIT_PORT,
+        ];
+        let mut tables = Self::with(
+            generation,
+            compiled,
+            |kind| kinds.contains(&kind),
+            |kind| kind == MemberKind::TRANSIT_INTERFACE,
+        );
+        tables.areas = Longest::default();
+        tables.cells = HashMap::new();
+        tables
     }
 
     fn with(
@@ -62,9 +83,11 @@ impl MemoryTables {
                 .copied()
                 .collect(),
             actions: compiled.actions.clone(),
+            hosts: compiled.hosts.iter().copied().collect(),
             areas: compiled.areas.iter().copied().collect(),
             cells: compiled.cells.iter().copied().collect(),
             arrival_actions: compiled.arrival_actions.clone(),
+            transit_actions: compiled.transit_actions.clone(),
         }
     }
 }
@@ -92,6 +115,10 @@ impl Tables for MemoryTables {
 }
 
 impl Bindings for MemoryTables {
+    fn host(&self, key: &PrefixKey) -> Option<&Areas> {
+        self.hosts.get(&key.bits)
+    }
+
     fn areas(&self, key: &PrefixKey) -> Option<&Areas> {
         self.areas.find(key)
     }
@@ -112,8 +139,14 @@ impl Bindings for MemoryTables {
     }
 }
 
+impl Crossings for MemoryTables {
+    fn transit_action(&self, rule: RuleRef) -> Option<&Action> {
+        self.transit_actions.get(rule.index as usize)
+    }
+}
+
 /// Finds the longest prefix: one look-up for each length that occurs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Longest<V> {
     entries: HashMap<Prefix, V>,
     /// By kind, longest first.

@@ -1,4 +1,4 @@
-//! Prefixes of destinations, and of the sources of what arrives.
+//! Prefixes of destinations, and of the sources of what arrives or passes through.
 //!
 //! For an address whose longest listed prefix is P, membership in every other listed prefix is known too: it
 //! either contains P or is disjoint from the address. So the rules that an address allows can be worked out per
@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proxy_common::{Addr, PrefixKind, RuleSet};
 
 use super::{Prefix, rules_where};
-use crate::rule::{LOOPBACK, Reverse, Rule, Selector, is_loopback};
+use crate::rule::{LOOPBACK, Rule, Selector, is_loopback};
 
 /// Bits before an IPv4 address in its IPv4-mapped form.
 const V4_OFFSET: u8 = 96;
@@ -78,9 +78,13 @@ pub(super) fn destinations(rules: &[Rule]) -> Vec<(Prefix, RuleSet)> {
     table
 }
 
-/// The prefix table of all sources; empty when no rule selects by source.
-pub(super) fn sources(rules: &[Reverse]) -> Vec<(Prefix, RuleSet)> {
-    if rules.iter().all(|rule| rule.source.is_any()) {
+/// The prefix table of one kind of address, loopback like any other; empty when no rule selects by it.
+pub(super) fn table<R>(
+    kind: u32,
+    rules: &[R],
+    selector: impl Fn(&R) -> &Selector<IpNet>,
+) -> Vec<(Prefix, RuleSet)> {
+    if rules.iter().all(|rule| selector(rule).is_any()) {
         return Vec::new();
     }
     let mut anywhere = RuleSet::EMPTY;
@@ -89,10 +93,11 @@ pub(super) fn sources(rules: &[Reverse]) -> Vec<(Prefix, RuleSet)> {
         listed.entry(net).or_default();
     }
     for (index, rule) in rules.iter().enumerate() {
-        if rule.source.include.is_empty() {
+        let selector = selector(rule);
+        if selector.include.is_empty() {
             anywhere.insert(index);
         }
-        list(&rule.source, index, &mut listed);
+        list(selector, index, &mut listed);
     }
     let mut table = Vec::with_capacity(listed.len());
     let mut around: Vec<(IpNet, Listed)> = Vec::new();
@@ -112,7 +117,7 @@ pub(super) fn sources(rules: &[Reverse]) -> Vec<(Prefix, RuleSet)> {
         };
         around.push((net, here));
         let allowed = here.include.or(&anywhere).and_not(&here.exclude);
-        table.push((prefix_of(PrefixKind::SOURCE, net), allowed));
+        table.push((prefix_of(kind, net), allowed));
     }
     table
 }

@@ -8,13 +8,13 @@ use std::{collections::BTreeSet, ops::RangeInclusive};
 use proxy_common::{PrefixKey, RuleSet};
 
 use super::Prefix;
-use crate::rule::{Rule, Selector};
+use crate::rule::Selector;
 
 /// The table of one kind of number; empty when no rule selects by it.
-pub(super) fn table(
+pub(super) fn table<R>(
     kind: u32,
-    rules: &[Rule],
-    selector: impl Fn(&Rule) -> Selector<RangeInclusive<u32>>,
+    rules: &[R],
+    selector: impl Fn(&R) -> Selector<RangeInclusive<u32>>,
 ) -> Vec<(Prefix, RuleSet)> {
     let selectors: Vec<_> = rules.iter().map(selector).collect();
     if selectors.iter().all(Selector::is_any) {

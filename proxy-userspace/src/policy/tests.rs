@@ -1,6 +1,7 @@
 //! `decide` over compiled tables against a naive reading of the rules.
 
 mod arrivals;
+mod transits;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,7 +15,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use proxy_common::{Addr, BePort, Decision, RuleRef, Subject, decide};
 
 use super::{CgroupRef, Compiled, ExeRef, Names, action, compile, memory::MemoryTables};
-use crate::rule::{FailMode, Match, PathChoice, Rule, Selector, Via};
+use crate::rule::{FailMode, Match, PathChoice, Roles, Rule, Selector, Via};
 
 const GENERATION: u32 = 7;
 
@@ -237,7 +238,7 @@ proptest! {
     #[test]
     fn decides_as_the_rules_read(rules in vec(rule(), 0..12), callers in vec(caller(), 16)) {
         let names = names();
-        let tables = tables(&compile(&rules, &[], &names).unwrap());
+        let tables = tables(&compile(Roles::from(rules.as_slice()), &names).unwrap());
         for caller in callers {
             let expected = match naive(&rules, &names, &caller) {
                 None => Decision::Unselected,
@@ -267,7 +268,7 @@ fn a_mapped_prefix_is_the_ipv4_prefix() {
         path: PathChoice::Auto,
         rewrite: false,
     }];
-    let tables = tables(&compile(&rules, &[], &Names::default()).unwrap());
+    let tables = tables(&compile(Roles::from(rules.as_slice()), &Names::default()).unwrap());
     for dest in ["10.1.2.3", "::ffff:10.1.2.3"] {
         let caller = Caller {
             dest: dest.parse().unwrap(),

@@ -24,8 +24,9 @@ impl Proxy {
 
     /// Detaches, lets open connections finish until the deadline, resets the rest and waits for the workers.
     pub async fn stop(mut self, drain_timeout: Duration) {
-        // The guard first: it would refuse what the other hooks no longer take.
-        if let Err(error) = self.interceptor.detach_guard() {
+        // The guard first: it would refuse what the other hooks no longer take. That on what passes through only knows what is
+        // relayed from then on, and stays until that is over.
+        if let Err(error) = self.interceptor.reduce_guard(false, false, true) {
             tracing::error!(%error, "a pin is left; `culvert detach` removes it");
         }
         self.interceptor.detach();
@@ -33,7 +34,10 @@ impl Proxy {
         let deadline = now + drain_timeout;
         // A handshake that has begun with us cannot go on with anybody else. Nor can a `connect()` that our hook has sent here
         // and that has no port yet, which nothing shows; a takeover has to wait for that one, too.
-        let handshakes = if self.takes_arrivals || self.successor().is_some() {
+        let handshakes = if self.takes_arrivals
+            || !self.gates.listeners.is_empty()
+            || self.successor().is_some()
+        {
             now + HANDSHAKE
         } else {
             now
@@ -53,6 +57,9 @@ impl Proxy {
         if let Some(keeper) = self.keeper {
             keeper.join();
         }
+        if let Err(error) = self.interceptor.detach_guard() {
+            tracing::error!(%error, "a pin is left; `culvert detach` removes it");
+        }
     }
 
     /// Whether no connection is open, and none waits to be accepted.
@@ -62,6 +69,7 @@ impl Proxy {
             && self
                 .listeners
                 .iter()
+                .chain(&self.gates.listeners)
                 .all(|listener| socket::accept_queue(listener).is_ok_and(|waiting| waiting == 0))
     }
 }

@@ -11,7 +11,7 @@ use super::ProxyError;
 use crate::{
     intercept::Hits,
     record::Role,
-    rule::{Reverse, Rule},
+    rule::Roles,
 };
 
 /// Connections that a rule selected, and such as its fail mode was applied to.
@@ -35,14 +35,15 @@ type Names = Vec<Arc<str>>;
 pub(super) struct Tally {
     kernel: Hits,
     /// Who has the slots of even generations, and of odd ones.
-    halves: [[Names; 2]; 2],
+    halves: [[Names; ROLES.len()]; 2],
     /// What was in slots that others have now.
     before: HashMap<(Role, Arc<str>), HitCount>,
 }
 
-const ROLES: [(Role, [Hit; 2]); 2] = [
+const ROLES: [(Role, [Hit; 2]); 3] = [
     (Role::Forward, [Hit::Selected, Hit::Failed]),
     (Role::Reverse, [Hit::Arrived, Hit::ArrivedFailed]),
+    (Role::Gateway, [Hit::Passing, Hit::PassingFailed]),
 ];
 
 impl Tally {
@@ -74,11 +75,12 @@ impl Tally {
     }
 
     /// A generation is in force. What is known of rules that are in neither is forgotten.
-    pub(super) fn installed(&mut self, generation: u32, rules: &[Rule], reverse: &[Reverse]) {
+    pub(super) fn installed(&mut self, generation: u32, roles: &Roles<'_>) {
         if let Some(half) = self.halves.get_mut(generation as usize % 2) {
             *half = [
-                rules.iter().map(|rule| Arc::clone(&rule.name)).collect(),
-                reverse.iter().map(|rule| Arc::clone(&rule.name)).collect(),
+                names(roles.forward, |rule| &rule.name),
+                names(roles.reverse, |rule| &rule.name),
+                names(roles.gateway, |rule| &rule.name),
             ];
         }
         let halves = &self.halves;
@@ -102,6 +104,10 @@ impl Tally {
         }
         Ok(counts)
     }
+}
+
+fn names<R>(rules: &[R], name: fn(&R) -> &Arc<str>) -> Names {
+    rules.iter().map(|rule| Arc::clone(name(rule))).collect()
 }
 
 fn count(

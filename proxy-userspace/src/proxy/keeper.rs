@@ -32,7 +32,7 @@ impl Keeper {
             .name("groups".to_owned())
             .spawn(move || {
                 // It hears from strangers, as workers do.
-                if let Err(error) = privileges::keep_what_a_worker_needs() {
+                if let Err(error) = privileges::keep_what_a_worker_needs(false) {
                     tracing::warn!("{error:#}");
                 }
                 runtime.block_on(keeper::keep(Dialer::new(exempt), kept, stop));

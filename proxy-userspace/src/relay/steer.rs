@@ -23,6 +23,8 @@ pub(super) struct Steering {
     /// Times that a direction was given to the splice path, and that it came back.
     promotions: u16,
     demotions: u16,
+    /// Whether whoever runs it lets it rest.
+    pub(super) may_rest: bool,
 }
 
 /// What is watched.

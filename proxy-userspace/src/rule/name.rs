@@ -158,3 +158,11 @@ pub struct Names {
     /// How far looking goes.
     pub limits: Limits,
 }
+
+impl Names {
+    /// All that may become of connections by their names.
+    pub fn vias(&self) -> impl Iterator<Item = &ReverseVia> {
+        let listed = self.entries.iter().map(|entry| &entry.to);
+        listed.chain(&self.unnamed).chain([&self.malformed])
+    }
+}

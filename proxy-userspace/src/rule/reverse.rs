@@ -27,6 +27,8 @@ pub struct Reverse {
     pub accept_proxy: Vec<IpNet>,
     /// How the service is told who the client is, if it is.
     pub send_proxy: Option<ProxyHeader>,
+    /// Whether whoever is connected to sees the address of the client, and its port where that is free.
+    pub keep_source: bool,
     /// What becomes of connections while the relay is dead, hung or cannot answer.
     pub on_relay_failure: FailMode,
     /// How relayed bytes are moved.
@@ -54,10 +56,7 @@ impl Reverse {
 
     /// All that may become of its connections.
     pub fn vias(&self) -> impl Iterator<Item = &ReverseVia> {
-        std::iter::once(&self.via).chain(self.names.iter().flat_map(|names| {
-            let listed = names.entries.iter().map(|entry| &entry.to);
-            listed.chain(&names.unnamed).chain([&names.malformed])
-        }))
+        std::iter::once(&self.via).chain(self.names.iter().flat_map(Names::vias))
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     metrics,
     proxy::{Census, HitCount, NoConnection},
     record::Role,
-    rule::{Reverse, ReverseVia, Rule, Via},
+    rule::{Gateway, Reverse, ReverseVia, Rule, Via},
     status::{
         connections::{End, List},
         rules::{RuleStatus, Rules},
@@ -61,8 +61,14 @@ impl Service {
             via: config::goes_to(&rule.via),
             ..status(Role::Reverse, &rule.name)
         });
+        let gateway = self.config.gateway.iter().map(|rule| RuleStatus {
+            selects: config::passes(rule),
+            action: transit_action(rule).to_owned(),
+            via: config::goes_to(&rule.via),
+            ..status(Role::Gateway, &rule.name)
+        });
         Rules {
-            rules: forward.chain(reverse).collect(),
+            rules: forward.chain(reverse).chain(gateway).collect(),
         }
     }
 
@@ -110,6 +116,14 @@ fn via(rule: &Rule) -> String {
 fn arrival_action(rule: &Reverse) -> &'static str {
     match rule.via {
         _ if rule.steered_to().is_some() => "steer",
+        _ if rule.is_relayed() => "relay",
+        ReverseVia::Refuse => "refuse",
+        _ => "direct",
+    }
+}
+
+fn transit_action(rule: &Gateway) -> &'static str {
+    match rule.via {
         _ if rule.is_relayed() => "relay",
         ReverseVia::Refuse => "refuse",
         _ => "direct",

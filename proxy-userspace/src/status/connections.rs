@@ -20,7 +20,7 @@ pub struct ConnectionStatus {
     pub id: u64,
     /// Since `connect()`, or since it was accepted where it arrived.
     pub age_ms: u64,
-    /// `forward` or `reverse`.
+    /// `forward`, `reverse` or `gateway`.
     pub role: String,
     /// Name of the rule that selected it.
     pub rule: String,

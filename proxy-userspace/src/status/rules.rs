@@ -14,7 +14,7 @@ pub struct Rules {
 /// A rule. The names of the fields stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleStatus {
-    /// `forward` or `reverse`.
+    /// `forward`, `reverse` or `gateway`.
     pub role: String,
     /// Its name.
     pub name: String,
@@ -24,7 +24,7 @@ pub struct RuleStatus {
     pub action: String,
     /// Where it goes.
     pub via: String,
-    /// Connections that it has selected, as the kernel counted them; where they arrive a repeated SYN counts again. They stay
+    /// Connections that it has selected, as the kernel counted them; where they do not begin here a repeated SYN counts again. They stay
     /// through a reload that keeps the name.
     pub hits: u64,
     /// Of those, such as its fail mode was applied to.

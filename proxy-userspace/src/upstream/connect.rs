@@ -6,6 +6,7 @@ use socket2::Socket;
 use thiserror::Error;
 use tokio::net::{TcpSocket, TcpStream};
 
+use super::source::SourceError;
 use crate::socket;
 
 /// Keeps the daemon's own sockets out of the daemon's own interception.
@@ -18,6 +19,15 @@ pub trait Exempt: Send + Sync {
     ///
     /// Whatever the marking runs into; the socket is not used then.
     fn exempt(&self, socket: &Socket) -> io::Result<()>;
+
+    /// Marks one that connects from the address of a client, and whose answers are to come back.
+    ///
+    /// # Errors
+    ///
+    /// As [`Exempt::exempt`].
+    fn exempt_foreign(&self, socket: &Socket) -> io::Result<()> {
+        self.exempt(socket)
+    }
 }
 
 /// Marks nothing: for when nothing is intercepted.
@@ -47,6 +57,9 @@ pub(super) enum ConnectError {
         #[source]
         source: io::Error,
     },
+    /// The client's address cannot be used.
+    #[error(transparent)]
+    Source(#[from] Box<SourceError>),
 }
 
 pub(super) async fn connect(

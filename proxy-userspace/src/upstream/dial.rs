@@ -10,24 +10,26 @@ use std::{
 };
 
 use tokio::{
-    net::UnixStream,
-    time::{Instant, timeout, timeout_at},
+    net::{TcpStream, UnixStream},
+    time::{Instant, error::Elapsed, timeout, timeout_at},
 };
 
 use super::{
     Answer, DialError, Exempt, Hop, Host, Next, ResolveError, Scheme, Service, Target, Upstream,
     UpstreamStream,
-    connect::connect,
+    connect::{ConnectError, connect},
     error::HandshakeError,
     http,
     names::{Files, Names},
     socks5,
+    source::{Foreign, Origins, Source},
     tls::{self, Trust},
 };
 
 /// Makes connections to upstreams. One for each worker, or one for all: it keeps the resolver's cache and TLS sessions.
 pub struct Dialer {
     exempt: Arc<dyn Exempt>,
+    origins: Origins,
     names: Names,
     trust: Trust,
 }
@@ -59,10 +61,18 @@ impl Dialer {
         Self::with_files(exempt, Files::default())
     }
 
+    /// With what connections from addresses of clients need.
+    #[must_use]
+    pub fn with_foreign(mut self, foreign: Arc<Foreign>) -> Self {
+        self.origins = Origins::new(foreign);
+        self
+    }
+
     pub(super) fn with_files(exempt: Arc<dyn Exempt>, files: Files) -> Self {
         Self {
             names: Names::new(Arc::clone(&exempt), files),
             exempt,
+            origins: Origins::default(),
             trust: Trust::default(),
         }
     }
@@ -147,6 +157,38 @@ impl Dialer {
         }
     }
 
+    /// Connects to an endpoint of a group from the address of a client.
+    ///
+    /// # Errors
+    ///
+    /// A [`DialError`] when that failed or took too long, or the endpoint cannot be shown that address.
+    pub async fn connect_from(
+        &self,
+        source: Source,
+        address: SocketAddr,
+        limit: Duration,
+    ) -> Result<Connected, DialError> {
+        let address = canonical(address);
+        let target = Target::Endpoint(address.to_string());
+        self.direct_from(source, limit, address, target).await
+    }
+
+    /// Connects to a destination itself from the address of a client.
+    ///
+    /// # Errors
+    ///
+    /// A [`DialError`] when that failed or took too long, or the destination cannot be shown that address.
+    pub async fn dial_from(
+        &self,
+        source: Source,
+        destination: SocketAddr,
+        limit: Duration,
+    ) -> Result<Connected, DialError> {
+        let destination = canonical(destination);
+        let target = Next::Destination(destination).into();
+        self.direct_from(source, limit, destination, target).await
+    }
+
     /// The addresses of a name, and how long they hold.
     ///
     /// # Errors
@@ -176,12 +218,21 @@ impl Dialer {
         target: Target,
     ) -> Result<Connected, DialError> {
         let begun = Instant::now();
-        let attempt = connect(self.exempt.as_ref(), address);
-        match timeout(limit, attempt).await {
-            Ok(Ok(tcp)) => Ok(established(UpstreamStream::Tcp(tcp), Some(address), begun)),
-            Ok(Err(error)) => Err(DialError::connecting(target, error)),
-            Err(_) => Err(DialError::ConnectTimeout { target, limit }),
-        }
+        let connected = timeout(limit, connect(self.exempt.as_ref(), address)).await;
+        first(connected, begun, limit, address, target)
+    }
+
+    async fn direct_from(
+        &self,
+        source: Source,
+        limit: Duration,
+        address: SocketAddr,
+        target: Target,
+    ) -> Result<Connected, DialError> {
+        let begun = Instant::now();
+        let attempt = self.origins.connect(self.exempt.as_ref(), source, address);
+        let connected = timeout(limit, attempt).await;
+        first(connected, begun, limit, address, target)
     }
 
     async fn through(
@@ -282,6 +333,21 @@ impl Dialer {
             Scheme::Http | Scheme::Https => http::connect(&mut stream, hop, next).await?,
         }
         Ok(stream)
+    }
+}
+
+/// What became of the first TCP connect.
+fn first(
+    connected: Result<Result<TcpStream, ConnectError>, Elapsed>,
+    begun: Instant,
+    limit: Duration,
+    address: SocketAddr,
+    target: Target,
+) -> Result<Connected, DialError> {
+    match connected {
+        Ok(Ok(tcp)) => Ok(established(UpstreamStream::Tcp(tcp), Some(address), begun)),
+        Ok(Err(error)) => Err(DialError::connecting(target, error)),
+        Err(_) => Err(DialError::ConnectTimeout { target, limit }),
     }
 }
 

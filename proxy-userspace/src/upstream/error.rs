@@ -7,7 +7,7 @@ use std::{fmt, io, net::SocketAddr, time::Duration};
 
 use thiserror::Error;
 
-use super::{Next, ResolveError, TrustError, connect::ConnectError};
+use super::{Next, ResolveError, SourceError, TrustError, connect::ConnectError};
 use crate::{close::CloseReason, socket};
 
 /// Why there is no connection to the destination.
@@ -45,6 +45,15 @@ pub enum DialError {
         /// What the kernel said.
         #[source]
         source: io::Error,
+    },
+    /// The client's address cannot be used.
+    #[error("no connection to {target}")]
+    Source {
+        /// Who was to be reached.
+        target: Target,
+        /// What is in the way.
+        #[source]
+        source: Box<SourceError>,
     },
     /// The first TCP connect took too long.
     #[error("no connection to {target} within the connect timeout of {limit:?}{}", target.hint())]
@@ -242,6 +251,7 @@ impl DialError {
         match self {
             Self::Socket { .. } => CloseReason::OutOfResources,
             Self::Resolve { .. } => CloseReason::ProxyUnreachable,
+            Self::Source { .. } => CloseReason::DestinationUnreachable,
             Self::Connect { target, source, .. } | Self::Announce { target, source } => {
                 connect_reason(target, source)
             }
@@ -266,6 +276,12 @@ impl DialError {
         }
     }
 
+    /// Whether it says nothing of who was to be reached, but of whom that should have seen.
+    #[must_use]
+    pub const fn is_of_source(&self) -> bool {
+        matches!(self, Self::Source { .. })
+    }
+
     pub(super) fn connecting(target: Target, error: ConnectError) -> Self {
         match error {
             ConnectError::Socket { step, source } => Self::Socket {
@@ -273,6 +289,7 @@ impl DialError {
                 step,
                 source,
             },
+            ConnectError::Source(source) => Self::Source { target, source },
             ConnectError::Connect { address, source } => Self::Connect {
                 target,
                 address: Some(address),

@@ -87,6 +87,12 @@ pub enum Call {
     },
     /// Opens connections and keeps them.
     Hold { address: SocketAddr, count: u32 },
+    /// Sends a payload on each connection that is kept and verifies what an echo server sends back, one after the other.
+    ExchangeHeld { length: u64 },
+    /// Listens, says its port to every client, and sends back what it receives; answers the address.
+    Serve(SocketAddr),
+    /// Makes many connections to servers that say their ports; answers the visits.
+    Visit(Storm),
     /// Does it in a child that is forked for it. What the child changes is gone afterwards.
     InChild(Box<Call>),
     /// Does it in a thread that is started for it.
@@ -124,6 +130,8 @@ pub enum Answer {
     Route(Route),
     /// What went wrong, a line each.
     Failures(Vec<String>),
+    /// What became of connections.
+    Visits(Vec<Visit>),
     /// How many connections ended how: error number (0 for none) and count.
     Outcomes(Vec<(i32, u64)>),
 }
@@ -212,4 +220,19 @@ impl Storm {
             length: 4096,
         }
     }
+}
+
+/// What became of one connection to a server that says its port.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Visit {
+    /// Where it wanted to go.
+    pub address: SocketAddr,
+    /// The port of the server that it came to, if it came so far.
+    pub endpoint: Option<u16>,
+    /// Before `connect()`, in milliseconds since 1970.
+    pub begun_ms: u64,
+    /// When it was over.
+    pub ended_ms: u64,
+    /// What went wrong.
+    pub error: Option<String>,
 }

@@ -22,6 +22,7 @@ use culvert_tests::{
         protocol::{Family, How, Kind, Storm},
     },
     eventually,
+    kernel::refusal,
     peer::Server,
     sandbox::{CLIENT_V4, OTHER_V4, OTHER_V6, SERVER_V4, SERVER_V6},
 };
@@ -299,10 +300,7 @@ fn the_fail_mode_holds_while_the_daemon_is_dead_or_hung() {
     // Behind the rule a service is at the destination itself.
     let service = sandbox.within(|| Server::mirror(SERVICE));
     let app = sandbox.app();
-    for (mode, after) in [
-        ("direct", Ok(Route::Direct)),
-        ("refuse", Err(Errno::ECONNREFUSED)),
-    ] {
+    for (mode, after) in [("direct", Ok(Route::Direct)), ("refuse", Err(refusal()))] {
         let rule = format!("on_relay_failure = \"{mode}\"");
         let mut culvert = sandbox.culvert(&rules(&names(&[&endpoint]), "", &rule));
         let (chosen, direct) = (endpoint.clients().len(), service.clients().len());

@@ -18,6 +18,7 @@ const LAYERS: [&[&str]; 11] = [
         "clock",
         "close",
         "failure",
+        "forwarding",
         "paint",
         "process",
         "rule",
@@ -59,7 +60,7 @@ const LAYERS: [&[&str]; 11] = [
 ];
 
 /// What a module may use in its own layer.
-const SIBLINGS: [(&str, &[&str]); 9] = [
+const SIBLINGS: [(&str, &[&str]); 10] = [
     ("cgroup", &["rule"]),
     ("connection", &["origin"]),
     ("listener", &["connection"]),
@@ -69,6 +70,7 @@ const SIBLINGS: [(&str, &[&str]); 9] = [
     ("process", &["cgroup"]),
     ("proxy", &["pulse", "worker"]),
     ("pulse", &["worker"]),
+    ("upstream", &["delivery"]),
 ];
 
 /// Where errors are only reported, so that their types no longer matter.

@@ -69,6 +69,7 @@ impl Roster {
         for one in &mut self.endpoints {
             one.drained = drained.iter().any(|name| one.is_called(name));
         }
+        self.open = self.endpoints.iter().filter(|one| !one.drained).count();
     }
 
     /// Forgets what the settings do not list any more: what comes back one day is another one.

@@ -38,6 +38,7 @@ fn settings(count: usize) -> Settings {
         check: None,
         limits: Limits::default(),
         send_proxy: None,
+        keep_source: false,
         connect_timeout: SECOND,
     }
 }
@@ -90,6 +91,36 @@ fn who_fails_is_left_out_and_comes_back() {
     assert_eq!(seen(&mut roster, 30, later).len(), 3);
     let changes: Vec<_> = roster.take_changes().iter().map(|c| c.state).collect();
     assert_eq!(changes, [State::Ejected, State::Up]);
+}
+
+#[test]
+fn each_change_names_the_judge_who_made_it() {
+    let mut roster = roster(settings(3));
+    for _ in 0..2 {
+        fail(&mut roster, 0, NOW);
+    }
+    for _ in 0..3 {
+        roster.checked(id(0), Err("check failed".into()), NOW);
+    }
+    for _ in 0..2 {
+        roster.checked(id(0), Ok(()), NOW);
+    }
+    roster.look(NOW + 10 * SECOND);
+    let changes = roster.take_changes();
+    let told: Vec<_> = changes
+        .iter()
+        .map(|change| (change.state, change.cause.as_deref()))
+        .collect();
+    let but = "checks pass again, but connections failed: refused";
+    assert_eq!(
+        told,
+        [
+            (State::Ejected, Some("refused")),
+            (State::Down, Some("check failed")),
+            (State::Ejected, Some(but)),
+            (State::Up, None),
+        ]
+    );
 }
 
 #[test]
@@ -178,7 +209,7 @@ fn limits_hold_and_let_go() {
     };
     roster.change(Arc::new(limited.clone()), NOW);
     let third = admit(&mut roster, NOW).expect("a third of this source");
-    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::SourceLimit);
+    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::SourceLimit(3));
     let stranger = [192, 0, 2, 1].into();
     assert!(matches!(
         roster.admit(stranger, 0, NOW, &[]),

@@ -16,7 +16,7 @@ use tokio::{runtime::Builder, time::timeout};
 
 use self::flow::Bench;
 use super::{Events, Redirects};
-use crate::upstream::Exempt;
+use crate::{paint::one_line, upstream::Exempt};
 
 /// How long one test may take, on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -70,7 +70,11 @@ async fn passes(
         Ok(Ok(true)) => Ok(()),
         Ok(Ok(false)) | Err(_) => Err(name),
         Ok(Err(error)) => {
-            tracing::warn!(%error, test = name, "cannot test the sockmap path");
+            tracing::warn!(
+                error = one_line(&error),
+                test = name,
+                "cannot test the sockmap path"
+            );
             Err(name)
         }
     }

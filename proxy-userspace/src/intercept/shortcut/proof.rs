@@ -22,6 +22,7 @@ use socket2::{Domain, Protocol, Type};
 use super::{Lanes, Office};
 use crate::{
     intercept::{InterceptError, handles::duplicate, handles::map_error},
+    paint::one_line,
     relay::shortcut::{Proof, Proofs, Shortcuts},
     socket::{self, repair},
 };
@@ -71,7 +72,11 @@ fn requests(bench: &mut Bench) -> Proof {
             Ok(true) => {}
             Ok(false) => return Proof::Failed(name),
             Err(error) => {
-                tracing::warn!(%error, test = name, "cannot test the shortcut");
+                tracing::warn!(
+                    error = one_line(&error),
+                    test = name,
+                    "cannot test the shortcut"
+                );
                 return Proof::Failed(name);
             }
         }

@@ -10,11 +10,12 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::{collection::vec, prelude::*, sample::select as one_of};
 use proxy_common::{
-    Addr, Arrival, BePort, Decision, MAX_CANDIDATES, MAX_DEPTH, MAX_RULES, RuleRef, select,
+    Addr, Arrival, BePort, Decision, MAX_CANDIDATES, MAX_DEPTH, MAX_HOSTS, MAX_RULES, RuleRef,
+    select,
 };
 
 use super::super::{CompileError, Names, arrival_action, compile, memory::MemoryTables};
-use crate::rule::{FailMode, Listen, PathChoice, Reverse, ReverseVia, Selector};
+use crate::rule::{FailMode, Listen, PathChoice, Reverse, ReverseVia, Roles, Selector};
 
 const GENERATION: u32 = 3;
 
@@ -123,6 +124,7 @@ fn rule() -> impl Strategy<Value = Reverse> {
             names: None,
             accept_proxy: Vec::new(),
             send_proxy: None,
+            keep_source: false,
             on_relay_failure: if refuse {
                 FailMode::Refuse
             } else {
@@ -152,7 +154,9 @@ proptest! {
     ) {
         let names = names();
         // What is nested deeper than the tables hold is refused, which is tested on its own.
-        let Ok(compiled) = compile(&[], &rules, &names) else { return Ok(()) };
+        let Ok(compiled) = compile(Roles::from(rules.as_slice()), &names) else { return Ok(()) };
+        let hosts: HashSet<_> = compiled.hosts.iter().map(|(host, _)| *host).collect();
+        prop_assert_eq!(hosts.len(), compiled.hosts.len(), "an address is listed twice");
         let keys: HashSet<_> = compiled.areas.iter().map(|(prefix, _)| *prefix).collect();
         prop_assert_eq!(keys.len(), compiled.areas.len(), "a prefix is listed twice");
         let cells: HashSet<_> = compiled.cells.iter().map(|(prefix, _)| *prefix).collect();
@@ -186,6 +190,7 @@ fn listening(listen: Vec<Listen>) -> Reverse {
         names: None,
         accept_proxy: Vec::new(),
         send_proxy: None,
+        keep_source: false,
         on_relay_failure: FailMode::Direct,
         path: PathChoice::Auto,
         steer: false,
@@ -208,15 +213,35 @@ fn tables_grow_with_the_file_and_not_with_its_square() {
     });
     // Each of these lies around all of those.
     let wide = (0..100u16).map(|number| on("10.0.0.0/8", 1000 + number * 2..=1000 + number * 2));
-    let compiled = compile(
-        &[],
-        &[listening(exact.collect()), listening(wide.collect())],
-        &Names::default(),
-    )
-    .unwrap();
-    assert!(compiled.areas.len() <= 10_003, "{}", compiled.areas.len());
+    let rules = [listening(exact.collect()), listening(wide.collect())];
+    let compiled = compile(Roles::from(rules.as_slice()), &Names::default()).unwrap();
+    assert_eq!(compiled.hosts.len(), 10_000);
+    assert!(compiled.areas.len() <= 3, "{}", compiled.areas.len());
     // The addresses are alike.
     assert!(compiled.cells.len() <= 101, "{}", compiled.cells.len());
+}
+
+#[test]
+fn addresses_beyond_the_hash_are_found_all_the_same() {
+    let addresses = 0x0a00_0000..0x0a00_0000 + u32::try_from(MAX_HOSTS).unwrap() + 100;
+    let exact = addresses.clone().map(|bits| Listen {
+        net: IpAddr::V4(bits.into()).into(),
+        ports: 443..=443,
+    });
+    let rules = [listening(exact.collect())];
+    let compiled = compile(Roles::from(rules.as_slice()), &Names::default()).unwrap();
+    assert_eq!(compiled.hosts.len(), MAX_HOSTS);
+    let tables = MemoryTables::new(GENERATION, &compiled);
+    for bits in [addresses.start, addresses.end - 1, addresses.end] {
+        let incoming = Incoming {
+            local: IpAddr::V4(bits.into()),
+            port: 443,
+            source: Ipv4Addr::LOCALHOST.into(),
+            interface: 1,
+        };
+        let is_selected = select(&tables, &incoming) != Decision::Unselected;
+        assert_eq!(is_selected, bits < addresses.end);
+    }
 }
 
 #[test]
@@ -224,7 +249,11 @@ fn one_more_than_the_tables_hold_is_refused() {
     let names = Names::default();
     let nested = |count: usize| {
         let lengths = (0..count).map(|depth| on(&format!("0.0.0.0/{}", depth + 1), 80..=80));
-        compile(&[], &[listening(lengths.collect())], &names).map(drop)
+        compile(
+            Roles::from([listening(lengths.collect())].as_slice()),
+            &names,
+        )
+        .map(drop)
     };
     assert_eq!(nested(MAX_DEPTH), Ok(()));
     assert!(matches!(
@@ -233,7 +262,7 @@ fn one_more_than_the_tables_hold_is_refused() {
     ));
     let alike = |count: usize| {
         let rules = vec![listening(vec![on("192.0.2.1/32", 80..=80)]); count];
-        compile(&[], &rules, &names).map(drop)
+        compile(Roles::from(rules.as_slice()), &names).map(drop)
     };
     assert_eq!(alike(MAX_CANDIDATES), Ok(()));
     assert!(matches!(

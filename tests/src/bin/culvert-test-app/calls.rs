@@ -18,7 +18,7 @@ use nix::{
 };
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::{many, passing, uring};
+use crate::{many, passing, uring, visits};
 
 /// A call that takes longer fails with `EAGAIN`, rather than to keep the test waiting for ever.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -108,6 +108,15 @@ impl App {
             Call::Pass { socket, path } => done(passing::pass(self.get(*socket), path)),
             Call::Take(path) => passing::take(path).map(|socket| self.keep(socket)),
             Call::BecomeUser { uid, gid } => done(become_user(*uid, *gid)),
+            Call::InChild(call) => self.in_child(call),
+            Call::InThread(call) => self.in_thread(call),
+            many => self.perform_many(many),
+        }
+    }
+
+    /// Calls that are about whole connections.
+    fn perform_many(&mut self, call: &Call) -> io::Result<Answer> {
+        match call {
             Call::Probe(address) => probe(*address).map(Answer::Route),
             Call::Storm(storm) => Ok(Answer::Outcomes(many::storm(storm))),
             Call::Stress(flows) => Ok(Answer::Failures(flows.play())),
@@ -117,8 +126,10 @@ impl App {
                 length,
             } => done(many::deliver(*address, *count, *length)),
             Call::Hold { address, count } => done(many::hold(*address, *count, &mut self.held)),
-            Call::InChild(call) => self.in_child(call),
-            Call::InThread(call) => self.in_thread(call),
+            Call::ExchangeHeld { length } => done(many::exchange_held(&self.held, *length)),
+            Call::Serve(address) => visits::serve(*address).map(Answer::Address),
+            Call::Visit(storm) => Ok(Answer::Visits(visits::visit(storm))),
+            call => Err(io::Error::other(format!("{call:?} is about one socket"))),
         }
     }
 

@@ -11,6 +11,7 @@ mod calls;
 mod many;
 mod passing;
 mod uring;
+mod visits;
 
 use std::io::{BufRead, Write};
 

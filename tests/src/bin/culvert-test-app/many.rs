@@ -9,7 +9,7 @@ use std::{
 };
 
 use culvert_tests::{Payload, app::protocol::Storm};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::calls::exchange;
 
@@ -93,6 +93,14 @@ pub(crate) fn deliver(address: SocketAddr, count: u32, length: u64) -> io::Resul
 pub(crate) fn hold(address: SocketAddr, count: u32, held: &mut Vec<TcpStream>) -> io::Result<()> {
     for _ in 0..count {
         held.push(TcpStream::connect(address)?);
+    }
+    Ok(())
+}
+
+/// Exchanges a payload of its own on each of them.
+pub(crate) fn exchange_held(held: &[TcpStream], length: u64) -> io::Result<()> {
+    for (seed, stream) in (0..).zip(held) {
+        exchange_in_turn(&SockRef::from(stream), Payload { seed }, length)?;
     }
     Ok(())
 }

@@ -40,6 +40,7 @@ fn rule(listen: Vec<Listen>, source: Selector<IpNet>, interface: Selector<String
         connect_timeout: Duration::from_secs(1),
         accept_proxy: Vec::new(),
         send_proxy: None,
+        keep_source: false,
         on_relay_failure: FailMode::Direct,
         path: PathChoice::Auto,
         steer: false,
@@ -97,6 +98,7 @@ fn placed(rules: &[Reverse]) -> Vec<PlacedReverse> {
     let place = |rule: &Reverse| PlacedReverse {
         rule: rule.clone(),
         name: 0..0,
+        keep_source: 0..0,
     };
     rules.iter().map(place).collect()
 }

@@ -1,0 +1,143 @@
+//! The hook on what passes through: a `tc` program on interfaces, and the listeners that it gives connections to.
+//!
+//! The listeners are bound to loopback, as all are, each to a port of its own, and transparent: they answer from the addresses
+//! that clients connect to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::TcpListener,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+};
+
+use aya::{
+    Ebpf,
+    maps::{Array, Map, MapData, SkStorage, SockMap},
+    programs::SchedClassifier,
+};
+use proxy_common::{Passage, listener, names};
+
+use super::{
+    InterceptError,
+    arrivals::program,
+    guard::Guard,
+    handles::{duplicate, map_error},
+    load_error, syscall,
+};
+use crate::socket;
+
+/// The hooks of this process. Dropping them detaches.
+#[derive(Default)]
+pub(super) struct Gateway {
+    links: BTreeMap<u32, OwnedFd>,
+    is_prepared: bool,
+}
+
+impl Gateway {
+    /// Loads the program, and tells it the mark and the listeners, two of which are one worker's: IPv4, then IPv6.
+    pub(super) fn prepare(
+        &mut self,
+        ebpf: &mut Ebpf,
+        mark: u32,
+        listeners: &[TcpListener],
+    ) -> Result<(), InterceptError> {
+        load(ebpf, names::GATEWAY)?;
+        if self.is_prepared {
+            return Ok(());
+        }
+        let mut storage = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, names::ABROAD)?))
+            .map_err(map_error("open", names::ABROAD))?;
+        let mut gates = [0; listener::COUNT];
+        let data: MapData = duplicate(ebpf, names::GATES)?;
+        let mut map =
+            SockMap::try_from(Map::SockMap(data)).map_err(map_error("open", names::GATES))?;
+        for socket in listeners {
+            let is_v4 = socket.local_addr().is_ok_and(|address| address.is_ipv4());
+            let family = if is_v4 { listener::V4 } else { listener::V6 };
+            let Some(count) = gates.get_mut(family as usize) else {
+                continue;
+            };
+            storage
+                .insert(socket, 1_u32, 0)
+                .map_err(map_error("insert into", names::ABROAD))?;
+            map.set(*count * FAMILIES + family, &socket.as_raw_fd(), 0)
+                .map_err(map_error("insert into", names::GATES))?;
+            *count += 1;
+        }
+        let passage = Passage {
+            mark,
+            // Without IPv6 here there is nothing at its places, which is a failure of the relay.
+            gates: gates.into_iter().max().unwrap_or(0),
+        };
+        Array::try_from(Map::Array(duplicate(ebpf, names::PASSAGE)?))
+            .and_then(|mut map: Array<MapData, Passage>| map.set(0, passage, 0))
+            .map_err(map_error("write", names::PASSAGE))?;
+        self.is_prepared = true;
+        Ok(())
+    }
+
+    /// Attaches the program to interfaces where it is not. It stays where it is as long as the interface does: connections may be
+    /// open that came in there.
+    pub(super) fn attach(
+        &mut self,
+        ebpf: &mut Ebpf,
+        interfaces: &BTreeSet<u32>,
+    ) -> Result<(), InterceptError> {
+        // Their links are dead: the kernel detached the program with the interface.
+        self.links
+            .retain(|number, _| socket::has_interface(*number));
+        for number in interfaces {
+            if !self.links.contains_key(number) {
+                let link = link(ebpf, names::GATEWAY, *number)?;
+                self.links.insert(*number, link);
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches and pins what goes on without us, behind each of our programs, and removes it where there is none.
+    pub(super) fn pin_guards(
+        &self,
+        ebpf: &mut Ebpf,
+        guard: &mut Guard,
+    ) -> Result<(), InterceptError> {
+        load(ebpf, names::GATEWAY_GUARD)?;
+        let wanted: BTreeMap<_, _> = self
+            .links
+            .keys()
+            .map(|number| (format!("{}-{number}", names::GATEWAY_GUARD), *number))
+            .collect();
+        let mut surplus = guard.begin_with(names::GATEWAY_GUARD);
+        surplus.retain(|pin| !wanted.contains_key(pin));
+        guard.unpin(&surplus)?;
+        for (pin, number) in wanted {
+            if !guard.has(&pin) {
+                let link = link(ebpf, names::GATEWAY_GUARD, number)?;
+                guard.pin(&pin, link.as_fd())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), InterceptError> {
+    let program: &mut SchedClassifier = program(ebpf, name)?;
+    if program.fd().is_err() {
+        program.load().map_err(load_error(name))?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a small constant")]
+const FAMILIES: u32 = listener::COUNT as u32;
+
+fn link(ebpf: &mut Ebpf, name: &'static str, interface: u32) -> Result<OwnedFd, InterceptError> {
+    let program: &mut SchedClassifier = program(ebpf, name)?;
+    let fd = program.fd().map_err(load_error(name))?;
+    syscall::create_interface_link(fd.as_fd(), interface).map_err(|source| {
+        InterceptError::Interface {
+            program: name,
+            interface,
+            source,
+        }
+    })
+}

@@ -1,0 +1,116 @@
+//! The listeners for what passes through, the interfaces that it comes in by, and what has its packets delivered here.
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    sync::Arc,
+};
+
+use super::{BACKLOG, Proxy, ProxyError, Rules};
+use crate::{
+    delivery::{Delivery, Want},
+    forwarding::Forwarding,
+    intercept::{InterceptError, guard},
+    socket,
+};
+
+/// What there is for connections that pass through, once there are rules for them.
+#[derive(Default)]
+pub(super) struct Gates {
+    /// Of all workers: the hook gives connections to them.
+    pub(super) listeners: Vec<TcpListener>,
+    /// The interfaces that rules have named. They stay when no rule names them any more: connections may be open that came in
+    /// there, and their packets must not be routed on.
+    interfaces: BTreeSet<Arc<str>>,
+    delivery: Option<Delivery>,
+    /// Whether what passes through is to be guarded.
+    pub(super) is_guarded: bool,
+}
+
+impl Proxy {
+    /// Opens the listeners once there are rules for what passes through, and has packets of its interfaces delivered.
+    pub(super) fn provide_gates(&mut self, policy: &Rules<'_>) -> Result<(), ProxyError> {
+        let gateway = policy.roles.gateway;
+        if gateway.is_empty() {
+            return Ok(());
+        }
+        if self.gates.listeners.is_empty() {
+            let opened = self.open_gates()?;
+            self.supervisor.open(opened);
+        }
+        let named = gateway.iter().flat_map(|rule| &rule.interface);
+        let named = named.map(|name| Arc::from(name.as_str()));
+        let interfaces: BTreeSet<_> = named.chain(self.gates.interfaces.iter().cloned()).collect();
+        let wants: Vec<_> = interfaces
+            .iter()
+            .map(|interface| Want::Marked {
+                interface: Arc::clone(interface),
+            })
+            .collect();
+        let mark = match &mut self.gates.delivery {
+            Some(delivery) => {
+                delivery.change(&wants)?;
+                delivery.mark()
+            }
+            none => none.insert(Delivery::new(&wants)?).mark(),
+        };
+        self.warn_of_silence(&interfaces);
+        self.gates.interfaces = interfaces;
+        Ok(self
+            .interceptor
+            .prepare_gateway(mark, &self.gates.listeners)?)
+    }
+
+    /// Attaches the hook on what passes through to the interfaces that are there.
+    pub(super) fn hook_transits(&mut self) -> Result<(), ProxyError> {
+        if self.own_cgroup.is_none() || self.gates.interfaces.is_empty() {
+            return Ok(());
+        }
+        let names = self.gates.interfaces.iter();
+        let numbers = names
+            .filter_map(|name| socket::interface_number(name))
+            .collect();
+        self.interceptor.attach_gateway(&numbers)?;
+        if self.gates.is_guarded {
+            let place = guard::place().map_err(InterceptError::from)?;
+            self.interceptor.attach_gateway_guard(&place)?;
+        }
+        Ok(())
+    }
+
+    /// Tells of interfaces by which nothing passes through, once for each.
+    fn warn_of_silence(&mut self, interfaces: &BTreeSet<Arc<str>>) {
+        for name in interfaces.difference(&self.gates.interfaces) {
+            if socket::interface_number(name).is_some() && !Forwarding::of(name).any() {
+                tracing::warn!(
+                    interface = &**name,
+                    "it does not forward, so nothing passes through there (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding)"
+                );
+            }
+        }
+    }
+
+    /// Listeners for each worker. Without IPv6 in this namespace there are none of it; the hook then applies the fail mode.
+    fn open_gates(&mut self) -> Result<Vec<Vec<TcpListener>>, ProxyError> {
+        let workers = self.supervisor.workers();
+        let mut opened = Vec::with_capacity(workers);
+        for _ in 0..workers {
+            let mut gates = vec![gate((Ipv4Addr::LOCALHOST, 0).into())?];
+            gates.extend(
+                gate((Ipv6Addr::LOCALHOST, 0).into())
+                    .inspect_err(|error| tracing::info!(%error, "no IPv6 listener"))
+                    .ok(),
+            );
+            for gate in &gates {
+                let gate = gate.try_clone().map_err(ProxyError::Worker)?;
+                self.gates.listeners.push(gate);
+            }
+            opened.push(gates);
+        }
+        Ok(opened)
+    }
+}
+
+fn gate(address: SocketAddr) -> Result<TcpListener, ProxyError> {
+    socket::gate(address, BACKLOG).map_err(|source| ProxyError::Listen { address, source })
+}

@@ -1,0 +1,106 @@
+//! Making a machine of a kernel: file systems, modules, loopback; and switching it off.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, exit},
+};
+
+use nix::{
+    errno::Errno,
+    mount::{MsFlags, mount},
+    sys::{utsname::uname, wait::wait},
+};
+
+use crate::Plan;
+
+/// Mounts what every program expects, has another process do the work, buries those whose parents are gone, and switches the
+/// machine off when the work is done.
+pub(crate) fn be_first_process(work: &mut Command) -> ! {
+    for (kind, place) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/tmp"),
+        ("tmpfs", "/run"),
+        ("devpts", "/dev/pts"),
+        ("tmpfs", "/dev/shm"),
+        ("bpf", "/sys/fs/bpf"),
+    ] {
+        make(Path::new(place));
+        mount_at(kind, place, None);
+    }
+    let worker = work.spawn().expect("a process that does the work");
+    let worker = worker.id().cast_signed();
+    loop {
+        match wait() {
+            Ok(ended) if ended.pid().is_some_and(|pid| pid.as_raw() == worker) => break,
+            Err(Errno::ECHILD) => break,
+            _ => {}
+        }
+    }
+    // SAFETY: the call takes a number and touches no memory of ours.
+    unsafe { libc::reboot(libc::RB_POWER_OFF) };
+    // The kernel panics when its first process ends, which ends the machine as well.
+    exit(1)
+}
+
+/// Mounts control groups, loads modules and brings loopback up.
+pub(crate) fn set_up(plan: &Plan) {
+    const CGROUPS: &str = "/sys/fs/cgroup";
+    if plan.hybrid_cgroups {
+        mount_at("tmpfs", CGROUPS, None);
+        // As systemd does it: version 1 with a hierarchy for each controller, and version 2 beside them.
+        for (kind, name, controllers) in [
+            ("cgroup", "net_cls,net_prio", Some("net_cls,net_prio")),
+            ("cgroup", "pids", Some("pids")),
+            ("cgroup2", "unified", None),
+        ] {
+            let place = format!("{CGROUPS}/{name}");
+            make(Path::new(&place));
+            mount_at(kind, &place, controllers);
+        }
+    } else {
+        mount_at("cgroup2", CGROUPS, None);
+    }
+    for module in &plan.modules {
+        load(module);
+    }
+    let up = Command::new("/bin/ip")
+        .args(["link", "set", "lo", "up"])
+        .status();
+    assert!(
+        up.is_ok_and(|status| status.success()),
+        "loopback is not up"
+    );
+}
+
+/// What the kernel calls itself.
+pub(crate) fn release() -> String {
+    let name = uname().expect("the kernel's name");
+    name.release().to_string_lossy().into_owned()
+}
+
+fn make(place: &Path) {
+    // There already, in file systems that do not let anybody make folders.
+    let _exists = fs::create_dir_all(place);
+}
+
+fn mount_at(kind: &str, place: &str, options: Option<&str>) {
+    mount(Some(kind), place, Some(kind), MsFlags::empty(), options)
+        .unwrap_or_else(|error| panic!("cannot mount {kind} at {place}: {error}"));
+}
+
+fn load(module: &str) {
+    let bytes = fs::read(format!("/modules/{module}")).expect("a module's file");
+    // SAFETY: the kernel reads so many bytes, and a string that ends with 0; it keeps neither pointer.
+    let loaded = unsafe {
+        libc::syscall(
+            libc::SYS_init_module,
+            bytes.as_ptr(),
+            bytes.len(),
+            c"".as_ptr(),
+        )
+    };
+    Errno::result(loaded).unwrap_or_else(|error| panic!("cannot load {module}: {error}"));
+}

@@ -1,0 +1,72 @@
+//! The first process of a virtual machine that tests culvert on another kernel: `cargo xtask test --kernels` packs it with
+//! everything else, boots it, and reads what it reports.
+//!
+//! It reads `/plan.json` and writes a line of JSON to the second serial port for each thing that it did. The last line says that
+//! it came to the end.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a panic with its context ends the machine, and is on its console"
+)]
+
+mod machine;
+mod tests;
+
+use std::{
+    fs::{File, OpenOptions},
+    io::Write as _,
+    process::{self, Command},
+};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use self::tests::Test;
+
+/// The second serial port.
+const REPORT: &str = "/dev/ttyS1";
+
+fn main() {
+    if process::id() == 1 {
+        machine::be_first_process(&mut Command::new("/init"));
+    }
+    let plan = plan();
+    machine::set_up(&plan);
+    let mut report = Report::open();
+    report.say(&json!({ "release": machine::release(), "doctor": tests::doctor() }));
+    for test in &plan.tests {
+        report.say(&tests::run(test));
+    }
+    report.say(&json!({ "end": true }));
+}
+
+/// What is to be done.
+#[derive(Debug, Deserialize)]
+struct Plan {
+    modules: Vec<String>,
+    hybrid_cgroups: bool,
+    tests: Vec<Test>,
+}
+
+fn plan() -> Plan {
+    let file = File::open("/plan.json").expect("a plan");
+    serde_json::from_reader(file).expect("a plan in JSON")
+}
+
+struct Report {
+    port: File,
+}
+
+impl Report {
+    fn open() -> Self {
+        let port = OpenOptions::new().write(true).open(REPORT);
+        Self {
+            port: port.expect("the second serial port"),
+        }
+    }
+
+    fn say(&mut self, what: &Value) {
+        writeln!(self.port, "{what}").expect("to report");
+    }
+}

@@ -1,0 +1,92 @@
+//! Hosts around a sandbox, which forwards what they send each other.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use crate::{App, Sandbox, netns::Netns, process::app_binary};
+
+/// Two clients and two servers, each on a link of its own. The sandbox is their router and has no other way to know them.
+#[derive(Debug)]
+pub struct Hosts {
+    clients: [Arc<Netns>; 2],
+    servers: [Arc<Netns>; 2],
+}
+
+/// The interfaces of the sandbox by which clients come in.
+pub const LAN: [&str; 2] = ["lan0", "lan1"];
+/// Those to the servers.
+pub const WAN: [&str; 2] = ["wan0", "wan1"];
+
+impl Hosts {
+    /// Connects them to a sandbox, and has that forward.
+    pub fn around(sandbox: &Sandbox) -> Self {
+        let host = |side: u8, name: &str, number: usize| {
+            let netns = Arc::new(Netns::new());
+            let [near, far] = [1, 2].map(|host| v4(side, number, host));
+            let link = (format!("{near}/24"), format!("{far}/24"));
+            sandbox.netns().link(name, &link.0, &netns, &link.1);
+            netns.ip(&format!("route add default via {near}"));
+            let [near, far] = [1, 2].map(|host| v6(side, number, host));
+            for (netns, address) in [(sandbox.netns(), near), (&*netns, far)] {
+                netns.ip(&format!("addr add {address}/64 dev {name} nodad"));
+            }
+            netns.ip(&format!("-6 route add default via {near}"));
+            netns
+        };
+        let hosts = Self {
+            clients: [0, 1].map(|number| host(1, LAN[number], number)),
+            servers: [0, 1].map(|number| host(2, WAN[number], number)),
+        };
+        sandbox.netns().sysctl("net.ipv4.ip_forward", "1");
+        sandbox.netns().sysctl("net.ipv6.conf.all.forwarding", "1");
+        hosts
+    }
+
+    /// A client.
+    pub fn client(&self, number: usize) -> &Arc<Netns> {
+        &self.clients[number]
+    }
+
+    /// A server.
+    pub fn server(&self, number: usize) -> &Arc<Netns> {
+        &self.servers[number]
+    }
+
+    /// A program on a client.
+    pub fn app(&self, sandbox: &Sandbox, number: usize) -> App {
+        App::start(&mut sandbox.command_elsewhere(self.client(number), app_binary()))
+    }
+}
+
+/// The addresses of a client.
+pub fn client(number: usize) -> [IpAddr; 2] {
+    [v4(1, number, 2).into(), v6(1, number, 2).into()]
+}
+
+/// The addresses of a server.
+pub fn server(number: usize) -> [IpAddr; 2] {
+    [v4(2, number, 2).into(), v6(2, number, 2).into()]
+}
+
+/// The addresses of the sandbox on the link to a server.
+pub fn toward_server(number: usize) -> [IpAddr; 2] {
+    [v4(2, number, 1).into(), v6(2, number, 1).into()]
+}
+
+/// The addresses of the sandbox on the link to a client.
+pub fn toward_client(number: usize) -> [IpAddr; 2] {
+    [v4(1, number, 1).into(), v6(1, number, 1).into()]
+}
+
+fn v4(side: u8, number: usize, host: u8) -> Ipv4Addr {
+    let number = u8::try_from(number).expect("a small number");
+    Ipv4Addr::new(10, side, number, host)
+}
+
+fn v6(side: u8, number: usize, host: u8) -> Ipv6Addr {
+    let number = u16::try_from(number).expect("a small number");
+    let (side, host) = (u16::from(side), u16::from(host));
+    Ipv6Addr::new(0xfd00, side, number, 0, 0, 0, 0, host)
+}

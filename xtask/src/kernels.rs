@@ -1,0 +1,172 @@
+//! `cargo xtask test --kernels`: culvert's own binary and a selection of the kernel tests on Debian's kernels, under QEMU.
+//!
+//! A guest is a kernel and one initramfs: `culvert`, the test programs and what they run, all as built for this machine, and
+//! `culvert-guest` of `culvert-tests` as its first process. Kernels come from Debian's archive and are kept in the target
+//! folder. Nothing is installed here but QEMU.
+
+mod archive;
+mod folder;
+mod guests;
+mod initramfs;
+mod modules;
+mod payload;
+mod qemu;
+mod readme;
+mod report;
+mod table;
+
+use std::{
+    collections::VecDeque,
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use self::{
+    archive::Kernel,
+    guests::{GUESTS, Guest},
+    payload::Payload,
+    report::Report,
+};
+use crate::{
+    build::{self, Profile},
+    progress,
+    workspace::Workspace,
+};
+
+/// What of it is wanted.
+pub(crate) struct Wanted<'a> {
+    /// How culvert is built.
+    pub(crate) profile: Profile,
+    /// Only guests with kernels of these series; all when there is none.
+    pub(crate) series: &'a [String],
+    /// Only tests whose name contains this.
+    pub(crate) filter: Option<&'a str>,
+    /// The table of the README is written anew.
+    pub(crate) writes_readme: bool,
+}
+
+/// Guests that run at a time: each has one processor, and emulating it takes one of ours.
+const AT_A_TIME: usize = 2;
+
+/// Boots every guest, and prints one table of what became of everything in it.
+pub(crate) fn test(workspace: &Workspace, wanted: &Wanted<'_>) -> Result<ExitCode> {
+    let guests: Vec<_> = GUESTS
+        .iter()
+        .filter(|guest| wanted.series.is_empty() || wanted.series.iter().any(|s| s == guest.series))
+        .collect();
+    if guests.is_empty() {
+        let known: Vec<_> = GUESTS.iter().map(|guest| guest.series).collect();
+        bail!(
+            "there is no guest with such a kernel; known: {}",
+            known.join(", ")
+        );
+    }
+    if !cfg!(target_arch = "x86_64") {
+        bail!("the guests are x86-64 machines and run the binary of this one, which is another");
+    }
+    let folder = workspace.build.join("kernels");
+    qemu::provide(&folder)?;
+    let kernels = archive::provide(&folder, &series(&guests))?;
+    let culvert = build::build(workspace, wanted.profile)?;
+    let payload = Payload::build(workspace, &culvert)?;
+
+    progress::step(&format!(
+        "booting {} guests, {AT_A_TIME} at a time",
+        guests.len()
+    ));
+    let begun = Instant::now();
+    let reports = run_all(&guests, &kernels, &payload, wanted.filter)?;
+    print!("{}", table::text(&reports));
+    let failures = table::failures(&reports);
+    for failure in &failures {
+        println!("\n{failure}");
+    }
+    let seconds = begun.elapsed().as_secs();
+    println!(
+        "\n{}, {} failed; {seconds} s",
+        table::counted(&reports),
+        failures.len()
+    );
+    if wanted.writes_readme {
+        if !failures.is_empty() || guests.len() < GUESTS.len() || wanted.filter.is_some() {
+            bail!("the README tells of complete runs without failures only");
+        }
+        readme::write(&workspace.root, &reports)?;
+    }
+    Ok(if failures.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn series(guests: &[&Guest]) -> Vec<&'static str> {
+    let mut series: Vec<_> = guests.iter().map(|guest| guest.series).collect();
+    series.dedup();
+    series
+}
+
+/// The reports, in the order of the guests.
+fn run_all(
+    guests: &[&'static Guest],
+    kernels: &[Kernel],
+    payload: &Payload,
+    filter: Option<&str>,
+) -> Result<Vec<Report>> {
+    let waiting: Mutex<VecDeque<_>> = Mutex::new(guests.iter().enumerate().collect());
+    let next = || {
+        waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    };
+    let work = || -> Result<Vec<(usize, Report)>> {
+        let mut reports = Vec::new();
+        while let Some((number, guest)) = next() {
+            let kernel = kernels
+                .iter()
+                .find(|kernel| kernel.series == guest.series)
+                .context("a guest without a kernel")?;
+            reports.push((number, run(number, guest, kernel, payload, filter)?));
+        }
+        Ok(reports)
+    };
+    let mut reports = thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(work)).collect();
+        let joined = workers.into_iter().map(|worker| {
+            let panicked = |_| anyhow::anyhow!("a thread that runs guests has panicked");
+            worker.join().map_err(panicked)?
+        });
+        joined.collect::<Result<Vec<_>>>()
+    })?
+    .concat();
+    reports.sort_by_key(|(number, _)| *number);
+    Ok(reports.into_iter().map(|(_, report)| report).collect())
+}
+
+fn run(
+    number: usize,
+    guest: &'static Guest,
+    kernel: &Kernel,
+    payload: &Payload,
+    filter: Option<&str>,
+) -> Result<Report> {
+    let begun = Instant::now();
+    let tests = guest.tests(filter);
+    let image = payload.for_guest(guest, kernel, &tests)?;
+    let output = qemu::run(kernel, &image, guest.arguments)?;
+    output.keep(&kernel.folder.join(format!("said-{number}")))?;
+    let report = Report::read(guest, kernel, &tests, &output);
+    let failed = report.failures().len();
+    progress::step(&format!(
+        "{} after {} s: {} tests, {failed} failures",
+        report.title(),
+        begun.elapsed().as_secs(),
+        report.tests.len(),
+    ));
+    Ok(report)
+}
