@@ -32,13 +32,13 @@ use proxy_common::{BePort, Relay};
 use thiserror::Error;
 use tokio::sync::watch;
 
-pub use self::{
-    needs::GuardNeeds,
-    sources::{Returns, Shown, SourceError, Unanswered},
-};
 pub(crate) use self::{
     hits::HitCount,
     look::{Census, NoConnection},
+};
+pub use self::{
+    needs::GuardNeeds,
+    sources::{Returns, Shown, SourceError, Unanswered},
 };
 
 use self::{calibrator::Calibrator, gates::Gates, hits::Tally, keeper::Keeper, sources::Sources};

@@ -8,11 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 use proxy_common::{Hit, RuleRef};
 
 use super::ProxyError;
-use crate::{
-    intercept::Hits,
-    record::Role,
-    rule::Roles,
-};
+use crate::{intercept::Hits, record::Role, rule::Roles};
 
 /// Connections that a rule selected, and such as its fail mode was applied to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
