@@ -70,8 +70,10 @@ pub struct Progress {
     pub(super) left_shortcut: AtomicBool,
     /// A [`Reason::number`].
     pub(super) reason: AtomicU8,
-    obstacle: OnceLock<Reason>,
-    meter: OnceLock<Meter>,
+    /// One that stays, whatever becomes of the other.
+    obstacle: AtomicU8,
+    /// Boxed: most connections have none, and every one would have to hold it.
+    meter: OnceLock<Box<Meter>>,
 }
 
 impl fmt::Debug for Progress {
@@ -179,20 +181,21 @@ impl Progress {
     /// Why it is not on a better path than it is.
     #[must_use]
     pub fn reason(&self) -> Option<Reason> {
-        let obstacle = self.obstacle.get().copied();
-        obstacle.or_else(|| Reason::from_number(self.reason.load(Relaxed)))
+        let known = [&self.obstacle, &self.reason];
+        known
+            .into_iter()
+            .find_map(|number| Reason::from_number(number.load(Relaxed)))
     }
 
     /// Whatever becomes of it, this is why it is not on a better path.
     pub fn hold_back(&self, reason: Reason) {
-        // Who came first has said why.
-        _ = self.obstacle.set(reason);
+        self.obstacle.store(reason.number(), Relaxed);
     }
 
     /// From now on the kernel moves bytes by itself.
     pub(super) fn measure_by(&self, meter: Meter) {
         // A connection takes one such path in its life.
-        _ = self.meter.set(meter);
+        _ = self.meter.set(Box::new(meter));
     }
 
     /// The path in use.
