@@ -46,7 +46,8 @@ pub(super) struct RedirectPassage {
     window: u64,
     /// The kernel may redirect up to this.
     limit: u64,
-    /// What [`socket::sent`] said of the target when nothing was in flight.
+    /// What [`socket::sent_exactly`] said of the target when nothing was in flight. Less than that, and all would seem to be in
+    /// the send queue while some is not: the relay's own bytes would overtake it.
     base: u64,
     /// Bytes the relay read from the source since then.
     taken: u64,
@@ -72,7 +73,7 @@ impl RedirectPassage {
             whole,
             window: FIRST_WINDOW,
             limit: 0,
-            base: socket::sent(target)?,
+            base: socket::sent_exactly(target)?,
             taken: 0,
             written: 0,
             resumed: false,
