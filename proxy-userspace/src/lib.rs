@@ -157,6 +157,7 @@ pub mod group;
 pub mod intercept;
 mod listener;
 pub mod live;
+pub mod metrics;
 mod origin;
 mod paint;
 pub mod peek;

@@ -220,6 +220,7 @@ fn document() -> impl Strategy<Value = String> {
         "drain_timeout",
         "access_log",
         "admin",
+        "metrics",
         "calibrate",
     ]);
     let upstream = keys(&[

@@ -29,6 +29,7 @@ const LAYERS: [&[&str]; 11] = [
         "admin",
         "delivery",
         "exec",
+        "metrics",
         "peek",
         "policy",
         "privileges",
@@ -59,11 +60,12 @@ const LAYERS: [&[&str]; 11] = [
 ];
 
 /// What a module may use in its own layer.
-const SIBLINGS: [(&str, &[&str]); 9] = [
+const SIBLINGS: [(&str, &[&str]); 10] = [
     ("cgroup", &["rule"]),
     ("connection", &["origin"]),
     ("listener", &["connection"]),
     ("main", &["commands"]),
+    ("metrics", &["status"]),
     ("plan", &["daemon"]),
     ("process", &["cgroup"]),
     ("proxy", &["pulse", "worker"]),
