@@ -44,7 +44,7 @@
 //!
 //! | layer | modules | may know |
 //! |---|---|---|
-//! | words | [`rule`], [`close`], [`clock`], [`balance`] | nothing of ours |
+//! | words | [`rule`], [`close`], [`clock`], [`balance`], [`lock`], [`netlink`] | nothing of ours |
 //! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`], [`delivery`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
 //! | groups | [`group`] | words and pieces |
@@ -157,6 +157,8 @@ pub mod group;
 pub mod intercept;
 mod listener;
 pub mod live;
+pub mod lock;
+pub mod netlink;
 mod origin;
 mod paint;
 pub mod peek;

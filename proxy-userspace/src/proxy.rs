@@ -51,7 +51,7 @@ use crate::{
         shortcut::{Proof, Proofs},
     },
     routes::{self, ByRole, Generation, Routes, UnknownUpstream, Upstreams},
-    rule::{PathChoice, Roles, Rule, Via},
+    rule::{IngressHook, PathChoice, Roles, Rule, Via},
     shared::{Shared, Stats},
     socket, worker,
 };
@@ -75,6 +75,8 @@ pub struct Settings {
     pub access_log: Option<AccessLog>,
     /// Whether rules want servers to see the addresses of clients; threads that may connect so are started only then.
     pub keeps_sources: bool,
+    /// How programs are attached to the ingress of interfaces.
+    pub ingress: IngressHook,
     /// Whether faults in the hooks are logged one by one.
     pub log_faults: bool,
 }
@@ -196,6 +198,7 @@ impl Proxy {
             max_pending: settings.max_pending,
             max_own: ending::own_connections(settings.max_connections, predecessor),
             log_faults: settings.log_faults,
+            ingress: settings.ingress,
             overlap: Overlap::Cut,
         };
         let mut interceptor = Interceptor::load(kernel, &features, predecessor)?;

@@ -191,6 +191,16 @@ pub enum Calibrate {
     OnDemand,
 }
 
+/// How programs are attached to the ingress of interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IngressHook {
+    /// By links (tcx) where the kernel has them, as filters elsewhere.
+    #[default]
+    Auto,
+    /// As filters of `tc` on the queueing discipline `clsact`, which other tools for that see.
+    Clsact,
+}
+
 /// How relayed bytes are moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PathChoice {

@@ -74,6 +74,7 @@ impl Service {
             promote: daemon.promote,
             access_log,
             keeps_sources: keeps_sources(&config),
+            ingress: daemon.ingress,
             log_faults,
         };
         let mut proxy = Proxy::start(&settings, predecessor)?;

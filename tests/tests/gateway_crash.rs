@@ -275,7 +275,7 @@ fn a_daemon_that_ends_lets_what_it_relays_finish_and_leaves_nothing() {
     let echo = hosts.server(0).within(|| Server::echo((address, 0)));
     let mirror = hosts.server(0).within(|| Server::mirror((address, 0)));
     let rules = through(&[(echo.address(), "direct"), (mirror.address(), "refuse")]);
-    let mut culvert = sandbox.culvert(&rules);
+    let mut culvert = sandbox.culvert_with(&Settings::daemon("drain_timeout = \"20s\""), &rules);
     let app = hosts.app(&sandbox, 0);
     let socket = app.tcp(echo.address());
     socket.connect(echo.address()).unwrap();
@@ -286,6 +286,7 @@ fn a_daemon_that_ends_lets_what_it_relays_finish_and_leaves_nothing() {
     });
     assert!(culvert.is_running());
     socket.exchange(3, 1 << 20).unwrap();
+    socket.close();
     assert!(culvert.wait().success());
     assert_eq!(sandbox.detach(), "nothing was left in force\n");
 }

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use crate::{
     group::Settings,
     rule::{
-        Calibrate, FailMode, Gateway, Listen, Match, Names, PathChoice, ProxyHeader, Reverse,
-        ReverseVia, Rule, Selector, Via,
+        Calibrate, FailMode, Gateway, IngressHook, Listen, Match, Names, PathChoice, ProxyHeader,
+        Reverse, ReverseVia, Rule, Selector, Via,
     },
     upstream::{Hop, Host, Scheme, Upstream},
 };
@@ -134,6 +134,10 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         Calibrate::AtStart => "at the start",
         Calibrate::OnDemand => "on demand",
     };
+    let ingress = match daemon.ingress {
+        IngressHook::Auto => "links (tcx), or filters (clsact)",
+        IngressHook::Clsact => "filters (clsact)",
+    };
     let admin = daemon
         .admin
         .as_ref()
@@ -147,6 +151,7 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         ("idle timeout", idle),
         ("drain timeout", time(daemon.drain_timeout)),
         ("heartbeat timeout", time(daemon.heartbeat_timeout)),
+        ("ingress", ingress.to_owned()),
         ("promote", format!("after {bytes} or {reads} reads")),
         ("calibrate", calibrate.to_owned()),
         ("access log", log),

@@ -9,6 +9,7 @@ use crate::{
     config::Config,
     delivery::{self, Want},
     forwarding::Forwarding,
+    intercept::ingress,
     socket,
 };
 
@@ -23,7 +24,16 @@ pub(super) fn rows(config: &Config) -> Vec<Row> {
     };
     let wants: Vec<_> = interfaces.iter().map(marked).collect();
     let listed: Vec<_> = interfaces.into_iter().collect();
-    let program = format!("{} on ingress of {}", names::GATEWAY, listed.join(" "));
+    let by = if ingress::is_by_links(config.daemon.ingress) {
+        "by links (tcx)"
+    } else {
+        "as filters of tc (clsact), which stay when the daemon is killed"
+    };
+    let program = format!(
+        "{} on ingress of {}, {by}",
+        names::GATEWAY,
+        listed.join(" ")
+    );
     let routing = delivery::planned(&wants).into_iter();
     let routing = routing.map(|command| row("routing", command));
     [row("gateway", program)]

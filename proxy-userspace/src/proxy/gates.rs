@@ -10,7 +10,6 @@ use super::{BACKLOG, Proxy, ProxyError, Rules};
 use crate::{
     delivery::{Delivery, Want},
     forwarding::Forwarding,
-    intercept::{InterceptError, guard},
     socket,
 };
 
@@ -72,8 +71,7 @@ impl Proxy {
             .collect();
         self.interceptor.attach_gateway(&numbers)?;
         if self.gates.is_guarded {
-            let place = guard::place().map_err(InterceptError::from)?;
-            self.interceptor.attach_gateway_guard(&place)?;
+            self.interceptor.attach_gateway_guard()?;
         }
         Ok(())
     }
