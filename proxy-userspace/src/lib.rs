@@ -38,7 +38,9 @@
 //!    [`delivery`] has what is marked routed to this host.
 //! 3. The accepted socket has the client's address and the server's. `origin` knows it by the listener that it came in by, and asks the
 //!    same function over the same tables in memory which rule it was.
-//! 4. When the socket is gone its packets are not routed on: see `gateway` for what remembers it.
+//! 4. Where the server is to see the client's address, the program has its answers get here as well, on every interface that
+//!    they may come in by.
+//! 5. When a socket is gone its packets are not routed on: see `gateway` for what remembers it.
 //!
 //! # Layers
 //!

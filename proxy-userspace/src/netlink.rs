@@ -1,6 +1,8 @@
 //! The conversation with the kernel about routes and interfaces (`NETLINK_ROUTE`): one question or change at a time, each answered
 //! at once.
 
+mod interfaces;
+
 use std::io;
 
 use netlink_packet_core::{
@@ -9,6 +11,8 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
+
+pub use self::interfaces::Interface;
 
 /// Longest message of the kernel's (`netlink_dump()` in `net/netlink/af_netlink.c`).
 const LONGEST: usize = 32 << 10;

@@ -111,6 +111,9 @@ pub enum ProxyError {
     /// Packets of what passes through cannot be delivered here.
     #[error("cannot have packets delivered that pass through")]
     Delivery(#[from] DeliveryError),
+    /// It is not known by which interfaces servers answer.
+    #[error("cannot list the interfaces of this host, by which servers answer (`keep_source`)")]
+    Interfaces(#[source] io::Error),
     /// The kernel side.
     #[error(transparent)]
     Intercept(#[from] InterceptError),
@@ -142,6 +145,7 @@ impl ProxyError {
             | Self::Elsewhere { .. }
             | Self::Worker(_)
             | Self::Delivery(_)
+            | Self::Interfaces(_)
             | Self::Compile(_)
             | Self::Route(_)
             | Self::Cgroup { .. } => false,

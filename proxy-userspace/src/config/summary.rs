@@ -355,11 +355,15 @@ fn transits(rule: &Gateway) -> String {
         ReverseVia::Direct => "routed".into(),
         via => gone_to(via, THERE),
     };
-    parts.push(if rule.is_relayed() {
+    let mut last = if rule.is_relayed() {
         relayed(&to, rule.path, rule.on_relay_failure)
     } else {
         format!("-> {to}")
-    });
+    };
+    if rule.keep_source {
+        last.push_str(", from the client's address");
+    }
+    parts.push(last);
     parts.join("\n")
 }
 

@@ -10,6 +10,7 @@ use crate::{
     delivery::{self, Want},
     forwarding::Forwarding,
     intercept::ingress,
+    proxy::Shown,
     socket,
 };
 
@@ -23,7 +24,10 @@ pub(super) fn rows(config: &Config) -> Vec<Row> {
         interface: Arc::from(*name),
     };
     let wants: Vec<_> = interfaces.iter().map(marked).collect();
-    let listed: Vec<_> = interfaces.into_iter().collect();
+    let mut listed: Vec<_> = interfaces.into_iter().collect();
+    if Shown::are_wanted(config.gateway.as_slice().into(), &config.groups) {
+        listed.push("and all others by which servers answer (`keep_source`)");
+    }
     let by = if ingress::is_by_links(config.daemon.ingress) {
         "by links (tcx)"
     } else {
