@@ -27,10 +27,10 @@
 //! lost.) The memory forgets the oldest first, and a SYN that is not ours clears what it has.
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
-use proxy_common::{Action, Counter, Decision, fail_mode, relay, transit, verb};
+use proxy_common::{Action, Counter, Decision, Hit, fail_mode, relay, transit, verb};
 
 use crate::{
-    maps::{RELAY, RELAYED, count},
+    maps::{RELAY, RELAYED, count, hit},
     packet::Packet,
     policy::KernelTables,
     recipient::{Holder, assign_gate, holder, is_delivered},
@@ -97,11 +97,16 @@ pub fn guard(ctx: &TcContext) -> i32 {
 /// Decides about a SYN.
 #[inline(always)]
 fn open(ctx: &TcContext, packet: &Packet) -> i32 {
-    let Decision::Selected(_, action) = transit(&KernelTables, packet) else {
+    let Decision::Selected(rule, action) = transit(&KernelTables, packet) else {
         forget(packet);
         return NEXT;
     };
-    if action.verb == verb::DIRECT || !packet.passes_through(ctx) {
+    if !packet.passes_through(ctx) {
+        forget(packet);
+        return NEXT;
+    }
+    hit(Hit::Passing, rule);
+    if action.verb == verb::DIRECT {
         forget(packet);
         return NEXT;
     }
@@ -117,6 +122,7 @@ fn open(ctx: &TcContext, packet: &Packet) -> i32 {
         }
         Err(why) => {
             count(why);
+            hit(Hit::PassingFailed, rule);
             fail(packet, &action)
         }
     }

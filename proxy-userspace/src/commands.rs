@@ -1,5 +1,6 @@
 //! From a parsed command line to the module that does it.
 
+mod look;
 mod remote;
 
 use std::process::ExitCode;
@@ -58,7 +59,12 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
             let config = daemon::load(file)?;
             paint::print(config::summary(&config));
         }
-        Command::Status(args) => remote::status(args)?,
+        Command::Status(args) => look::status(args)?,
+        Command::Conns(args) => look::conns(args)?,
+        Command::Rules(args) => look::rules(args)?,
+        Command::Upstreams(args) => look::upstreams(args)?,
+        Command::Metrics(daemon) => look::metrics(daemon)?,
+        Command::End(args) => look::end(args)?,
         Command::Drain(args) => remote::drain(args)?,
         Command::Restore(args) => remote::restore(args)?,
         Command::Detach => detach()?,

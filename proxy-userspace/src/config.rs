@@ -63,7 +63,7 @@ pub use self::{
     group::endpoint,
     report::Report,
     reverse::listens_of,
-    summary::summary,
+    summary::{goes_to, passes, selects, summary, takes, way},
 };
 
 /// A valid configuration.

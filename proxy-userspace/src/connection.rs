@@ -15,12 +15,12 @@ use crate::{
     clock,
     close::CloseReason,
     group::{Asked, Group, Permit},
-    live::{Entry, Open},
+    live::{Begun, Caller, Entry, Open, Reached},
     origin::{self, App, Origin, Rejected},
     proxy_protocol::{self, UniqueId},
     record::{ByPath, CloseRecord, comm_text},
     relay::{
-        Ended, Path, Progress, Reason, Relay, Side,
+        Ended, Path, Reason, Relay, Side,
         shortcut::{Lane, Obstacle, of_app},
     },
     rule::{Name, PathChoice},
@@ -43,13 +43,11 @@ pub(crate) async fn serve(
         Err(why) => return reject(worker, downstream, client, &why),
     };
     worker.shared.stats.live.fetch_add(1, Relaxed);
-    let rule = Arc::clone(&origin.route.rule);
-    let entry = worker.shared.live.enter(origin.role, rule, origin.orig_dst);
+    let entry = worker.shared.live.enter(begun(&origin));
     let mut flow = Flow {
         worker,
         entry,
         origin,
-        progress: Arc::new(Progress::default()),
         reached: Destination::default(),
         named: Named::default(),
         reason: None,
@@ -65,7 +63,6 @@ struct Flow<'a> {
     worker: &'a Worker,
     entry: Entry,
     origin: Origin,
-    progress: Arc<Progress>,
     reached: Destination,
     named: Named,
     /// Why it is not on a better path.
@@ -78,7 +75,7 @@ struct Flow<'a> {
 struct Destination {
     is_reached: bool,
     peer: Option<SocketAddr>,
-    endpoint: Option<String>,
+    endpoint: Option<Arc<str>>,
     attempts: u32,
     is_announced: bool,
     unique_id: Option<UniqueId>,
@@ -98,6 +95,9 @@ impl Flow<'_> {
             socket::reset(downstream);
             return why;
         }
+        if let Some(name) = &self.named.name {
+            _ = self.entry.name.set(name.as_str().into());
+        }
         let mut upstream = match self.dial().await {
             Ok(upstream) => upstream,
             Err((reason, error)) => {
@@ -109,8 +109,16 @@ impl Flow<'_> {
             socket::reset(downstream);
             return (CloseReason::UpstreamReset, Some(error.to_string()));
         }
-        let mut relay = Relay::new(Arc::clone(&self.progress), self.worker.shared.idle_timeout)
-            .with_paths(Arc::clone(&self.worker.shared.paths));
+        _ = self.entry.reached.set(Reached {
+            upstream: Arc::clone(&self.origin.route.upstream.name),
+            peer: self.reached.peer,
+            endpoint: self.reached.endpoint.clone(),
+        });
+        let mut relay = Relay::new(
+            Arc::clone(&self.entry.progress),
+            self.worker.shared.idle_timeout,
+        )
+        .with_paths(Arc::clone(&self.worker.shared.paths));
         let mut obstacle = None;
         match self.lane(&upstream) {
             Ok(Some(mut lane)) => {
@@ -122,15 +130,16 @@ impl Flow<'_> {
             Ok(None) => {}
             Err(why) => obstacle = Some(why),
         }
+        if let Some(obstacle) = obstacle {
+            self.entry.progress.hold_back(Reason::Shortcut(obstacle));
+        }
         let path = self.origin.route.path;
         let (ended, sockets) = tokio::select! {
             relayed = relay_to_end(&mut relay, path, downstream, upstream) => relayed,
             reason = must_end(self.worker, &self.entry) => (Ended { reason, first_error: None }, None),
         };
-        self.reason = match obstacle {
-            Some(obstacle) => Some(Reason::Shortcut(obstacle)),
-            None => relay.reason(),
-        };
+        relay.count();
+        self.reason = self.entry.progress.reason();
         if let Some((downstream, upstream)) = sockets {
             if ended.must_reset() {
                 socket::reset(downstream);
@@ -188,7 +197,7 @@ impl Flow<'_> {
         }
         of_app(record.shortcut)?;
         let upstream = upstream.plain().ok_or(Obstacle::Encrypted)?;
-        let progress = Arc::clone(&self.progress);
+        let progress = Arc::clone(&self.entry.progress);
         Lane::open(Arc::clone(kernel), record.lane(), upstream, progress)
             .map(Some)
             .map_err(|error| {
@@ -278,7 +287,7 @@ impl Flow<'_> {
                 self.reached = Destination {
                     is_reached: true,
                     peer: reached.peer,
-                    endpoint: Some(reached.permit.address().to_string()),
+                    endpoint: Some(reached.permit.address().to_string().into()),
                     attempts: reached.attempts,
                     is_announced: reached.is_announced,
                     unique_id: reached.unique_id,
@@ -288,7 +297,7 @@ impl Flow<'_> {
             }
             Err(failure) => {
                 self.reached = Destination {
-                    endpoint: failure.endpoint.map(|endpoint| endpoint.to_string()),
+                    endpoint: failure.endpoint.map(|endpoint| endpoint.to_string().into()),
                     attempts: failure.attempts,
                     ..Destination::default()
                 };
@@ -307,7 +316,7 @@ impl Flow<'_> {
         let closed_at = SystemTime::now();
         // Whoever sees the end of it may take its place.
         self.reached.permit = None;
-        let progress = &self.progress;
+        let progress = &self.entry.progress;
         self.worker.shared.stats.count_close(reason);
         self.worker.shared.stats.count_moved(progress);
         let Some(log) = &self.worker.shared.access_log else {
@@ -359,6 +368,23 @@ impl Flow<'_> {
             reason,
             error,
         });
+    }
+}
+
+/// What is known of a connection before anything is done with it.
+fn begun(origin: &Origin) -> Begun {
+    let caller = |app: &App| Caller {
+        pid: app.record.pid,
+        uid: app.record.uid,
+        comm: app.record.comm,
+    };
+    Begun {
+        role: origin.role,
+        rule: Arc::clone(&origin.route.rule),
+        client: origin.client,
+        orig_dst: origin.orig_dst,
+        at: origin.begun,
+        process: origin.app.as_ref().map(caller),
     }
 }
 

@@ -2,20 +2,22 @@
 
 mod place;
 
-use std::{future::pending, path::Path, time::Duration};
+use std::{future::pending, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    admin::{Admin, Answer, Asked, Question},
+    admin::{Admin, Answer, Asked, Question, Scrapes},
     cgroup::Cgroup2,
     cli::RunArgs,
     config::{self, Config, ConfigError},
     delivery,
     failure::Failure,
     intercept::{guard, ingress},
+    live::Query,
+    metrics,
     paint::one_line,
     privileges,
     service::Service,
@@ -82,6 +84,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     };
     // The predecessor's is gone by now.
     let mut admin = open_admin(service.config().daemon.admin.as_deref());
+    let mut scrapes = open_scrapes(service.config().daemon.metrics);
     if relieved {
         notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
     } else {
@@ -98,11 +101,12 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
                 Told::Reload => reload(&mut service, file),
             },
             asked = next_question(admin.as_mut()) => answer(asked, &mut service),
+            asked = next_scrape(scrapes.as_mut()) => answer(asked, &mut service),
             () = place.vacated() => service.forget_predecessor(),
         }
     }
 
-    drop(admin);
+    drop((admin, scrapes));
     if let Some(pid) = service.successor() {
         // The service manager follows that one, and must not hear that the service ends.
         tracing::info!(
@@ -149,6 +153,24 @@ fn open_admin(place: Option<&Path>) -> Option<Admin> {
     }
 }
 
+/// As [`open_admin`].
+fn open_scrapes(address: Option<SocketAddr>) -> Option<Scrapes> {
+    match Scrapes::bind(address?) {
+        Ok(scrapes) => Some(scrapes),
+        Err(error) => {
+            tracing::warn!("no metrics: {}", one_line(&error));
+            None
+        }
+    }
+}
+
+async fn next_scrape(scrapes: Option<&mut Scrapes>) -> Asked {
+    match scrapes {
+        Some(scrapes) => scrapes.next().await,
+        None => pending().await,
+    }
+}
+
 async fn next_question(admin: Option<&mut Admin>) -> Asked {
     match admin {
         Some(admin) => admin.next().await,
@@ -159,6 +181,14 @@ async fn next_question(admin: Option<&mut Admin>) -> Asked {
 fn answer(asked: Asked, service: &mut Service) {
     let answer = match asked.question {
         Question::Status => Answer::of(&service.status()),
+        Question::Connections => match Query::parse(&asked.query) {
+            Ok(query) => Answer::of(&service.connections(&query)),
+            Err(error) => Answer::Malformed(error.to_string()),
+        },
+        Question::End => asked.told(|which| service.end(which)),
+        Question::Rules => Answer::of(&service.rules()),
+        Question::Upstreams => Answer::of(&service.upstreams()),
+        Question::Metrics => Answer::Text(metrics::CONTENT_TYPE, service.metrics()),
         Question::Drain => asked.told(|wanted| service.drain(&wanted)),
         Question::Restore => asked.told(|wanted| service.restore(&wanted)),
     };

@@ -11,6 +11,7 @@ mod events;
 mod gateway;
 pub mod guard;
 mod handles;
+mod hits;
 pub mod ingress;
 mod namespace;
 mod object;
@@ -44,6 +45,7 @@ use proxy_common::{Relay, RuleRef, names, relay};
 pub use error::InterceptError;
 pub use events::Events;
 pub use handles::{Counters, Exempter, Heartbeat, Records};
+pub use hits::Hits;
 pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shapes};
 pub use predecessor::{Predecessor, PredecessorError};
 pub use redirects::{Redirects, prove as prove_redirects};
@@ -523,6 +525,14 @@ impl Interceptor {
     /// When the process is out of file descriptors.
     pub fn counters(&self) -> Result<Counters, InterceptError> {
         Counters::new(&self.ebpf)
+    }
+
+    /// What each rule has selected.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn hits(&self) -> Result<Hits, InterceptError> {
+        Hits::new(&self.ebpf)
     }
 
     /// The reader of what the hooks log, once.

@@ -160,6 +160,7 @@ pub mod intercept;
 mod listener;
 pub mod live;
 pub mod lock;
+pub mod metrics;
 pub mod netlink;
 mod origin;
 mod paint;

@@ -8,7 +8,9 @@ mod calibrator;
 mod drain;
 mod ending;
 mod gates;
+mod hits;
 mod keeper;
+mod look;
 mod needs;
 mod sources;
 mod status;
@@ -22,7 +24,7 @@ use std::{
     num::NonZeroUsize,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -30,12 +32,16 @@ use proxy_common::{BePort, Relay};
 use thiserror::Error;
 use tokio::sync::watch;
 
+pub(crate) use self::{
+    hits::HitCount,
+    look::{Census, NoConnection},
+};
 pub use self::{
     needs::GuardNeeds,
     sources::{Returns, Shown, SourceError, Unanswered},
 };
 
-use self::{calibrator::Calibrator, gates::Gates, keeper::Keeper, sources::Sources};
+use self::{calibrator::Calibrator, gates::Gates, hits::Tally, keeper::Keeper, sources::Sources};
 use crate::{
     delivery::DeliveryError,
     drain::Drains,
@@ -47,7 +53,7 @@ use crate::{
     pulse::{Pulse, Supervisor},
     record::AccessLog,
     relay::{
-        Paths, Worth,
+        self, Paths, Worth,
         shortcut::{Proof, Proofs},
     },
     routes::{self, ByRole, Generation, Routes, UnknownUpstream, Upstreams},
@@ -169,6 +175,9 @@ pub struct Proxy {
     groups: Groups,
     keeper: Option<Keeper>,
     drains: Drains,
+    hits: Tally,
+    /// Bytes by path that somebody was told of.
+    told: Mutex<[u64; relay::Path::ALL.len()]>,
     stop: watch::Sender<bool>,
     generation: u32,
     /// Of all workers: the hook on what arrives gives connections to them.
@@ -253,7 +262,6 @@ impl Proxy {
         Ok(Self {
             supervisor: Supervisor::new(pulse, counters, log),
             pending: interceptor.records(netns_cookie)?,
-            interceptor,
             wheels: None,
             features,
             calibrator: Calibrator::new(Arc::clone(&shared.paths), settings.promote),
@@ -261,6 +269,9 @@ impl Proxy {
             groups: Groups::default(),
             keeper: None,
             drains: Drains::default(),
+            hits: Tally::new(interceptor.hits()?),
+            told: Mutex::default(),
+            interceptor,
             stop,
             generation: 0,
             listeners: shown,
@@ -314,10 +325,12 @@ impl Proxy {
         self.provide_sources(policy, &groups)?;
         // Published first: a connection may be selected by the new policy the moment it is written.
         let next = self.interceptor.next_generation();
+        self.hits.make_room(next)?;
         let generation = Generation::new(next, &compiled, routes);
         self.shared.routes.publish(&generation);
         self.generation = self.interceptor.install(&compiled, &self.features)?;
         debug_assert_eq!(next, self.generation);
+        self.hits.installed(next, &roles);
         // Nothing can go wrong with the groups any more.
         groups.change(policy.groups);
         if let Some(keeper) = &self.keeper {

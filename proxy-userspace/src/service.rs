@@ -2,6 +2,8 @@
 //!
 //! What `daemon` (a file, signals, systemd) and `exec` (one command) have in common.
 
+mod look;
+
 use std::{
     convert::Infallible,
     future::pending,
@@ -260,7 +262,8 @@ impl Service {
 
     /// Detaches, waits for open connections until the deadline, and ends.
     pub(crate) async fn stop(self, drain_timeout: Duration) {
-        self.proxy.stop(drain_timeout).await;
+        // Boxed: it holds the whole proxy once more.
+        Box::pin(self.proxy.stop(drain_timeout)).await;
     }
 
     /// The configuration in force.

@@ -138,7 +138,8 @@ pub fn take_error(socket: &impl AsFd) -> io::Result<Option<io::Error>> {
     SockRef::from(socket).take_error()
 }
 
-/// Bytes of the stream that were given to the kernel to send, acknowledged or not, counted from an arbitrary start.
+/// Bytes of the stream that were given to the kernel to send, acknowledged or not, counted from an arbitrary start. What is
+/// acknowledged during the call may be missing.
 ///
 /// # Errors
 ///
@@ -151,6 +152,23 @@ pub fn sent(socket: &impl AsFd) -> io::Result<u64> {
     }
     // In this order: what is acknowledged in between is missing, never counted twice.
     Ok(info.bytes_acked + unacknowledged(socket)?)
+}
+
+/// As [`sent`], which may say too little while acknowledgements come in, but exact: for a figure that others are compared with.
+///
+/// # Errors
+///
+/// As [`sent`].
+pub fn sent_exactly(socket: &impl AsFd) -> io::Result<u64> {
+    let mut acknowledged = getsockopt(socket, TcpInfo)?.bytes_acked;
+    loop {
+        let sent = sent(socket)?;
+        let after = getsockopt(socket, TcpInfo)?.bytes_acked;
+        if after == acknowledged {
+            return Ok(sent);
+        }
+        acknowledged = after;
+    }
 }
 
 /// Whether a connection has ended both ways, or was reset.

@@ -1,5 +1,9 @@
 //! What a running daemon tells of itself: rules, connections, paths, counters. Made by `service`, shown by `culvert status`.
 
+pub mod connections;
+pub mod rules;
+pub mod upstreams;
+
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use serde::{Deserialize, Serialize};
@@ -162,6 +166,9 @@ pub struct PathStatus {
     pub failed: Option<String>,
     /// Bytes of closed connections that went this way, up and down.
     pub bytes: u64,
+    /// Those, and the ones of open connections.
+    #[serde(default)]
+    pub moved: u64,
 }
 
 /// What `path = "auto"` takes for one kind of connection.
@@ -380,7 +387,7 @@ mod tests {
                     path: "sockmap".into(),
                     usable: Some(false),
                     failed: Some("the test of overlap fails on this kernel".into()),
-                    bytes: 0,
+                    ..PathStatus::default()
                 },
             ],
             auto: vec![AutoStatus {

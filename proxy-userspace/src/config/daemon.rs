@@ -1,12 +1,17 @@
 //! The `[daemon]` section: limits and outputs of the whole daemon.
 
-use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    time::Duration,
+};
 
 use super::{
     duration,
     environment::{Environment, System},
     raw::{Table, Value},
-    report::Findings,
+    report::{Finding, Findings},
     selector, size,
 };
 use crate::{
@@ -46,6 +51,8 @@ pub struct Daemon {
     pub access_log: Option<AccessLog>,
     /// The socket at which it answers questions.
     pub admin: Option<PathBuf>,
+    /// Where Prometheus gets its numbers.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Where close records go, and how they are written.
@@ -131,6 +138,7 @@ impl Daemon {
             ingress: IngressHook::default(),
             access_log: None,
             admin: Some(admin::DEFAULT_PLACE.into()),
+            metrics: None,
         }
     }
 
@@ -179,6 +187,9 @@ impl Daemon {
         }
         if let Some(value) = table.get("admin") {
             daemon.admin = admin_socket(value, findings);
+        }
+        if let Some(value) = table.get("metrics") {
+            daemon.metrics = metrics(value, findings);
         }
         daemon.read_timeouts(&mut table, findings);
         table.finish(findings);
@@ -269,6 +280,25 @@ fn admin_socket(value: Value<'_>, findings: &mut Findings) -> Option<PathBuf> {
     }
     let path = selector::absolute_path(text).map_err(|finding| finding.help("`off` for none"));
     findings.keep(path, &value.span())
+}
+
+/// A port alone is one of loopback: who else may ask is to be said.
+fn metrics(value: Value<'_>, findings: &mut Findings) -> Option<SocketAddr> {
+    const EXAMPLE: &str = "127.0.0.1:9464";
+    let text = value.text(EXAMPLE, findings)?;
+    if text == "off" {
+        return None;
+    }
+    let port = text.parse::<u16>().ok();
+    let loopback = port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let address = loopback.or_else(|| text.parse().ok());
+    let address = address.filter(|address| address.port() != 0);
+    let address = address.ok_or_else(|| {
+        Finding::error(format!("{text:?} is no address and port")).help(format!(
+            "such as {EXAMPLE:?}, or \"9464\" for loopback; `off` for none"
+        ))
+    });
+    findings.keep(address, &value.span())
 }
 
 fn log_target(value: Value<'_>, findings: &mut Findings) -> Option<LogTarget> {

@@ -6,7 +6,7 @@ use super::Proxy;
 use crate::{
     relay::{COMPARED, Calibration, Kind, Path, Reason, shortcut::Proof},
     shared::Stats,
-    status::{AutoStatus, Connections, PathStatus, Status, counted},
+    status::{AutoStatus, Connections, GroupStatus, PathStatus, Status, counted},
 };
 
 impl Proxy {
@@ -18,9 +18,13 @@ impl Proxy {
             connections: connections(stats),
             paths: stats
                 .bytes()
-                .map(|(path, bytes)| self.path_status(path, bytes))
+                .zip(self.moved())
+                .map(|((path, bytes), moved)| PathStatus {
+                    moved,
+                    ..self.path_status(path, bytes)
+                })
                 .collect(),
-            groups: self.groups.iter().map(|group| group.status()).collect(),
+            groups: self.groups(),
             drains: self.drains(),
             auto: measured.map_or_else(Vec::new, |measured| {
                 Kind::ALL.map(|kind| auto(&measured, kind)).into()
@@ -30,6 +34,11 @@ impl Proxy {
             repairs: stats.repairs.load(Relaxed),
             ..Status::default()
         }
+    }
+
+    /// How the groups are.
+    pub(crate) fn groups(&self) -> Vec<GroupStatus> {
+        self.groups.iter().map(|group| group.status()).collect()
     }
 
     fn path_status(&self, path: Path, bytes: u64) -> PathStatus {
@@ -58,6 +67,7 @@ impl Proxy {
             usable,
             failed: failed.map(|test| format!("the test of {test} fails on this kernel")),
             bytes,
+            moved: bytes,
         }
     }
 }

@@ -18,6 +18,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -38,21 +39,20 @@ pub const MOST_WINDOW: u64 = 2 * 1024 * 1024;
 /// One direction that the kernel may move.
 #[derive(Debug)]
 pub(super) struct RedirectPassage {
-    redirect: Box<dyn Redirect>,
+    redirect: Arc<dyn Redirect>,
     /// Whether the kernel has both sockets; otherwise it only passes.
     whole: bool,
     /// Most bytes between the redirect and the target's send queue.
     window: u64,
     /// The kernel may redirect up to this.
     limit: u64,
-    /// What [`socket::sent`] said of the target when nothing was in flight.
+    /// What [`socket::sent_exactly`] said of the target when nothing was in flight. Less than that, and all would seem to be in
+    /// the send queue while some is not: the relay's own bytes would overtake it.
     base: u64,
     /// Bytes the relay read from the source since then.
     taken: u64,
     /// Bytes the relay wrote to the target since then.
     written: u64,
-    /// Redirected bytes that are counted already.
-    counted: u64,
     /// Whether the kernel was told to take over, and passed nothing since.
     resumed: bool,
     /// Whether all that was redirected is known to be in the target's send queue.
@@ -64,7 +64,7 @@ pub(super) struct RedirectPassage {
 impl RedirectPassage {
     /// Of a redirect that was just admitted: the kernel passes everything.
     pub(super) fn new(
-        redirect: Box<dyn Redirect>,
+        redirect: Arc<dyn Redirect>,
         target: &TcpStream,
         whole: bool,
     ) -> io::Result<Self> {
@@ -73,10 +73,9 @@ impl RedirectPassage {
             whole,
             window: FIRST_WINDOW,
             limit: 0,
-            base: socket::sent(target)?,
+            base: socket::sent_exactly(target)?,
             taken: 0,
             written: 0,
-            counted: 0,
             resumed: false,
             settled: true,
             demotions: 0,
@@ -112,11 +111,8 @@ impl RedirectPassage {
 }
 
 impl Passage for RedirectPassage {
-    fn moved(&mut self) -> u64 {
-        let redirected = self.redirect.redirected();
-        let new = redirected.wrapping_sub(self.counted);
-        self.counted = redirected;
-        new
+    fn moved(&self) -> u64 {
+        self.redirect.redirected()
     }
 
     fn promotions(&self) -> u32 {

@@ -1,6 +1,6 @@
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, Ipv6Addr, TcpStream as StdStream},
+    net::{Ipv4Addr, Ipv6Addr, Shutdown, TcpStream as StdStream},
 };
 
 use super::*;
@@ -163,4 +163,24 @@ fn resource_exhaustion_is_ours_and_never_the_other_sides() {
     assert!(!is_resource_exhaustion(
         &io::ErrorKind::UnexpectedEof.into()
     ));
+}
+
+/// An acknowledgement between the two questions that the answer is made of would make it too small.
+#[test]
+fn what_was_sent_is_exact_while_acknowledgements_come_in() {
+    const ROUNDS: u64 = 20_000;
+    const PIECE: usize = 1000;
+    let (mut far, mut near) = accepted(V4);
+    let start = sent_exactly(&near).expect("a count");
+    let reader = std::thread::spawn(move || {
+        let mut buffer = vec![0; 64 * 1024];
+        while far.read(&mut buffer).expect("bytes") > 0 {}
+    });
+    for round in 1..=ROUNDS {
+        near.write_all(&[0; PIECE]).expect("room");
+        let sent = sent_exactly(&near).expect("a count");
+        assert_eq!(sent - start, round * PIECE as u64, "in round {round}");
+    }
+    near.shutdown(Shutdown::Write).expect("an end");
+    reader.join().expect("the reader");
 }

@@ -221,6 +221,7 @@ fn document() -> impl Strategy<Value = String> {
         "drain_timeout",
         "access_log",
         "admin",
+        "metrics",
         "calibrate",
         "ingress",
     ]);

@@ -138,11 +138,12 @@ fn an_empty_file_has_the_defaults_of_the_example() {
     let loaded = valid("");
     let mut example = valid(EXAMPLE).config.daemon;
     assert!(example.access_log.take().is_some());
+    assert!(example.metrics.take().is_some());
     assert_eq!(loaded.config.daemon, example);
     assert!(loaded.config.forward.is_empty() && loaded.config.upstreams.is_empty());
     let text = summary(&loaded.config);
     assert!(
-        text.contains("access log         none\n  admin socket       /run/culvert/admin.sock\n\nupstreams\n  none\n"),
+        text.contains("access log         none\n  admin socket       /run/culvert/admin.sock\n  metrics            none\n\nupstreams\n  none\n"),
         "{text}"
     );
 }
@@ -426,4 +427,19 @@ fn urls_of_the_command_line_are_an_upstream() {
             expected
         );
     }
+}
+
+#[test]
+fn a_port_alone_is_one_of_loopback() {
+    let metrics = |text: &str| {
+        let file = format!("[daemon]\nmetrics = \"{text}\"\n");
+        valid(&file)
+            .config
+            .daemon
+            .metrics
+            .map(|address| address.to_string())
+    };
+    assert_eq!(metrics("9464").as_deref(), Some("127.0.0.1:9464"));
+    assert_eq!(metrics("[::]:9464").as_deref(), Some("[::]:9464"));
+    assert_eq!(metrics("off"), None);
 }

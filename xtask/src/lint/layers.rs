@@ -31,6 +31,7 @@ const LAYERS: [&[&str]; 11] = [
         "admin",
         "delivery",
         "exec",
+        "metrics",
         "peek",
         "policy",
         "privileges",
@@ -61,11 +62,12 @@ const LAYERS: [&[&str]; 11] = [
 ];
 
 /// What a module may use in its own layer.
-const SIBLINGS: [(&str, &[&str]); 9] = [
+const SIBLINGS: [(&str, &[&str]); 10] = [
     ("cgroup", &["rule"]),
     ("connection", &["origin"]),
     ("listener", &["connection"]),
     ("main", &["commands"]),
+    ("metrics", &["status"]),
     ("plan", &["daemon"]),
     ("process", &["cgroup"]),
     ("proxy", &["pulse", "worker"]),

@@ -118,9 +118,14 @@ impl Task for Peer {
                 }
                 Ok(Want::Ready(EpollFlags::EPOLLIN))
             }
-            // An error of a connection ends it; what went wrong is the client's to tell.
+            // An error of a connection ends it; what went wrong is the client's to tell, unless it cannot know.
             Self::Connection(connection) => {
-                Ok(connection.go_on(ready, shared).unwrap_or(Want::End))
+                Ok(connection.go_on(ready, shared).unwrap_or_else(|error| {
+                    if error.kind() == io::ErrorKind::InvalidData {
+                        eprintln!("==> the server: {error}");
+                    }
+                    Want::End
+                }))
             }
         }
     }

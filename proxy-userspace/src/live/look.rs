@@ -1,0 +1,189 @@
+//! A look at the connections that are open: which of them, in which order, and what they have moved.
+
+use std::{sync::Arc, sync::PoisonError, time::Duration};
+
+use super::{Live, Open, Query};
+use crate::{
+    clock,
+    record::comm_text,
+    status::connections::{ConnectionStatus, List, Sort},
+};
+
+/// Looks that follow each other sooner see the same rate: over less time it would be chance.
+const SHORTEST: Duration = Duration::from_millis(400);
+
+/// What a connection had moved when somebody looked, and how fast that was.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sample {
+    at: Duration,
+    bytes: [u64; 2],
+    rates: [u64; 2],
+    over: Duration,
+}
+
+impl Sample {
+    /// Of a connection that begins.
+    pub(super) const fn of_nothing(at: Duration) -> Self {
+        Self {
+            at,
+            bytes: [0; 2],
+            rates: [0; 2],
+            over: Duration::ZERO,
+        }
+    }
+
+    /// Another look.
+    fn renew(&mut self, now: Duration, bytes: [u64; 2]) {
+        let over = now.saturating_sub(self.at);
+        if over < SHORTEST {
+            return;
+        }
+        let per_second = |now: u64, before: u64| {
+            let moved = u128::from(now.saturating_sub(before)) * 1_000_000;
+            u64::try_from(moved / over.as_micros().max(1)).unwrap_or(u64::MAX)
+        };
+        *self = Self {
+            at: now,
+            bytes,
+            rates: [
+                per_second(bytes[0], self.bytes[0]),
+                per_second(bytes[1], self.bytes[1]),
+            ],
+            over,
+        };
+    }
+}
+
+impl Live {
+    /// Those that a query selects.
+    #[must_use]
+    pub fn look(&self, query: &Query) -> List {
+        let now = clock::monotonic();
+        let found = self.find(|open| query.selects(open));
+        let matching = found.len();
+        let mut seen: Vec<_> = found
+            .into_iter()
+            .map(|open| Seen::new(open, now, query.sort))
+            .collect();
+        // Who is shown first, and then in order: most are not shown where there are many.
+        if query.limit < seen.len() && query.limit > 0 {
+            seen.select_nth_unstable_by_key(query.limit - 1, Seen::rank);
+        }
+        seen.truncate(query.limit);
+        seen.sort_unstable_by_key(Seen::rank);
+        List {
+            matching: matching as u64,
+            connections: seen.iter().map(|seen| seen.status(now)).collect(),
+        }
+    }
+}
+
+/// A connection that was looked at.
+struct Seen {
+    open: Arc<Open>,
+    sample: Sample,
+    bytes: [u64; 2],
+    /// What it is sorted by.
+    weight: u64,
+}
+
+impl Seen {
+    fn new(open: Arc<Open>, now: Duration, sort: Sort) -> Self {
+        open.progress.look();
+        let bytes = [open.progress.up(), open.progress.down()];
+        let sample = {
+            let mut sample = open.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            sample.renew(now, bytes);
+            *sample
+        };
+        let weight = match sort {
+            Sort::Id => 0,
+            Sort::Rate => sample.rates[0].saturating_add(sample.rates[1]),
+            Sort::Bytes => bytes[0].saturating_add(bytes[1]),
+            Sort::Age => micros(now.saturating_sub(open.begun.at)),
+        };
+        Self {
+            open,
+            sample,
+            bytes,
+            weight,
+        }
+    }
+
+    /// The largest first, and of equal ones the older.
+    fn rank(&self) -> (std::cmp::Reverse<u64>, u64) {
+        (std::cmp::Reverse(self.weight), self.open.id)
+    }
+
+    fn status(&self, now: Duration) -> ConnectionStatus {
+        let Open {
+            begun, progress, ..
+        } = &*self.open;
+        let reached = self.open.reached.get();
+        let process = begun.process.as_ref();
+        ConnectionStatus {
+            id: self.open.id,
+            age_ms: micros(now.saturating_sub(begun.at)) / 1000,
+            role: begun.role.label().to_owned(),
+            rule: begun.rule.to_string(),
+            client: begun.client.to_string(),
+            pid: process.map(|caller| caller.pid),
+            uid: process.map(|caller| caller.uid),
+            comm: process.map(|caller| comm_text(&caller.comm).to_string()),
+            to: begun.orig_dst.to_string(),
+            name: self.open.name.get().map(ToString::to_string),
+            upstream: reached.map(|reached| reached.upstream.to_string()),
+            peer: reached.and_then(|reached| Some(reached.peer?.to_string())),
+            endpoint: reached.and_then(|reached| Some(reached.endpoint.as_deref()?.to_owned())),
+            path: reached.map(|_| progress.path().label().to_owned()),
+            path_reason: progress.reason().map(|reason| reason.label().to_owned()),
+            up: self.bytes[0],
+            down: self.bytes[1],
+            up_rate: self.sample.rates[0],
+            down_rate: self.sample.rates[1],
+            rate_ms: micros(self.sample.over) / 1000,
+            promotions: progress.promotions(),
+            demotions: progress.demotions(),
+        }
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::begun, *};
+
+    #[test]
+    fn a_rate_is_what_was_moved_since_somebody_looked() {
+        let mut sample = Sample::of_nothing(Duration::from_secs(10));
+        sample.renew(Duration::from_secs(12), [4000, 0]);
+        assert_eq!((sample.rates, sample.over.as_secs()), ([2000, 0], 2));
+        sample.renew(Duration::from_millis(12_100), [9000, 9000]);
+        assert_eq!(sample.rates, [2000, 0], "too soon");
+        sample.renew(Duration::from_secs(13), [5000, 7]);
+        assert_eq!(sample.rates, [1000, 7]);
+    }
+
+    #[test]
+    fn of_many_only_so_many_are_told_of_in_order() {
+        let live = Arc::new(Live::default());
+        let entries: Vec<_> = (0..10_000)
+            .map(|number| live.enter(begun(if number % 2 == 0 { "even" } else { "odd" })))
+            .collect();
+        let list = live.look(&Query::parse("rule=odd&limit=3").unwrap());
+        assert_eq!(list.matching, 5000);
+        let ids = |list: &List| {
+            list.connections
+                .iter()
+                .map(|one| one.id)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(ids(&list), [entries[1].id, entries[3].id, entries[5].id]);
+        assert_eq!(live.look(&Query::default()).connections.len(), 1000);
+        let none = live.look(&Query::parse("limit=0").unwrap());
+        assert_eq!((none.matching, none.connections.len()), (10_000, 0));
+    }
+}
