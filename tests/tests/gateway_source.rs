@@ -37,6 +37,11 @@ fn lan() -> String {
     kept("\"lan0\"", "")
 }
 
+/// A slow machine is no reason to route a connection past the relay.
+fn patient() -> Settings {
+    Settings::daemon("drain_timeout = \"20s\"\nheartbeat_timeout = \"1m\"")
+}
+
 fn storm(to: &[&Server]) -> Storm {
     Storm {
         addresses: to.iter().map(|server| server.address()).collect(),
@@ -54,7 +59,7 @@ fn addresses(of: &Server) -> BTreeSet<IpAddr> {
 fn a_server_sees_the_address_and_port_of_the_client() {
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
-    let culvert = sandbox.culvert(&lan());
+    let culvert = sandbox.culvert_with(&patient(), &lan());
     let app = hosts.app(&sandbox, 0);
     for (index, server) in hosts::server(0).into_iter().enumerate() {
         let echo = hosts.server(0).within(|| Server::echo((server, 0)));
@@ -121,7 +126,7 @@ fn answers_may_come_back_another_way() {
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
     let router = sandbox.netns();
-    let culvert = sandbox.culvert(&lan());
+    let culvert = sandbox.culvert_with(&patient(), &lan());
     for name in ["all", "wan0"] {
         router.sysctl(&format!("net.ipv4.conf.{name}.rp_filter"), "0");
         hosts
@@ -211,7 +216,7 @@ fn an_endpoint_sees_clients_and_so_does_a_service_of_this_host() {
 fn a_refused_or_unreachable_server_resets_the_client_only() {
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
-    let culvert = sandbox.culvert(&lan());
+    let culvert = sandbox.culvert_with(&patient(), &lan());
     let app = hosts.app(&sandbox, 0);
     for server in hosts::server(0) {
         let closed = SocketAddr::new(server, culvert_tests::sandbox::CLOSED_PORT);
@@ -235,7 +240,7 @@ fn a_takeover_keeps_what_is_open() {
     let hosts = Hosts::around(&sandbox);
     let [server, _] = hosts::server(0);
     let echo = hosts.server(0).within(|| Server::echo((server, 0)));
-    let settings = Settings::daemon("drain_timeout = \"20s\"");
+    let settings = patient();
     let mut old = sandbox.culvert_with(&settings, &lan());
     let app = hosts.app(&sandbox, 0);
     let held = app.tcp(echo.address());
