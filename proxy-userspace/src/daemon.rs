@@ -105,7 +105,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     } else {
         notify(&[NotifyState::Ready]);
     }
-    tracing::info!(rules = service.config().forward.len(), cgroup, "running");
+    tracing::info!(rules = service.config().roles().count(), cgroup, "running");
     service.calibrate();
 
     loop {
@@ -198,7 +198,7 @@ fn reload(service: &mut Service, file: &Path) {
     notify(&[NotifyState::Reloading]);
     match load(file).and_then(|config| service.reload(config)) {
         Ok(()) => {
-            tracing::info!(rules = service.config().forward.len(), "reloaded");
+            tracing::info!(rules = service.config().roles().count(), "reloaded");
             service.calibrate();
         }
         Err(error) => {

@@ -31,6 +31,14 @@ pub struct Roles<'a> {
     pub gateway: &'a [Gateway],
 }
 
+impl Roles<'_> {
+    /// How many there are.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.forward.len() + self.reverse.len() + self.gateway.len()
+    }
+}
+
 impl<'a> From<&'a [Rule]> for Roles<'a> {
     fn from(forward: &'a [Rule]) -> Self {
         Self {

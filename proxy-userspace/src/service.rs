@@ -239,9 +239,7 @@ impl Service {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             cgroup: self.attach_point.display().to_string(),
-            rules: self.config.forward.len()
-                + self.config.reverse.len()
-                + self.config.gateway.len(),
+            rules: self.config.roles().count(),
             hooks: counted(counters.into_iter()),
             ..self.proxy.status()
         }
