@@ -42,7 +42,8 @@ pub enum LogFormat {
 pub enum Command {
     /// Run one command with all its TCP connections proxied; exits with the command's status.
     Exec(ExecArgs),
-    /// Run the proxy in the foreground: SIGTERM drains and ends it, SIGHUP reloads the file.
+    /// Run the proxy in the foreground: SIGTERM drains and ends it, SIGHUP reloads the file, SIGUSR1 opens the access
+    /// log again.
     Run(RunArgs),
     /// Read a configuration and print what it means.
     Check {

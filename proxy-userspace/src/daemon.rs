@@ -114,6 +114,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
             told = signals.next() => match told {
                 Told::End => break,
                 Told::Reload => reload(&mut service, file),
+                Told::Rotate => service.reopen_access_log(),
             },
             asked = next_question(admin.as_mut()) => answer(asked, &mut service),
             asked = next_scrape(scrapes.as_mut()) => answer(asked, &mut service),
@@ -220,6 +221,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    rotate: Signal,
 }
 
 impl Signals {
@@ -228,6 +230,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            rotate: signal(SignalKind::user_defined1())?,
         })
     }
 
@@ -236,6 +239,7 @@ impl Signals {
             _ = self.terminate.recv() => Told::End,
             _ = self.interrupt.recv() => Told::End,
             _ = self.hang_up.recv() => Told::Reload,
+            _ = self.rotate.recv() => Told::Rotate,
         }
     }
 
@@ -252,4 +256,6 @@ enum Told {
     End,
     /// SIGHUP.
     Reload,
+    /// SIGUSR1.
+    Rotate,
 }

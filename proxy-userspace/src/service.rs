@@ -16,7 +16,7 @@ use anyhow::Result;
 use tokio::time::sleep;
 
 use crate::{
-    access_log,
+    access_log::{self, OpenLog},
     cgroup::Cgroup2,
     config::Config,
     drain,
@@ -25,7 +25,6 @@ use crate::{
     policy::Names,
     privileges,
     proxy::{GuardNeeds, Proxy, Rules, Settings, Shown},
-    record::AccessLogGuard,
     resolve,
     rule::{Calibrate, Reverse, Rule, Via},
     socket,
@@ -44,7 +43,7 @@ pub(crate) struct Service {
     started: Instant,
     /// When it was looked for what nothing tells of.
     looked: Instant,
-    _access_log: Option<AccessLogGuard>,
+    access_log: Option<OpenLog>,
 }
 
 impl Service {
@@ -61,7 +60,7 @@ impl Service {
     ) -> Result<Self> {
         require_whole_hierarchy(&config, &cgroups)?;
         let daemon = &config.daemon;
-        let (access_log, guard) = daemon
+        let (access_log, open_log) = daemon
             .access_log
             .as_ref()
             .map(access_log::open)
@@ -93,7 +92,7 @@ impl Service {
             config,
             started: Instant::now(),
             looked: Instant::now(),
-            _access_log: guard,
+            access_log: open_log,
         })
     }
 
@@ -226,6 +225,13 @@ impl Service {
             self.proxy.install(&rules(&self.config, &self.names))?;
         }
         Ok(())
+    }
+
+    /// Goes on in a new access log where somebody has moved the file away.
+    pub(crate) fn reopen_access_log(&self) {
+        if let Some(Err(error)) = self.access_log.as_ref().map(OpenLog::reopen) {
+            tracing::error!("{error:#}; the file that is open is written on");
+        }
     }
 
     /// How it is.
