@@ -127,12 +127,12 @@ pub struct StatusArgs {
 pub struct ConnsArgs {
     /// Only those of which this holds; repeat it for more: id=, role=forward|reverse, rule=NAME, to= and client= with an address,
     /// a prefix or a part of the name, each also with :PORT, process=PID or what it is called, path=PATH, via= with an upstream
-    /// or an endpoint.
+    /// or an endpoint, any= with a part of any of these.
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub filter: Vec<String>,
 
     /// By what they are sorted.
-    #[arg(long, value_parser = ["rate", "bytes", "age", "id"])]
+    #[arg(long, value_parser = ["rate", "bytes", "age", "rtt", "id"])]
     pub sort: Option<String>,
 
     /// List so many at most, 1000 if nothing is said.

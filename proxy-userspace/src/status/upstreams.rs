@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::GroupStatus;
-use crate::paint::{Paint, Table, Tone};
+use crate::paint::{Paint, Table, Tone, delay};
 
 /// The upstreams in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,7 +71,7 @@ fn endpoints(group: &GroupStatus, paint: Paint) -> String {
         };
         let latency = match one.latency_us {
             0 => "-".to_owned(),
-            micros => format!("{}.{} ms", micros / 1000, micros % 1000 / 100),
+            micros => delay(micros),
         };
         let error = one.last_error.clone().filter(|_| one.state != "up");
         table.row([
@@ -124,12 +124,7 @@ mod tests {
             }],
         };
         let text = upstreams.text(Paint::plain());
-        for part in [
-            "Group web: p2c",
-            "down, drained",
-            "1.2 ms",
-            "cannot connect",
-        ] {
+        for part in ["Group web: p2c", "down, drained", "1.2ms", "cannot connect"] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
     }
