@@ -52,6 +52,12 @@ pub struct Connections {
     pub live: u64,
     /// Accepted.
     pub accepted: u64,
+    /// Bytes from apps to servers, also of open ones.
+    #[serde(default)]
+    pub up: u64,
+    /// And from servers to apps.
+    #[serde(default)]
+    pub down: u64,
     /// Times that a worker could not accept for lack of files or memory.
     pub accept_failures: u64,
     /// Times that a worker was at its connection limit.
@@ -213,8 +219,8 @@ impl Status {
         writeln!(text, "\n{}", paint.text(Tone::Strong, "Connections"))?;
         writeln!(
             text,
-            "  {} open, {} accepted",
-            connections.live, connections.accepted
+            "  {} open, {} accepted; {} bytes up, {} down",
+            connections.live, connections.accepted, connections.up, connections.down
         )?;
         let closed = listed(&connections.closed);
         writeln!(text, "  closed: {}", wrapped(10, &closed))?;
@@ -371,6 +377,7 @@ mod tests {
             connections: Connections {
                 live: 1,
                 accepted: 3,
+                up: 7,
                 at_limit: 4,
                 closed: [("done".into(), 2), ("shutdown".into(), 0)].into(),
                 names: [("named".into(), 5)].into(),
@@ -405,7 +412,7 @@ mod tests {
         let text = status().text(Paint::plain());
         for line in [
             "culvert 1.2.3, process 7, for 1m 30s",
-            "  1 open, 3 accepted",
+            "  1 open, 3 accepted; 7 bytes up, 0 down",
             "  closed: done 2",
             "  names: named 5",
             "  4 times a worker was at its limit of connections",

@@ -391,6 +391,8 @@ fn upstreams_and_numbers_are_told() {
     for line in [
         "culvert_connections_open 1",
         "culvert_moved_bytes_total{path=\"copy\"} 2000",
+        "culvert_relayed_bytes_total{direction=\"up\"} 1000",
+        "culvert_relayed_bytes_total{direction=\"down\"} 1000",
         "culvert_rule_hits_total{role=\"forward\",rule=\"all\"} 1",
         &format!(
             "culvert_endpoint_up{{group=\"web\",endpoint=\"{}\"}} 1",
