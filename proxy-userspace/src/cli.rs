@@ -62,6 +62,8 @@ pub enum Command {
     Status(StatusArgs),
     /// List the connections that a running daemon relays, with what they move and by which path.
     Conns(ConnsArgs),
+    /// Show on the whole screen what a running daemon does: rates, connections, endpoints; ? shows the keys.
+    Top(TopArgs),
     /// List the rules of a running daemon, with how many connections each has selected.
     Rules(StatusArgs),
     /// List the upstreams of a running daemon, with the health of their endpoints.
@@ -146,6 +148,22 @@ pub struct ConnsArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub daemon: DaemonArg,
+}
+
+/// Which connections to show at first.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Only those of which this holds: KEY=VALUE as for `conns`, or a part of anything that is shown.
+    #[arg(short, long, value_name = "FILTER")]
+    pub filter: Vec<String>,
+
+    /// By what they are sorted.
+    #[arg(long, value_parser = ["rate", "bytes", "age", "rtt", "id"])]
+    pub sort: Option<String>,
 
     /// Where the daemon is.
     #[command(flatten)]

@@ -72,23 +72,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
         place.predecessor(),
     )?;
     service.pin_guard()?;
-    // Only now: what a killed predecessor left kept its rules in force until ours are.
-    match guard::remove_stale() {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(count, "removed what a killed daemon had left in force"),
-        Err(error) => tracing::error!(%error, "cannot remove what a killed daemon left in force"),
-    }
-    match delivery::remove_stale() {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(count, "removed routing rules that a killed daemon had left"),
-        Err(error) => {
-            let error: &dyn std::error::Error = &error;
-            tracing::error!(
-                error,
-                "cannot remove routing rules that a killed daemon left"
-            );
-        }
-    }
+    remove_stale();
     let relieved = match place.relieve(&mut service).await {
         Ok(relieved) => relieved,
         Err(error) => {
@@ -139,6 +123,26 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
         () = signals.end() => tracing::warn!("told to end a second time: not waiting for connections"),
     }
     Ok(())
+}
+
+/// Only when ours are in force: what a killed predecessor left kept its rules so until then.
+fn remove_stale() {
+    match guard::remove_stale() {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "removed what a killed daemon had left in force"),
+        Err(error) => tracing::error!(%error, "cannot remove what a killed daemon left in force"),
+    }
+    match delivery::remove_stale() {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "removed routing rules that a killed daemon had left"),
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(
+                error,
+                "cannot remove routing rules that a killed daemon left"
+            );
+        }
+    }
 }
 
 /// A daemon that cannot be asked still does its work.

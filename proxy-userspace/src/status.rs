@@ -131,6 +131,23 @@ pub struct EndpointStatus {
     pub last_error: Option<String>,
 }
 
+impl EndpointStatus {
+    /// Its state, and whether it is drained.
+    pub(crate) fn condition(&self) -> String {
+        if self.drained {
+            format!("{}, drained", self.state)
+        } else {
+            self.state.clone()
+        }
+    }
+
+    /// What is wrong with it now.
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        let error = self.last_error.as_deref();
+        error.filter(|_| self.state != "up")
+    }
+}
+
 /// What gets no new connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrainStatus {
@@ -288,9 +305,9 @@ impl Status {
                 if one.drained {
                     write!(text, ", {}", paint.text(Tone::Doubtful, "drained"))?;
                 }
-                match &one.last_error {
-                    Some(error) if one.state != "up" => writeln!(text, "; {error}")?,
-                    _ => writeln!(text)?,
+                match one.trouble() {
+                    Some(error) => writeln!(text, "; {error}")?,
+                    None => writeln!(text)?,
                 }
             }
         }

@@ -111,10 +111,8 @@ impl Query {
             "via" => Filter::Via(value.into_owned()),
             "any" => Filter::Any(value.to_lowercase()),
             "sort" => {
-                let sort = Sort::ALL.into_iter().find(|(name, _)| *name == value);
-                self.sort = sort
-                    .map(|(_, sort)| sort)
-                    .ok_or_else(|| malformed("sort", &value, Sort::NAMES))?;
+                self.sort =
+                    Sort::named(&value).ok_or_else(|| malformed("sort", &value, Sort::NAMES))?;
                 return Ok(());
             }
             "limit" => {

@@ -112,8 +112,9 @@ mod tests {
         assert!(look.rtt > Duration::ZERO, "{look:?}");
         assert_eq!((look.unread, look.unsent), (0, 0));
         near.set_nonblocking(true).unwrap();
+        let block = vec![0; 65_536];
         let mut sent = 0;
-        while let Ok(count) = near.write(&[0; 65_536]) {
+        while let Ok(count) = near.write(&block) {
             sent += count as u64;
         }
         // The window is closed: what does not fit into one queue waits in the other.

@@ -105,9 +105,52 @@ impl Sort {
     ];
     /// Their names, for whoever wrote another one.
     pub const NAMES: &'static str = "rate, bytes, age, rtt or id";
+
+    /// Its name.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        let mut named = Self::ALL.into_iter();
+        named
+            .find(|(_, sort)| *sort == self)
+            .map_or("id", |(name, _)| name)
+    }
+
+    /// The one that is named so.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let mut named = Self::ALL.into_iter();
+        named
+            .find(|(known, _)| *known == name)
+            .map(|(_, sort)| sort)
+    }
+
+    /// The one behind it, and behind the last the first.
+    #[must_use]
+    pub fn next(self) -> Self {
+        let mut following = Self::ALL.into_iter().cycle();
+        following.find(|(_, sort)| *sort == self);
+        following.next().map_or(self, |(_, sort)| sort)
+    }
 }
 
 impl ConnectionStatus {
+    /// Who opened it.
+    pub(crate) fn opener(&self) -> String {
+        match (&self.comm, self.pid) {
+            (Some(comm), Some(pid)) => format!("{comm}[{pid}]"),
+            _ => self.client.clone(),
+        }
+    }
+
+    /// Where it was brought to.
+    pub(crate) fn way(&self) -> Option<String> {
+        let upstream = self.upstream.as_ref()?;
+        Some(match &self.endpoint {
+            Some(endpoint) => format!("{upstream} {endpoint}"),
+            None => upstream.clone(),
+        })
+    }
+
     /// Round trip from the app to the server and back, microseconds, as far as it is known.
     #[must_use]
     pub fn rtt_us(&self) -> Option<u64> {
@@ -133,19 +176,10 @@ impl List {
         ])
         .right(&[0, 1, 7, 8, 9, 10, 11, 12]);
         for one in &self.connections {
-            let client = match (&one.comm, one.pid) {
-                (Some(comm), Some(pid)) => format!("{comm}[{pid}]"),
-                _ => one.client.clone(),
-            };
             let to = one
                 .name
                 .as_ref()
                 .map_or_else(|| one.to.clone(), |name| format!("{name} ({})", one.to));
-            let via = match (&one.upstream, &one.endpoint) {
-                (Some(upstream), Some(endpoint)) => format!("{upstream} {endpoint}"),
-                (Some(upstream), None) => upstream.clone(),
-                (None, _) => "…".to_owned(),
-            };
             let path = match (&one.path, &one.path_reason) {
                 (Some(path), Some(reason)) => format!("{path} ({reason})"),
                 (Some(path), None) => path.clone(),
@@ -154,10 +188,10 @@ impl List {
             table.row([
                 one.id.to_string(),
                 span(one.age_ms),
-                client,
+                one.opener(),
                 to,
                 one.rule.clone(),
-                via,
+                one.way().unwrap_or_else(|| "…".to_owned()),
                 path,
                 size(one.up),
                 size(one.down),
