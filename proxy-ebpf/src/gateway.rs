@@ -13,6 +13,10 @@
 //! An ICMP error about a packet that a socket with a foreign address has sent goes to that address, and has to get here like the
 //! packets that it is about: it is delivered, and finds its socket by what it quotes.
 //!
+//! With `keep_source` the relay has sockets with the addresses of clients, too. Answers of servers to those find them in the same way,
+//! by whatever interface they come in, and are remembered as the packets of clients are: a client must not get them when the
+//! relay is gone.
+//!
 //! What is not ours goes on as if we were not there: the verdict never ends the chain of programs, ours or anybody's
 //! (`TC_ACT_UNSPEC` of `cls_bpf` is `TCX_NEXT` of tcx links), except by dropping what a rule says to refuse.
 //!

@@ -13,7 +13,7 @@ use crate::{
     cli::{Cli, Command, LogFormat},
     config, daemon, delivery, demo, doctor, exec,
     failure::{Class, Failure},
-    intercept::guard,
+    intercept::{guard, ingress},
     paint, plan, privileges,
     proxy::ProxyError,
     run_command,
@@ -83,9 +83,10 @@ fn detach() -> Result<()> {
     // Without them the pins cannot even be seen.
     privileges::require()?;
     admin::remove_stale()?;
-    // Both, also where one cannot be removed.
-    let (guards, routing) = (guard::remove_stale(), delivery::remove_stale());
-    match guards?.max(routing?) {
+    // All of it, also where something cannot be removed.
+    let (guards, filters) = (guard::remove_stale(), ingress::remove_stale());
+    let routing = delivery::remove_stale();
+    match guards?.max(filters?).max(routing?) {
         0 => println!("nothing was left in force"),
         1 => println!("removed what a killed daemon had left in force"),
         count => println!("removed what {count} killed daemons had left in force"),

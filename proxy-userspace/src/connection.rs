@@ -15,7 +15,7 @@ use crate::{
     clock,
     close::CloseReason,
     group::{Asked, Group, Permit},
-    live::{Begun, Caller, Entry, Open, Reached},
+    live::{Begun, Caller, Entry, Reached},
     origin::{self, App, Origin, Rejected},
     proxy_protocol::{self, UniqueId},
     record::{ByPath, CloseRecord, comm_text},
@@ -86,7 +86,7 @@ struct Destination {
 impl Flow<'_> {
     /// Dials and relays. Whatever goes wrong, the app sees a reset and never an orderly end.
     async fn run(&mut self, downstream: TcpStream) -> (CloseReason, Option<String>) {
-        let (route, end) = (&mut self.origin.route, must_end(self.worker, &self.entry));
+        let (route, end) = (&mut self.origin.route, self.entry.ended());
         if let Err(why) = self
             .named
             .choose(self.worker, route, &downstream, end)
@@ -136,8 +136,10 @@ impl Flow<'_> {
         }
         let path = self.origin.route.path;
         let (ended, sockets) = tokio::select! {
+            // Which of them is asked first makes no difference, but drawing lots for it does, with every message.
+            biased;
             relayed = relay_to_end(&mut relay, path, downstream, upstream) => relayed,
-            reason = must_end(self.worker, &self.entry) => (Ended { reason, first_error: None }, None),
+            reason = self.entry.ended() => (Ended { reason, first_error: None }, None),
         };
         relay.count();
         self.reason = self.entry.progress.reason();
@@ -148,7 +150,7 @@ impl Flow<'_> {
             } else {
                 tokio::select! {
                     () = relay.until_read() => {}
-                    _ = must_end(self.worker, &self.entry) => {}
+                    _ = self.entry.ended() => {}
                 }
                 socket::end_orderly(&downstream);
                 upstream.end_orderly();
@@ -224,10 +226,10 @@ impl Flow<'_> {
     }
 
     async fn dial(&mut self) -> Result<UpstreamStream, (CloseReason, Option<String>)> {
-        let (worker, open) = (self.worker, self.entry.open());
+        let open = self.entry.open();
         let dialled = tokio::select! {
             dialled = self.dial_upstream() => dialled,
-            reason = must_end(worker, &open) => return Err((reason, None)),
+            reason = open.ended() => return Err((reason, None)),
         };
         dialled.map_err(|(reason, text)| {
             if self.worker.may_warn(reason.label()) {
@@ -386,15 +388,6 @@ fn begun(origin: &Origin) -> Begun {
         orig_dst: origin.orig_dst,
         at: origin.begun,
         process: origin.app.as_ref().map(caller),
-    }
-}
-
-/// Returns when a connection is to be reset, whoever says so, and why.
-async fn must_end(worker: &Worker, open: &Open) -> CloseReason {
-    let mut stop = worker.stop.clone();
-    tokio::select! {
-        _ = stop.wait_for(|stop| *stop) => CloseReason::Shutdown,
-        why = open.ended() => why,
     }
 }
 

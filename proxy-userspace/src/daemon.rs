@@ -15,7 +15,7 @@ use crate::{
     config::{self, Config, ConfigError},
     delivery,
     failure::Failure,
-    intercept::guard,
+    intercept::{guard, ingress},
     live::Query,
     metrics,
     paint::one_line,
@@ -72,6 +72,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
         place.predecessor(),
     )?;
     service.pin_guard()?;
+    // Only now: what a killed predecessor left kept its rules in force until ours are.
     remove_stale();
     let relieved = match place.relieve(&mut service).await {
         Ok(relieved) => relieved,
@@ -125,24 +126,21 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     Ok(())
 }
 
-/// Only when ours are in force: what a killed predecessor left kept its rules so until then.
+/// Removes what killed daemons have left in force.
 fn remove_stale() {
-    match guard::remove_stale() {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(count, "removed what a killed daemon had left in force"),
-        Err(error) => tracing::error!(%error, "cannot remove what a killed daemon left in force"),
-    }
-    match delivery::remove_stale() {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(count, "removed routing rules that a killed daemon had left"),
-        Err(error) => {
-            let error: &dyn std::error::Error = &error;
-            tracing::error!(
-                error,
-                "cannot remove routing rules that a killed daemon left"
-            );
+    fn tell<E: std::error::Error>(what: &'static str, removed: Result<usize, E>) {
+        match removed {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "removed {what} that a killed daemon had left"),
+            Err(error) => tracing::error!(
+                "cannot remove {what} that a killed daemon has left: {}",
+                one_line(&error)
+            ),
         }
     }
+    tell("guards", guard::remove_stale());
+    tell("filters", ingress::remove_stale());
+    tell("routing rules", delivery::remove_stale());
 }
 
 /// A daemon that cannot be asked still does its work.

@@ -8,15 +8,17 @@ mod query;
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use atomic_waker::AtomicWaker;
 
 pub use query::{Query, QueryError};
 
@@ -31,6 +33,8 @@ const PARTS: usize = 16;
 pub struct Live {
     parts: [Mutex<HashMap<u64, Arc<Open>>>; PARTS],
     next: AtomicU64,
+    /// Why all are ended, and those that will be entered.
+    over: OnceLock<CloseReason>,
 }
 
 /// What is known of a connection from its beginning.
@@ -91,7 +95,8 @@ pub struct Open {
     pub progress: Arc<Progress>,
     seen: Mutex<Sample>,
     why: OnceLock<CloseReason>,
-    told: Notify,
+    /// Who waits for that.
+    waiting: AtomicWaker,
 }
 
 /// The entry of a connection, which goes with it.
@@ -114,10 +119,14 @@ impl Live {
             reached: OnceLock::new(),
             progress: Arc::default(),
             why: OnceLock::new(),
-            told: Notify::new(),
+            waiting: AtomicWaker::new(),
         });
         if let Some(mut part) = self.part(id) {
             part.insert(id, Arc::clone(&open));
+        }
+        // Now that it is there to be found: one that was missed learns it here.
+        if let Some(why) = self.over.get() {
+            open.end(*why);
         }
         Entry {
             live: Arc::clone(self),
@@ -142,6 +151,14 @@ impl Live {
             .collect()
     }
 
+    /// Has all of them be reset, and those that are still entered.
+    pub(crate) fn end_all(&self, why: CloseReason) {
+        let why = *self.over.get_or_init(|| why);
+        for open in self.find(|_| true) {
+            open.end(why);
+        }
+    }
+
     fn part(&self, number: u64) -> Option<MutexGuard<'_, HashMap<u64, Arc<Open>>>> {
         let part = usize::try_from(number % PARTS as u64).ok()?;
         let part = self.parts.get(part)?;
@@ -155,17 +172,21 @@ impl Open {
     pub fn end(&self, why: CloseReason) {
         // Who came first has said why.
         _ = self.why.set(why);
-        self.told.notify_one();
+        self.waiting.wake();
     }
 
     /// Returns when it is to be reset. May be dropped and called again, by one at a time.
     pub(crate) async fn ended(&self) -> CloseReason {
-        loop {
-            if let Some(why) = self.why.get() {
-                return *why;
-            }
-            self.told.notified().await;
-        }
+        poll_fn(|cx| self.poll_ended(cx)).await
+    }
+
+    /// As [`Open::ended`]. A relay polls it with every message: it must cost next to nothing.
+    fn poll_ended(&self, cx: &Context<'_>) -> Poll<CloseReason> {
+        // First, so that what is said after the look wakes us.
+        self.waiting.register(cx.waker());
+        self.why
+            .get()
+            .map_or(Poll::Pending, |why| Poll::Ready(*why))
     }
 }
 
@@ -226,6 +247,19 @@ mod tests {
             _ = other.ended() => panic!("nobody told it"),
             () = tokio::task::yield_now() => {}
         }
+    }
+
+    #[tokio::test]
+    async fn who_comes_after_the_end_of_all_is_ended_too() {
+        let live = Arc::new(Live::default());
+        let before = enter(&live, "one");
+        let other = Arc::clone(&before.open);
+        let waiting = tokio::spawn(async move { other.ended().await });
+        tokio::task::yield_now().await;
+        live.end_all(CloseReason::Shutdown);
+        live.end_all(CloseReason::Drained);
+        assert_eq!(waiting.await.unwrap(), CloseReason::Shutdown, "woken");
+        assert_eq!(enter(&live, "two").ended().await, CloseReason::Shutdown);
     }
 
     #[test]

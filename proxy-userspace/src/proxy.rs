@@ -60,7 +60,7 @@ use crate::{
         shortcut::{Proof, Proofs},
     },
     routes::{self, ByRole, Generation, Routes, UnknownUpstream, Upstreams},
-    rule::{PathChoice, Roles, Rule, Via},
+    rule::{IngressHook, PathChoice, Roles, Rule, Via},
     shared::{Shared, Stats},
     socket, worker,
 };
@@ -84,6 +84,8 @@ pub struct Settings {
     pub access_log: Option<AccessLog>,
     /// Whether rules want servers to see the addresses of clients; threads that may connect so are started only then.
     pub keeps_sources: bool,
+    /// How programs are attached to the ingress of interfaces.
+    pub ingress: IngressHook,
     /// Whether faults in the hooks are logged one by one.
     pub log_faults: bool,
 }
@@ -118,6 +120,9 @@ pub enum ProxyError {
     /// Packets of what passes through cannot be delivered here.
     #[error("cannot have packets delivered that pass through")]
     Delivery(#[from] DeliveryError),
+    /// It is not known by which interfaces servers answer.
+    #[error("cannot list the interfaces of this host, by which servers answer (`keep_source`)")]
+    Interfaces(#[source] io::Error),
     /// The kernel side.
     #[error(transparent)]
     Intercept(#[from] InterceptError),
@@ -149,6 +154,7 @@ impl ProxyError {
             | Self::Elsewhere { .. }
             | Self::Worker(_)
             | Self::Delivery(_)
+            | Self::Interfaces(_)
             | Self::Compile(_)
             | Self::Route(_)
             | Self::Cgroup { .. } => false,
@@ -208,6 +214,7 @@ impl Proxy {
             max_pending: settings.max_pending,
             max_own: ending::own_connections(settings.max_connections, predecessor),
             log_faults: settings.log_faults,
+            ingress: settings.ingress,
             overlap: Overlap::Cut,
         };
         let mut interceptor = Interceptor::load(kernel, &features, predecessor)?;

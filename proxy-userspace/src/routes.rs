@@ -149,7 +149,12 @@ pub fn transits(
             groups,
         };
         rule.is_relayed()
-            .then(|| ways.route(&rule.via, rule.names.as_ref(), rule.path))
+            .then(|| {
+                Ok(Route {
+                    keep_source: rule.keep_source,
+                    ..ways.route(&rule.via, rule.names.as_ref(), rule.path)?
+                })
+            })
             .transpose()
     };
     rules.iter().map(route).collect()

@@ -75,6 +75,7 @@ impl Service {
             promote: daemon.promote,
             access_log,
             keeps_sources: keeps_sources(&config),
+            ingress: daemon.ingress,
             log_faults,
         };
         let mut proxy = Proxy::start(&settings, predecessor)?;
@@ -283,7 +284,9 @@ impl Service {
             self.names_changed();
         }
         self.proxy.steer(&self.config.reverse);
-        self.proxy.follow_sources(&rules(&self.config, &self.names));
+        let rules = rules(&self.config, &self.names);
+        self.proxy.follow_sources(&rules);
+        self.proxy.follow_interfaces(&rules);
     }
 
     /// A cgroup, executable or interface that rules name appeared, changed or went away.
@@ -345,7 +348,7 @@ fn watcher(config: &Config, cgroups: &Cgroup2) -> Watcher {
 }
 
 fn keeps_sources(config: &Config) -> bool {
-    Shown::are_wanted(&config.reverse, &config.groups)
+    Shown::are_wanted(config.roles(), &config.groups)
 }
 
 /// Returns when it is time to look again; never if rules need nothing of that. Other events do not put it off.

@@ -32,6 +32,14 @@ pub fn check_routing(netns: &Netns) {
     }
 }
 
+/// Looks for queueing disciplines that filters hang on; a test that makes one takes it away itself.
+///
+/// Panics, showing them, when there are any.
+pub fn check_filters(netns: &Netns) {
+    let shown = netns.within(|| output(Command::new("tc").args(["qdisc", "show"])));
+    assert!(!shown.contains("clsact"), "left on an interface: {shown}");
+}
+
 /// Looks for pins and directories of culvert's.
 ///
 /// Panics, naming them, when there are any.

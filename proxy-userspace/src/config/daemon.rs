@@ -14,7 +14,11 @@ use super::{
     report::{Finding, Findings},
     selector, size,
 };
-use crate::{admin, relay::Worth, rule::Calibrate};
+use crate::{
+    admin,
+    relay::Worth,
+    rule::{Calibrate, IngressHook},
+};
 
 /// What concerns the daemon as a whole. Without a `[daemon]` section everything has its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +45,8 @@ pub struct Daemon {
     pub promote: Worth,
     /// When the paths are measured for `path = "auto"`.
     pub calibrate: Calibrate,
+    /// How programs are attached to the ingress of interfaces.
+    pub ingress: IngressHook,
     /// Where close records go.
     pub access_log: Option<AccessLog>,
     /// The socket at which it answers questions.
@@ -95,6 +101,10 @@ pub(super) const CALIBRATE: [(&str, Calibrate); 2] = [
     ("demand", Calibrate::OnDemand),
 ];
 
+/// What `ingress` may be.
+pub(super) const INGRESS: [(&str, IngressHook); 2] =
+    [("auto", IngressHook::Auto), ("clsact", IngressHook::Clsact)];
+
 /// Room for twice what the accept queues of a worker hold: an IPv4 and an IPv6 one of up to 4096 connections each.
 fn pending(workers: NonZeroUsize) -> u32 {
     const PER_WORKER: u32 = 2 * 2 * 4096;
@@ -125,6 +135,7 @@ impl Daemon {
             heartbeat_timeout: Duration::from_secs(3),
             promote: Worth::default(),
             calibrate: Calibrate::default(),
+            ingress: IngressHook::default(),
             access_log: None,
             admin: Some(admin::DEFAULT_PLACE.into()),
             metrics: None,
@@ -169,6 +180,10 @@ impl Daemon {
         if let Some(value) = table.get("calibrate") {
             let when = value.choice(&CALIBRATE, findings);
             set(&mut daemon.calibrate, when);
+        }
+        if let Some(value) = table.get("ingress") {
+            let hook = value.choice(&INGRESS, findings);
+            set(&mut daemon.ingress, hook);
         }
         if let Some(value) = table.get("admin") {
             daemon.admin = admin_socket(value, findings);

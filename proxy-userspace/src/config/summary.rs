@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use crate::{
     group::Settings,
     rule::{
-        Calibrate, FailMode, Gateway, Listen, Match, Names, PathChoice, ProxyHeader, Reverse,
-        ReverseVia, Rule, Selector, Via,
+        Calibrate, FailMode, Gateway, IngressHook, Listen, Match, Names, PathChoice, ProxyHeader,
+        Reverse, ReverseVia, Rule, Selector, Via,
     },
     upstream::{Hop, Host, Scheme, Upstream},
 };
@@ -175,6 +175,10 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         Calibrate::AtStart => "at the start",
         Calibrate::OnDemand => "on demand",
     };
+    let ingress = match daemon.ingress {
+        IngressHook::Auto => "links (tcx), or filters (clsact)",
+        IngressHook::Clsact => "filters (clsact)",
+    };
     let admin = daemon
         .admin
         .as_ref()
@@ -191,6 +195,7 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         ("idle timeout", idle),
         ("drain timeout", time(daemon.drain_timeout)),
         ("heartbeat timeout", time(daemon.heartbeat_timeout)),
+        ("ingress", ingress.to_owned()),
         ("promote", format!("after {bytes} or {reads} reads")),
         ("calibrate", calibrate.to_owned()),
         ("access log", log),
@@ -390,11 +395,15 @@ fn transits(rule: &Gateway) -> String {
         ReverseVia::Direct => "routed".into(),
         via => gone_to(via, THERE),
     };
-    parts.push(if rule.is_relayed() {
+    let mut last = if rule.is_relayed() {
         relayed(&to, rule.path, rule.on_relay_failure)
     } else {
         format!("-> {to}")
-    });
+    };
+    if rule.keep_source {
+        last.push_str(", from the client's address");
+    }
+    parts.push(last);
     parts.join("\n")
 }
 

@@ -63,7 +63,7 @@ const PIECES: [&str; 34] = [
 ];
 
 /// Pieces of the language itself.
-const WORDS: [&str; 32] = [
+const WORDS: [&str; 33] = [
     "[daemon]\n",
     "[upstream.a]\n",
     "[[forward]]\n",
@@ -80,6 +80,7 @@ const WORDS: [&str; 32] = [
     "access_log = ",
     "admin = ",
     "calibrate = ",
+    "ingress = ",
     "cgroup = ",
     "exe = ",
     "uid = ",
@@ -222,6 +223,7 @@ fn document() -> impl Strategy<Value = String> {
         "admin",
         "metrics",
         "calibrate",
+        "ingress",
     ]);
     let upstream = keys(&[
         "url",

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use proxy_userspace::{
     config::{AccessLog, LogFormat, LogTarget, summary, upstream_from_urls},
     relay::Worth,
-    rule::{Calibrate, FailMode, Match, PathChoice, ReverseVia, Selector, Via},
+    rule::{Calibrate, FailMode, IngressHook, Match, PathChoice, ReverseVia, Selector, Via},
     upstream::{Host, Scheme, Upstream},
 };
 use secrecy::ExposeSecret;
@@ -152,7 +152,7 @@ fn an_empty_file_has_the_defaults_of_the_example() {
 fn the_daemon_section_is_read() {
     let text = "[daemon]\ncgroup = \"/user.slice/\"\nworkers = 2\nmax_connections = 1\nmax_pending = 0x10\n\
                 idle_timeout = \"2m\"\ndrain_timeout = \"0s\"\nconnect_timeout = \"500ms\"\n\
-                heartbeat_timeout = \"1s\"\ncalibrate = \"demand\"\npromote = { bytes = \"4 MiB\", reads = 0 }\nadmin = \"/run/a.sock\"\n\
+                heartbeat_timeout = \"1s\"\ncalibrate = \"demand\"\ningress = \"clsact\"\npromote = { bytes = \"4 MiB\", reads = 0 }\nadmin = \"/run/a.sock\"\n\
                 access_log = { path = \"/var/log/a.log\", format = \"text\" }\n";
     let daemon = valid(text).config.daemon;
     assert_eq!(daemon.cgroup, "user.slice");
@@ -172,6 +172,7 @@ fn the_daemon_section_is_read() {
     let (bytes, reads) = (4 << 20, 0);
     assert_eq!(daemon.promote, Worth { bytes, reads });
     assert_eq!(daemon.calibrate, Calibrate::OnDemand);
+    assert_eq!(daemon.ingress, IngressHook::Clsact);
     assert_eq!(daemon.admin, Some(PathBuf::from("/run/a.sock")));
     assert_eq!(
         valid("[daemon]\nadmin = \"off\"\n").config.daemon.admin,

@@ -19,6 +19,8 @@ const LAYERS: [&[&str]; 11] = [
         "close",
         "failure",
         "forwarding",
+        "lock",
+        "netlink",
         "paint",
         "process",
         "rule",
@@ -100,8 +102,11 @@ const OWNERS: [(&str, &[&str]); 9] = [
             "admin", "config", "demo", "doctor", "drain", "record", "status",
         ],
     ),
-    ("netlink_packet_route", &["delivery"]),
-    ("netlink_sys", &["delivery"]),
+    (
+        "netlink_packet_route",
+        &["delivery", "intercept", "netlink"],
+    ),
+    ("netlink_sys", &["netlink"]),
     ("ratatui", &["top"]),
     ("toml", &["config"]),
 ];
