@@ -15,8 +15,9 @@
 //! | `POST /v1/restore` | what: `{"target": "web/10.0.0.1:80"}` | what was restored |
 //!
 //! Connections are chosen by `id`, `role`, `rule`, `to` and `client` (an address, a prefix, a part of the name that the client asked
-//! for, each also with a port, or `:PORT`), `process` (an id, or what it is called), `path` and `via` (an upstream or an endpoint).
-//! All that is said must hold. `sort` is `rate`, `bytes`, `age` or `id`. `limit` is 1000 if nothing is said, and at most 20000.
+//! for, each also with a port, or `:PORT`), `process` (an id, or what it is called), `path`, `via` (an upstream or an endpoint) and
+//! `any` (a part of any of these). All that is said must hold. `sort` is `rate`, `bytes`, `age`, `rtt` or `id`. `limit` is 1000 if
+//! nothing is said, and at most 20000; so many are told of behind the first `offset` ones.
 //!
 //! All of it is JSON but the numbers. An answer other than 200 is `{"error": "…"}`: 400 when the body is not understood, 409 when what it asks for
 //! cannot be done, 503 when the daemon is busy. Asking for what is so already is no error, so that a client may ask again. A

@@ -61,6 +61,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
         }
         Command::Status(args) => look::status(args)?,
         Command::Conns(args) => look::conns(args)?,
+        Command::Top(args) => look::top(args)?,
         Command::Rules(args) => look::rules(args)?,
         Command::Upstreams(args) => look::upstreams(args)?,
         Command::Metrics(daemon) => look::metrics(daemon)?,

@@ -90,7 +90,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     } else {
         notify(&[NotifyState::Ready]);
     }
-    tracing::info!(rules = service.config().forward.len(), cgroup, "running");
+    tracing::info!(rules = service.config().roles().count(), cgroup, "running");
     service.calibrate();
 
     loop {
@@ -99,6 +99,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
             told = signals.next() => match told {
                 Told::End => break,
                 Told::Reload => reload(&mut service, file),
+                Told::Rotate => service.reopen_access_log(),
             },
             asked = next_question(admin.as_mut()) => answer(asked, &mut service),
             asked = next_scrape(scrapes.as_mut()) => answer(asked, &mut service),
@@ -200,7 +201,7 @@ fn reload(service: &mut Service, file: &Path) {
     notify(&[NotifyState::Reloading]);
     match load(file).and_then(|config| service.reload(config)) {
         Ok(()) => {
-            tracing::info!(rules = service.config().forward.len(), "reloaded");
+            tracing::info!(rules = service.config().roles().count(), "reloaded");
             service.calibrate();
         }
         Err(error) => {
@@ -222,6 +223,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    rotate: Signal,
 }
 
 impl Signals {
@@ -230,6 +232,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            rotate: signal(SignalKind::user_defined1())?,
         })
     }
 
@@ -238,6 +241,7 @@ impl Signals {
             _ = self.terminate.recv() => Told::End,
             _ = self.interrupt.recv() => Told::End,
             _ = self.hang_up.recv() => Told::Reload,
+            _ = self.rotate.recv() => Told::Rotate,
         }
     }
 
@@ -254,4 +258,6 @@ enum Told {
     End,
     /// SIGHUP.
     Reload,
+    /// SIGUSR1.
+    Rotate,
 }

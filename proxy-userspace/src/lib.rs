@@ -182,6 +182,7 @@ mod service;
 pub mod shared;
 pub mod socket;
 pub mod status;
+mod top;
 pub mod upstream;
 pub mod watch;
 pub mod worker;

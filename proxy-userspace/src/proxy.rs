@@ -41,7 +41,10 @@ pub use self::{
     sources::{Returns, Shown, SourceError, Unanswered},
 };
 
-use self::{calibrator::Calibrator, gates::Gates, hits::Tally, keeper::Keeper, sources::Sources};
+use self::{
+    calibrator::Calibrator, gates::Gates, hits::Tally, keeper::Keeper, look::Moved,
+    sources::Sources,
+};
 use crate::{
     delivery::DeliveryError,
     drain::Drains,
@@ -53,7 +56,7 @@ use crate::{
     pulse::{Pulse, Supervisor},
     record::AccessLog,
     relay::{
-        self, Paths, Worth,
+        Paths, Worth,
         shortcut::{Proof, Proofs},
     },
     routes::{self, ByRole, Generation, Routes, UnknownUpstream, Upstreams},
@@ -176,8 +179,8 @@ pub struct Proxy {
     keeper: Option<Keeper>,
     drains: Drains,
     hits: Tally,
-    /// Bytes by path that somebody was told of.
-    told: Mutex<[u64; relay::Path::ALL.len()]>,
+    /// What somebody was told of.
+    told: Mutex<Moved>,
     stop: watch::Sender<bool>,
     generation: u32,
     /// Of all workers: the hook on what arrives gives connections to them.

@@ -21,6 +21,22 @@ use crate::{
 #[error("there is no connection {0}; it may have ended")]
 pub(crate) struct NoConnection(u64);
 
+/// Bytes of all connections since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moved {
+    pub(super) by_path: [u64; Path::ALL.len()],
+    pub(super) up: u64,
+    pub(super) down: u64,
+}
+
+impl Moved {
+    fn each(&mut self) -> impl Iterator<Item = &mut u64> {
+        self.by_path
+            .iter_mut()
+            .chain([&mut self.up, &mut self.down])
+    }
+}
+
 /// Open connections of each rule, and by way of each upstream.
 #[derive(Debug, Default)]
 pub(crate) struct Census {
@@ -61,22 +77,29 @@ impl Proxy {
         census
     }
 
-    /// Bytes by path, also of connections that are open. A connection that ends meanwhile may be counted twice or not at all
+    /// What was moved, also by connections that are open. A connection that ends meanwhile may be counted twice or not at all
     /// for the moment; what was told once is never taken back.
-    pub(super) fn moved(&self) -> [u64; Path::ALL.len()] {
-        let mut moved = [0_u64; Path::ALL.len()];
-        for (sum, (_, bytes)) in moved.iter_mut().zip(self.shared.stats.bytes()) {
+    pub(super) fn moved(&self) -> Moved {
+        let [up, down] = self.shared.stats.directions();
+        let mut moved = Moved {
+            up,
+            down,
+            ..Moved::default()
+        };
+        for (sum, (_, bytes)) in moved.by_path.iter_mut().zip(self.shared.stats.bytes()) {
             *sum = bytes;
         }
         for open in self.shared.live.find(|_| true) {
             open.progress.look();
-            for (sum, path) in moved.iter_mut().zip(Path::ALL) {
+            for (sum, path) in moved.by_path.iter_mut().zip(Path::ALL) {
                 *sum = sum.wrapping_add(open.progress.by(path));
             }
+            moved.up = moved.up.wrapping_add(open.progress.up());
+            moved.down = moved.down.wrapping_add(open.progress.down());
         }
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        for (told, now) in told.iter_mut().zip(moved) {
-            *told = now.max(*told);
+        for (told, now) in told.each().zip(moved.each()) {
+            *told = (*now).max(*told);
         }
         *told
     }
