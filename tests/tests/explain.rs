@@ -76,7 +76,7 @@ fn rules(named: &Cgroup, copy: &Path, pid: u32) -> String {
         relayed("user", "uid = 4000, port = 80"),
         relayed("group", "gid = 4001, dest = \"2001:db8::/32\""),
         relayed("cgroup", &format!("cgroup = {:?}, port = 80", named.name())),
-        relayed("exe", &format!("exe = {copy:?}, dest = \"{OTHER_V4}\"")),
+        relayed("exe", &format!("exe = \"{}\", dest = \"{OTHER_V4}\"", copy.display())),
         relayed("process", &format!("pid = {pid}")),
         format!(
             "[[forward]]\nname = \"refused\"\nmatch = {{ port = 81, dest = \"!{OTHER_V4}\" }}\nvia = \"refuse\"\n"
