@@ -8,6 +8,7 @@
 //! | `GET /v1/status` | | [`Status`](crate::status::Status) |
 //! | `GET /v1/connections?rule=web&to=10.0.0.0/8&sort=rate&limit=100` | | [`List`](crate::status::connections::List) of those that are open; all of the query may be left out, and much repeated: see below |
 //! | `POST /v1/end` | which connection is to be reset: `{"id": 7}` | the connection |
+//! | `POST /v1/explain` | a [`Request`](crate::status::explanation::Request): where to, and who opens it or where it comes from | [`Explanation`](crate::status::explanation::Explanation), without the hooks, which whoever asks may look at |
 //! | `GET /v1/rules` | | [`Rules`](crate::status::rules::Rules), with what each has selected |
 //! | `GET /v1/upstreams` | | [`Upstreams`](crate::status::upstreams::Upstreams), with their endpoints |
 //! | `GET /metrics` | | the numbers for Prometheus, as text; also over TCP, where `[daemon]` has `metrics` |
@@ -71,6 +72,8 @@ pub const RESTORE: &str = "/v1/restore";
 pub const CONNECTIONS: &str = "/v1/connections";
 /// The path of [`Question::End`].
 pub const END: &str = "/v1/end";
+/// The path of [`Question::Explain`].
+pub const EXPLAIN: &str = "/v1/explain";
 /// The path of [`Question::Rules`].
 pub const RULES: &str = "/v1/rules";
 /// The path of [`Question::Upstreams`].
@@ -79,10 +82,11 @@ pub const UPSTREAMS: &str = "/v1/upstreams";
 pub const METRICS: &str = "/metrics";
 
 /// What can be asked, and how.
-const QUESTIONS: [(&str, Method, Question); 8] = [
+const QUESTIONS: [(&str, Method, Question); 9] = [
     (STATUS, Method::GET, Question::Status),
     (CONNECTIONS, Method::GET, Question::Connections),
     (END, Method::POST, Question::End),
+    (EXPLAIN, Method::POST, Question::Explain),
     (RULES, Method::GET, Question::Rules),
     (UPSTREAMS, Method::GET, Question::Upstreams),
     (METRICS, Method::GET, Question::Metrics),
@@ -139,6 +143,8 @@ pub enum Question {
     Connections,
     /// One of them is to be reset.
     End,
+    /// Why a connection would be captured, or would not.
+    Explain,
     /// What the rules have selected.
     Rules,
     /// How the upstreams are.

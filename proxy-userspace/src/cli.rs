@@ -70,6 +70,8 @@ pub enum Command {
     Upstreams(StatusArgs),
     /// Print the numbers of a running daemon as Prometheus reads them.
     Metrics(DaemonArg),
+    /// Tell which rule takes a connection, or the first reason why each does not, and what becomes of it.
+    Explain(ExplainArgs),
     /// Reset one connection of a running daemon.
     End(EndArgs),
     /// Give an endpoint or a binding of a running daemon no new connections; those that are there may finish.
@@ -164,6 +166,50 @@ pub struct TopArgs {
     /// By what they are sorted.
     #[arg(long, value_parser = ["rate", "bytes", "age", "rtt", "id"])]
     pub sort: Option<String>,
+
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub daemon: DaemonArg,
+}
+
+/// A connection that there may be.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Where it goes.
+    #[arg(value_name = "ADDRESS:PORT")]
+    pub to: std::net::SocketAddr,
+
+    /// The process that opens it; if nothing is said the one that calls culvert, and the user who called sudo.
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
+
+    /// As if the process were of this user (name or number).
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+
+    /// As if it were in this cgroup (path in the hierarchy, or systemd unit).
+    #[arg(long, value_name = "CGROUP")]
+    pub cgroup: Option<String>,
+
+    /// As if it ran this executable.
+    #[arg(long, value_name = "PATH")]
+    pub exe: Option<PathBuf>,
+
+    /// It is one that arrives at this host, from this address.
+    #[arg(long, value_name = "SOURCE", conflicts_with_all = ["pid", "user", "cgroup", "exe"])]
+    pub inbound: Option<std::net::IpAddr>,
+
+    /// By which interface it arrives.
+    #[arg(long, value_name = "NAME", requires = "inbound")]
+    pub interface: Option<String>,
+
+    /// Ask the rules of this file as if they were in force, not those of the running daemon.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "admin")]
+    pub config: Option<PathBuf>,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 
     /// Where the daemon is.
     #[command(flatten)]

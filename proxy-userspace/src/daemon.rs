@@ -187,6 +187,7 @@ fn answer(asked: Asked, service: &mut Service) {
             Err(error) => Answer::Malformed(error.to_string()),
         },
         Question::End => asked.told(|which| service.end(which)),
+        Question::Explain => asked.told(|connection| service.explain(connection)),
         Question::Rules => Answer::of(&service.rules()),
         Question::Upstreams => Answer::of(&service.upstreams()),
         Question::Metrics => Answer::Text(metrics::CONTENT_TYPE, service.metrics()),

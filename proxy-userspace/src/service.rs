@@ -2,6 +2,7 @@
 //!
 //! What `daemon` (a file, signals, systemd) and `exec` (one command) have in common.
 
+mod explain;
 mod look;
 
 use std::{

@@ -1,6 +1,7 @@
 //! What a running daemon tells of itself: rules, connections, paths, counters. Made by `service`, shown by `culvert status`.
 
 pub mod connections;
+pub mod explanation;
 pub mod rules;
 pub mod upstreams;
 

@@ -1,7 +1,9 @@
 //! What is asked about single connections.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
+    net::SocketAddr,
     sync::{Arc, PoisonError},
 };
 
@@ -13,6 +15,7 @@ use crate::{
     live::Query,
     record::Role,
     relay::Path,
+    rule::Reverse,
     status::connections::{End, List},
 };
 
@@ -45,6 +48,26 @@ pub(crate) struct Census {
 }
 
 impl Proxy {
+    /// The rules for what arrives as they are in force.
+    pub(crate) fn arrival_rules<'a>(&self, rules: &'a [Reverse]) -> Cow<'a, [Reverse]> {
+        self.drains.rules(rules)
+    }
+
+    /// Where the relay listens.
+    pub(crate) fn listeners(&self) -> Vec<SocketAddr> {
+        let listeners = self.listeners.iter();
+        let mut addresses: Vec<_> = listeners.filter_map(|it| it.local_addr().ok()).collect();
+        // Those of the workers share their ports.
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
+    /// The process that a rule names, and that a process descends from.
+    pub(crate) fn root_of(&self, pid: u32) -> Option<u32> {
+        self.interceptor.root_of(pid)
+    }
+
     /// Connections that are open.
     pub(crate) fn connections(&self, query: &Query) -> List {
         self.shared.live.look(query)

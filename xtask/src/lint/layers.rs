@@ -51,7 +51,7 @@ const LAYERS: [&[&str]; 11] = [
     // The kernel side, and the life of a connection. Neither knows the other.
     &["connection", "intercept", "listener", "origin"],
     // Both together.
-    &["proxy", "pulse", "worker"],
+    &["explain", "proxy", "pulse", "worker"],
     // A proxy kept right while the machine and its configuration change.
     &["service"],
     // What is done with it, and statements about a configuration and a machine.
