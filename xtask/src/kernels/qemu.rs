@@ -129,6 +129,7 @@ fn processor() -> [&'static str; 4] {
     } else {
         // With one processor only: QEMU 7.2 emulates `cmpxchg16b` wrongly for several, and without it kernels have no memory for
         // socket storage (`kmalloc_nolock()`, seen on 7.3).
-        ["-accel", "tcg", "-cpu", "max,la57=off"]
+        // Strings are fast in hardware alone: `rep movsb` is emulated byte by byte, and kernels without the two flags copy words.
+        ["-accel", "tcg", "-cpu", "max,la57=off,erms=off,fsrm=off"]
     }
 }
