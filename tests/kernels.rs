@@ -11,6 +11,10 @@ mod executables;
 mod gateway;
 #[path = "tests/gateway_crash.rs"]
 mod gateway_crash;
+#[path = "tests/gateway_filters.rs"]
+mod gateway_filters;
+#[path = "tests/gateway_source.rs"]
+mod gateway_source;
 #[path = "tests/intercept.rs"]
 mod intercept;
 #[path = "tests/isolation.rs"]

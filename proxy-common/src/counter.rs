@@ -1,5 +1,7 @@
 //! What the hooks count. Every way a hook can end has a counter.
 
+use crate::RuleRef;
+
 /// Index into the per-CPU counter array.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,9 +105,54 @@ pub const COUNTERS: [(Counter, &str); 31] = [
     (Counter::TransitHeld, "transit_held"),
 ];
 
+/// What a rule has done, and so which part of the per-CPU array of hits its slot is in.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Hit {
+    /// It selected a connection of a process of this host.
+    Selected = 0,
+    /// Of those, its fail mode was applied.
+    Failed,
+    /// It selected a connection that arrived; a repeated SYN counts again.
+    Arrived,
+    /// Of those, its fail mode was applied.
+    ArrivedFailed,
+    /// It selected a connection that passes through; a repeated SYN counts again.
+    Passing,
+    /// Of those, its fail mode was applied.
+    PassingFailed,
+}
+
+impl Hit {
+    /// Kinds of hits.
+    pub const COUNT: u32 = 6;
+
+    /// Where the hits of a kind are that a rule has.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(self, rule: RuleRef) -> u32 {
+        self as u32 * RuleRef::SLOTS + rule.slot()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_two_rules_share_their_hits() {
+        let last = |generation| RuleRef {
+            generation,
+            index: RuleRef::SLOTS / 2 - 1,
+        };
+        let first = RuleRef::default();
+        assert_eq!(Hit::Selected.index(first), 0);
+        assert_eq!(Hit::Selected.index(last(1)) + 1, Hit::Failed.index(first));
+        assert_eq!(
+            Hit::PassingFailed.index(last(1)) + 1,
+            Hit::COUNT * RuleRef::SLOTS
+        );
+    }
 
     #[test]
     fn names_stand_at_their_index() {

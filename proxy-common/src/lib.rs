@@ -30,7 +30,7 @@ mod tables;
 mod transit;
 
 pub use addr::{Addr, BePort};
-pub use counter::{COUNTERS, Counter};
+pub use counter::{COUNTERS, Counter, Hit};
 pub use decide::{Decision, Subject, Tables, decide};
 pub use draw::{Draws, Seat, SeatKey, Wheel, Wheels, draw};
 pub use record::{OwnKey, Record, RecordKey, RuleRef, Socket, role};
@@ -48,4 +48,4 @@ pub use tables::{
 pub use transit::{Crossings, Transit, transit};
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;

@@ -78,6 +78,8 @@ pub const MADE: &str = "MADE";
 pub const UNMADE_EVENTS: &str = "UNMADE_EVENTS";
 /// Per-CPU array of `u64`, indexed by [`Counter`](crate::Counter).
 pub const COUNTERS: &str = "COUNTERS";
+/// Per-CPU array of `u64`, indexed by [`Hit`](crate::Hit): what each rule has selected.
+pub const HITS: &str = "HITS";
 
 /// Array of [`Redirect`](crate::Redirect), mapped into the daemon's memory.
 pub const REDIRECTS: &str = "REDIRECTS";
@@ -136,7 +138,7 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 41] = [
+pub const MAPS: [&str; 42] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -173,6 +175,7 @@ pub const MAPS: [&str; 41] = [
     MADE,
     UNMADE_EVENTS,
     COUNTERS,
+    HITS,
     REDIRECTS,
     REDIRECT_OF,
     PAIRS,

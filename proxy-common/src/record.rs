@@ -13,6 +13,9 @@ pub struct RuleRef {
 }
 
 impl RuleRef {
+    /// Slots of two generations of rules.
+    pub const SLOTS: u32 = 2 * RULES;
+
     /// Where the action of the rule is, among those of two generations.
     #[inline(always)]
     #[must_use]

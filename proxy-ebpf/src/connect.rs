@@ -17,14 +17,14 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use proxy_common::{
-    Action, Addr, BePort, Counter, Decision, Family, Relay, RuleRef, Socket, decide, fail_mode,
-    relay, role, standing, verb,
+    Action, Addr, BePort, Counter, Decision, Family, Hit, Relay, RuleRef, Socket, decide,
+    fail_mode, relay, role, standing, verb,
 };
 
 use crate::{
     caller::{free_of_device, is_own, is_tcp, sk_of},
     globals::{self, has_shortcut},
-    maps::{RECORDS_FULL, RELAY, SOCKETS, count, mptcp_socket_of},
+    maps::{RECORDS_FULL, RELAY, SOCKETS, count, hit, mptcp_socket_of},
     policy::{Connector, KernelTables},
     relay::{is_alive, is_listener, is_taken},
     rewrite,
@@ -76,7 +76,11 @@ pub fn connect(version: &Version, ctx: &SockAddrContext) -> i32 {
         count(Counter::Loop);
         return forget(ctx);
     }
-    match decide(&KernelTables, &Connector { addr, port }) {
+    let decision = decide(&KernelTables, &Connector { addr, port });
+    if let Decision::Selected(rule, _) = decision {
+        hit(Hit::Selected, rule);
+    }
+    match decision {
         Decision::Selected(rule, action) if action.verb == verb::RELAY => {
             let sent = match relay {
                 Some(relay) => send(version, ctx, relay, rule, &action, addr, port),
@@ -93,6 +97,7 @@ pub fn connect(version: &Version, ctx: &SockAddrContext) -> i32 {
                         ctx,
                         "rule {} cannot reach the relay, fault {}", rule.index, why as u32
                     );
+                    hit(Hit::Failed, rule);
                     fail(ctx, &action)
                 }
             }

@@ -13,6 +13,10 @@
 //! An ICMP error about a packet that a socket with a foreign address has sent goes to that address, and has to get here like the
 //! packets that it is about: it is delivered, and finds its socket by what it quotes.
 //!
+//! With `keep_source` the relay has sockets with the addresses of clients, too. Answers of servers to those find them in the same way,
+//! by whatever interface they come in, and are remembered as the packets of clients are: a client must not get them when the
+//! relay is gone.
+//!
 //! What is not ours goes on as if we were not there: the verdict never ends the chain of programs, ours or anybody's
 //! (`TC_ACT_UNSPEC` of `cls_bpf` is `TCX_NEXT` of tcx links), except by dropping what a rule says to refuse.
 //!
@@ -23,10 +27,10 @@
 //! lost.) The memory forgets the oldest first, and a SYN that is not ours clears what it has.
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
-use proxy_common::{Action, Counter, Decision, fail_mode, relay, transit, verb};
+use proxy_common::{Action, Counter, Decision, Hit, fail_mode, relay, transit, verb};
 
 use crate::{
-    maps::{RELAY, RELAYED, count},
+    maps::{RELAY, RELAYED, count, hit},
     packet::Packet,
     policy::KernelTables,
     recipient::{Holder, assign_gate, holder, is_delivered},
@@ -93,11 +97,16 @@ pub fn guard(ctx: &TcContext) -> i32 {
 /// Decides about a SYN.
 #[inline(always)]
 fn open(ctx: &TcContext, packet: &Packet) -> i32 {
-    let Decision::Selected(_, action) = transit(&KernelTables, packet) else {
+    let Decision::Selected(rule, action) = transit(&KernelTables, packet) else {
         forget(packet);
         return NEXT;
     };
-    if action.verb == verb::DIRECT || !packet.passes_through(ctx) {
+    if !packet.passes_through(ctx) {
+        forget(packet);
+        return NEXT;
+    }
+    hit(Hit::Passing, rule);
+    if action.verb == verb::DIRECT {
         forget(packet);
         return NEXT;
     }
@@ -113,6 +122,7 @@ fn open(ctx: &TcContext, packet: &Packet) -> i32 {
         }
         Err(why) => {
             count(why);
+            hit(Hit::PassingFailed, rule);
             fail(packet, &action)
         }
     }

@@ -14,10 +14,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use proxy_common::{
-    Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, GATES as GATE_COUNT, Lane,
-    LaneKey, MAX_HOSTS, MAX_RULES, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey,
-    Record, RecordKey, Redirect, Relay, Replies, RuleSet, Seat, SeatKey, Sent, Socket, Wheels,
-    listener, ours, relay,
+    Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, GATES as GATE_COUNT, Hit,
+    Lane, LaneKey, MAX_HOSTS, MAX_RULES, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey,
+    Record, RecordKey, Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Socket,
+    Wheels, listener, ours, relay,
 };
 
 use crate::{globals::has_mptcp, inherited::InheritedStorage};
@@ -138,6 +138,9 @@ pub static UNMADE_EVENTS: RingBuf<u64, 65_536> = RingBuf::new();
 pub static COUNTERS: PerCpuArray<u64, { COUNTER_NAMES.len() }> = PerCpuArray::new();
 
 #[btf_map]
+pub static HITS: PerCpuArray<u64, { (Hit::COUNT * RuleRef::SLOTS) as usize }> = PerCpuArray::new();
+
+#[btf_map]
 pub static REDIRECTS: Array<Redirect, 16_384, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
@@ -158,7 +161,18 @@ pub static REPLY_EVENTS: RingBuf<u64, 524_288> = RingBuf::new();
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub fn count(counter: Counter) {
-    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+    add_one(COUNTERS.get_ptr_mut(counter as u32));
+}
+
+/// Counts what a rule has done.
+#[inline(always)]
+pub fn hit(hit: Hit, rule: RuleRef) {
+    add_one(HITS.get_ptr_mut(hit.index(rule)));
+}
+
+#[inline(always)]
+fn add_one(counter: Option<*mut u64>) {
+    if let Some(value) = counter {
         // SAFETY: the kernel returned a pointer to this CPU's slot; programs of these types do not migrate while
         // they run. One that interrupts us between read and write costs a count, nothing else.
         unsafe { *value += 1 };

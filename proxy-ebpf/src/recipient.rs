@@ -10,7 +10,7 @@ use aya_ebpf::{
 use proxy_common::{Family, GATES as MOST_GATES, OwnKey, Passage, listener};
 
 use crate::{
-    maps::{ABROAD, GATES, PASSAGE},
+    maps::{ABROAD, GATES, PASSAGE, is_foreign},
     packet::Packet,
 };
 
@@ -22,7 +22,7 @@ const TCP_LISTEN: u32 = 10;
 /// Whose a packet is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
-    /// A socket of ours with a foreign address, which the packet is assigned to.
+    /// A socket of ours with a foreign address, a server's or a client's, which the packet is assigned to.
     Ours,
     /// Another socket of this host; or a handshake, or what is left of a connection that has ended, which do not tell whose they
     /// are and have the packet assigned to them.
@@ -75,7 +75,7 @@ pub fn holder(ctx: &TcContext, packet: &Packet) -> Holder {
                 give(ctx, packet, found);
                 Holder::Other
             }
-            _ if ABROAD.has(found) => {
+            _ if ABROAD.has(found) || is_foreign(found) => {
                 give(ctx, packet, found);
                 Holder::Ours
             }

@@ -9,13 +9,13 @@ use aya_ebpf::{
     bindings::bpf_sk_lookup, helpers::generated::bpf_ktime_get_ns, programs::SkLookupContext,
 };
 use proxy_common::{
-    Action, Addr, Arrival, BePort, Counter, Decision, Family, OwnKey, fail_mode, listener, relay,
-    select, verb,
+    Action, Addr, Arrival, BePort, Counter, Decision, Family, Hit, OwnKey, fail_mode, listener,
+    relay, select, verb,
 };
 
 use crate::{
     globals::has_ingress_interface,
-    maps::{LISTENERS, OWN, RELAY, SERVICES, count},
+    maps::{LISTENERS, OWN, RELAY, SERVICES, count, hit},
     policy::KernelTables,
     relay::is_alive,
 };
@@ -39,7 +39,11 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
         count(Counter::ArrivedOwn);
         return PASS;
     }
-    match select(&KernelTables, &incoming) {
+    let decision = select(&KernelTables, &incoming);
+    if let Decision::Selected(rule, _) = decision {
+        hit(Hit::Arrived, rule);
+    }
+    match decision {
         Decision::Selected(rule, action)
             if action.verb == verb::STEER
                 && let Some(given) = given(SERVICES.redirect_sk_lookup(ctx, rule.slot(), 0)) =>
@@ -49,7 +53,7 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
             }
             PASS
         }
-        Decision::Selected(_, action)
+        Decision::Selected(rule, action)
             if action.verb == verb::RELAY || action.verb == verb::STEER =>
         {
             match to_relay(ctx, &incoming) {
@@ -61,6 +65,7 @@ pub fn lookup(ctx: &SkLookupContext) -> u32 {
                 }
                 Err(why) => {
                     count(why);
+                    hit(Hit::ArrivedFailed, rule);
                     fail(&action)
                 }
             }

@@ -6,15 +6,26 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `GET /v1/status` | | [`Status`](crate::status::Status) |
+//! | `GET /v1/connections?rule=web&to=10.0.0.0/8&sort=rate&limit=100` | | [`List`](crate::status::connections::List) of those that are open; all of the query may be left out, and much repeated: see below |
+//! | `POST /v1/end` | which connection is to be reset: `{"id": 7}` | the connection |
+//! | `GET /v1/rules` | | [`Rules`](crate::status::rules::Rules), with what each has selected |
+//! | `GET /v1/upstreams` | | [`Upstreams`](crate::status::upstreams::Upstreams), with their endpoints |
+//! | `GET /metrics` | | the numbers for Prometheus, as text; also over TCP, where `[daemon]` has `metrics` |
 //! | `POST /v1/drain` | what, and for how long connections may go on: `{"target": "web/10.0.0.1:80", "timeout_ms": 30000}` | [`DrainStatus`](crate::status::DrainStatus); to be followed in the status |
 //! | `POST /v1/restore` | what: `{"target": "web/10.0.0.1:80"}` | what was restored |
 //!
-//! All of it is JSON. An answer other than 200 is `{"error": "…"}`: 400 when the body is not understood, 409 when what it asks for
+//! Connections are chosen by `id`, `role`, `rule`, `to` and `client` (an address, a prefix, a part of the name that the client asked
+//! for, each also with a port, or `:PORT`), `process` (an id, or what it is called), `path`, `via` (an upstream or an endpoint) and
+//! `any` (a part of any of these). All that is said must hold. `sort` is `rate`, `bytes`, `age`, `rtt` or `id`. `limit` is 1000 if
+//! nothing is said, and at most 20000; so many are told of behind the first `offset` ones.
+//!
+//! All of it is JSON but the numbers. An answer other than 200 is `{"error": "…"}`: 400 when the body is not understood, 409 when what it asks for
 //! cannot be done, 503 when the daemon is busy. Asking for what is so already is no error, so that a client may ask again. A
 //! new field may come with any release; what a field means changes only with the number in the path. What a client says beyond
 //! that is refused, rather than not done.
 
 mod client;
+mod scrape;
 
 use std::{
     convert::Infallible,
@@ -37,6 +48,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::AbortHandle,
@@ -44,6 +56,7 @@ use tokio::{
 };
 
 pub use client::{AskError, ask, tell};
+pub use scrape::{Scrapes, ScrapesError};
 
 /// Where the socket is, unless the configuration says otherwise.
 pub const DEFAULT_PLACE: &str = "/run/culvert/admin.sock";
@@ -54,9 +67,25 @@ pub const DRAIN: &str = "/v1/drain";
 /// The path of [`Question::Restore`].
 pub const RESTORE: &str = "/v1/restore";
 
+/// The path of [`Question::Connections`].
+pub const CONNECTIONS: &str = "/v1/connections";
+/// The path of [`Question::End`].
+pub const END: &str = "/v1/end";
+/// The path of [`Question::Rules`].
+pub const RULES: &str = "/v1/rules";
+/// The path of [`Question::Upstreams`].
+pub const UPSTREAMS: &str = "/v1/upstreams";
+/// The path of [`Question::Metrics`].
+pub const METRICS: &str = "/metrics";
+
 /// What can be asked, and how.
-const QUESTIONS: [(&str, Method, Question); 3] = [
+const QUESTIONS: [(&str, Method, Question); 8] = [
     (STATUS, Method::GET, Question::Status),
+    (CONNECTIONS, Method::GET, Question::Connections),
+    (END, Method::POST, Question::End),
+    (RULES, Method::GET, Question::Rules),
+    (UPSTREAMS, Method::GET, Question::Upstreams),
+    (METRICS, Method::GET, Question::Metrics),
     (DRAIN, Method::POST, Question::Drain),
     (RESTORE, Method::POST, Question::Restore),
 ];
@@ -106,6 +135,16 @@ impl BindError {
 pub enum Question {
     /// How the daemon is.
     Status,
+    /// Which connections are open.
+    Connections,
+    /// One of them is to be reset.
+    End,
+    /// What the rules have selected.
+    Rules,
+    /// How the upstreams are.
+    Upstreams,
+    /// The numbers for Prometheus.
+    Metrics,
     /// Something is to get no new connections.
     Drain,
     /// It is to get them again.
@@ -117,6 +156,8 @@ pub enum Question {
 pub enum Answer {
     /// What it asked for, as JSON.
     Json(String),
+    /// What it asked for, as text of some type.
+    Text(&'static str, String),
     /// What it says is not understood.
     Malformed(String),
     /// That cannot be done.
@@ -138,6 +179,8 @@ impl Answer {
 pub struct Asked {
     /// What is asked.
     pub question: Question,
+    /// What the URL says behind its path.
+    pub query: String,
     body: Bytes,
     answer: oneshot::Sender<Answer>,
 }
@@ -199,11 +242,15 @@ impl Admin {
 
     /// The next question. May be dropped and called again.
     pub async fn next(&mut self) -> Asked {
-        match self.questions.recv().await {
-            Some(asked) => asked,
-            // Accepting has panicked.
-            None => std::future::pending().await,
-        }
+        next_of(&mut self.questions).await
+    }
+}
+
+async fn next_of(questions: &mut mpsc::Receiver<Asked>) -> Asked {
+    match questions.recv().await {
+        Some(asked) => asked,
+        // Accepting has panicked.
+        None => std::future::pending().await,
     }
 }
 
@@ -262,7 +309,7 @@ async fn accept_all(listener: UnixListener, ask: mpsc::Sender<Asked>) {
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) if may_ask(&stream) => {
-                tokio::spawn(serve(stream, ask.clone(), permit));
+                tokio::spawn(serve(stream, |_| true, ask.clone(), permit));
             }
             Ok(_) => tracing::warn!(
                 "a process of another user has opened the admin socket; it gets no answer"
@@ -284,8 +331,13 @@ fn may_ask(stream: &UnixStream) -> bool {
 }
 
 /// One connection, one request.
-async fn serve(stream: UnixStream, ask: mpsc::Sender<Asked>, _permit: OwnedSemaphorePermit) {
-    let service = service_fn(|request| respond(request, &ask));
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    may: fn(Question) -> bool,
+    ask: mpsc::Sender<Asked>,
+    _permit: OwnedSemaphorePermit,
+) {
+    let service = service_fn(|request| respond(request, may, &ask));
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
@@ -298,10 +350,12 @@ async fn serve(stream: UnixStream, ask: mpsc::Sender<Asked>, _permit: OwnedSemap
 
 async fn respond(
     request: Request<Incoming>,
+    may: fn(Question) -> bool,
     ask: &mpsc::Sender<Asked>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path();
-    let Some((_, method, question)) = QUESTIONS.iter().find(|(known, ..)| *known == path) else {
+    let mut known = QUESTIONS.iter().filter(|(_, _, question)| may(*question));
+    let Some((_, method, question)) = known.find(|(known, ..)| *known == path) else {
         return Ok(failure(StatusCode::NOT_FOUND, "no such path"));
     };
     if request.method() != method {
@@ -312,14 +366,16 @@ async fn respond(
             .extend(allowed.ok().map(|allowed| (ALLOW, allowed)));
         return Ok(refusal);
     }
+    let query = request.uri().query().unwrap_or_default().to_owned();
     let body = Limited::new(request.into_body(), MOST_BYTES).collect();
     let body = match timeout(PATIENCE, body).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) => return Ok(failure(StatusCode::BAD_REQUEST, &error.to_string())),
         Err(_) => return Ok(failure(StatusCode::REQUEST_TIMEOUT, "the body is late")),
     };
-    Ok(match answer(*question, body, ask).await {
-        Some(Answer::Json(json)) => reply(StatusCode::OK, json),
+    Ok(match answer(*question, query, body, ask).await {
+        Some(Answer::Json(json)) => reply(StatusCode::OK, JSON, json),
+        Some(Answer::Text(kind, text)) => reply(StatusCode::OK, kind, text),
         Some(Answer::Malformed(what)) => failure(StatusCode::BAD_REQUEST, &what),
         Some(Answer::Impossible(what)) => failure(StatusCode::CONFLICT, &what),
         None => failure(
@@ -329,10 +385,16 @@ async fn respond(
     })
 }
 
-async fn answer(question: Question, body: Bytes, ask: &mpsc::Sender<Asked>) -> Option<Answer> {
+async fn answer(
+    question: Question,
+    query: String,
+    body: Bytes,
+    ask: &mpsc::Sender<Asked>,
+) -> Option<Answer> {
     let (answer, answered) = oneshot::channel();
     let asked = Asked {
         question,
+        query,
         body,
         answer,
     };
@@ -341,15 +403,18 @@ async fn answer(question: Question, body: Bytes, ask: &mpsc::Sender<Asked>) -> O
 }
 
 fn failure(status: StatusCode, what: &str) -> Response<Full<Bytes>> {
-    reply(status, serde_json::json!({ "error": what }).to_string())
+    let error = serde_json::json!({ "error": what });
+    reply(status, JSON, error.to_string())
 }
 
-fn reply(status: StatusCode, json: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(json));
+const JSON: &str = "application/json";
+
+fn reply(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(text));
     *response.status_mut() = status;
     response
         .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 
@@ -382,6 +447,7 @@ mod tests {
                     Question::Status => Answer::Json("{\"fine\":true}".to_owned()),
                     Question::Drain => asked.told(|text: String| Ok::<_, String>(text + "!")),
                     Question::Restore => asked.told(|text: String| Err::<(), _>(text + "?")),
+                    _ => Answer::Text("text/plain", asked.query.clone()),
                 };
                 asked.answer(answer);
                 std::future::pending::<()>().await;
@@ -395,6 +461,15 @@ mod tests {
         let mut admin = Admin::bind(&place).unwrap();
         let answer = ask_while(&mut admin, &place, STATUS).await.unwrap();
         assert_eq!(answer, "{\"fine\":true}");
+    }
+
+    #[tokio::test]
+    async fn what_the_url_says_comes_with_the_question() {
+        let (_directory, place) = place();
+        let mut admin = Admin::bind(&place).unwrap();
+        let asked = format!("{CONNECTIONS}?rule=a%20b&limit=7");
+        let answer = ask_while(&mut admin, &place, &asked).await.unwrap();
+        assert_eq!(answer, "rule=a%20b&limit=7");
     }
 
     #[tokio::test]

@@ -42,7 +42,8 @@ pub enum LogFormat {
 pub enum Command {
     /// Run one command with all its TCP connections proxied; exits with the command's status.
     Exec(ExecArgs),
-    /// Run the proxy in the foreground: SIGTERM drains and ends it, SIGHUP reloads the file.
+    /// Run the proxy in the foreground: SIGTERM drains and ends it, SIGHUP reloads the file, SIGUSR1 opens the access
+    /// log again.
     Run(RunArgs),
     /// Read a configuration and print what it means.
     Check {
@@ -59,6 +60,18 @@ pub enum Command {
     },
     /// Ask a running daemon how it is: rules, connections, paths, counters.
     Status(StatusArgs),
+    /// List the connections that a running daemon relays, with what they move and by which path.
+    Conns(ConnsArgs),
+    /// Show on the whole screen what a running daemon does: rates, connections, endpoints; ? shows the keys.
+    Top(TopArgs),
+    /// List the rules of a running daemon, with how many connections each has selected.
+    Rules(StatusArgs),
+    /// List the upstreams of a running daemon, with the health of their endpoints.
+    Upstreams(StatusArgs),
+    /// Print the numbers of a running daemon as Prometheus reads them.
+    Metrics(DaemonArg),
+    /// Reset one connection of a running daemon.
+    End(EndArgs),
     /// Give an endpoint or a binding of a running daemon no new connections; those that are there may finish.
     Drain(DrainArgs),
     /// Give what is drained connections again.
@@ -105,6 +118,63 @@ pub struct StatusArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub daemon: DaemonArg,
+}
+
+/// Which connections, and how to print them.
+#[derive(Debug, Args)]
+pub struct ConnsArgs {
+    /// Only those of which this holds; repeat it for more: id=, role=forward|reverse, rule=NAME, to= and client= with an address,
+    /// a prefix or a part of the name, each also with :PORT, process=PID or what it is called, path=PATH, via= with an upstream
+    /// or an endpoint, any= with a part of any of these.
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub filter: Vec<String>,
+
+    /// By what they are sorted.
+    #[arg(long, value_parser = ["rate", "bytes", "age", "rtt", "id"])]
+    pub sort: Option<String>,
+
+    /// List so many at most, 1000 if nothing is said.
+    #[arg(long, value_name = "COUNT")]
+    pub limit: Option<u32>,
+
+    /// List them anew every second.
+    #[arg(short, long)]
+    pub watch: bool,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub daemon: DaemonArg,
+}
+
+/// Which connections to show at first.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Only those of which this holds: KEY=VALUE as for `conns`, or a part of anything that is shown.
+    #[arg(short, long, value_name = "FILTER")]
+    pub filter: Vec<String>,
+
+    /// By what they are sorted.
+    #[arg(long, value_parser = ["rate", "bytes", "age", "rtt", "id"])]
+    pub sort: Option<String>,
+
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub daemon: DaemonArg,
+}
+
+/// Which connection is to be reset.
+#[derive(Debug, Args)]
+pub struct EndArgs {
+    /// Its number, as `conns` lists it.
+    pub id: u64,
 
     /// Where the daemon is.
     #[command(flatten)]

@@ -49,11 +49,13 @@ pub enum CloseReason {
     NameRefused,
     /// Its endpoint or its rule was drained, and the time for that is over.
     Drained,
+    /// Somebody told the daemon to end it.
+    Ended,
 }
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Done,
         Self::DownstreamReset,
         Self::UpstreamReset,
@@ -76,6 +78,7 @@ impl CloseReason {
         Self::NoEndpoint,
         Self::NameRefused,
         Self::Drained,
+        Self::Ended,
     ];
 
     /// The stable name in logs, records and counters.
@@ -104,6 +107,7 @@ impl CloseReason {
             Self::NoEndpoint => "no_endpoint",
             Self::NameRefused => "name_refused",
             Self::Drained => "drained",
+            Self::Ended => "ended",
         }
     }
 }

@@ -1,5 +1,6 @@
 //! From a parsed command line to the module that does it.
 
+mod look;
 mod remote;
 
 use std::process::ExitCode;
@@ -12,7 +13,7 @@ use crate::{
     cli::{Cli, Command, LogFormat},
     config, daemon, delivery, demo, doctor, exec,
     failure::{Class, Failure},
-    intercept::guard,
+    intercept::{guard, ingress},
     paint, plan, privileges,
     proxy::ProxyError,
     run_command,
@@ -58,7 +59,13 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
             let config = daemon::load(file)?;
             paint::print(config::summary(&config));
         }
-        Command::Status(args) => remote::status(args)?,
+        Command::Status(args) => look::status(args)?,
+        Command::Conns(args) => look::conns(args)?,
+        Command::Top(args) => look::top(args)?,
+        Command::Rules(args) => look::rules(args)?,
+        Command::Upstreams(args) => look::upstreams(args)?,
+        Command::Metrics(daemon) => look::metrics(daemon)?,
+        Command::End(args) => look::end(args)?,
         Command::Drain(args) => remote::drain(args)?,
         Command::Restore(args) => remote::restore(args)?,
         Command::Detach => detach()?,
@@ -76,9 +83,10 @@ fn detach() -> Result<()> {
     // Without them the pins cannot even be seen.
     privileges::require()?;
     admin::remove_stale()?;
-    // Both, also where one cannot be removed.
-    let (guards, routing) = (guard::remove_stale(), delivery::remove_stale());
-    match guards?.max(routing?) {
+    // All of it, also where something cannot be removed.
+    let (guards, filters) = (guard::remove_stale(), ingress::remove_stale());
+    let routing = delivery::remove_stale();
+    match guards?.max(filters?).max(routing?) {
         0 => println!("nothing was left in force"),
         1 => println!("removed what a killed daemon had left in force"),
         count => println!("removed what {count} killed daemons had left in force"),

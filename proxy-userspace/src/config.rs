@@ -63,7 +63,7 @@ pub use self::{
     group::endpoint,
     report::Report,
     reverse::listens_of,
-    summary::summary,
+    summary::{goes_to, passes, selects, summary, takes, way},
 };
 
 /// A valid configuration.
@@ -252,7 +252,7 @@ fn document(
     check_use(&declared, &rules, &arrivals, &transits, findings);
     check_hashes(&declared, &rules, &groups, findings);
     check_rewrites(&rules, &upstreams, &groups, findings);
-    source::check(&rules, &arrivals, &upstreams, &groups, findings);
+    source::check(&rules, &arrivals, &transits, &upstreams, &groups, findings);
     Config {
         daemon,
         upstreams,

@@ -15,17 +15,17 @@ use crate::{
     clock,
     close::CloseReason,
     group::{Asked, Group, Permit},
-    live::{Entry, Open},
+    live::{Begun, Caller, Entry, Reached},
     origin::{self, App, Origin, Rejected},
     proxy_protocol::{self, UniqueId},
     record::{ByPath, CloseRecord, comm_text},
     relay::{
-        Ended, Path, Progress, Reason, Relay, Side,
+        Ended, Path, Reason, Relay, Side,
         shortcut::{Lane, Obstacle, of_app},
     },
     rule::{Name, PathChoice},
     shared::{Door, Worker},
-    socket,
+    socket::{self, Handle},
     upstream::{Source, Timings, UpstreamStream},
 };
 
@@ -43,13 +43,11 @@ pub(crate) async fn serve(
         Err(why) => return reject(worker, downstream, client, &why),
     };
     worker.shared.stats.live.fetch_add(1, Relaxed);
-    let rule = Arc::clone(&origin.route.rule);
-    let entry = worker.shared.live.enter(origin.role, rule, origin.orig_dst);
+    let entry = worker.shared.live.enter(begun(&origin));
     let mut flow = Flow {
         worker,
         entry,
         origin,
-        progress: Arc::new(Progress::default()),
         reached: Destination::default(),
         named: Named::default(),
         reason: None,
@@ -65,7 +63,6 @@ struct Flow<'a> {
     worker: &'a Worker,
     entry: Entry,
     origin: Origin,
-    progress: Arc<Progress>,
     reached: Destination,
     named: Named,
     /// Why it is not on a better path.
@@ -78,7 +75,7 @@ struct Flow<'a> {
 struct Destination {
     is_reached: bool,
     peer: Option<SocketAddr>,
-    endpoint: Option<String>,
+    endpoint: Option<Arc<str>>,
     attempts: u32,
     is_announced: bool,
     unique_id: Option<UniqueId>,
@@ -89,7 +86,7 @@ struct Destination {
 impl Flow<'_> {
     /// Dials and relays. Whatever goes wrong, the app sees a reset and never an orderly end.
     async fn run(&mut self, downstream: TcpStream) -> (CloseReason, Option<String>) {
-        let (route, end) = (&mut self.origin.route, must_end(self.worker, &self.entry));
+        let (route, end) = (&mut self.origin.route, self.entry.ended());
         if let Err(why) = self
             .named
             .choose(self.worker, route, &downstream, end)
@@ -97,6 +94,9 @@ impl Flow<'_> {
         {
             socket::reset(downstream);
             return why;
+        }
+        if let Some(name) = &self.named.name {
+            _ = self.entry.name.set(name.as_str().into());
         }
         let mut upstream = match self.dial().await {
             Ok(upstream) => upstream,
@@ -109,8 +109,17 @@ impl Flow<'_> {
             socket::reset(downstream);
             return (CloseReason::UpstreamReset, Some(error.to_string()));
         }
-        let mut relay = Relay::new(Arc::clone(&self.progress), self.worker.shared.idle_timeout)
-            .with_paths(Arc::clone(&self.worker.shared.paths));
+        _ = self.entry.reached.set(Reached {
+            upstream: Arc::clone(&self.origin.route.upstream.name),
+            peer: self.reached.peer,
+            endpoint: self.reached.endpoint.clone(),
+            sockets: [Handle::of(&downstream), upstream.tcp().and_then(Handle::of)],
+        });
+        let mut relay = Relay::new(
+            Arc::clone(&self.entry.progress),
+            self.worker.shared.idle_timeout,
+        )
+        .with_paths(Arc::clone(&self.worker.shared.paths));
         let mut obstacle = None;
         match self.lane(&upstream) {
             Ok(Some(mut lane)) => {
@@ -122,15 +131,18 @@ impl Flow<'_> {
             Ok(None) => {}
             Err(why) => obstacle = Some(why),
         }
+        if let Some(obstacle) = obstacle {
+            self.entry.progress.hold_back(Reason::Shortcut(obstacle));
+        }
         let path = self.origin.route.path;
         let (ended, sockets) = tokio::select! {
+            // Which of them is asked first makes no difference, but drawing lots for it does, with every message.
+            biased;
             relayed = relay_to_end(&mut relay, path, downstream, upstream) => relayed,
-            reason = must_end(self.worker, &self.entry) => (Ended { reason, first_error: None }, None),
+            reason = self.entry.ended() => (Ended { reason, first_error: None }, None),
         };
-        self.reason = match obstacle {
-            Some(obstacle) => Some(Reason::Shortcut(obstacle)),
-            None => relay.reason(),
-        };
+        relay.count();
+        self.reason = self.entry.progress.reason();
         if let Some((downstream, upstream)) = sockets {
             if ended.must_reset() {
                 socket::reset(downstream);
@@ -138,7 +150,7 @@ impl Flow<'_> {
             } else {
                 tokio::select! {
                     () = relay.until_read() => {}
-                    _ = must_end(self.worker, &self.entry) => {}
+                    _ = self.entry.ended() => {}
                 }
                 socket::end_orderly(&downstream);
                 upstream.end_orderly();
@@ -188,7 +200,7 @@ impl Flow<'_> {
         }
         of_app(record.shortcut)?;
         let upstream = upstream.plain().ok_or(Obstacle::Encrypted)?;
-        let progress = Arc::clone(&self.progress);
+        let progress = Arc::clone(&self.entry.progress);
         Lane::open(Arc::clone(kernel), record.lane(), upstream, progress)
             .map(Some)
             .map_err(|error| {
@@ -214,10 +226,10 @@ impl Flow<'_> {
     }
 
     async fn dial(&mut self) -> Result<UpstreamStream, (CloseReason, Option<String>)> {
-        let (worker, open) = (self.worker, self.entry.open());
+        let open = self.entry.open();
         let dialled = tokio::select! {
             dialled = self.dial_upstream() => dialled,
-            reason = must_end(worker, &open) => return Err((reason, None)),
+            reason = open.ended() => return Err((reason, None)),
         };
         dialled.map_err(|(reason, text)| {
             if self.worker.may_warn(reason.label()) {
@@ -278,7 +290,7 @@ impl Flow<'_> {
                 self.reached = Destination {
                     is_reached: true,
                     peer: reached.peer,
-                    endpoint: Some(reached.permit.address().to_string()),
+                    endpoint: Some(reached.permit.address().to_string().into()),
                     attempts: reached.attempts,
                     is_announced: reached.is_announced,
                     unique_id: reached.unique_id,
@@ -288,7 +300,7 @@ impl Flow<'_> {
             }
             Err(failure) => {
                 self.reached = Destination {
-                    endpoint: failure.endpoint.map(|endpoint| endpoint.to_string()),
+                    endpoint: failure.endpoint.map(|endpoint| endpoint.to_string().into()),
                     attempts: failure.attempts,
                     ..Destination::default()
                 };
@@ -307,7 +319,7 @@ impl Flow<'_> {
         let closed_at = SystemTime::now();
         // Whoever sees the end of it may take its place.
         self.reached.permit = None;
-        let progress = &self.progress;
+        let progress = &self.entry.progress;
         self.worker.shared.stats.count_close(reason);
         self.worker.shared.stats.count_moved(progress);
         let Some(log) = &self.worker.shared.access_log else {
@@ -362,12 +374,20 @@ impl Flow<'_> {
     }
 }
 
-/// Returns when a connection is to be reset, whoever says so, and why.
-async fn must_end(worker: &Worker, open: &Open) -> CloseReason {
-    let mut stop = worker.stop.clone();
-    tokio::select! {
-        _ = stop.wait_for(|stop| *stop) => CloseReason::Shutdown,
-        why = open.ended() => why,
+/// What is known of a connection before anything is done with it.
+fn begun(origin: &Origin) -> Begun {
+    let caller = |app: &App| Caller {
+        pid: app.record.pid,
+        uid: app.record.uid,
+        comm: app.record.comm,
+    };
+    Begun {
+        role: origin.role,
+        rule: Arc::clone(&origin.route.rule),
+        client: origin.client,
+        orig_dst: origin.orig_dst,
+        at: origin.begun,
+        process: origin.app.as_ref().map(caller),
     }
 }
 

@@ -2,20 +2,22 @@
 
 mod place;
 
-use std::{future::pending, path::Path, time::Duration};
+use std::{future::pending, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    admin::{Admin, Answer, Asked, Question},
+    admin::{Admin, Answer, Asked, Question, Scrapes},
     cgroup::Cgroup2,
     cli::RunArgs,
     config::{self, Config, ConfigError},
     delivery,
     failure::Failure,
-    intercept::guard,
+    intercept::{guard, ingress},
+    live::Query,
+    metrics,
     paint::one_line,
     privileges,
     service::Service,
@@ -71,22 +73,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     )?;
     service.pin_guard()?;
     // Only now: what a killed predecessor left kept its rules in force until ours are.
-    match guard::remove_stale() {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(count, "removed what a killed daemon had left in force"),
-        Err(error) => tracing::error!(%error, "cannot remove what a killed daemon left in force"),
-    }
-    match delivery::remove_stale() {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(count, "removed routing rules that a killed daemon had left"),
-        Err(error) => {
-            let error: &dyn std::error::Error = &error;
-            tracing::error!(
-                error,
-                "cannot remove routing rules that a killed daemon left"
-            );
-        }
-    }
+    remove_stale();
     let relieved = match place.relieve(&mut service).await {
         Ok(relieved) => relieved,
         Err(error) => {
@@ -97,12 +84,13 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     };
     // The predecessor's is gone by now.
     let mut admin = open_admin(service.config().daemon.admin.as_deref());
+    let mut scrapes = open_scrapes(service.config().daemon.metrics);
     if relieved {
         notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
     } else {
         notify(&[NotifyState::Ready]);
     }
-    tracing::info!(rules = service.config().forward.len(), cgroup, "running");
+    tracing::info!(rules = service.config().roles().count(), cgroup, "running");
     service.calibrate();
 
     loop {
@@ -111,13 +99,15 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
             told = signals.next() => match told {
                 Told::End => break,
                 Told::Reload => reload(&mut service, file),
+                Told::Rotate => service.reopen_access_log(),
             },
             asked = next_question(admin.as_mut()) => answer(asked, &mut service),
+            asked = next_scrape(scrapes.as_mut()) => answer(asked, &mut service),
             () = place.vacated() => service.forget_predecessor(),
         }
     }
 
-    drop(admin);
+    drop((admin, scrapes));
     if let Some(pid) = service.successor() {
         // The service manager follows that one, and must not hear that the service ends.
         tracing::info!(
@@ -136,6 +126,23 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     Ok(())
 }
 
+/// Removes what killed daemons have left in force.
+fn remove_stale() {
+    fn tell<E: std::error::Error>(what: &'static str, removed: Result<usize, E>) {
+        match removed {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "removed {what} that a killed daemon had left"),
+            Err(error) => tracing::error!(
+                "cannot remove {what} that a killed daemon has left: {}",
+                one_line(&error)
+            ),
+        }
+    }
+    tell("guards", guard::remove_stale());
+    tell("filters", ingress::remove_stale());
+    tell("routing rules", delivery::remove_stale());
+}
+
 /// A daemon that cannot be asked still does its work.
 fn open_admin(place: Option<&Path>) -> Option<Admin> {
     match Admin::bind(place?) {
@@ -144,6 +151,24 @@ fn open_admin(place: Option<&Path>) -> Option<Admin> {
             tracing::warn!("no `culvert status`: {}", one_line(&error));
             None
         }
+    }
+}
+
+/// As [`open_admin`].
+fn open_scrapes(address: Option<SocketAddr>) -> Option<Scrapes> {
+    match Scrapes::bind(address?) {
+        Ok(scrapes) => Some(scrapes),
+        Err(error) => {
+            tracing::warn!("no metrics: {}", one_line(&error));
+            None
+        }
+    }
+}
+
+async fn next_scrape(scrapes: Option<&mut Scrapes>) -> Asked {
+    match scrapes {
+        Some(scrapes) => scrapes.next().await,
+        None => pending().await,
     }
 }
 
@@ -157,6 +182,14 @@ async fn next_question(admin: Option<&mut Admin>) -> Asked {
 fn answer(asked: Asked, service: &mut Service) {
     let answer = match asked.question {
         Question::Status => Answer::of(&service.status()),
+        Question::Connections => match Query::parse(&asked.query) {
+            Ok(query) => Answer::of(&service.connections(&query)),
+            Err(error) => Answer::Malformed(error.to_string()),
+        },
+        Question::End => asked.told(|which| service.end(which)),
+        Question::Rules => Answer::of(&service.rules()),
+        Question::Upstreams => Answer::of(&service.upstreams()),
+        Question::Metrics => Answer::Text(metrics::CONTENT_TYPE, service.metrics()),
         Question::Drain => asked.told(|wanted| service.drain(&wanted)),
         Question::Restore => asked.told(|wanted| service.restore(&wanted)),
     };
@@ -168,7 +201,7 @@ fn reload(service: &mut Service, file: &Path) {
     notify(&[NotifyState::Reloading]);
     match load(file).and_then(|config| service.reload(config)) {
         Ok(()) => {
-            tracing::info!(rules = service.config().forward.len(), "reloaded");
+            tracing::info!(rules = service.config().roles().count(), "reloaded");
             service.calibrate();
         }
         Err(error) => {
@@ -190,6 +223,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    rotate: Signal,
 }
 
 impl Signals {
@@ -198,6 +232,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            rotate: signal(SignalKind::user_defined1())?,
         })
     }
 
@@ -206,6 +241,7 @@ impl Signals {
             _ = self.terminate.recv() => Told::End,
             _ = self.interrupt.recv() => Told::End,
             _ = self.hang_up.recv() => Told::Reload,
+            _ = self.rotate.recv() => Told::Rotate,
         }
     }
 
@@ -222,4 +258,6 @@ enum Told {
     End,
     /// SIGHUP.
     Reload,
+    /// SIGUSR1.
+    Rotate,
 }

@@ -47,6 +47,7 @@ fn examine() -> Report {
         programs::bpffs(&bpffs),
         programs::stale_pins(&bpffs),
         routing::stale(),
+        routing::stale_filters(),
         routing::rp_filter(),
         routing::forwarding(),
     ];

@@ -375,10 +375,11 @@ impl Drain {
             }
             target @ Target::Binding { .. } => {
                 let open = live.find(|open| {
-                    let (ip, port) = (open.orig_dst.ip().to_canonical(), open.orig_dst.port());
+                    let begun = &open.begun;
+                    let (ip, port) = (begun.orig_dst.ip().to_canonical(), begun.orig_dst.port());
                     let has =
                         |listen: &Listen| listen.ports.contains(&port) && listen.net.contains(&ip);
-                    open.role == Role::Reverse && target.binds(&open.rule, has)
+                    begun.role == Role::Reverse && target.binds(&begun.rule, has)
                 });
                 Left {
                     count: open.len() as u64,

@@ -11,6 +11,8 @@ mod events;
 mod gateway;
 pub mod guard;
 mod handles;
+mod hits;
+pub mod ingress;
 mod namespace;
 mod object;
 mod predecessor;
@@ -43,16 +45,18 @@ use proxy_common::{Relay, RuleRef, names, relay};
 pub use error::InterceptError;
 pub use events::Events;
 pub use handles::{Counters, Exempter, Heartbeat, Records};
+pub use hits::Hits;
 pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shapes};
 pub use predecessor::{Predecessor, PredecessorError};
 pub use redirects::{Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
 pub use wheels::Wheels;
 
-use crate::{policy::Compiled, relay::shortcut::Proofs};
+use crate::{policy::Compiled, relay::shortcut::Proofs, rule::IngressHook};
 use arrivals::{Arrivals, Services};
 use error::{attach_error, load_error};
 use guard::Guard;
+use ingress::Ingress;
 
 /// What the configuration decides about the kernel side.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +67,8 @@ pub struct Settings {
     pub max_own: u32,
     /// Whether faults in the hooks are logged one by one (`debug` level).
     pub log_faults: bool,
+    /// How programs are attached to the ingress of interfaces.
+    pub ingress: IngressHook,
     /// What the verdict program does about bytes that TCP brings again.
     pub overlap: Overlap,
 }
@@ -73,6 +79,7 @@ impl Settings {
         max_pending: 1,
         max_own: 1,
         log_faults: false,
+        ingress: IngressHook::Auto,
         overlap: Overlap::Cut,
     };
 }
@@ -97,6 +104,7 @@ pub struct Interceptor {
     /// Of the `connect` hooks; dropping them detaches.
     connect: Vec<CgroupSockAddrLink>,
     arrivals: Arrivals,
+    ingress: Ingress,
     returns: returns::Returns,
     gateway: gateway::Gateway,
     services: Services,
@@ -148,6 +156,7 @@ impl Interceptor {
             office: shortcut::Office::default(),
             connect: Vec::new(),
             arrivals: Arrivals::default(),
+            ingress: Ingress::by(settings.ingress),
             returns: returns::Returns::default(),
             gateway: gateway::Gateway::default(),
             services,
@@ -288,7 +297,8 @@ impl Interceptor {
         mark: u32,
         interfaces: &BTreeSet<u32>,
     ) -> Result<(), InterceptError> {
-        self.returns.attach(&mut self.ebpf, mark, interfaces)
+        let (ebpf, ingress) = (&mut self.ebpf, &mut self.ingress);
+        self.returns.attach(ebpf, ingress, mark, interfaces)
     }
 
     /// Loads the hook on what passes through, and tells it the listeners and the mark that has packets delivered to this host.
@@ -308,7 +318,8 @@ impl Interceptor {
     /// # Errors
     /// When the kernel refuses.
     pub fn attach_gateway(&mut self, interfaces: &BTreeSet<u32>) -> Result<(), InterceptError> {
-        self.gateway.attach(&mut self.ebpf, interfaces)
+        let (ebpf, ingress) = (&mut self.ebpf, &mut self.ingress);
+        self.gateway.attach(ebpf, ingress, interfaces)
     }
 
     /// Attaches the guard to a cgroup and pins it, so that rules with `on_relay_failure = "refuse"` hold even
@@ -357,6 +368,9 @@ impl Interceptor {
         reverse: bool,
         gateway: bool,
     ) -> Result<(), InterceptError> {
+        if !gateway {
+            self.gateway.remove_guards();
+        }
         let Some(guard) = &mut self.guard else {
             return Ok(());
         };
@@ -370,7 +384,7 @@ impl Interceptor {
             guard.unpin(&guard.begin_with(names::GATEWAY_GUARD))?;
         }
         if guard.is_empty() {
-            return self.detach_guard();
+            return self.remove_pins();
         }
         Ok(())
     }
@@ -380,12 +394,12 @@ impl Interceptor {
     ///
     /// # Errors
     /// As [`Interceptor::attach_guard`].
-    pub fn attach_gateway_guard(&mut self, place: &Path) -> Result<(), InterceptError> {
-        self.guard(place)?;
-        match &mut self.guard {
-            Some(guard) => self.gateway.pin_guards(&mut self.ebpf, guard),
-            None => Ok(()),
+    pub fn attach_gateway_guard(&mut self) -> Result<(), InterceptError> {
+        if self.ingress.ends_with_process() {
+            self.guard(&guard::place()?)?;
         }
+        let (ebpf, ingress) = (&mut self.ebpf, &mut self.ingress);
+        self.gateway.guard(ebpf, ingress, self.guard.as_mut())
     }
 
     fn guard(&mut self, place: &Path) -> Result<&mut Guard, InterceptError> {
@@ -414,6 +428,11 @@ impl Interceptor {
     /// # Errors
     /// When a pin cannot be removed.
     pub fn detach_guard(&mut self) -> Result<(), InterceptError> {
+        self.gateway.remove_guards();
+        self.remove_pins()
+    }
+
+    fn remove_pins(&mut self) -> Result<(), InterceptError> {
         match self.guard.take() {
             Some(guard) => Ok(guard.remove()?),
             None => Ok(()),
@@ -506,6 +525,14 @@ impl Interceptor {
     /// When the process is out of file descriptors.
     pub fn counters(&self) -> Result<Counters, InterceptError> {
         Counters::new(&self.ebpf)
+    }
+
+    /// What each rule has selected.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn hits(&self) -> Result<Hits, InterceptError> {
+        Hits::new(&self.ebpf)
     }
 
     /// The reader of what the hooks log, once.

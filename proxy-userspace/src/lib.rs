@@ -38,13 +38,15 @@
 //!    [`delivery`] has what is marked routed to this host.
 //! 3. The accepted socket has the client's address and the server's. `origin` knows it by the listener that it came in by, and asks the
 //!    same function over the same tables in memory which rule it was.
-//! 4. When the socket is gone its packets are not routed on: see `gateway` for what remembers it.
+//! 4. Where the server is to see the client's address, the program has its answers get here as well, on every interface that
+//!    they may come in by.
+//! 5. When a socket is gone its packets are not routed on: see `gateway` for what remembers it.
 //!
 //! # Layers
 //!
 //! | layer | modules | may know |
 //! |---|---|---|
-//! | words | [`rule`], [`close`], [`clock`], [`balance`] | nothing of ours |
+//! | words | [`rule`], [`close`], [`clock`], [`balance`], [`lock`], [`netlink`] | nothing of ours |
 //! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`], [`delivery`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
 //! | groups | [`group`] | words and pieces |
@@ -157,6 +159,9 @@ pub mod group;
 pub mod intercept;
 mod listener;
 pub mod live;
+pub mod lock;
+pub mod metrics;
+pub mod netlink;
 mod origin;
 mod paint;
 pub mod peek;
@@ -177,6 +182,7 @@ mod service;
 pub mod shared;
 pub mod socket;
 pub mod status;
+mod top;
 pub mod upstream;
 pub mod watch;
 pub mod worker;

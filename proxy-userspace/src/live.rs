@@ -1,20 +1,29 @@
-//! The connections that are open, for whoever looks for some of them, and ends them.
+//! The connections that are open, for whoever looks at them, or for some of them, and ends them.
 //!
 //! Every worker enters its own. Looking at all of them is for commands and not for each connection: they are in some parts, each
 //! with a lock, and nothing else ever waits for a connection.
 
+mod look;
+mod query;
+
 use std::{
     collections::HashMap,
+    future::poll_fn,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    task::{Context, Poll},
+    time::Duration,
 };
 
-use tokio::sync::Notify;
+use atomic_waker::AtomicWaker;
 
-use crate::{close::CloseReason, group::roster::Id, record::Role};
+pub use query::{Query, QueryError};
+
+use self::look::Sample;
+use crate::{close::CloseReason, group::roster::Id, record::Role, relay::Progress, socket::Handle};
 
 /// Connections with other numbers are not in each other's way.
 const PARTS: usize = 16;
@@ -24,56 +33,111 @@ const PARTS: usize = 16;
 pub struct Live {
     parts: [Mutex<HashMap<u64, Arc<Open>>>; PARTS],
     next: AtomicU64,
+    /// Why all are ended, and those that will be entered.
+    over: OnceLock<CloseReason>,
+}
+
+/// What is known of a connection from its beginning.
+#[derive(Clone, Debug)]
+pub struct Begun {
+    /// What we are to it.
+    pub role: Role,
+    /// Name of the rule that it was selected by.
+    pub rule: Arc<str>,
+    /// Who opened it.
+    pub client: SocketAddr,
+    /// Where it was going.
+    pub orig_dst: SocketAddr,
+    /// When it began, on the monotonic clock.
+    pub at: Duration,
+    /// The process of this host that opened it.
+    pub process: Option<Caller>,
+}
+
+/// Who called `connect()`.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// Its process id, in the initial pid namespace.
+    pub pid: u32,
+    /// Its real user id.
+    pub uid: u32,
+    /// What the thread was called.
+    pub comm: [u8; 16],
+}
+
+/// Where a connection was brought to.
+#[derive(Debug)]
+pub struct Reached {
+    /// Name of the upstream.
+    pub upstream: Arc<str>,
+    /// What was connected to.
+    pub peer: Option<SocketAddr>,
+    /// The endpoint, if it is one of a group, as the configuration writes it.
+    pub endpoint: Option<Arc<str>>,
+    /// Both sockets, downstream and upstream, to look at; of TLS, the one beneath, of a Unix socket none.
+    pub sockets: [Option<Handle>; 2],
 }
 
 /// A connection that is open.
 #[derive(Debug)]
 pub struct Open {
-    /// What we are to it.
-    pub role: Role,
-    /// Name of the rule that it was selected by.
-    pub rule: Arc<str>,
-    /// Where it was going.
-    pub orig_dst: SocketAddr,
+    /// What it is called; no other one of this daemon is ever called so.
+    pub id: u64,
+    /// What was known from the beginning.
+    pub begun: Begun,
     /// The endpoint that it was brought to, and the name of its group.
     pub endpoint: OnceLock<(Arc<str>, Id)>,
+    /// The name that the client asked for.
+    pub name: OnceLock<Arc<str>>,
+    /// Where it was brought to.
+    pub reached: OnceLock<Reached>,
+    /// What it has moved.
+    pub progress: Arc<Progress>,
+    seen: Mutex<Sample>,
     why: OnceLock<CloseReason>,
-    told: Notify,
+    /// Who waits for that.
+    waiting: AtomicWaker,
 }
 
 /// The entry of a connection, which goes with it.
 #[derive(Debug)]
 pub(crate) struct Entry {
     live: Arc<Live>,
-    number: u64,
     open: Arc<Open>,
 }
 
 impl Live {
     /// Enters a connection.
-    pub(crate) fn enter(
-        self: &Arc<Self>,
-        we_are: Role,
-        rule: Arc<str>,
-        orig_dst: SocketAddr,
-    ) -> Entry {
+    pub(crate) fn enter(self: &Arc<Self>, begun: Begun) -> Entry {
+        let id = self.next.fetch_add(1, Relaxed) + 1;
         let open = Arc::new(Open {
-            role: we_are,
-            rule,
-            orig_dst,
+            id,
+            seen: Mutex::new(Sample::of_nothing(begun.at)),
+            begun,
             endpoint: OnceLock::new(),
+            name: OnceLock::new(),
+            reached: OnceLock::new(),
+            progress: Arc::default(),
             why: OnceLock::new(),
-            told: Notify::new(),
+            waiting: AtomicWaker::new(),
         });
-        let number = self.next.fetch_add(1, Relaxed);
-        if let Some(mut part) = self.part(number) {
-            part.insert(number, Arc::clone(&open));
+        if let Some(mut part) = self.part(id) {
+            part.insert(id, Arc::clone(&open));
+        }
+        // Now that it is there to be found: one that was missed learns it here.
+        if let Some(why) = self.over.get() {
+            open.end(*why);
         }
         Entry {
             live: Arc::clone(self),
-            number,
             open,
         }
+    }
+
+    /// The one that is called so.
+    #[must_use]
+    pub fn get(&self, id: u64) -> Option<Arc<Open>> {
+        self.part(id)?.get(&id).cloned()
     }
 
     /// Those for which something holds.
@@ -85,6 +149,14 @@ impl Live {
                 found.cloned().collect::<Vec<_>>()
             })
             .collect()
+    }
+
+    /// Has all of them be reset, and those that are still entered.
+    pub(crate) fn end_all(&self, why: CloseReason) {
+        let why = *self.over.get_or_init(|| why);
+        for open in self.find(|_| true) {
+            open.end(why);
+        }
     }
 
     fn part(&self, number: u64) -> Option<MutexGuard<'_, HashMap<u64, Arc<Open>>>> {
@@ -100,17 +172,21 @@ impl Open {
     pub fn end(&self, why: CloseReason) {
         // Who came first has said why.
         _ = self.why.set(why);
-        self.told.notify_one();
+        self.waiting.wake();
     }
 
     /// Returns when it is to be reset. May be dropped and called again, by one at a time.
     pub(crate) async fn ended(&self) -> CloseReason {
-        loop {
-            if let Some(why) = self.why.get() {
-                return *why;
-            }
-            self.told.notified().await;
-        }
+        poll_fn(|cx| self.poll_ended(cx)).await
+    }
+
+    /// As [`Open::ended`]. A relay polls it with every message: it must cost next to nothing.
+    fn poll_ended(&self, cx: &Context<'_>) -> Poll<CloseReason> {
+        // First, so that what is said after the look wakes us.
+        self.waiting.register(cx.waker());
+        self.why
+            .get()
+            .map_or(Poll::Pending, |why| Poll::Ready(*why))
     }
 }
 
@@ -131,8 +207,8 @@ impl std::ops::Deref for Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        if let Some(mut part) = self.live.part(self.number) {
-            part.remove(&self.number);
+        if let Some(mut part) = self.live.part(self.open.id) {
+            part.remove(&self.open.id);
         }
     }
 }
@@ -141,16 +217,26 @@ impl Drop for Entry {
 mod tests {
     use super::*;
 
+    pub(super) fn begun(rule: &str) -> Begun {
+        Begun {
+            role: Role::Reverse,
+            rule: rule.into(),
+            client: ([198, 51, 100, 7], 4000).into(),
+            orig_dst: ([192, 0, 2, 1], 80).into(),
+            at: Duration::ZERO,
+            process: None,
+        }
+    }
+
     fn enter(live: &Arc<Live>, rule: &str) -> Entry {
-        let orig_dst = SocketAddr::from(([192, 0, 2, 1], 80));
-        live.enter(Role::Reverse, rule.into(), orig_dst)
+        live.enter(begun(rule))
     }
 
     #[tokio::test]
     async fn who_is_told_to_end_hears_of_it_once_and_why() {
         let live = Arc::new(Live::default());
         let [one, other] = ["one", "other"].map(|rule| enter(&live, rule));
-        for open in live.find(|open| &*open.rule == "one") {
+        for open in live.find(|open| &*open.begun.rule == "one") {
             open.end(CloseReason::Drained);
             open.end(CloseReason::Shutdown);
         }
@@ -163,11 +249,27 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn who_comes_after_the_end_of_all_is_ended_too() {
+        let live = Arc::new(Live::default());
+        let before = enter(&live, "one");
+        let other = Arc::clone(&before.open);
+        let waiting = tokio::spawn(async move { other.ended().await });
+        tokio::task::yield_now().await;
+        live.end_all(CloseReason::Shutdown);
+        live.end_all(CloseReason::Drained);
+        assert_eq!(waiting.await.unwrap(), CloseReason::Shutdown, "woken");
+        assert_eq!(enter(&live, "two").ended().await, CloseReason::Shutdown);
+    }
+
     #[test]
     fn who_is_gone_is_not_found() {
         let live = Arc::new(Live::default());
         let all: Vec<_> = (0..40).map(|_| enter(&live, "one")).collect();
         assert_eq!(live.find(|_| true).len(), 40);
+        let id = all[7].id;
+        assert_eq!(live.get(id).map(|open| open.id), Some(id));
+        assert!(live.get(0).is_none());
         drop(all);
         assert!(live.find(|_| true).is_empty());
     }

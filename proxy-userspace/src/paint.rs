@@ -1,10 +1,14 @@
 //! What reports to people are written with: colours where they are wanted, and lines that are not too long.
 
+mod table;
+
 use std::{
     error::Error,
     fmt,
     io::{self, IsTerminal, Write},
 };
+
+pub(crate) use table::{Table, delay, size, span};
 
 /// Whether a stream is to be coloured: it is a terminal, and nobody asked for none (`NO_COLOR`).
 pub(crate) fn is_wanted(stream: &impl IsTerminal) -> bool {
@@ -82,6 +86,16 @@ impl<T: fmt::Display> fmt::Display for Painted<T> {
 /// Writes to standard output. A reader that has seen enough (`| head`) is no reason to fail.
 pub(crate) fn print(text: impl fmt::Display) {
     let _ = write!(io::stdout(), "{text}");
+}
+
+/// Writes to standard output at once, for whoever would go on writing for ever.
+///
+/// # Errors
+/// When nobody reads any more.
+pub(crate) fn write(text: impl fmt::Display) -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    write!(output, "{text}")?;
+    output.flush()
 }
 
 /// An error with its causes in one line, without what the kernel's verifier says after its first one.

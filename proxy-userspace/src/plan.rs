@@ -27,7 +27,7 @@ use crate::{
     intercept::{
         MapShape,
         guard::{self, Bpffs},
-        map_shapes,
+        ingress, map_shapes,
     },
     paint::{self, Paint},
     policy::{self, Compiled, ExeRef, Names},
@@ -138,6 +138,17 @@ fn attach(config: &Config, cgroups: Option<&Cgroup2>, needs: &Needs, bpffs: &Bpf
         rows.push(row(
             "left over",
             format!("{} of a killed daemon, which is removed", places.join(", ")),
+        ));
+    }
+    let stale = ingress::stale().unwrap_or_default();
+    if !stale.is_empty() {
+        let interfaces: Vec<_> = stale.into_iter().collect();
+        rows.push(row(
+            "left over",
+            format!(
+                "filters on {} of a killed daemon, which are removed",
+                interfaces.join(", ")
+            ),
         ));
     }
     let stale = delivery::stale().unwrap_or_default();

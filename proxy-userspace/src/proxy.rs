@@ -8,7 +8,9 @@ mod calibrator;
 mod drain;
 mod ending;
 mod gates;
+mod hits;
 mod keeper;
+mod look;
 mod needs;
 mod sources;
 mod status;
@@ -22,7 +24,7 @@ use std::{
     num::NonZeroUsize,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -30,12 +32,19 @@ use proxy_common::{BePort, Relay};
 use thiserror::Error;
 use tokio::sync::watch;
 
+pub(crate) use self::{
+    hits::HitCount,
+    look::{Census, NoConnection},
+};
 pub use self::{
     needs::GuardNeeds,
     sources::{Returns, Shown, SourceError, Unanswered},
 };
 
-use self::{calibrator::Calibrator, gates::Gates, keeper::Keeper, sources::Sources};
+use self::{
+    calibrator::Calibrator, gates::Gates, hits::Tally, keeper::Keeper, look::Moved,
+    sources::Sources,
+};
 use crate::{
     delivery::DeliveryError,
     drain::Drains,
@@ -51,7 +60,7 @@ use crate::{
         shortcut::{Proof, Proofs},
     },
     routes::{self, ByRole, Generation, Routes, UnknownUpstream, Upstreams},
-    rule::{PathChoice, Roles, Rule, Via},
+    rule::{IngressHook, PathChoice, Roles, Rule, Via},
     shared::{Shared, Stats},
     socket, worker,
 };
@@ -75,6 +84,8 @@ pub struct Settings {
     pub access_log: Option<AccessLog>,
     /// Whether rules want servers to see the addresses of clients; threads that may connect so are started only then.
     pub keeps_sources: bool,
+    /// How programs are attached to the ingress of interfaces.
+    pub ingress: IngressHook,
     /// Whether faults in the hooks are logged one by one.
     pub log_faults: bool,
 }
@@ -109,6 +120,9 @@ pub enum ProxyError {
     /// Packets of what passes through cannot be delivered here.
     #[error("cannot have packets delivered that pass through")]
     Delivery(#[from] DeliveryError),
+    /// It is not known by which interfaces servers answer.
+    #[error("cannot list the interfaces of this host, by which servers answer (`keep_source`)")]
+    Interfaces(#[source] io::Error),
     /// The kernel side.
     #[error(transparent)]
     Intercept(#[from] InterceptError),
@@ -140,6 +154,7 @@ impl ProxyError {
             | Self::Elsewhere { .. }
             | Self::Worker(_)
             | Self::Delivery(_)
+            | Self::Interfaces(_)
             | Self::Compile(_)
             | Self::Route(_)
             | Self::Cgroup { .. } => false,
@@ -163,6 +178,9 @@ pub struct Proxy {
     groups: Groups,
     keeper: Option<Keeper>,
     drains: Drains,
+    hits: Tally,
+    /// What somebody was told of.
+    told: Mutex<Moved>,
     stop: watch::Sender<bool>,
     generation: u32,
     /// Of all workers: the hook on what arrives gives connections to them.
@@ -196,6 +214,7 @@ impl Proxy {
             max_pending: settings.max_pending,
             max_own: ending::own_connections(settings.max_connections, predecessor),
             log_faults: settings.log_faults,
+            ingress: settings.ingress,
             overlap: Overlap::Cut,
         };
         let mut interceptor = Interceptor::load(kernel, &features, predecessor)?;
@@ -246,7 +265,6 @@ impl Proxy {
         Ok(Self {
             supervisor: Supervisor::new(pulse, counters, log),
             pending: interceptor.records(netns_cookie)?,
-            interceptor,
             wheels: None,
             features,
             calibrator: Calibrator::new(Arc::clone(&shared.paths), settings.promote),
@@ -254,6 +272,9 @@ impl Proxy {
             groups: Groups::default(),
             keeper: None,
             drains: Drains::default(),
+            hits: Tally::new(interceptor.hits()?),
+            told: Mutex::default(),
+            interceptor,
             stop,
             generation: 0,
             listeners: shown,
@@ -307,10 +328,12 @@ impl Proxy {
         self.provide_sources(policy, &groups)?;
         // Published first: a connection may be selected by the new policy the moment it is written.
         let next = self.interceptor.next_generation();
+        self.hits.make_room(next)?;
         let generation = Generation::new(next, &compiled, routes);
         self.shared.routes.publish(&generation);
         self.generation = self.interceptor.install(&compiled, &self.features)?;
         debug_assert_eq!(next, self.generation);
+        self.hits.installed(next, &roles);
         // Nothing can go wrong with the groups any more.
         groups.change(policy.groups);
         if let Some(keeper) = &self.keeper {

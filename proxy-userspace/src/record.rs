@@ -95,7 +95,7 @@ pub struct CloseRecord<'a> {
 }
 
 /// What the daemon was to a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// A process of this host opened it.
     Forward,

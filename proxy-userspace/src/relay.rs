@@ -28,6 +28,7 @@ mod copy;
 mod direction;
 mod kind;
 mod measure;
+mod meter;
 mod passage;
 mod paths;
 mod pipe;
@@ -170,6 +171,7 @@ impl Relay {
 
     /// Lets the app send past the relay, which keeps the kernel informed, until the relay is dropped.
     pub fn take_shortcut(&mut self, lane: Lane) {
+        lane.show();
         if let Some(replies) = lane.replies() {
             self.down.take_passage(Box::new(ReplyPassage::new(replies)));
         }

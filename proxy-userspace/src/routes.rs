@@ -2,11 +2,16 @@
 //!
 //! A connection that an app opened carries the generation of the policy that selected it; one that arrived carries nothing,
 //! and is looked up as the kernel did. Either may be accepted after a reload put the next policy in force, so the routes of
-//! the last few generations stay.
+//! earlier generations stay for a while.
 
 mod names;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
@@ -22,8 +27,11 @@ use crate::{
 
 pub use names::ByName;
 
-/// Generations that are kept.
-const KEPT: usize = 8;
+/// How long a generation is kept when the next one is in force: a connection that it selected is accepted only when its handshake
+/// is over, which the kernel gives up after 127 s (`tcp_syn_retries` 6, tcp(7)).
+const KEPT: Duration = Duration::from_secs(130);
+/// Generations that are kept at most: somebody may reload all the time.
+const MOST_KEPT: usize = 256;
 
 /// Where the connections of one rule go.
 #[derive(Clone, Debug)]
@@ -149,7 +157,12 @@ pub fn transits(
             groups,
         };
         rule.is_relayed()
-            .then(|| ways.route(&rule.via, rule.names.as_ref(), rule.path))
+            .then(|| {
+                Ok(Route {
+                    keep_source: rule.keep_source,
+                    ..ways.route(&rule.via, rule.names.as_ref(), rule.path)?
+                })
+            })
             .transpose()
     };
     rules.iter().map(route).collect()
@@ -258,6 +271,8 @@ pub struct ByRole {
 #[derive(Clone, Debug)]
 pub struct Generation {
     number: u32,
+    /// Since when it is not the newest.
+    followed: Option<Instant>,
     forward: RouteTable,
     /// With the tables by which they are found; `None` without rules for what arrives.
     arrivals: Option<Arc<(MemoryTables, RouteTable)>>,
@@ -279,6 +294,7 @@ impl Generation {
         };
         Self {
             number,
+            followed: None,
             forward,
             arrivals: with(MemoryTables::for_arrivals, arrivals),
             transits: with(MemoryTables::for_transits, transits),
@@ -295,14 +311,23 @@ pub struct Routes {
 impl Routes {
     /// Adds the routes of a generation. To be called before the kernel can select by it.
     pub fn publish(&self, generation: &Generation) {
+        self.publish_at(generation, Instant::now());
+    }
+
+    fn publish_at(&self, generation: &Generation, now: Instant) {
         self.generations.rcu(|known| {
-            let mut next: Vec<_> = known
-                .iter()
-                .filter(|known| known.number != generation.number)
-                .cloned()
-                .collect();
+            let mut next = Vec::with_capacity(known.len() + 1);
+            for known in known.iter() {
+                let followed = known.followed.unwrap_or(now);
+                if known.number != generation.number && now.duration_since(followed) <= KEPT {
+                    next.push(Generation {
+                        followed: Some(followed),
+                        ..known.clone()
+                    });
+                }
+            }
             next.push(generation.clone());
-            let surplus = next.len().saturating_sub(KEPT);
+            let surplus = next.len().saturating_sub(MOST_KEPT);
             next.drain(..surplus);
             next
         });
@@ -397,24 +422,36 @@ mod tests {
     #[test]
     fn a_connection_keeps_the_route_of_its_generation() {
         let routes = Routes::default();
-        for generation in 1..=u32::try_from(KEPT).unwrap() + 1 {
-            routes.publish(&generation_of(generation, &generation.to_string()));
-        }
-        let find = |generation| {
-            routes.find(RuleRef {
-                generation,
-                index: 0,
-            })
+        let begun = Instant::now();
+        let publish = |generation: u32, at| {
+            routes.publish_at(&generation_of(generation, &generation.to_string()), at);
         };
-        assert!(find(1).is_none(), "the oldest is gone");
-        assert_eq!(&*find(2).unwrap().rule, "2");
+        let find = |generation, index| routes.find(RuleRef { generation, index });
+        publish(1, begun);
+        publish(2, begun + 10 * KEPT);
+        publish(3, begun + 11 * KEPT);
+        assert_eq!(&*find(1, 0).unwrap().rule, "1", "old, but not for long");
+        assert!(find(1, 1).is_none());
+        publish(4, begun + 11 * KEPT + Duration::from_millis(1));
+        assert!(find(1, 0).is_none());
+        assert_eq!(&*find(2, 0).unwrap().rule, "2");
+    }
+
+    #[test]
+    fn no_more_generations_are_kept_than_anybody_needs() {
+        let routes = Routes::default();
+        let last = 2 * u32::try_from(MOST_KEPT).unwrap();
+        for generation in 1..=last {
+            routes.publish(&generation_of(generation, "any"));
+        }
+        assert_eq!(routes.generations.load().len(), MOST_KEPT);
         assert!(
             routes
                 .find(RuleRef {
-                    generation: 2,
-                    index: 1
+                    generation: last,
+                    index: 0
                 })
-                .is_none()
+                .is_some()
         );
     }
 

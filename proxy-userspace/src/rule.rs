@@ -31,10 +31,37 @@ pub struct Roles<'a> {
     pub gateway: &'a [Gateway],
 }
 
+impl<'a> Roles<'a> {
+    /// How many there are.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.forward.len() + self.reverse.len() + self.gateway.len()
+    }
+
+    /// Where connections may go that were not opened on this host, each with whether their rule wants the server to see who the
+    /// client is.
+    pub fn kept(self) -> impl Iterator<Item = (bool, &'a ReverseVia)> {
+        let arrivals = self.reverse.iter().filter(|rule| rule.is_relayed());
+        let arrivals = arrivals.flat_map(|rule| rule.vias().map(|via| (rule.keep_source, via)));
+        let transits = self.gateway.iter().filter(|rule| rule.is_relayed());
+        let transits = transits.flat_map(|rule| rule.vias().map(|via| (rule.keep_source, via)));
+        arrivals.chain(transits)
+    }
+}
+
 impl<'a> From<&'a [Rule]> for Roles<'a> {
     fn from(forward: &'a [Rule]) -> Self {
         Self {
             forward,
+            ..Self::default()
+        }
+    }
+}
+
+impl<'a> From<&'a [Gateway]> for Roles<'a> {
+    fn from(gateway: &'a [Gateway]) -> Self {
+        Self {
+            gateway,
             ..Self::default()
         }
     }
@@ -189,6 +216,16 @@ pub enum Calibrate {
     AtStart,
     /// Only when a connection has moved so much that it is worth it.
     OnDemand,
+}
+
+/// How programs are attached to the ingress of interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IngressHook {
+    /// By links (tcx) where the kernel has them, as filters elsewhere.
+    #[default]
+    Auto,
+    /// As filters of `tc` on the queueing discipline `clsact`, which other tools for that see.
+    Clsact,
 }
 
 /// How relayed bytes are moved.

@@ -2,6 +2,8 @@
 //!
 //! What `daemon` (a file, signals, systemd) and `exec` (one command) have in common.
 
+mod look;
+
 use std::{
     convert::Infallible,
     future::pending,
@@ -14,7 +16,7 @@ use anyhow::Result;
 use tokio::time::sleep;
 
 use crate::{
-    access_log,
+    access_log::{self, OpenLog},
     cgroup::Cgroup2,
     config::Config,
     drain,
@@ -23,7 +25,6 @@ use crate::{
     policy::Names,
     privileges,
     proxy::{GuardNeeds, Proxy, Rules, Settings, Shown},
-    record::AccessLogGuard,
     resolve,
     rule::{Calibrate, Reverse, Rule, Via},
     socket,
@@ -42,7 +43,7 @@ pub(crate) struct Service {
     started: Instant,
     /// When it was looked for what nothing tells of.
     looked: Instant,
-    _access_log: Option<AccessLogGuard>,
+    access_log: Option<OpenLog>,
 }
 
 impl Service {
@@ -59,7 +60,7 @@ impl Service {
     ) -> Result<Self> {
         require_whole_hierarchy(&config, &cgroups)?;
         let daemon = &config.daemon;
-        let (access_log, guard) = daemon
+        let (access_log, open_log) = daemon
             .access_log
             .as_ref()
             .map(access_log::open)
@@ -74,6 +75,7 @@ impl Service {
             promote: daemon.promote,
             access_log,
             keeps_sources: keeps_sources(&config),
+            ingress: daemon.ingress,
             log_faults,
         };
         let mut proxy = Proxy::start(&settings, predecessor)?;
@@ -91,7 +93,7 @@ impl Service {
             config,
             started: Instant::now(),
             looked: Instant::now(),
-            _access_log: guard,
+            access_log: open_log,
         })
     }
 
@@ -226,6 +228,13 @@ impl Service {
         Ok(())
     }
 
+    /// Goes on in a new access log where somebody has moved the file away.
+    pub(crate) fn reopen_access_log(&self) {
+        if let Some(Err(error)) = self.access_log.as_ref().map(OpenLog::reopen) {
+            tracing::error!("{error:#}; the file that is open is written on");
+        }
+    }
+
     /// How it is.
     pub(crate) fn status(&self) -> Status {
         let counters = self.proxy.counters().unwrap_or_else(|error| {
@@ -237,9 +246,7 @@ impl Service {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             cgroup: self.attach_point.display().to_string(),
-            rules: self.config.forward.len()
-                + self.config.reverse.len()
-                + self.config.gateway.len(),
+            rules: self.config.roles().count(),
             hooks: counted(counters.into_iter()),
             ..self.proxy.status()
         }
@@ -259,7 +266,8 @@ impl Service {
 
     /// Detaches, waits for open connections until the deadline, and ends.
     pub(crate) async fn stop(self, drain_timeout: Duration) {
-        self.proxy.stop(drain_timeout).await;
+        // Boxed: it holds the whole proxy once more.
+        Box::pin(self.proxy.stop(drain_timeout)).await;
     }
 
     /// The configuration in force.
@@ -276,7 +284,9 @@ impl Service {
             self.names_changed();
         }
         self.proxy.steer(&self.config.reverse);
-        self.proxy.follow_sources(&rules(&self.config, &self.names));
+        let rules = rules(&self.config, &self.names);
+        self.proxy.follow_sources(&rules);
+        self.proxy.follow_interfaces(&rules);
     }
 
     /// A cgroup, executable or interface that rules name appeared, changed or went away.
@@ -338,7 +348,7 @@ fn watcher(config: &Config, cgroups: &Cgroup2) -> Watcher {
 }
 
 fn keeps_sources(config: &Config) -> bool {
-    Shown::are_wanted(&config.reverse, &config.groups)
+    Shown::are_wanted(config.roles(), &config.groups)
 }
 
 /// Returns when it is time to look again; never if rules need nothing of that. Other events do not put it off.

@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use crate::{
+    close::CloseReason,
     listener::{self, Listeners},
     privileges,
     process::Processes,
@@ -159,7 +160,7 @@ async fn run(
             }
         }
     }
-    // Connections reset their sockets when they see the same signal.
+    worker.shared.live.end_all(CloseReason::Shutdown);
     let all = u32::try_from(parts.max_connections).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(STOP_TIMEOUT, worker.permits.acquire_many(all)).await;
 }

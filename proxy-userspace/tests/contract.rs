@@ -13,9 +13,10 @@ use std::collections::BTreeMap;
 
 use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
-    ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, GATES, Lane, LaneKey, MAX_HOSTS,
+    ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, GATES, Hit, Lane, LaneKey, MAX_HOSTS,
     MAX_RULES, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey,
-    Redirect, Relay, Replies, RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, names, relay,
+    Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener,
+    names, relay,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -101,6 +102,15 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
         (
             names::COUNTERS,
             (PERCPU_ARRAY, INDEX, size_of::<u64>(), Some(COUNTERS.len())),
+        ),
+        (
+            names::HITS,
+            (
+                PERCPU_ARRAY,
+                INDEX,
+                size_of::<u64>(),
+                Some((Hit::COUNT * RuleRef::SLOTS) as usize),
+            ),
         ),
     ])
 }

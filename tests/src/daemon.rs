@@ -181,6 +181,11 @@ impl<'a> Culvert<'a> {
         &self.files.admin
     }
 
+    /// The file that it writes close records to.
+    pub fn access_log(&self) -> &Path {
+        &self.files.access_log
+    }
+
     /// What `culvert status` tells of it.
     pub fn status(&self) -> Value {
         let mut command = self.sandbox.culvert_command();

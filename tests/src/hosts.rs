@@ -1,11 +1,16 @@
 //! Hosts around a sandbox, which forwards what they send each other.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    process::Command,
     sync::Arc,
 };
 
-use crate::{App, Sandbox, netns::Netns, process::app_binary};
+use crate::{
+    App, Sandbox,
+    netns::Netns,
+    process::{app_binary, output},
+};
 
 /// Two clients and two servers, each on a link of its own. The sandbox is their router and has no other way to know them.
 #[derive(Debug)]
@@ -88,4 +93,49 @@ fn v6(side: u8, number: usize, host: u8) -> Ipv6Addr {
     let number = u16::try_from(number).expect("a small number");
     let (side, host) = (u16::from(side), u16::from(host));
     Ipv6Addr::new(0xfd00, side, number, 0, 0, 0, 0, host)
+}
+
+/// Has a host count the packets that it gets from a socket to a port.
+#[derive(Debug)]
+pub struct Witness<'a>(&'a Netns);
+
+impl<'a> Witness<'a> {
+    /// Begins to count.
+    pub fn of(netns: &'a Netns, from: SocketAddr, port: u16) -> Self {
+        netns.tool("nft", "add table inet witness");
+        netns.tool(
+            "nft",
+            "add chain inet witness seen { type filter hook prerouting priority -300 ; }",
+        );
+        let family = if from.is_ipv4() { "ip" } else { "ip6" };
+        netns.tool(
+            "nft",
+            &format!(
+                "add rule inet witness seen {family} saddr {} tcp sport {} tcp dport {port} counter",
+                from.ip(),
+                from.port()
+            ),
+        );
+        Self(netns)
+    }
+
+    /// How many there were.
+    pub fn packets(&self) -> u64 {
+        let listed = self.0.within(|| {
+            output(Command::new("nft").args(["list", "chain", "inet", "witness", "seen"]))
+        });
+        let (_, counted) = listed.split_once("counter packets ").expect("a counter");
+        let (number, _) = counted.split_once(' ').expect("a number");
+        number.parse().expect("a number")
+    }
+}
+
+/// Has a host not hear of resets.
+pub fn drop_resets(netns: &Netns) {
+    netns.tool("nft", "add table inet deaf");
+    netns.tool(
+        "nft",
+        "add chain inet deaf in { type filter hook input priority 0 ; }",
+    );
+    netns.tool("nft", "add rule inet deaf in tcp flags & rst == rst drop");
 }

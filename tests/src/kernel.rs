@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, loaded_maps},
-    programs::{loaded_links, loaded_programs},
+    programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_links, loaded_programs},
 };
 use nix::{
     errno::Errno,
@@ -49,6 +49,14 @@ pub fn version() -> (u32, u32) {
         .map(|number| number.parse().expect("a number"));
     let mut next = || numbers.next().expect("two numbers");
     (next(), next())
+}
+
+/// The names of the programs that links hold on the ingress of an interface of this thread's network namespace, in their order.
+pub fn ingress_programs(interface: &str) -> Vec<String> {
+    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)
+        .expect("cannot ask for the programs of an interface");
+    let name = |program: &ProgramInfo| program.name_as_str().unwrap_or_default().to_owned();
+    programs.iter().map(name).collect()
 }
 
 /// Ids of BPF objects, which the kernel gives out once and never again.

@@ -7,7 +7,7 @@ use crate::{
     kernel::{Objects, has_ipv6},
     mounts::Mounts,
     netns::Netns,
-    process::output_of,
+    process::{output, output_of},
 };
 
 /// Waits until the kernel has freed the objects, which it does some time after their last user ended.
@@ -33,6 +33,14 @@ pub fn check_routing(netns: &Netns) {
         let shown = netns.within(|| output_of(&mut ip, "rule show\nroute show table all"));
         assert!(!shown.contains("proto 67"), "left in routing: {shown}");
     }
+}
+
+/// Looks for queueing disciplines that filters hang on; a test that makes one takes it away itself.
+///
+/// Panics, showing them, when there are any.
+pub fn check_filters(netns: &Netns) {
+    let shown = netns.within(|| output(Command::new("tc").args(["qdisc", "show"])));
+    assert!(!shown.contains("clsact"), "left on an interface: {shown}");
 }
 
 /// Looks for pins and directories of culvert's.

@@ -206,6 +206,7 @@ impl Sandbox {
         leak::check_objects(&self.objects.lock().expect("objects"));
         leak::check_files(&self.mounts);
         leak::check_routing(&self.netns);
+        leak::check_filters(&self.netns);
         for cgroup in [&self.daemon_cgroup, &self.app_cgroup] {
             assert!(
                 cgroup.children().is_empty(),

@@ -19,11 +19,9 @@ use culvert_tests::{
     app::Route,
     daemon::Settings,
     eventually,
-    hosts::{self, Hosts, LAN},
+    hosts::{self, Hosts, LAN, Witness, drop_resets},
     load::{assert_flawless, assert_flawless_before, begun_after},
-    netns::Netns,
     peer::Server,
-    process::output,
 };
 use nix::errno::Errno;
 
@@ -37,51 +35,6 @@ fn through(of: &[(SocketAddr, &str)]) -> String {
         )
     };
     of.iter().enumerate().map(rule).collect()
-}
-
-/// Has a host count the packets that it gets from a socket to a port.
-struct Witness<'a>(&'a Netns);
-
-impl<'a> Witness<'a> {
-    fn of(netns: &'a Netns, from: SocketAddr, port: u16) -> Self {
-        netns.tool("nft", "add table inet witness");
-        netns.tool(
-            "nft",
-            "add chain inet witness seen { type filter hook prerouting priority -300 ; }",
-        );
-        let family = if from.is_ipv4() { "ip" } else { "ip6" };
-        netns.tool(
-            "nft",
-            &format!(
-                "add rule inet witness seen {family} saddr {} tcp sport {} tcp dport {port} counter",
-                from.ip(),
-                from.port()
-            ),
-        );
-        Self(netns)
-    }
-
-    fn packets(&self) -> u64 {
-        let listed = self.0.within(|| {
-            output(
-                std::process::Command::new("nft")
-                    .args(["list", "chain", "inet", "witness", "seen"]),
-            )
-        });
-        let (_, counted) = listed.split_once("counter packets ").unwrap();
-        let (number, _) = counted.split_once(' ').unwrap();
-        number.parse().unwrap()
-    }
-}
-
-/// Has a host not hear of resets.
-fn drop_resets(netns: &Netns) {
-    netns.tool("nft", "add table inet deaf");
-    netns.tool(
-        "nft",
-        "add chain inet deaf in { type filter hook input priority 0 ; }",
-    );
-    netns.tool("nft", "add rule inet deaf in tcp flags & rst == rst drop");
 }
 
 #[test]
@@ -275,7 +228,7 @@ fn a_daemon_that_ends_lets_what_it_relays_finish_and_leaves_nothing() {
     let echo = hosts.server(0).within(|| Server::echo((address, 0)));
     let mirror = hosts.server(0).within(|| Server::mirror((address, 0)));
     let rules = through(&[(echo.address(), "direct"), (mirror.address(), "refuse")]);
-    let mut culvert = sandbox.culvert(&rules);
+    let mut culvert = sandbox.culvert_with(&Settings::daemon("drain_timeout = \"20s\""), &rules);
     let app = hosts.app(&sandbox, 0);
     let socket = app.tcp(echo.address());
     socket.connect(echo.address()).unwrap();
@@ -286,6 +239,7 @@ fn a_daemon_that_ends_lets_what_it_relays_finish_and_leaves_nothing() {
     });
     assert!(culvert.is_running());
     socket.exchange(3, 1 << 20).unwrap();
+    socket.close();
     assert!(culvert.wait().success());
     assert_eq!(sandbox.detach(), "nothing was left in force\n");
 }

@@ -9,13 +9,10 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
-use std::net::SocketAddr;
-
 use culvert_tests::{
     App, Sandbox,
     app::Route,
     daemon::Settings,
-    hosts::{self, Hosts, LAN},
     kernel::{tells_types, version},
     peer::Server,
     rules::ALL,
@@ -37,28 +34,6 @@ fn since((major, minor): (u32, u32), sandbox: &Sandbox, rules: &str) {
         let needed = format!("{major}.{minor} or newer");
         assert!(culvert.log().contains(&needed), "{}", culvert.log());
     }
-}
-
-#[test]
-fn rules_for_what_passes_through() {
-    let sandbox = Sandbox::new();
-    let _hosts = Hosts::around(&sandbox);
-    let rules = format!(
-        "[[gateway]]\nname = \"lan\"\ninterface = \"{}\"\nvia = \"original\"\n",
-        LAN[0]
-    );
-    since((6, 6), &sandbox, &rules);
-}
-
-#[test]
-fn addresses_of_clients_for_servers_on_other_hosts() {
-    let sandbox = Sandbox::new();
-    let _hosts = Hosts::around(&sandbox);
-    let server = SocketAddr::new(hosts::server(0)[0], 80);
-    let rules = format!(
-        "[[reverse]]\nname = \"site\"\nlisten = \"{SERVER_V4}:80\"\nvia = \"{server}\"\nkeep_source = true\n"
-    );
-    since((6, 6), &sandbox, &rules);
 }
 
 #[test]

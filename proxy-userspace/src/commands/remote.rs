@@ -1,4 +1,4 @@
-//! What a running daemon is asked, and told, over its admin socket.
+//! What a running daemon is told to give no new connections, over its admin socket.
 
 use std::{path::Path, time::Duration};
 
@@ -10,27 +10,14 @@ use tokio::{
 
 use crate::{
     admin,
-    cli::{DaemonArg, DrainArgs, RestoreArgs, StatusArgs},
+    cli::{DaemonArg, DrainArgs, RestoreArgs},
     drain::{Request, Restored},
-    paint::{self, Paint},
+    paint,
     status::{DrainStatus, Status},
 };
 
 /// How often is looked whether connections are left.
 const POLL: Duration = Duration::from_millis(100);
-
-pub(super) fn status(args: &StatusArgs) -> Result<()> {
-    let json = runtime()?.block_on(admin::ask(place(&args.daemon), admin::STATUS))?;
-    if args.json {
-        // As the daemon says it, also what this program is too old to know.
-        paint::print(format_args!("{}\n", String::from_utf8_lossy(&json)));
-        return Ok(());
-    }
-    let status: Status =
-        serde_json::from_slice(&json).context("the daemon is of another version; try --json")?;
-    paint::print(status.text(Paint::for_stdout()));
-    Ok(())
-}
 
 pub(super) fn drain(args: &DrainArgs) -> Result<()> {
     let place = place(&args.daemon);
@@ -82,16 +69,16 @@ async fn await_end(place: &Path, target: &str) -> Result<DrainStatus> {
 }
 
 /// Why an answer is not understood.
-const OTHER_VERSION: &str = "the daemon is of another version";
+pub(super) const OTHER_VERSION: &str = "the daemon is of another version";
 
-fn place(daemon: &DaemonArg) -> &Path {
+pub(super) fn place(daemon: &DaemonArg) -> &Path {
     daemon
         .admin
         .as_deref()
         .unwrap_or(Path::new(admin::DEFAULT_PLACE))
 }
 
-fn runtime() -> Result<Runtime> {
+pub(super) fn runtime() -> Result<Runtime> {
     Builder::new_current_thread()
         .enable_io()
         .enable_time()

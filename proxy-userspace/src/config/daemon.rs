@@ -1,15 +1,24 @@
 //! The `[daemon]` section: limits and outputs of the whole daemon.
 
-use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    time::Duration,
+};
 
 use super::{
     duration,
     environment::{Environment, System},
     raw::{Table, Value},
-    report::Findings,
+    report::{Finding, Findings},
     selector, size,
 };
-use crate::{admin, relay::Worth, rule::Calibrate};
+use crate::{
+    admin,
+    relay::Worth,
+    rule::{Calibrate, IngressHook},
+};
 
 /// What concerns the daemon as a whole. Without a `[daemon]` section everything has its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,10 +45,14 @@ pub struct Daemon {
     pub promote: Worth,
     /// When the paths are measured for `path = "auto"`.
     pub calibrate: Calibrate,
+    /// How programs are attached to the ingress of interfaces.
+    pub ingress: IngressHook,
     /// Where close records go.
     pub access_log: Option<AccessLog>,
     /// The socket at which it answers questions.
     pub admin: Option<PathBuf>,
+    /// Where Prometheus gets its numbers.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Where close records go, and how they are written.
@@ -88,6 +101,10 @@ pub(super) const CALIBRATE: [(&str, Calibrate); 2] = [
     ("demand", Calibrate::OnDemand),
 ];
 
+/// What `ingress` may be.
+pub(super) const INGRESS: [(&str, IngressHook); 2] =
+    [("auto", IngressHook::Auto), ("clsact", IngressHook::Clsact)];
+
 /// Room for twice what the accept queues of a worker hold: an IPv4 and an IPv6 one of up to 4096 connections each.
 fn pending(workers: NonZeroUsize) -> u32 {
     const PER_WORKER: u32 = 2 * 2 * 4096;
@@ -118,8 +135,10 @@ impl Daemon {
             heartbeat_timeout: Duration::from_secs(3),
             promote: Worth::default(),
             calibrate: Calibrate::default(),
+            ingress: IngressHook::default(),
             access_log: None,
             admin: Some(admin::DEFAULT_PLACE.into()),
+            metrics: None,
         }
     }
 
@@ -162,8 +181,15 @@ impl Daemon {
             let when = value.choice(&CALIBRATE, findings);
             set(&mut daemon.calibrate, when);
         }
+        if let Some(value) = table.get("ingress") {
+            let hook = value.choice(&INGRESS, findings);
+            set(&mut daemon.ingress, hook);
+        }
         if let Some(value) = table.get("admin") {
             daemon.admin = admin_socket(value, findings);
+        }
+        if let Some(value) = table.get("metrics") {
+            daemon.metrics = metrics(value, findings);
         }
         daemon.read_timeouts(&mut table, findings);
         table.finish(findings);
@@ -254,6 +280,25 @@ fn admin_socket(value: Value<'_>, findings: &mut Findings) -> Option<PathBuf> {
     }
     let path = selector::absolute_path(text).map_err(|finding| finding.help("`off` for none"));
     findings.keep(path, &value.span())
+}
+
+/// A port alone is one of loopback: who else may ask is to be said.
+fn metrics(value: Value<'_>, findings: &mut Findings) -> Option<SocketAddr> {
+    const EXAMPLE: &str = "127.0.0.1:9464";
+    let text = value.text(EXAMPLE, findings)?;
+    if text == "off" {
+        return None;
+    }
+    let port = text.parse::<u16>().ok();
+    let loopback = port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let address = loopback.or_else(|| text.parse().ok());
+    let address = address.filter(|address| address.port() != 0);
+    let address = address.ok_or_else(|| {
+        Finding::error(format!("{text:?} is no address and port")).help(format!(
+            "such as {EXAMPLE:?}, or \"9464\" for loopback; `off` for none"
+        ))
+    });
+    findings.keep(address, &value.span())
 }
 
 fn log_target(value: Value<'_>, findings: &mut Findings) -> Option<LogTarget> {

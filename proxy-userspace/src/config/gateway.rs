@@ -11,7 +11,7 @@ use super::{
     duration, names,
     raw::Value,
     report::{Finding, Findings, Span},
-    reverse::{interface, via},
+    reverse::{interface, keep_source, via},
     rule::{check_names, fail_mode, is_affordable, name, of_relay, sections},
     selector,
 };
@@ -28,6 +28,8 @@ pub(super) struct PlacedGateway {
     pub(super) rule: Gateway,
     /// The value of `name`.
     pub(super) name: Span,
+    /// The value of `keep_source`, or the name where there is none.
+    pub(super) keep_source: Span,
 }
 
 /// Reads all rules. Those with errors are left out.
@@ -91,6 +93,8 @@ fn rule(
         ("sockmap", PathChoice::Sockmap),
     ];
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
+    let kept = table.get("keep_source");
+    let keep_source = keep_source(kept, relayed, findings);
     let connect_timeout = match table.get("connect_timeout") {
         None => Some(daemon.connect_timeout),
         Some(value) => duration::read(value, duration::ANY, findings),
@@ -108,9 +112,11 @@ fn rule(
             via: via?,
             names: names.ok()?,
             connect_timeout: connect_timeout?,
+            keep_source: keep_source?,
             on_relay_failure: on_relay_failure?,
             path: path?,
         },
+        keep_source: kept.map_or_else(|| place.clone(), |value| value.span()),
         name: place,
     })
 }

@@ -114,10 +114,7 @@ fn rule(
     let headers = ProxyHeader::ALL.map(|(name, header)| (name, Some(header)));
     let send_proxy = of_relay(&mut table, "send_proxy", &headers, relayed, findings);
     let kept = table.get("keep_source");
-    let keep_source = kept.map_or(Some(false), |value| {
-        warn_unless_relayed(value, relayed, findings);
-        value.boolean(findings)
-    });
+    let keep_source = keep_source(kept, relayed, findings);
     if let (Some((_, true)), Some(place)) = (path, &path_span) {
         let headers = accept_proxy.as_ref().is_some_and(|who| !who.is_empty())
             || send_proxy.is_some_and(|sent| sent.is_some());
@@ -159,6 +156,18 @@ fn rule(
     };
     check_sent(&placed.rule, &place, findings);
     Some(placed)
+}
+
+/// Whether servers are to see the addresses of clients.
+pub(super) fn keep_source(
+    value: Option<Value<'_>>,
+    relayed: bool,
+    findings: &mut Findings,
+) -> Option<bool> {
+    value.map_or(Some(false), |value| {
+        warn_unless_relayed(value, relayed, findings);
+        value.boolean(findings)
+    })
 }
 
 /// Whether the kernel alone can do what a rule wants. `of_relay` is what it wants of the relay.

@@ -10,7 +10,8 @@ use crate::{
 
 use super::{
     forward::PlacedRule,
-    report::{Finding, Findings},
+    gateway::PlacedGateway,
+    report::{Finding, Findings, Span},
     reverse::PlacedReverse,
 };
 
@@ -21,6 +22,7 @@ const OTHERWISE: &str = "`send_proxy` tells a service in words who connects";
 pub(super) fn check(
     rules: &[PlacedRule],
     arrivals: &[PlacedReverse],
+    transits: &[PlacedGateway],
     upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
     groups: &SettingsByName,
     findings: &mut Findings,
@@ -37,23 +39,28 @@ pub(super) fn check(
             );
         }
     }
-    for placed in arrivals {
-        for via in placed.rule.vias() {
+    let mut check_upstreams = |vias: &mut dyn Iterator<Item = &ReverseVia>, place: &Span| {
+        for via in vias {
             let ReverseVia::Upstream(name) = via else {
                 continue;
             };
-            let group = groups.get(name);
-            if placed.rule.keep_source
-                && let Some(why) = obstacle(upstreams.get(name), group)
-            {
+            if let Some(why) = obstacle(upstreams.get(name), groups.get(name)) {
                 findings.push(
                     Finding::error(format!("`keep_source` cannot be had with `{name}`"))
-                        .at(&placed.keep_source)
+                        .at(place)
                         .label(why)
                         .help(OTHERWISE),
                 );
             }
         }
+    };
+    for placed in arrivals.iter().filter(|placed| placed.rule.keep_source) {
+        check_upstreams(&mut placed.rule.vias(), &placed.keep_source);
+    }
+    for placed in transits.iter().filter(|placed| placed.rule.keep_source) {
+        check_upstreams(&mut placed.rule.vias(), &placed.keep_source);
+    }
+    for placed in arrivals {
         check_itself(placed, upstreams, groups, findings);
         check_families(placed, groups, findings);
     }

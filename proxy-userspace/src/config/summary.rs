@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use crate::{
     group::Settings,
     rule::{
-        Calibrate, FailMode, Gateway, Listen, Match, Names, PathChoice, ProxyHeader, Reverse,
-        ReverseVia, Rule, Selector, Via,
+        Calibrate, FailMode, Gateway, IngressHook, Listen, Match, Names, PathChoice, ProxyHeader,
+        Reverse, ReverseVia, Rule, Selector, Via,
     },
     upstream::{Hop, Host, Scheme, Upstream},
 };
@@ -34,6 +34,47 @@ pub fn summary(config: &Config) -> String {
     // Writing to a string cannot fail.
     let _ = write(&mut text, config);
     text
+}
+
+/// What a rule selects, in one line.
+#[must_use]
+pub fn selects(rule: &Rule) -> String {
+    in_one_line(&selected(&rule.matches))
+}
+
+/// What a rule for what arrives takes, in one line.
+#[must_use]
+pub fn takes(rule: &Reverse) -> String {
+    in_one_line(&taken(rule).join("\n"))
+}
+
+/// What a rule for what passes through takes, in one line.
+#[must_use]
+pub fn passes(rule: &Gateway) -> String {
+    in_one_line(&passing(rule).join("\n"))
+}
+
+/// Where a rule for what arrives or passes through sends it.
+#[must_use]
+pub fn goes_to(via: &ReverseVia) -> String {
+    match via {
+        ReverseVia::Direct | ReverseVia::Refuse => String::new(),
+        other => gone_to(other, "original").into_owned(),
+    }
+}
+
+/// What an upstream is, in one line.
+#[must_use]
+pub fn way(upstream: &Upstream, settings: Option<&Settings>) -> String {
+    settings.map_or_else(|| chain(upstream), |settings| first_line(&group(settings)))
+}
+
+fn in_one_line(text: &str) -> String {
+    text.lines().collect::<Vec<_>>().join("; ")
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 fn write(text: &mut String, config: &Config) -> fmt::Result {
@@ -134,10 +175,17 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         Calibrate::AtStart => "at the start",
         Calibrate::OnDemand => "on demand",
     };
+    let ingress = match daemon.ingress {
+        IngressHook::Auto => "links (tcx), or filters (clsact)",
+        IngressHook::Clsact => "filters (clsact)",
+    };
     let admin = daemon
         .admin
         .as_ref()
         .map_or_else(|| "none".to_owned(), |path| path.display().to_string());
+    let metrics = daemon
+        .metrics
+        .map_or_else(|| "none".to_owned(), |address| address.to_string());
     let idle = daemon.idle_timeout.map_or_else(|| "off".to_owned(), time);
     [
         ("cgroup", format!("/{}", daemon.cgroup)),
@@ -147,10 +195,12 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         ("idle timeout", idle),
         ("drain timeout", time(daemon.drain_timeout)),
         ("heartbeat timeout", time(daemon.heartbeat_timeout)),
+        ("ingress", ingress.to_owned()),
         ("promote", format!("after {bytes} or {reads} reads")),
         ("calibrate", calibrate.to_owned()),
         ("access log", log),
         ("admin socket", admin),
+        ("metrics", metrics),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .to_vec()
@@ -295,22 +345,7 @@ fn relayed(upstream: &str, path: PathChoice, on_relay_failure: FailMode) -> Stri
 }
 
 fn arrivals(rule: &Reverse) -> String {
-    let listen = rule.listen.iter();
-    let listen = Selector {
-        include: listen.collect(),
-        exclude: Vec::new(),
-    };
-    let senders = Selector {
-        include: rule.accept_proxy.clone(),
-        exclude: Vec::new(),
-    };
-    let parts = [
-        values("listen", &listen, |listen| listened(listen)),
-        values("source", &rule.source, destination),
-        values("interface", &rule.interface, String::clone),
-        values("PROXY header from", &senders, destination),
-    ];
-    let mut parts: Vec<String> = parts.into_iter().flatten().collect();
+    let mut parts = taken(rule);
     parts.extend(rule.names.iter().flat_map(|names| by_name(names, SERVICE)));
     let to = gone_to(&rule.via, SERVICE);
     let mut last = if rule.is_relayed() {
@@ -333,7 +368,47 @@ fn arrivals(rule: &Reverse) -> String {
     parts.join("\n")
 }
 
+/// What it selects.
+fn taken(rule: &Reverse) -> Vec<String> {
+    let listen = rule.listen.iter();
+    let listen = Selector {
+        include: listen.collect(),
+        exclude: Vec::new(),
+    };
+    let senders = Selector {
+        include: rule.accept_proxy.clone(),
+        exclude: Vec::new(),
+    };
+    let parts = [
+        values("listen", &listen, |listen| listened(listen)),
+        values("source", &rule.source, destination),
+        values("interface", &rule.interface, String::clone),
+        values("PROXY header from", &senders, destination),
+    ];
+    parts.into_iter().flatten().collect()
+}
+
 fn transits(rule: &Gateway) -> String {
+    let mut parts = passing(rule);
+    parts.extend(rule.names.iter().flat_map(|names| by_name(names, THERE)));
+    let to = match &rule.via {
+        ReverseVia::Direct => "routed".into(),
+        via => gone_to(via, THERE),
+    };
+    let mut last = if rule.is_relayed() {
+        relayed(&to, rule.path, rule.on_relay_failure)
+    } else {
+        format!("-> {to}")
+    };
+    if rule.keep_source {
+        last.push_str(", from the client's address");
+    }
+    parts.push(last);
+    parts.join("\n")
+}
+
+/// What it selects.
+fn passing(rule: &Gateway) -> Vec<String> {
     let interfaces = Selector {
         include: rule.interface.iter().cloned().collect(),
         exclude: Vec::new(),
@@ -344,18 +419,7 @@ fn transits(rule: &Gateway) -> String {
         values("dest", &rule.dest, destination),
         values("port", &rule.port, range),
     ];
-    let mut parts: Vec<String> = parts.into_iter().flatten().collect();
-    parts.extend(rule.names.iter().flat_map(|names| by_name(names, THERE)));
-    let to = match &rule.via {
-        ReverseVia::Direct => "routed".into(),
-        via => gone_to(via, THERE),
-    };
-    parts.push(if rule.is_relayed() {
-        relayed(&to, rule.path, rule.on_relay_failure)
-    } else {
-        format!("-> {to}")
-    });
-    parts.join("\n")
+    parts.into_iter().flatten().collect()
 }
 
 /// Where those go that ask for names.

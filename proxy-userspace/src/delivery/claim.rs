@@ -1,23 +1,13 @@
-//! Who may use a routing table: a lock that ends with its process, and is as wide as what it is about.
-
-use std::{
-    io,
-    os::{
-        linux::net::SocketAddrExt,
-        unix::net::{SocketAddr, UnixDatagram},
-    },
-};
+//! Who may use a routing table.
 
 use super::{DeliveryError, TABLES};
+use crate::lock::Lock;
 
 /// The right to one of [`TABLES`] in a network namespace.
-///
-/// A Unix socket with an abstract name: like a routing table it belongs to the network namespace, whatever file systems its
-/// processes see, and the kernel frees the name the moment the process has ended, however it did.
 #[derive(Debug)]
 pub(super) struct Claim {
     table: u32,
-    _lock: UnixDatagram,
+    _lock: Lock,
 }
 
 impl Claim {
@@ -33,17 +23,13 @@ impl Claim {
 
     /// To a table, if nobody has it.
     pub(super) fn of(table: u32) -> Result<Option<Self>, DeliveryError> {
-        let name = format!("culvert-table-{table}");
-        let lock =
-            SocketAddr::from_abstract_name(&name).and_then(|name| UnixDatagram::bind_addr(&name));
-        match lock {
-            Ok(lock) => Ok(Some(Self { table, _lock: lock })),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
-            Err(source) => Err(DeliveryError::Kernel {
+        let lock = Lock::take(&format!("culvert-table-{table}")).map_err(|source| {
+            DeliveryError::Kernel {
                 operation: format!("claim the routing table {table}"),
                 source,
-            }),
-        }
+            }
+        })?;
+        Ok(lock.map(|lock| Self { table, _lock: lock }))
     }
 
     /// Its number.

@@ -29,6 +29,7 @@ use crate::{
     policy::Names,
     proxy::{Proxy, Rules, Settings},
     record::{AccessLog, Format},
+    rule::IngressHook,
 };
 
 /// Everything is on this machine: what has not arrived by then will not.
@@ -126,6 +127,7 @@ fn start(config: &Config, access_log: AccessLog) -> Result<Proxy> {
         promote: config.daemon.promote,
         access_log: Some(access_log),
         keeps_sources: false,
+        ingress: IngressHook::Auto,
         log_faults: false,
     };
     let mut proxy = Proxy::start(&settings, None)?;

@@ -121,7 +121,10 @@ fn verdict(trial: Trial, done: &str) -> Check {
                 .advice("`[[reverse]]` rules need it, and kernel 5.9 or newer")
         }
         names::RETURNS => Check::warning(id, one_line(&error))
-            .advice("`keep_source` to servers on other hosts needs it, and kernel 6.6 or newer"),
+            .advice("`keep_source` to servers on other hosts needs it"),
+        names::GATEWAY | names::GATEWAY_GUARD => {
+            Check::warning(id, one_line(&error)).advice("`[[gateway]]` rules need it")
+        }
         names::GUARD4 | names::GUARD6 => Check::warning(id, one_line(&error))
             .advice("rules with `on_relay_failure = \"refuse\"` need it"),
         names::VERDICT => Check::warning(id, one_line(&error))

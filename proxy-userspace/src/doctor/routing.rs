@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use super::check::Check;
-use crate::{delivery, forwarding::Forwarding};
+use crate::{delivery, forwarding::Forwarding, intercept::ingress, paint::one_line};
 
 /// Rules and routes of daemons that are gone.
 pub(super) fn stale() -> Check {
@@ -22,6 +22,26 @@ pub(super) fn stale() -> Check {
             .advice("culvert detach, or start the daemon again")
         }
         Err(error) => Check::unchecked(ID, error.to_string()),
+    }
+}
+
+/// Filters of daemons that are gone.
+pub(super) fn stale_filters() -> Check {
+    const ID: &str = "stale_filters";
+    match ingress::stale() {
+        Ok(interfaces) if interfaces.is_empty() => Check::ok(ID, "none"),
+        Ok(interfaces) => {
+            let interfaces: Vec<_> = interfaces.into_iter().collect();
+            Check::warning(
+                ID,
+                format!(
+                    "a killed daemon has left filters on {}",
+                    interfaces.join(", ")
+                ),
+            )
+            .advice("culvert detach, or start the daemon again")
+        }
+        Err(error) => Check::unchecked(ID, one_line(&error)),
     }
 }
 

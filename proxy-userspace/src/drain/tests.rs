@@ -2,6 +2,7 @@ use super::*;
 use crate::{
     balance::Method,
     group::{Address, Limits, Member, Settings, SettingsByName, Source, health::HealthRules},
+    live::Begun,
     rule::{FailMode, PathChoice, Selector},
 };
 
@@ -207,7 +208,16 @@ fn connections_are_left_alone_until_the_time_is_over() {
     let mut drains = Drains::default();
     let target = Target::find("site", &rules, &groups).unwrap();
     let live = Arc::new(Live::default());
-    let enter = |role, rule: &str, to: &str| live.enter(role, rule.into(), to.parse().unwrap());
+    let enter = |role, rule: &str, to: &str| {
+        live.enter(Begun {
+            role,
+            rule: rule.into(),
+            client: ([198, 51, 100, 7], 4000).into(),
+            orig_dst: to.parse().unwrap(),
+            at: Duration::ZERO,
+            process: None,
+        })
+    };
     let ours = enter(Role::Reverse, "site", "192.0.2.1:80");
     let _others = [
         enter(Role::Forward, "site", "192.0.2.1:80"),

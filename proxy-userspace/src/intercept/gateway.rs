@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::TcpListener,
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _},
 };
 
 use aya::{
@@ -21,14 +21,17 @@ use super::{
     arrivals::program,
     guard::Guard,
     handles::{duplicate, map_error},
-    load_error, syscall,
+    ingress::{Attachment, Ingress},
+    load_error,
 };
 use crate::socket;
 
 /// The hooks of this process. Dropping them detaches.
 #[derive(Default)]
 pub(super) struct Gateway {
-    links: BTreeMap<u32, OwnedFd>,
+    links: BTreeMap<u32, Attachment>,
+    /// What goes on without us, as far as it is not pinned.
+    guards: BTreeMap<u32, Attachment>,
     is_prepared: bool,
 }
 
@@ -80,6 +83,7 @@ impl Gateway {
     pub(super) fn attach(
         &mut self,
         ebpf: &mut Ebpf,
+        ingress: &mut Ingress,
         interfaces: &BTreeSet<u32>,
     ) -> Result<(), InterceptError> {
         // Their links are dead: the kernel detached the program with the interface.
@@ -87,20 +91,47 @@ impl Gateway {
             .retain(|number, _| socket::has_interface(*number));
         for number in interfaces {
             if !self.links.contains_key(number) {
-                let link = link(ebpf, names::GATEWAY, *number)?;
+                let link = link(ebpf, ingress, names::GATEWAY, *number)?;
                 self.links.insert(*number, link);
             }
         }
         Ok(())
     }
 
-    /// Attaches and pins what goes on without us, behind each of our programs, and removes it where there is none.
-    pub(super) fn pin_guards(
-        &self,
+    /// Attaches what goes on without us, behind each of our programs, and removes it where there is none. What ends with this process
+    /// unless it is pinned is pinned.
+    pub(super) fn guard(
+        &mut self,
         ebpf: &mut Ebpf,
-        guard: &mut Guard,
+        ingress: &mut Ingress,
+        pins: Option<&mut Guard>,
     ) -> Result<(), InterceptError> {
         load(ebpf, names::GATEWAY_GUARD)?;
+        self.guards
+            .retain(|number, _| self.links.contains_key(number));
+        if let Some(pins) = pins.filter(|_| ingress.ends_with_process()) {
+            return self.pin_guards(ebpf, ingress, pins);
+        }
+        for number in self.links.keys() {
+            if !self.guards.contains_key(number) {
+                let filter = link(ebpf, ingress, names::GATEWAY_GUARD, *number)?;
+                self.guards.insert(*number, filter);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what goes on without us, as far as it is not pinned.
+    pub(super) fn remove_guards(&mut self) {
+        self.guards.clear();
+    }
+
+    fn pin_guards(
+        &self,
+        ebpf: &mut Ebpf,
+        ingress: &mut Ingress,
+        guard: &mut Guard,
+    ) -> Result<(), InterceptError> {
         let wanted: BTreeMap<_, _> = self
             .links
             .keys()
@@ -111,8 +142,10 @@ impl Gateway {
         guard.unpin(&surplus)?;
         for (pin, number) in wanted {
             if !guard.has(&pin) {
-                let link = link(ebpf, names::GATEWAY_GUARD, number)?;
-                guard.pin(&pin, link.as_fd())?;
+                let attached = link(ebpf, ingress, names::GATEWAY_GUARD, number)?;
+                if let Some(link) = attached.link() {
+                    guard.pin(&pin, link)?;
+                }
             }
         }
         Ok(())
@@ -130,14 +163,19 @@ fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), InterceptError> {
 #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
 const FAMILIES: u32 = listener::COUNT as u32;
 
-fn link(ebpf: &mut Ebpf, name: &'static str, interface: u32) -> Result<OwnedFd, InterceptError> {
+fn link(
+    ebpf: &mut Ebpf,
+    ingress: &mut Ingress,
+    name: &'static str,
+    interface: u32,
+) -> Result<Attachment, InterceptError> {
     let program: &mut SchedClassifier = program(ebpf, name)?;
     let fd = program.fd().map_err(load_error(name))?;
-    syscall::create_interface_link(fd.as_fd(), interface).map_err(|source| {
-        InterceptError::Interface {
+    ingress
+        .attach(fd.as_fd(), name, interface)
+        .map_err(|source| InterceptError::Interface {
             program: name,
             interface,
             source,
-        }
-    })
+        })
 }

@@ -19,7 +19,6 @@ use thiserror::Error;
 use super::{
     InterceptError, Overlap, Settings,
     btf::{self, BtfError, Offsets, QueueLayout, SocketLayout, Types, tells_ingress_interface},
-    syscall,
 };
 use crate::{policy::Compiled, privileges};
 
@@ -39,9 +38,6 @@ pub struct Features {
     pub sockets: Result<SocketLayout, String>,
     /// `sk_lookup` tells by which interface a connection arrives: rules for what arrives can select by `interface`.
     pub ingress_interface: bool,
-    /// Programs can be attached to the ingress of interfaces by links (tcx): there can be rules for what passes
-    /// through, and servers on other hosts can see the addresses of clients.
-    pub tcx: Result<(), MissingFeature>,
     /// What replies past the relay read in sockets; without it they are copied, and this says why.
     pub queues: Result<QueueLayout, String>,
 }
@@ -61,12 +57,6 @@ pub enum MissingFeature {
          type information in /sys/kernel/btf/vmlinux; select by `source`, or `listen` on addresses of the interface"
     )]
     Interface,
-    /// No links on the ingress of interfaces.
-    #[error(
-        "`[[gateway]]` rules, and `keep_source` to servers on other hosts, need a kernel with tcx, 6.6 or newer; leave them out, \
-         or run a newer kernel"
-    )]
-    Tcx,
     /// Sockets cannot be looked into.
     #[error("the sockmap path needs to know how far a socket was read: {0}")]
     Sockets(String),
@@ -121,7 +111,6 @@ impl Features {
                 Err("hooks cannot look into TCP sockets (bpf_skc_to_tcp_sock)".to_owned())
             },
             ingress_interface: find(&types, tells_ingress_interface).unwrap_or(false),
-            tcx: syscall::has_tcx().then_some(()).ok_or(MissingFeature::Tcx),
             queues: find(&types, QueueLayout::find),
         }
     }
@@ -145,9 +134,6 @@ impl Features {
         let reads_tasks = Dimensions::EXE | Dimensions::PID;
         if compiled.policy.dimensions & Dimensions::INTERFACE != 0 && !self.ingress_interface {
             return Err(MissingFeature::Interface);
-        }
-        if compiled.policy.dimensions & Dimensions::TRANSIT != 0 {
-            self.tcx.clone()?;
         }
         match &self.offsets {
             Err(missing) if compiled.policy.dimensions & reads_tasks != 0 => Err(missing.clone()),

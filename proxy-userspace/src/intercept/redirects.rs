@@ -204,8 +204,8 @@ impl Accelerator for Redirects {
         };
         let whole = slot.enter(downstream, upstream)?;
         let slot = Arc::new(slot);
-        let redirect = |index| -> Box<dyn Redirect> {
-            Box::new(Handle {
+        let redirect = |index| -> Arc<dyn Redirect> {
+            Arc::new(Handle {
                 index,
                 slot: Arc::clone(&slot),
             })

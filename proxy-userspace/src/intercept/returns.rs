@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::AsFd as _,
 };
 
 use aya::{
@@ -16,16 +16,15 @@ use super::{
     InterceptError,
     arrivals::program,
     handles::{duplicate, map_error},
+    ingress::{Attachment, Ingress},
     load_error,
-    object::MissingFeature,
-    syscall,
 };
 use crate::socket;
 
 /// The hooks of this process. Dropping them detaches.
 #[derive(Default)]
 pub(super) struct Returns {
-    links: BTreeMap<u32, OwnedFd>,
+    links: BTreeMap<u32, Attachment>,
 }
 
 impl Returns {
@@ -34,6 +33,7 @@ impl Returns {
     pub(super) fn attach(
         &mut self,
         ebpf: &mut Ebpf,
+        ingress: &mut Ingress,
         mark: u32,
         interfaces: &BTreeSet<u32>,
     ) -> Result<(), InterceptError> {
@@ -47,9 +47,6 @@ impl Returns {
         if new.is_empty() {
             return Ok(());
         }
-        if !syscall::has_tcx() {
-            return Err(MissingFeature::Tcx.into());
-        }
         let data: MapData = duplicate(ebpf, names::RETURN_MARK)?;
         Array::try_from(Map::Array(data))
             .and_then(|mut map: Array<MapData, u32>| map.set(0, mark, 0))
@@ -60,13 +57,13 @@ impl Returns {
         }
         let fd = program.fd().map_err(load_error(names::RETURNS))?;
         for number in new {
-            let link = syscall::create_interface_link(fd.as_fd(), *number).map_err(|source| {
-                InterceptError::Interface {
+            let link = ingress
+                .attach(fd.as_fd(), names::RETURNS, *number)
+                .map_err(|source| InterceptError::Interface {
                     program: names::RETURNS,
                     interface: *number,
                     source,
-                }
-            })?;
+                })?;
             self.links.insert(*number, link);
         }
         Ok(())

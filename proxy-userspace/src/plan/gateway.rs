@@ -9,6 +9,8 @@ use crate::{
     config::Config,
     delivery::{self, Want},
     forwarding::Forwarding,
+    intercept::ingress,
+    proxy::Shown,
     socket,
 };
 
@@ -22,8 +24,20 @@ pub(super) fn rows(config: &Config) -> Vec<Row> {
         interface: Arc::from(*name),
     };
     let wants: Vec<_> = interfaces.iter().map(marked).collect();
-    let listed: Vec<_> = interfaces.into_iter().collect();
-    let program = format!("{} on ingress of {}", names::GATEWAY, listed.join(" "));
+    let mut listed: Vec<_> = interfaces.into_iter().collect();
+    if Shown::are_wanted(config.gateway.as_slice().into(), &config.groups) {
+        listed.push("and all others by which servers answer (`keep_source`)");
+    }
+    let by = if ingress::is_by_links(config.daemon.ingress) {
+        "by links (tcx)"
+    } else {
+        "as filters of tc (clsact), which stay when the daemon is killed"
+    };
+    let program = format!(
+        "{} on ingress of {}, {by}",
+        names::GATEWAY,
+        listed.join(" ")
+    );
     let routing = delivery::planned(&wants).into_iter();
     let routing = routing.map(|command| row("routing", command));
     [row("gateway", program)]

@@ -89,12 +89,7 @@ impl Needs {
             return lacking;
         }
         let features = Features::probe();
-        let of_rules = features.allow(compiled);
-        let of_interfaces = || match &self.interfaces[..] {
-            [] => Ok(()),
-            _ => features.tcx.clone(),
-        };
-        if let Err(missing) = of_rules.and_then(|()| of_interfaces()) {
+        if let Err(missing) = features.allow(compiled) {
             lacking.push(missing.to_string());
         }
         match try_programs(&features, None) {

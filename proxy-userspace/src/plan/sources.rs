@@ -25,10 +25,10 @@ pub(super) struct Answers {
 
 impl Answers {
     pub(super) fn of(config: &Config) -> Self {
-        if !Shown::are_wanted(&config.reverse, &config.groups) {
+        if !Shown::are_wanted(config.roles(), &config.groups) {
             return Self::default();
         }
-        match Returns::of(&Shown::of(&config.reverse, &config.groups)) {
+        match Returns::of(&Shown::of(config.roles(), &config.groups)) {
             Ok(returns) => Self {
                 rows: rows(config, &returns),
                 program: (!returns.remote.is_empty()).then_some(RETURNS),
@@ -73,24 +73,22 @@ fn rows(config: &Config, returns: &Returns) -> Vec<Row> {
 /// Names of endpoints that see the addresses of clients.
 fn names(config: &Config) -> Vec<String> {
     let mut names = Vec::new();
-    for rule in &config.reverse {
-        for via in rule.vias() {
-            let ReverseVia::Upstream(name) = via else {
-                continue;
-            };
-            let Some(group) = config.groups.get(name) else {
-                continue;
-            };
-            if !group.keep_source && !rule.keep_source {
-                continue;
-            }
-            let of_group = group.members.iter().map(|member| &member.source);
-            names.extend(
-                of_group
-                    .filter(|source| !matches!(source, Source::Address(_)))
-                    .map(ToString::to_string),
-            );
+    for (keeps, via) in config.roles().kept() {
+        let ReverseVia::Upstream(name) = via else {
+            continue;
+        };
+        let Some(group) = config.groups.get(name) else {
+            continue;
+        };
+        if !group.keep_source && !keeps {
+            continue;
         }
+        let of_group = group.members.iter().map(|member| &member.source);
+        names.extend(
+            of_group
+                .filter(|source| !matches!(source, Source::Address(_)))
+                .map(ToString::to_string),
+        );
     }
     names
 }

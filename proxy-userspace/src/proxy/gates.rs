@@ -2,17 +2,25 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     sync::Arc,
 };
 
-use super::{BACKLOG, Proxy, ProxyError, Rules};
+use super::{BACKLOG, Proxy, ProxyError, Rules, Shown};
 use crate::{
     delivery::{Delivery, Want},
     forwarding::Forwarding,
-    intercept::{InterceptError, guard},
+    netlink::Conversation,
     socket,
 };
+
+/// Interfaces by which packets of other hosts come in: all but loopback and those whose packets are another interface's.
+fn outer() -> io::Result<impl Iterator<Item = Arc<str>>> {
+    let interfaces = Conversation::open()?.interfaces()?.into_iter();
+    let outer = interfaces.filter(|interface| !interface.is_loopback && !interface.is_port);
+    Ok(outer.map(|interface| interface.name.into()))
+}
 
 /// What there is for connections that pass through, once there are rules for them.
 #[derive(Default)]
@@ -39,8 +47,17 @@ impl Proxy {
             self.supervisor.open(opened);
         }
         let named = gateway.iter().flat_map(|rule| &rule.interface);
-        let named = named.map(|name| Arc::from(name.as_str()));
-        let interfaces: BTreeSet<_> = named.chain(self.gates.interfaces.iter().cloned()).collect();
+        let named: BTreeSet<Arc<str>> = named.map(|name| Arc::from(name.as_str())).collect();
+        self.warn_of_silence(&named);
+        let interfaces = self.passed(named, policy)?;
+        let mark = self.deliver(interfaces)?;
+        Ok(self
+            .interceptor
+            .prepare_gateway(mark, &self.gates.listeners)?)
+    }
+
+    /// Has packets of these interfaces delivered, and returns the mark by which.
+    fn deliver(&mut self, interfaces: BTreeSet<Arc<str>>) -> Result<u32, ProxyError> {
         let wants: Vec<_> = interfaces
             .iter()
             .map(|interface| Want::Marked {
@@ -54,11 +71,39 @@ impl Proxy {
             }
             none => none.insert(Delivery::new(&wants)?).mark(),
         };
-        self.warn_of_silence(&interfaces);
         self.gates.interfaces = interfaces;
-        Ok(self
-            .interceptor
-            .prepare_gateway(mark, &self.gates.listeners)?)
+        Ok(mark)
+    }
+
+    /// The interfaces that packets of relayed connections come in by: those that rules name, those that were named before, and where
+    /// servers see the addresses of clients all that packets from elsewhere come in by.
+    fn passed(
+        &self,
+        mut named: BTreeSet<Arc<str>>,
+        policy: &Rules<'_>,
+    ) -> Result<BTreeSet<Arc<str>>, ProxyError> {
+        named.extend(self.gates.interfaces.iter().cloned());
+        if Shown::are_wanted(policy.roles.gateway.into(), policy.groups) {
+            named.extend(outer().map_err(ProxyError::Interfaces)?);
+        }
+        Ok(named)
+    }
+
+    /// Attaches to interfaces by which servers answer that have appeared.
+    pub fn follow_interfaces(&mut self, policy: &Rules<'_>) {
+        if self.gates.listeners.is_empty() {
+            return;
+        }
+        let followed = self.passed(BTreeSet::new(), policy).and_then(|interfaces| {
+            if interfaces != self.gates.interfaces {
+                self.deliver(interfaces)?;
+            }
+            self.hook_transits()
+        });
+        if let Err(error) = followed {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "some interfaces cannot be attached to");
+        }
     }
 
     /// Attaches the hook on what passes through to the interfaces that are there.
@@ -72,8 +117,7 @@ impl Proxy {
             .collect();
         self.interceptor.attach_gateway(&numbers)?;
         if self.gates.is_guarded {
-            let place = guard::place().map_err(InterceptError::from)?;
-            self.interceptor.attach_gateway_guard(&place)?;
+            self.interceptor.attach_gateway_guard()?;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::{
     delivery::{Delivery, DeliveryError, Place, Places, Want},
     group::{Address, Groups, SettingsByName},
     intercept::{InterceptError, Interceptor},
-    rule::{Reverse, ReverseVia},
+    rule::{ReverseVia, Roles},
     socket,
     upstream::{Foreign, Return},
 };
@@ -57,28 +57,29 @@ pub struct Unanswered;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shown {
     addresses: BTreeSet<SocketAddr>,
+    /// Whether any other server may be one, since it is the one that a client wants to reach.
+    anywhere: bool,
 }
 
 impl Shown {
     /// By the rules.
     #[must_use]
-    pub fn of(rules: &[Reverse], groups: &SettingsByName) -> Self {
+    pub fn of(roles: Roles<'_>, groups: &SettingsByName) -> Self {
         let mut shown = Self::default();
-        for rule in rules {
-            for via in rule.vias() {
-                match via {
-                    // The configuration does not have it.
-                    ReverseVia::Direct | ReverseVia::Refuse | ReverseVia::Original => {}
-                    ReverseVia::Address(to) => {
-                        shown.addresses.extend(rule.keep_source.then_some(*to));
+        for (keeps, via) in roles.kept() {
+            match via {
+                // What the relay refuses by name.
+                ReverseVia::Direct | ReverseVia::Refuse => {}
+                ReverseVia::Original => shown.anywhere |= keeps,
+                ReverseVia::Address(to) => shown.addresses.extend(keeps.then_some(*to)),
+                ReverseVia::Upstream(name) => match groups.get(name) {
+                    Some(group) if group.keep_source || keeps => {
+                        shown.addresses.extend(group.addresses());
+                        shown.anywhere |= group.has_original();
                     }
-                    ReverseVia::Upstream(name) => match groups.get(name) {
-                        Some(group) if group.keep_source || rule.keep_source => {
-                            shown.addresses.extend(group.addresses());
-                        }
-                        None | Some(_) => {}
-                    },
-                }
+                    Some(_) => {}
+                    None => shown.anywhere |= keeps,
+                },
             }
         }
         shown
@@ -86,33 +87,26 @@ impl Shown {
 
     /// Whether rules want any server to, named or not.
     #[must_use]
-    pub fn are_wanted(rules: &[Reverse], groups: &SettingsByName) -> bool {
+    pub fn are_wanted(roles: Roles<'_>, groups: &SettingsByName) -> bool {
         let keeps = |name| groups.get(name).is_some_and(|group| group.keep_source);
-        rules.iter().any(|rule| {
-            rule.is_relayed()
-                && (rule.keep_source
-                    || rule
-                        .vias()
-                        .any(|via| matches!(via, ReverseVia::Upstream(name) if keeps(name))))
+        roles.kept().any(|(is_kept, via)| {
+            is_kept || matches!(via, ReverseVia::Upstream(name) if keeps(name))
         })
     }
 
     /// By names that have been resolved.
-    fn add_resolved(&mut self, rules: &[Reverse], groups: &Groups) {
-        for rule in rules {
-            for via in rule.vias() {
-                if let ReverseVia::Upstream(name) = via
-                    && let Some(group) = groups.get(name)
-                    && (rule.keep_source || group.keeps_source())
-                {
-                    let addresses = group.addresses();
-                    self.addresses.extend(addresses.into_iter().filter_map(
-                        |address| match address {
-                            Address::Tcp(address) => Some(address),
-                            Address::Unix(_) | Address::Original => None,
-                        },
-                    ));
-                }
+    fn add_resolved(&mut self, roles: Roles<'_>, groups: &Groups) {
+        for (keeps, via) in roles.kept() {
+            if let ReverseVia::Upstream(name) = via
+                && let Some(group) = groups.get(name)
+                && (keeps || group.keeps_source())
+            {
+                let addresses = group.addresses();
+                self.addresses
+                    .extend(addresses.into_iter().filter_map(|address| match address {
+                        Address::Tcp(address) => Some(address),
+                        Address::Unix(_) | Address::Original => None,
+                    }));
             }
         }
     }
@@ -201,8 +195,8 @@ impl Proxy {
         policy: &Rules<'_>,
         groups: &Groups,
     ) -> Result<(), ProxyError> {
-        let mut shown = Shown::of(policy.roles.reverse, policy.groups);
-        shown.add_resolved(policy.roles.reverse, groups);
+        let mut shown = Shown::of(policy.roles, policy.groups);
+        shown.add_resolved(policy.roles, groups);
         match self.sources.show(&mut self.interceptor, &shown, true) {
             // There may be one later; it is looked for.
             Ok(()) | Err(SourceError::Nowhere(_)) => Ok(()),
@@ -212,8 +206,8 @@ impl Proxy {
 
     /// Looks where servers are by now that see the addresses of clients: names stand for others, and addresses move.
     pub fn follow_sources(&mut self, policy: &Rules<'_>) {
-        let mut shown = Shown::of(policy.roles.reverse, policy.groups);
-        shown.add_resolved(policy.roles.reverse, &self.groups);
+        let mut shown = Shown::of(policy.roles, policy.groups);
+        shown.add_resolved(policy.roles, &self.groups);
         let failure = self
             .sources
             .show(&mut self.interceptor, &shown, false)
@@ -268,7 +262,7 @@ impl Sources {
         let nowhere = returns.nowhere.first().copied().map(SourceError::Nowhere);
         let lacking = unanswered.or(nowhere);
         let wants: BTreeSet<_> = self.wants.union(&returns.wants).cloned().collect();
-        if wants != self.wants {
+        if wants != self.wants || self.delivery.is_none() {
             let listed: Vec<_> = wants.iter().cloned().collect();
             match &mut self.delivery {
                 Some(delivery) => delivery.change(&listed)?,

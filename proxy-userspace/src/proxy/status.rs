@@ -6,7 +6,7 @@ use super::Proxy;
 use crate::{
     relay::{COMPARED, Calibration, Kind, Path, Reason, shortcut::Proof},
     shared::Stats,
-    status::{AutoStatus, Connections, PathStatus, Status, counted},
+    status::{AutoStatus, Connections, GroupStatus, PathStatus, Status, counted},
 };
 
 impl Proxy {
@@ -14,13 +14,22 @@ impl Proxy {
     pub(crate) fn status(&self) -> Status {
         let stats = self.stats();
         let measured = self.shared.paths.measured();
+        let moved = self.moved();
         Status {
-            connections: connections(stats),
+            connections: Connections {
+                up: moved.up,
+                down: moved.down,
+                ..connections(stats)
+            },
             paths: stats
                 .bytes()
-                .map(|(path, bytes)| self.path_status(path, bytes))
+                .zip(moved.by_path)
+                .map(|((path, bytes), moved)| PathStatus {
+                    moved,
+                    ..self.path_status(path, bytes)
+                })
                 .collect(),
-            groups: self.groups.iter().map(|group| group.status()).collect(),
+            groups: self.groups(),
             drains: self.drains(),
             auto: measured.map_or_else(Vec::new, |measured| {
                 Kind::ALL.map(|kind| auto(&measured, kind)).into()
@@ -30,6 +39,11 @@ impl Proxy {
             repairs: stats.repairs.load(Relaxed),
             ..Status::default()
         }
+    }
+
+    /// How the groups are.
+    pub(crate) fn groups(&self) -> Vec<GroupStatus> {
+        self.groups.iter().map(|group| group.status()).collect()
     }
 
     fn path_status(&self, path: Path, bytes: u64) -> PathStatus {
@@ -58,6 +72,7 @@ impl Proxy {
             usable,
             failed: failed.map(|test| format!("the test of {test} fails on this kernel")),
             bytes,
+            moved: bytes,
         }
     }
 }
@@ -81,6 +96,7 @@ fn connections(stats: &Stats) -> Connections {
                 .map(|(peeked, count)| (peeked.label(), count))
                 .filter(|(_, count)| *count > 0),
         ),
+        ..Connections::default()
     }
 }
 

@@ -19,9 +19,9 @@ pub trait Accelerator: Debug + Send + Sync {
 #[derive(Debug)]
 pub struct Pair {
     /// From downstream to upstream.
-    pub up: Box<dyn Redirect>,
+    pub up: Arc<dyn Redirect>,
     /// From upstream to downstream.
-    pub down: Box<dyn Redirect>,
+    pub down: Arc<dyn Redirect>,
     /// Whether the kernel took both sockets. Otherwise downstream is in alone, for good, and everything is passed.
     pub whole: bool,
 }
@@ -47,7 +47,7 @@ pub enum Refusal {
 }
 
 /// One direction of a connection in the kernel; see [`proxy_common::Redirect`].
-pub trait Redirect: Debug + Send {
+pub trait Redirect: Debug + Send + Sync {
     /// Bytes redirected to the target.
     fn redirected(&self) -> u64;
     /// Bytes passed to the relay.

@@ -172,11 +172,11 @@ impl Direction {
         self.passage.as_deref()
     }
 
-    /// Counts what the kernel moved. Returns how much that was.
-    pub(super) fn count_kernel(&mut self, moved: &AtomicU64) -> u64 {
-        let bytes = self.passage.as_mut().map_or(0, |passage| passage.moved());
-        moved.store(moved.load(Relaxed).wrapping_add(bytes), Relaxed);
-        bytes
+    /// Counts what the kernel moved.
+    pub(super) fn count_kernel(&self, moved: &AtomicU64) {
+        if let Some(passage) = &self.passage {
+            moved.fetch_max(passage.moved(), Relaxed);
+        }
     }
 
     /// Resolves when what the kernel redirected is in the sink's send queue.

@@ -86,7 +86,7 @@ pub(super) struct Watch {
 impl Watch {
     /// From here on.
     pub(super) fn new(progress: &Progress, reads: u32) -> Self {
-        let seen = [progress.relayed_up(), progress.down()];
+        let seen = [progress.not_sent_past(), progress.down()];
         Self {
             began: (seen[0].wrapping_add(seen[1]), reads),
             seen,
@@ -110,7 +110,7 @@ impl Watch {
         progress: &Progress,
         reads: u32,
     ) -> Option<Kind> {
-        let now = [progress.relayed_up(), progress.down()];
+        let now = [progress.not_sent_past(), progress.down()];
         for (side, (now, seen)) in (0..).zip(now.iter().zip(self.seen)) {
             if *now != seen && side != self.speaker {
                 self.speaker = side;

@@ -63,8 +63,8 @@ pub(super) trait Passage: Debug + Send {
         told: bool,
     ) -> Poll<io::Result<bool>>;
 
-    /// Bytes that the kernel moved since the last call.
-    fn moved(&mut self) -> u64 {
+    /// Bytes that the kernel moved from socket to socket.
+    fn moved(&self) -> u64 {
         0
     }
 

@@ -1,8 +1,16 @@
 //! What one connection has moved so far, and by which path: for records, and for whoever watches.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::{
+    fmt,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use proxy_common::Sent;
+
+use super::{Reason, meter::Meter};
 
 /// How bytes are moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,12 +51,14 @@ impl Path {
 }
 
 /// What one connection has moved so far; to be read by anybody while the relay runs.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Progress {
+    /// Through the relay, as what follows is past it.
     pub(super) up: AtomicU64,
     pub(super) down: AtomicU64,
     pub(super) spliced: AtomicU64,
-    pub(super) in_kernel: AtomicU64,
+    pub(super) redirected_up: AtomicU64,
+    pub(super) redirected_down: AtomicU64,
     pub(super) promotions: AtomicU32,
     pub(super) demotions: AtomicU32,
     pub(super) repairs: AtomicU32,
@@ -58,13 +68,43 @@ pub struct Progress {
     pub(super) on_shortcut: AtomicBool,
     pub(super) both_ways: AtomicBool,
     pub(super) left_shortcut: AtomicBool,
+    /// A [`Reason::number`].
+    pub(super) reason: AtomicU8,
+    /// One that stays, whatever becomes of the other.
+    obstacle: AtomicU8,
+    /// Boxed: most connections have none, and every one would have to hold it.
+    meter: OnceLock<Box<Meter>>,
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Progress")
+            .field("up", &self.up())
+            .field("down", &self.down())
+            .field("path", &self.path())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Progress {
     /// Bytes taken from downstream and accepted by upstream.
     #[must_use]
     pub fn up(&self) -> u64 {
-        self.relayed_up().wrapping_add(self.shortcut())
+        self.not_sent_past().wrapping_add(self.shortcut())
+    }
+
+    /// Those of [`Progress::up`] that came over the relay's own connection to the app, whoever moved them on.
+    pub(super) fn not_sent_past(&self) -> u64 {
+        let redirected = self.redirected_up.load(Relaxed);
+        self.relayed_up().wrapping_add(redirected)
+    }
+
+    /// Brings up to date what the kernel moves by itself. Costs nobody anything but whoever calls it.
+    pub fn look(&self) {
+        if let Some(meter) = self.meter.get() {
+            meter.read(self);
+        }
     }
 
     /// Those of [`Progress::up`] that the app's own socket sent to upstream. Brought up to date now and then, and at the
@@ -77,7 +117,9 @@ impl Progress {
     /// Bytes taken from upstream and accepted by downstream.
     #[must_use]
     pub fn down(&self) -> u64 {
-        self.down.load(Relaxed).wrapping_add(self.replies())
+        self.relayed_down()
+            .wrapping_add(self.redirected_down.load(Relaxed))
+            .wrapping_add(self.replies())
     }
 
     /// Those of [`Progress::down`] that the kernel put into the app's receive queue past the relay. Brought up to date as
@@ -90,7 +132,8 @@ impl Progress {
     /// Bytes, up and down, that the kernel redirected from socket to socket.
     #[must_use]
     pub fn in_kernel(&self) -> u64 {
-        self.in_kernel.load(Relaxed)
+        let [up, down] = [&self.redirected_up, &self.redirected_down];
+        up.load(Relaxed).wrapping_add(down.load(Relaxed))
     }
 
     /// Bytes, up and down, that went by a path; those of [`Path::BothWays`] are the replies, as the requests went by the shortcut.
@@ -135,6 +178,26 @@ impl Progress {
         self.left_shortcut.load(Relaxed)
     }
 
+    /// Why it is not on a better path than it is.
+    #[must_use]
+    pub fn reason(&self) -> Option<Reason> {
+        let known = [&self.obstacle, &self.reason];
+        known
+            .into_iter()
+            .find_map(|number| Reason::from_number(number.load(Relaxed)))
+    }
+
+    /// Whatever becomes of it, this is why it is not on a better path.
+    pub fn hold_back(&self, reason: Reason) {
+        self.obstacle.store(reason.number(), Relaxed);
+    }
+
+    /// From now on the kernel moves bytes by itself.
+    pub(super) fn measure_by(&self, meter: Meter) {
+        // A connection takes one such path in its life.
+        _ = self.meter.set(Box::new(meter));
+    }
+
     /// The path in use.
     #[must_use]
     pub fn path(&self) -> Path {
@@ -166,11 +229,11 @@ impl Progress {
     }
 
     pub(super) fn set_shortcut(&self, sent: &Sent) {
-        self.shortcut.store(sent.bytes, Relaxed);
+        self.shortcut.fetch_max(sent.bytes, Relaxed);
     }
 
     pub(super) fn set_replies(&self, bytes: u64) {
-        self.replies.store(bytes, Relaxed);
+        self.replies.fetch_max(bytes, Relaxed);
     }
 
     pub(super) fn set_path(&self, path: Path) {

@@ -28,6 +28,56 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason.
+    const ALL: [Self; 24] = [
+        Self::Rule,
+        Self::Short,
+        Self::Unmeasured,
+        Self::Measured,
+        Self::SelfTest,
+        Self::Refused(Refusal::Off),
+        Self::Refused(Refusal::NotPlain),
+        Self::Refused(Refusal::Full),
+        Self::Refused(Refusal::Budget),
+        Self::Refused(Refusal::Socket),
+        Self::NoSplice,
+        Self::SlowReceiver,
+        Self::Entered,
+        Self::Shortcut(Obstacle::Kernel),
+        Self::Shortcut(Obstacle::Fionread),
+        Self::Shortcut(Obstacle::Mptcp),
+        Self::Shortcut(Obstacle::Zerocopy),
+        Self::Shortcut(Obstacle::Blocking),
+        Self::Shortcut(Obstacle::Reused),
+        Self::Shortcut(Obstacle::App),
+        Self::Shortcut(Obstacle::Encrypted),
+        Self::Shortcut(Obstacle::Upstream),
+        Self::Shortcut(Obstacle::Stream),
+        Self::Shortcut(Obstacle::Replies),
+    ];
+
+    /// A number of its own, which is not 0: that stands for no reason.
+    pub(super) const fn number(self) -> u8 {
+        match self {
+            Self::Rule => 1,
+            Self::Short => 2,
+            Self::Unmeasured => 3,
+            Self::Measured => 4,
+            Self::SelfTest => 5,
+            Self::Refused(refusal) => 6 + refusal as u8,
+            Self::NoSplice => 11,
+            Self::SlowReceiver => 12,
+            Self::Entered => 13,
+            Self::Shortcut(obstacle) => 14 + obstacle as u8,
+        }
+    }
+
+    /// The reason of a number.
+    pub(super) fn from_number(number: u8) -> Option<Self> {
+        let index = usize::from(number).checked_sub(1)?;
+        Self::ALL.get(index).copied()
+    }
+
     /// The stable name in close records.
     #[must_use]
     pub const fn label(self) -> &'static str {
@@ -47,5 +97,19 @@ impl Reason {
             Self::Entered => "entered_sockmap",
             Self::Shortcut(obstacle) => obstacle.label(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_found_by_its_number() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::from_number(reason.number()), Some(reason));
+        }
+        assert_eq!(Reason::from_number(0), None);
+        assert_eq!(Reason::from_number(25), None);
     }
 }

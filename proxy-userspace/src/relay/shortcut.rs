@@ -28,6 +28,7 @@ use tokio::net::TcpStream;
 
 use super::{
     Progress,
+    meter::Meter,
     replies::{self, Replies},
     rest::Bell,
 };
@@ -223,6 +224,15 @@ impl Lane {
             seen_relayed: AtomicU64::new(relayed),
             seen_shortcut: AtomicU64::new(0),
         })
+    }
+
+    /// Lets whoever looks at the progress see what goes past the relay.
+    pub(super) fn show(&self) {
+        self.progress.measure_by(Meter::Lane {
+            kernel: Arc::clone(&self.kernel),
+            app: self.app,
+            replies: self.replies.as_ref().map(Arc::downgrade),
+        });
     }
 
     /// Lets replies go past the relay as well.

@@ -18,6 +18,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -38,7 +39,7 @@ pub const MOST_WINDOW: u64 = 2 * 1024 * 1024;
 /// One direction that the kernel may move.
 #[derive(Debug)]
 pub(super) struct RedirectPassage {
-    redirect: Box<dyn Redirect>,
+    redirect: Arc<dyn Redirect>,
     /// Whether the kernel has both sockets; otherwise it only passes.
     whole: bool,
     /// Most bytes between the redirect and the target's send queue.
@@ -52,8 +53,6 @@ pub(super) struct RedirectPassage {
     taken: u64,
     /// Bytes the relay wrote to the target since then.
     written: u64,
-    /// Redirected bytes that are counted already.
-    counted: u64,
     /// Whether the kernel was told to take over, and passed nothing since.
     resumed: bool,
     /// Whether all that was redirected is known to be in the target's send queue.
@@ -65,7 +64,7 @@ pub(super) struct RedirectPassage {
 impl RedirectPassage {
     /// Of a redirect that was just admitted: the kernel passes everything.
     pub(super) fn new(
-        redirect: Box<dyn Redirect>,
+        redirect: Arc<dyn Redirect>,
         target: &TcpStream,
         whole: bool,
     ) -> io::Result<Self> {
@@ -77,7 +76,6 @@ impl RedirectPassage {
             base: socket::sent_exactly(target)?,
             taken: 0,
             written: 0,
-            counted: 0,
             resumed: false,
             settled: true,
             demotions: 0,
@@ -113,11 +111,8 @@ impl RedirectPassage {
 }
 
 impl Passage for RedirectPassage {
-    fn moved(&mut self) -> u64 {
-        let redirected = self.redirect.redirected();
-        let new = redirected.wrapping_sub(self.counted);
-        self.counted = redirected;
-        new
+    fn moved(&self) -> u64 {
+        self.redirect.redirected()
     }
 
     fn promotions(&self) -> u32 {

@@ -7,7 +7,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use super::{
     Kind, Pair, Path, Paths, Progress, Promotion, Reason, Refusal, Relay, Side,
-    direction::Direction, kind::Watch, passage::Passage, shortcut::Obstacle,
+    direction::Direction, kind::Watch, meter::Meter, passage::Passage, shortcut::Obstacle,
     sockmap::RedirectPassage,
 };
 use crate::socket;
@@ -239,6 +239,10 @@ impl Relay {
             return Err(Refusal::NotPlain);
         };
         let Pair { up, down, whole } = promotion.accelerator.admit(downstream, upstream)?;
+        self.progress.measure_by(Meter::Redirects {
+            up: Arc::downgrade(&up),
+            down: Arc::downgrade(&down),
+        });
         let gone = |_| Refusal::Socket;
         let up = RedirectPassage::new(up, upstream, whole).map_err(gone)?;
         let down = RedirectPassage::new(down, downstream, whole).map_err(gone)?;
@@ -254,13 +258,11 @@ impl Relay {
     }
 
     /// Brings up to date what went by which path. What the kernel moved wakes nobody.
-    pub(crate) fn count(&mut self) {
-        let bytes =
-            self.up.count_kernel(&self.progress.up) + self.down.count_kernel(&self.progress.down);
-        if bytes > 0 {
-            let total = self.progress.in_kernel.load(Relaxed);
-            self.progress.in_kernel.store(total + bytes, Relaxed);
-        }
+    pub(crate) fn count(&self) {
+        self.up.count_kernel(&self.progress.redirected_up);
+        self.down.count_kernel(&self.progress.redirected_down);
+        let reason = self.reason().map_or(0, Reason::number);
+        self.progress.reason.store(reason, Relaxed);
         let sum = |of: fn(&dyn Passage) -> u32| self.passages().map(of).sum::<u32>();
         let progress = &self.progress;
         let Steering {

@@ -26,6 +26,8 @@ pub struct Gateway {
     pub names: Option<Names>,
     /// Limit for the TCP connect to what is no named upstream.
     pub connect_timeout: Duration,
+    /// Whether whoever is connected to sees the address of the client, and its port where that is free.
+    pub keep_source: bool,
     /// What becomes of connections while the relay is dead, hung or cannot answer.
     pub on_relay_failure: FailMode,
     /// How relayed bytes are moved.

@@ -63,7 +63,7 @@ const PIECES: [&str; 34] = [
 ];
 
 /// Pieces of the language itself.
-const WORDS: [&str; 32] = [
+const WORDS: [&str; 33] = [
     "[daemon]\n",
     "[upstream.a]\n",
     "[[forward]]\n",
@@ -80,6 +80,7 @@ const WORDS: [&str; 32] = [
     "access_log = ",
     "admin = ",
     "calibrate = ",
+    "ingress = ",
     "cgroup = ",
     "exe = ",
     "uid = ",
@@ -220,7 +221,9 @@ fn document() -> impl Strategy<Value = String> {
         "drain_timeout",
         "access_log",
         "admin",
+        "metrics",
         "calibrate",
+        "ingress",
     ]);
     let upstream = keys(&[
         "url",

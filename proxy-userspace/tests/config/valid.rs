@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use proxy_userspace::{
     config::{AccessLog, LogFormat, LogTarget, summary, upstream_from_urls},
     relay::Worth,
-    rule::{Calibrate, FailMode, Match, PathChoice, ReverseVia, Selector, Via},
+    rule::{Calibrate, FailMode, IngressHook, Match, PathChoice, ReverseVia, Selector, Via},
     upstream::{Host, Scheme, Upstream},
 };
 use secrecy::ExposeSecret;
@@ -138,11 +138,12 @@ fn an_empty_file_has_the_defaults_of_the_example() {
     let loaded = valid("");
     let mut example = valid(EXAMPLE).config.daemon;
     assert!(example.access_log.take().is_some());
+    assert!(example.metrics.take().is_some());
     assert_eq!(loaded.config.daemon, example);
     assert!(loaded.config.forward.is_empty() && loaded.config.upstreams.is_empty());
     let text = summary(&loaded.config);
     assert!(
-        text.contains("access log         none\n  admin socket       /run/culvert/admin.sock\n\nupstreams\n  none\n"),
+        text.contains("access log         none\n  admin socket       /run/culvert/admin.sock\n  metrics            none\n\nupstreams\n  none\n"),
         "{text}"
     );
 }
@@ -151,7 +152,7 @@ fn an_empty_file_has_the_defaults_of_the_example() {
 fn the_daemon_section_is_read() {
     let text = "[daemon]\ncgroup = \"/user.slice/\"\nworkers = 2\nmax_connections = 1\nmax_pending = 0x10\n\
                 idle_timeout = \"2m\"\ndrain_timeout = \"0s\"\nconnect_timeout = \"500ms\"\n\
-                heartbeat_timeout = \"1s\"\ncalibrate = \"demand\"\npromote = { bytes = \"4 MiB\", reads = 0 }\nadmin = \"/run/a.sock\"\n\
+                heartbeat_timeout = \"1s\"\ncalibrate = \"demand\"\ningress = \"clsact\"\npromote = { bytes = \"4 MiB\", reads = 0 }\nadmin = \"/run/a.sock\"\n\
                 access_log = { path = \"/var/log/a.log\", format = \"text\" }\n";
     let daemon = valid(text).config.daemon;
     assert_eq!(daemon.cgroup, "user.slice");
@@ -171,6 +172,7 @@ fn the_daemon_section_is_read() {
     let (bytes, reads) = (4 << 20, 0);
     assert_eq!(daemon.promote, Worth { bytes, reads });
     assert_eq!(daemon.calibrate, Calibrate::OnDemand);
+    assert_eq!(daemon.ingress, IngressHook::Clsact);
     assert_eq!(daemon.admin, Some(PathBuf::from("/run/a.sock")));
     assert_eq!(
         valid("[daemon]\nadmin = \"off\"\n").config.daemon.admin,
@@ -425,4 +427,19 @@ fn urls_of_the_command_line_are_an_upstream() {
             expected
         );
     }
+}
+
+#[test]
+fn a_port_alone_is_one_of_loopback() {
+    let metrics = |text: &str| {
+        let file = format!("[daemon]\nmetrics = \"{text}\"\n");
+        valid(&file)
+            .config
+            .daemon
+            .metrics
+            .map(|address| address.to_string())
+    };
+    assert_eq!(metrics("9464").as_deref(), Some("127.0.0.1:9464"));
+    assert_eq!(metrics("[::]:9464").as_deref(), Some("[::]:9464"));
+    assert_eq!(metrics("off"), None);
 }

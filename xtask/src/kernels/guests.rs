@@ -120,8 +120,6 @@ pub(super) struct Test {
 
 /// What every kernel in use has.
 const FLOOR: (u32, u32) = (5, 10);
-/// Links on the ingress of interfaces.
-const TCX: (u32, u32) = (6, 6);
 
 /// All tests that guests run.
 pub(super) static TESTS: [Test; 29] = {
@@ -176,19 +174,26 @@ pub(super) static TESTS: [Test; 29] = {
             GATEWAY,
             "gateway::connections_of_hosts_that_know_nothing_are_relayed_to_where_they_go",
         )
-        .since(TCX)
         .needs(&[Ipv6]),
         test(
             GATEWAY,
             "gateway_crash::after_a_kill_every_new_connection_is_routed",
         )
-        .since(TCX)
         .needs(&[Ipv6]),
         test(
             GATEWAY,
             "gateway_crash::after_a_kill_rules_that_refuse_let_nothing_pass_until_detached",
         )
-        .since(TCX)
+        .needs(&[Ipv6]),
+        test(
+            GATEWAY,
+            "gateway_filters::filters_of_others_before_and_after_ours_go_on",
+        )
+        .needs(&[Ipv6]),
+        test(
+            SOURCE_GATEWAY,
+            "gateway_source::a_server_sees_the_address_and_port_of_the_client",
+        )
         .needs(&[Ipv6]),
         test(
             SOURCE_LOOPBACK,
@@ -209,7 +214,6 @@ pub(super) static TESTS: [Test; 29] = {
             SOURCE_ABROAD,
             "keep_source::a_server_on_another_host_sees_address_and_port",
         )
-        .since(TCX)
         .needs(&[Ipv6]),
         test(
             PATHS,
@@ -221,12 +225,6 @@ pub(super) static TESTS: [Test; 29] = {
             "rewrite::the_app_s_own_socket_goes_there_and_payload_is_whole",
         ),
         test(EXEC, "exec::so_does_a_static_program").brief(),
-        test(NEEDS, "needs::rules_for_what_passes_through").needs(&[Ipv6]),
-        test(
-            NEEDS,
-            "needs::addresses_of_clients_for_servers_on_other_hosts",
-        )
-        .needs(&[Ipv6]),
         test(NEEDS, "needs::arrivals_by_interface").needs(&[Types]),
         test(NEEDS, "needs::executables").needs(&[Memory]).brief(),
         test(
@@ -245,6 +243,7 @@ pub(super) const GATEWAY: &str = "gateway";
 pub(super) const SOURCE_LOOPBACK: &str = "source on loopback";
 pub(super) const SOURCE_HERE: &str = "source on this host";
 pub(super) const SOURCE_ABROAD: &str = "source elsewhere";
+pub(super) const SOURCE_GATEWAY: &str = "source in a gateway";
 pub(super) const PATHS: &str = "paths";
 pub(super) const REWRITE: &str = "rewrite";
 pub(super) const EXEC: &str = "exec";
@@ -291,10 +290,10 @@ fn version(release: &str) -> (u32, u32) {
 }
 
 /// Programs of this machine that tests run.
-pub(super) const PROGRAMS: [&str; 1] = ["ip"];
+pub(super) const PROGRAMS: [&str; 2] = ["ip", "tc"];
 
-/// Kernel modules that tests need.
-pub(super) const MODULES: [&str; 1] = ["veth"];
+/// Kernel modules that tests need, and culvert: those of filters are loaded when they are asked for where there is `modprobe`.
+pub(super) const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
 
 #[cfg(test)]
 mod tests {

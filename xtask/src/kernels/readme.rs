@@ -22,7 +22,7 @@ enum Row {
     Tests(&'static str),
 }
 
-const ROWS: [(&str, Row); 19] = [
+const ROWS: [(&str, Row); 20] = [
     ("`[[forward]]` rules", Row::Tests(guests::FORWARD)),
     (
         "a refused `connect()` sees ECONNREFUSED",
@@ -42,6 +42,10 @@ const ROWS: [(&str, Row); 19] = [
     ),
     ("on another host", Row::Tests(guests::SOURCE_ABROAD)),
     ("`[[gateway]]` rules", Row::Tests(guests::GATEWAY)),
+    (
+        "those with `keep_source`",
+        Row::Tests(guests::SOURCE_GATEWAY),
+    ),
     (
         "fail modes, and nothing left after a kill",
         Row::Tests(guests::FAILURE),

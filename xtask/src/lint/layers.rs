@@ -19,6 +19,8 @@ const LAYERS: [&[&str]; 11] = [
         "close",
         "failure",
         "forwarding",
+        "lock",
+        "netlink",
         "paint",
         "process",
         "rule",
@@ -29,6 +31,7 @@ const LAYERS: [&[&str]; 11] = [
         "admin",
         "delivery",
         "exec",
+        "metrics",
         "peek",
         "policy",
         "privileges",
@@ -52,18 +55,19 @@ const LAYERS: [&[&str]; 11] = [
     // A proxy kept right while the machine and its configuration change.
     &["service"],
     // What is done with it, and statements about a configuration and a machine.
-    &["daemon", "demo", "doctor", "plan"],
+    &["daemon", "demo", "doctor", "plan", "top"],
     &["run_command"],
     // What the user typed.
     &["commands", "main"],
 ];
 
 /// What a module may use in its own layer.
-const SIBLINGS: [(&str, &[&str]); 9] = [
+const SIBLINGS: [(&str, &[&str]); 10] = [
     ("cgroup", &["rule"]),
     ("connection", &["origin"]),
     ("listener", &["connection"]),
     ("main", &["commands"]),
+    ("metrics", &["status"]),
     ("plan", &["daemon"]),
     ("process", &["cgroup"]),
     ("proxy", &["pulse", "worker"]),
@@ -83,10 +87,11 @@ const REPORTERS: &[&str] = &[
     "privileges",
     "run_command",
     "service",
+    "top",
 ];
 
 /// Crates that are the business of few modules.
-const OWNERS: [(&str, &[&str]); 8] = [
+const OWNERS: [(&str, &[&str]); 9] = [
     ("anyhow", REPORTERS),
     ("aya", &["intercept"]),
     ("aya_log", &["intercept"]),
@@ -97,8 +102,12 @@ const OWNERS: [(&str, &[&str]); 8] = [
             "admin", "config", "demo", "doctor", "drain", "record", "status",
         ],
     ),
-    ("netlink_packet_route", &["delivery"]),
-    ("netlink_sys", &["delivery"]),
+    (
+        "netlink_packet_route",
+        &["delivery", "intercept", "netlink"],
+    ),
+    ("netlink_sys", &["netlink"]),
+    ("ratatui", &["top"]),
     ("toml", &["config"]),
 ];
 

@@ -104,6 +104,7 @@ fn rule() -> impl Strategy<Value = Gateway> {
                 via,
                 names: None,
                 connect_timeout: Duration::from_secs(1),
+                keep_source: false,
                 on_relay_failure,
                 path: PathChoice::Auto,
             },
