@@ -11,7 +11,7 @@
 use std::{fmt::Write as _, net::SocketAddr};
 
 use culvert_tests::{
-    App, Culvert, Sandbox,
+    App, Culvert, Payload, Sandbox,
     kernel::{is_confidential, tells_types, version},
     peer::Server,
     record::{ByPath, CloseRecord},
@@ -34,7 +34,7 @@ struct Path {
 }
 
 enum Traffic {
-    /// Megabytes, both ways at once.
+    /// A megabyte both ways at once, and then so much as is taken while the relay stands still.
     Bulk,
     /// Questions and answers on a socket that does not block.
     Messages,
@@ -83,7 +83,8 @@ const PATHS: [Path; 5] = [
     },
 ];
 
-const BULK: u64 = 2 << 20;
+const BULK: u64 = 1 << 20;
+const PILE: u64 = 256 << 10;
 const ROUNDS: u64 = 40;
 const MESSAGE: usize = 200;
 
@@ -92,13 +93,20 @@ impl Path {
         !self.reads_kernel || (tells_types() && !is_confidential())
     }
 
-    /// Sends what it is good for and hears it back.
-    fn carry(&self, app: &App, seed: u64, address: SocketAddr) -> u64 {
+    /// Sends what it is good for and hears it back: how many bytes.
+    fn carry(&self, culvert: &Culvert<'_>, app: &App, seed: u64, address: SocketAddr) -> u64 {
         let socket = app.tcp(address);
-        match self.traffic {
+        let sent = match self.traffic {
             Traffic::Bulk => {
                 socket.connect(address).unwrap();
                 socket.exchange(seed, BULK).unwrap();
+                culvert.freeze();
+                let sent = socket.send_until_blocked(seed, PILE).unwrap();
+                culvert.thaw();
+                let received = socket.receive(usize::try_from(sent).unwrap()).unwrap();
+                assert_eq!(received.len() as u64, sent);
+                assert_eq!(Payload { seed }.first_difference(0, &received), None);
+                BULK + sent
             }
             Traffic::Messages => {
                 socket.set_nonblocking(true);
@@ -106,13 +114,11 @@ impl Path {
                 let _in_progress = socket.connect(address);
                 socket.finish_connect().unwrap();
                 socket.converse(seed, ROUNDS, MESSAGE).unwrap();
+                ROUNDS * MESSAGE as u64
             }
-        }
+        };
         socket.close();
-        match self.traffic {
-            Traffic::Bulk => BULK,
-            Traffic::Messages => ROUNDS * MESSAGE as u64,
-        }
+        sent
     }
 
     fn check(&self, record: &CloseRecord) {
@@ -166,7 +172,7 @@ fn each_carries_bytes_whole_or_is_off_for_a_reason() {
     let app = sandbox.app();
     let sent: Vec<_> = (1..)
         .zip(PATHS.iter().zip(&servers))
-        .map(|(seed, (path, server))| path.carry(&app, seed, server.address()))
+        .map(|(seed, (path, server))| path.carry(&culvert, &app, seed, server.address()))
         .collect();
     let records = culvert.await_records(PATHS.len());
     for (path, sent) in PATHS.iter().zip(sent) {

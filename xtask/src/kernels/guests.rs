@@ -122,7 +122,7 @@ pub(super) struct Test {
 const FLOOR: (u32, u32) = (5, 10);
 
 /// All tests that guests run.
-pub(super) static TESTS: [Test; 29] = {
+pub(super) static TESTS: [Test; 30] = {
     use Need::{Ipv6, Memory, Types};
     [
         test(FORWARD, "intercept::ipv4").brief(),
@@ -169,6 +169,12 @@ pub(super) static TESTS: [Test; 29] = {
         )
         .needs(&[Ipv6]),
         test(REVERSE, "reverse::both_roles_at_once").brief(),
+        test(
+            BY_INTERFACE,
+            "reverse::interfaces_choose_also_when_they_appear_later",
+        )
+        .since((5, 17))
+        .needs(&[Types]),
         test(STEER, "reverse_steer::the_fail_mode_holds"),
         test(
             GATEWAY,
@@ -238,6 +244,7 @@ pub(super) const FORWARD: &str = "forward";
 pub(super) const SELECTORS: &str = "selectors";
 pub(super) const FAILURE: &str = "failure";
 pub(super) const REVERSE: &str = "reverse";
+pub(super) const BY_INTERFACE: &str = "reverse by interface";
 pub(super) const STEER: &str = "steer";
 pub(super) const GATEWAY: &str = "gateway";
 pub(super) const SOURCE_LOOPBACK: &str = "source on loopback";

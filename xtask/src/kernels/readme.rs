@@ -31,7 +31,7 @@ const ROWS: [(&str, Row); 20] = [
     ("rules with `exe` or `pid`", Row::Check("task_selectors")),
     ("`culvert exec`", Row::Tests(guests::EXEC)),
     ("`[[reverse]]` rules", Row::Tests(guests::REVERSE)),
-    ("those with `interface`", Row::Check("interface_selector")),
+    ("those with `interface`", Row::Tests(guests::BY_INTERFACE)),
     (
         "`keep_source`, service on loopback",
         Row::Tests(guests::SOURCE_LOOPBACK),
