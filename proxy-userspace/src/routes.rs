@@ -27,9 +27,12 @@ use crate::{
 
 pub use names::ByName;
 
-/// How long a generation is kept when the next one is in force: a connection that it selected is accepted only when its handshake
-/// is over, which the kernel gives up after 127 s (`tcp_syn_retries` 6, tcp(7)).
-const KEPT: Duration = Duration::from_secs(130);
+/// Generations that are kept however old they are.
+const LEAST_KEPT: usize = 8;
+/// How long others are kept when the next one is in force: a connection that one selected is accepted only when its handshake is
+/// over, and a SYN that is lost three times takes 7 s (`TCP_TIMEOUT_INIT` in `include/net/tcp.h`). What they hold, such as the
+/// kernel's room for endpoints, nobody else has meanwhile.
+const KEPT: Duration = Duration::from_secs(10);
 /// Generations that are kept at most: somebody may reload all the time.
 const MOST_KEPT: usize = 256;
 
@@ -316,18 +319,21 @@ impl Routes {
 
     fn publish_at(&self, generation: &Generation, now: Instant) {
         self.generations.rcu(|known| {
-            let mut next = Vec::with_capacity(known.len() + 1);
-            for known in known.iter() {
-                let followed = known.followed.unwrap_or(now);
-                if known.number != generation.number && now.duration_since(followed) <= KEPT {
-                    next.push(Generation {
-                        followed: Some(followed),
-                        ..known.clone()
-                    });
-                }
-            }
+            let mut next: Vec<_> = known
+                .iter()
+                .filter(|known| known.number != generation.number)
+                .map(|known| Generation {
+                    followed: Some(known.followed.unwrap_or(now)),
+                    ..known.clone()
+                })
+                .collect();
             next.push(generation.clone());
-            let surplus = next.len().saturating_sub(MOST_KEPT);
+            let old = next.iter().take_while(|known| {
+                let followed = known.followed.unwrap_or(now);
+                now.duration_since(followed) > KEPT
+            });
+            let surplus = old.count().min(next.len().saturating_sub(LEAST_KEPT));
+            let surplus = surplus.max(next.len().saturating_sub(MOST_KEPT));
             next.drain(..surplus);
             next
         });
@@ -427,14 +433,15 @@ mod tests {
             routes.publish_at(&generation_of(generation, &generation.to_string()), at);
         };
         let find = |generation, index| routes.find(RuleRef { generation, index });
-        publish(1, begun);
-        publish(2, begun + 10 * KEPT);
-        publish(3, begun + 11 * KEPT);
+        let last = u32::try_from(LEAST_KEPT).unwrap() + 2;
+        for generation in 1..=last {
+            publish(generation, begun);
+        }
         assert_eq!(&*find(1, 0).unwrap().rule, "1", "old, but not for long");
         assert!(find(1, 1).is_none());
-        publish(4, begun + 11 * KEPT + Duration::from_millis(1));
-        assert!(find(1, 0).is_none());
-        assert_eq!(&*find(2, 0).unwrap().rule, "2");
+        publish(last + 1, begun + 2 * KEPT);
+        assert!(find(3, 0).is_none(), "one of those that nobody needs");
+        assert_eq!(&*find(4, 0).unwrap().rule, "4", "one of the last");
     }
 
     #[test]
