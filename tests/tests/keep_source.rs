@@ -565,11 +565,12 @@ fn a_name_that_stands_for_other_servers_is_followed() {
     for (address, server) in [(REMOTES[0], &there), (LOCALHOST_V4, &here)] {
         assert_eq!(client.within(|| seen(from, site)).unwrap(), from);
         names.set("web.test", &[address]);
-        let served = server.clients().len();
+        let before_it = server.clients().len();
         eventually("a connection to where the name has moved", || {
             // Until the routes are there, too, it may fail.
             let seen = client.within(|| seen(from, site));
-            (seen.is_ok_and(|seen| seen == from) && server.clients().len() > served).then_some(())
+            (seen.is_ok_and(|seen| seen == from) && server.clients().len() > before_it)
+                .then_some(())
         });
     }
     assert!(culvert.stop().success());
