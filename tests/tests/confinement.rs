@@ -12,7 +12,8 @@
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use culvert_tests::{
-    Culvert, Sandbox, daemon::Settings, eventually, peer::Server, rules::ALL, sandbox::SERVER_V4,
+    Culvert, Sandbox, daemon::Settings, eventually, eventually::in_time, peer::Server, rules::ALL,
+    sandbox::SERVER_V4,
 };
 use nix::{
     sys::{
@@ -55,19 +56,20 @@ impl Thread {
 
 fn threads(culvert: &Culvert<'_>) -> Vec<Thread> {
     let tasks = fs::read_dir(format!("/proc/{}/task", culvert.pid())).unwrap();
-    let threads = tasks.map(|task| {
+    let threads = tasks.filter_map(|task| {
         let task = task.unwrap();
-        let status = fs::read_to_string(task.path().join("status")).unwrap();
+        // One that has ended by now has nothing any more.
+        let status = fs::read_to_string(task.path().join("status")).ok()?;
         let status: BTreeMap<_, _> = status
             .lines()
             .filter_map(|line| line.split_once(':'))
             .map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
             .collect();
-        Thread {
+        Some(Thread {
             id: task.file_name().to_str().unwrap().parse().unwrap(),
             name: status["Name"].clone(),
             status,
-        }
+        })
     });
     threads.collect()
 }
@@ -75,43 +77,57 @@ fn threads(culvert: &Culvert<'_>) -> Vec<Thread> {
 const GROUP: &str = "[upstream.web]\nendpoints = [\"192.0.2.1:80\"]\n\
                      [[forward]]\nname = \"web\"\nmatch = { dest = \"203.0.113.1\" }\nvia = \"web\"\n";
 
+/// Threads lower what they may do when they begin, which can be a moment after the daemon says that it is ready; measuring is over
+/// sooner or later, and is the only work of a thread that ends.
 fn assert_confined(culvert: &Culvert<'_>, main: &[u32], strangers: &[u32]) {
-    let mut names = Vec::new();
-    // Measuring is over sooner or later, and is the only work of a thread that ends.
-    let threads = eventually("the end of measuring", || {
-        let threads = threads(culvert);
-        let ends = threads.iter().any(|thread| thread.name == "calibration");
-        (!ends).then_some(threads)
+    in_time(|| {
+        unconfined(culvert, main, strangers)
+            .is_empty()
+            .then_some(())
     });
-    for thread in threads {
-        let allowed = match thread.name.as_str() {
+    assert_eq!(unconfined(culvert, main, strangers), [""; 0]);
+}
+
+/// What is other than it should be.
+fn unconfined(culvert: &Culvert<'_>, main: &[u32], strangers: &[u32]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let threads = threads(culvert);
+    for thread in &threads {
+        let name = thread.name.as_str();
+        let allowed = match name {
             "culvert" => set(main),
             "access-log" => 0,
             "groups" => set(&STRANGERS),
             name if name.starts_with("relay-") => set(strangers),
-            name => panic!("what is the thread {name} for?"),
+            name => {
+                wrong.push(format!("what is the thread {name} for?"));
+                continue;
+            }
         };
-        for of in ["CapPrm", "CapEff"] {
-            assert_eq!(
-                thread.capabilities(of),
-                allowed,
-                "{of} of {}: {:#?}",
-                thread.name,
-                thread.status
-            );
+        // What a program could have that a thread became, were it not for `NoNewPrivs`.
+        let bounding = set(main) | set(&[NET_RAW]);
+        for (of, expected) in [
+            ("CapPrm", allowed),
+            ("CapEff", allowed),
+            ("CapInh", 0),
+            ("CapAmb", 0),
+            ("CapBnd", bounding),
+        ] {
+            let found = thread.capabilities(of);
+            if found != expected {
+                wrong.push(format!("{of} of {name}: {found:x} and not {expected:x}"));
+            }
         }
-        assert_eq!(thread.capabilities("CapInh"), 0, "{}", thread.name);
-        assert_eq!(thread.capabilities("CapAmb"), 0, "{}", thread.name);
-        // What a program could have that a thread became, were it not for the next line.
-        let bounding = thread.capabilities("CapBnd");
-        let most = set(main) | set(&[NET_RAW]);
-        assert_eq!(bounding, most, "{}", thread.name);
-        assert_eq!(thread.status["NoNewPrivs"], "1", "{}", thread.name);
-        names.push(thread.name);
+        if thread.status["NoNewPrivs"] != "1" {
+            wrong.push(format!("{name} may get privileges"));
+        }
     }
     for expected in ["culvert", "access-log", "groups", "relay-0"] {
-        assert!(names.iter().any(|name| name == expected), "{names:?}");
+        if !threads.iter().any(|thread| thread.name == expected) {
+            wrong.push(format!("there is no thread {expected}"));
+        }
     }
+    wrong
 }
 
 /// Has an app exchange a thousand bytes with an echo server.
