@@ -10,7 +10,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    admin::{Admin, Answer, Asked, Question, Scrapes},
+    admin::{Admin, Answer, Asked, Offer, Question, Scrapes},
     cgroup::Cgroup2,
     cli::RunArgs,
     config::{self, Config, ConfigError},
@@ -87,7 +87,8 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     };
     // The predecessor's is gone by now.
     let mut admin = open_admin(service.config().daemon.admin.as_deref());
-    let mut scrapes = open_scrapes(service.config().daemon.metrics);
+    let mut scrapes = open_scrapes(service.config().daemon.metrics, Offer::Metrics);
+    let mut dashboard = open_scrapes(service.config().daemon.dashboard, Offer::Dashboard);
     privileges::keep_what_a_running_daemon_needs(mounts)?;
     if relieved {
         tell(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
@@ -108,6 +109,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
             },
             asked = next_question(admin.as_mut()) => answer(asked, &mut service),
             asked = next_scrape(scrapes.as_mut()) => answer(asked, &mut service),
+            asked = next_scrape(dashboard.as_mut()) => answer(asked, &mut service),
             () = watchdog.due() => if service.turns() {
                 tell(&[NotifyState::Watchdog]);
             },
@@ -115,7 +117,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
         }
     }
 
-    drop((admin, scrapes));
+    drop((admin, scrapes, dashboard));
     if let Some(pid) = service.successor() {
         // The service manager follows that one, and must not hear that the service ends.
         tracing::info!(
@@ -163,11 +165,11 @@ fn open_admin(place: Option<&Path>) -> Option<Admin> {
 }
 
 /// As [`open_admin`].
-fn open_scrapes(address: Option<SocketAddr>) -> Option<Scrapes> {
-    match Scrapes::bind(address?) {
+fn open_scrapes(address: Option<SocketAddr>, offer: Offer) -> Option<Scrapes> {
+    match Scrapes::bind(address?, offer) {
         Ok(scrapes) => Some(scrapes),
         Err(error) => {
-            tracing::warn!("no metrics: {}", one_line(&error));
+            tracing::warn!("no {}: {}", offer.key(), one_line(&error));
             None
         }
     }

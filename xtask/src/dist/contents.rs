@@ -106,6 +106,9 @@ impl Contents {
             packed("takeover.conf")
                 .debian(format!("{DOC}/examples/takeover.conf"))
                 .tarball("systemd/takeover.conf"),
+            packed("grafana.json")
+                .debian(format!("{DOC}/examples/grafana.json"))
+                .tarball("grafana.json"),
             // It may get a password one day.
             packed("culvert.toml")
                 .mode(0o600)
