@@ -90,7 +90,7 @@ fn access_log(log: &AccessLog) -> AccessLogStatus {
 
 fn connections(stats: &Stats) -> Connections {
     Connections {
-        live: stats.live.load(Relaxed) as u64,
+        live: stats.live() as u64,
         accepted: stats.accepted.load(Relaxed),
         accept_failures: stats.accept_failures.load(Relaxed),
         at_limit: stats.at_limit.load(Relaxed),
