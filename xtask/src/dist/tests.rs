@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::Output,
     thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -443,4 +444,100 @@ fn systemd_finds_no_fault_with_the_unit_and_little_exposure() {
         let said = String::from_utf8_lossy(&said.stderr).into_owned();
         assert!(said.contains("NoSuchKey"), "{said}");
     });
+}
+
+/// A cgroup below which everything is killed in the end.
+struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    fn new() -> Self {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let mount = mounts
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>())
+            .find(|fields| fields[2] == "cgroup2")
+            .expect("cgroup v2");
+        let name = format!("culvert-boot-{}", std::process::id());
+        let path = Path::new(mount[1]).join(name);
+        fs::create_dir(&path).unwrap();
+        Self { path }
+    }
+
+    fn remove(folder: &Path) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                Self::remove(&entry.path());
+            }
+        }
+        // What is killed takes a moment to be gone.
+        for _ in 0..100 {
+            if fs::remove_dir(folder).is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        eprintln!("{} is left", folder.display());
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        fs::write(self.path.join("cgroup.kill"), "1").unwrap();
+        Self::remove(&self.path);
+    }
+}
+
+#[test]
+fn the_service_works_under_systemd_with_all_that_the_unit_forbids() {
+    const SYSTEMD: &str = "/lib/systemd/systemd";
+    let Some(binary) = env::var_os(crate::test::BINARY) else {
+        progress::step("skipped: no binary to be installed is named");
+        return;
+    };
+    if !Path::new(SYSTEMD).exists() {
+        progress::step("skipped: there is no systemd");
+        return;
+    }
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let packages = packed(folder.path(), Path::new(&binary), "1.0");
+    fs::rename(&packages[1], at("package.deb")).unwrap();
+    fs::create_dir(at("view")).unwrap();
+    fs::write(at("probe.sh"), include_str!("tests/probe.sh")).unwrap();
+    fs::write(at("boot.sh"), include_str!("tests/boot.sh")).unwrap();
+
+    let cgroup = Cgroup::new();
+    let enter = format!(
+        "echo $$ > {}/cgroup.procs && exec unshare --mount --pid --net --ipc --uts --cgroup --fork --kill-child sh {} {}",
+        cgroup.path.display(),
+        at("boot.sh").display(),
+        folder.path().display()
+    );
+    let log = fs::File::create(at("boot")).unwrap();
+    let mut systemd = Command::new("sh")
+        .args(["-c", &enter])
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_mins(4);
+    while !at("done").exists() && Instant::now() < deadline {
+        if systemd.try_wait().unwrap().is_some() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    drop(cgroup);
+    systemd.wait().unwrap();
+    let read = |name: &str| fs::read_to_string(at(name)).unwrap_or_default();
+    let said = read("said");
+    assert!(
+        said.ends_with("passed\n"),
+        "{}\n{said}\n{}",
+        read("boot"),
+        read("log")
+    );
 }
