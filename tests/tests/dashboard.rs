@@ -161,10 +161,8 @@ fn a_port_alone_is_one_of_loopback() {
 
 #[test]
 fn a_real_browser_shows_what_there_is() {
-    if !Path::new(BROWSER).exists() {
-        eprintln!("skipped: there is no {BROWSER}");
-        return;
-    }
+    // A test that is skipped looks as if it had passed.
+    assert!(Path::new(BROWSER).exists(), "apt-get install chromium");
     with_connection(|sandbox, culvert, _| {
         // Names of programs are anybody's to choose.
         let program = sandbox.directory().join("<b>bash");

@@ -20,8 +20,9 @@ use crate::{
 /// Where the tests find the release binary.
 pub(crate) const BINARY: &str = "CULVERT_BIN";
 /// What the kernel tests talk to and look with: program or file, Debian package.
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 17] = [
     ("bpftool", "bpftool"),
+    ("/usr/bin/chromium", "chromium"),
     ("curl", "curl"),
     ("haproxy", "haproxy"),
     ("ip", "iproute2"),
@@ -40,6 +41,7 @@ const PROGRAMS: [(&str, &str); 15] = [
     ("redis-server", "redis-server"),
     ("ssh", "openssh-client"),
     ("sshd", "openssh-server"),
+    ("/lib/systemd/systemd", "systemd"),
     ("wrk", "wrk"),
 ];
 /// The crates with tests; all in one Cargo call, so that their dependencies are built once for all.

@@ -400,10 +400,6 @@ fn without_secrets_a_purge_leaves_no_folder() {
 fn systemd_finds_no_fault_with_the_unit_and_little_exposure() {
     // Of ten; what is left is what culvert is for, and that it runs as root, who owns /sys/fs/bpf.
     const EXPOSURE: &str = "40";
-    if !command::exists("systemd-analyze") {
-        progress::step("skipped: there is no systemd-analyze");
-        return;
-    }
     let folder = TempDir::new().unwrap();
     let [_, package] = &*packed(folder.path(), &program(folder.path()), "1.0") else {
         panic!()
@@ -493,14 +489,10 @@ impl Drop for Cgroup {
 #[test]
 fn the_service_works_under_systemd_with_all_that_the_unit_forbids() {
     const SYSTEMD: &str = "/lib/systemd/systemd";
-    let Some(binary) = env::var_os(crate::test::BINARY) else {
-        progress::step("skipped: no binary to be installed is named");
-        return;
-    };
-    if !Path::new(SYSTEMD).exists() {
-        progress::step("skipped: there is no systemd");
-        return;
-    }
+    // A test that is skipped looks as if it had passed.
+    let binary = env::var_os(crate::test::BINARY)
+        .expect("a binary to be installed: run this by `sudo cargo xtask test`");
+    assert!(Path::new(SYSTEMD).exists(), "apt-get install systemd");
     let folder = TempDir::new().unwrap();
     let at = |name: &str| folder.path().join(name);
     let packages = packed(folder.path(), Path::new(&binary), "1.0");
