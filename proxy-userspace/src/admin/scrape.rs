@@ -1,4 +1,5 @@
-//! The numbers for Prometheus over TCP, and nothing else of the admin socket: there nobody can be told from anybody.
+//! The numbers for Prometheus, and answers to probes, over TCP, and nothing else of the admin socket: there nobody can be told from
+//! anybody.
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -18,11 +19,41 @@ const BACKLOG: i32 = 16;
 
 /// Why there are none.
 #[derive(Debug, Error)]
-#[error("cannot listen on {address}; see `metrics` in [daemon]")]
+#[error("cannot listen on {address}; see `{}` in [daemon]", served.key())]
 pub struct ScrapesError {
+    served: Served,
     address: SocketAddr,
     #[source]
     source: io::Error,
+}
+
+/// What is told to anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// The numbers.
+    Metrics,
+    /// Whether it works.
+    Health,
+}
+
+impl Served {
+    /// The key of the configuration that has the address.
+    #[must_use]
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Metrics => "metrics",
+            Self::Health => "health",
+        }
+    }
+
+    fn may(self) -> fn(Question) -> bool {
+        match self {
+            Self::Metrics => |question| question == Question::Metrics,
+            Self::Health => {
+                |question| matches!(question, Question::ReadyProbe | Question::HealthProbe)
+            }
+        }
+    }
 }
 
 /// A listener for scrapes. It is closed when dropped.
@@ -37,14 +68,18 @@ impl Scrapes {
     ///
     /// # Errors
     /// When the address is taken or foreign.
-    pub fn bind(address: SocketAddr) -> Result<Self, ScrapesError> {
-        let failed = |source| ScrapesError { address, source };
+    pub fn bind(address: SocketAddr, served: Served) -> Result<Self, ScrapesError> {
+        let failed = |source| ScrapesError {
+            served,
+            address,
+            source,
+        };
         let listener = socket::listener(address, BACKLOG).map_err(failed)?;
         // An answer is not to be reset behind its last byte.
         socket::end_orderly(&listener);
         let listener = TcpListener::from_std(listener).map_err(failed)?;
         let (ask, questions) = mpsc::channel(MOST_CONNECTIONS);
-        let accepting = tokio::spawn(accept_all(listener, ask)).abort_handle();
+        let accepting = tokio::spawn(accept_all(listener, served, ask)).abort_handle();
         Ok(Self {
             questions,
             accepting,
@@ -63,13 +98,12 @@ impl Drop for Scrapes {
     }
 }
 
-async fn accept_all(listener: TcpListener, ask: mpsc::Sender<Asked>) {
+async fn accept_all(listener: TcpListener, served: Served, ask: mpsc::Sender<Asked>) {
     let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let may = |question| question == Question::Metrics;
-                tokio::spawn(serve(stream, may, ask.clone(), permit));
+                tokio::spawn(serve(stream, served.may(), ask.clone(), permit));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a scrape");

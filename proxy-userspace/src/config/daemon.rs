@@ -53,6 +53,8 @@ pub struct Daemon {
     pub admin: Option<PathBuf>,
     /// Where Prometheus gets its numbers.
     pub metrics: Option<SocketAddr>,
+    /// Where probes are told whether connections are captured.
+    pub health: Option<SocketAddr>,
 }
 
 /// Where close records go, and how they are written.
@@ -139,6 +141,7 @@ impl Daemon {
             access_log: None,
             admin: Some(admin::DEFAULT_PLACE.into()),
             metrics: None,
+            health: None,
         }
     }
 
@@ -189,7 +192,10 @@ impl Daemon {
             daemon.admin = admin_socket(value, findings);
         }
         if let Some(value) = table.get("metrics") {
-            daemon.metrics = metrics(value, findings);
+            daemon.metrics = listener(value, "127.0.0.1:9464", findings);
+        }
+        if let Some(value) = table.get("health") {
+            daemon.health = listener(value, "127.0.0.1:9466", findings);
         }
         daemon.read_timeouts(&mut table, findings);
         table.finish(findings);
@@ -283,9 +289,8 @@ fn admin_socket(value: Value<'_>, findings: &mut Findings) -> Option<PathBuf> {
 }
 
 /// A port alone is one of loopback: who else may ask is to be said.
-fn metrics(value: Value<'_>, findings: &mut Findings) -> Option<SocketAddr> {
-    const EXAMPLE: &str = "127.0.0.1:9464";
-    let text = value.text(EXAMPLE, findings)?;
+fn listener(value: Value<'_>, example: &str, findings: &mut Findings) -> Option<SocketAddr> {
+    let text = value.text(example, findings)?;
     if text == "off" {
         return None;
     }
@@ -295,7 +300,7 @@ fn metrics(value: Value<'_>, findings: &mut Findings) -> Option<SocketAddr> {
     let address = address.filter(|address| address.port() != 0);
     let address = address.ok_or_else(|| {
         Finding::error(format!("{text:?} is no address and port")).help(format!(
-            "such as {EXAMPLE:?}, or \"9464\" for loopback; `off` for none"
+            "such as {example:?}, or its port alone for loopback; `off` for none"
         ))
     });
     findings.keep(address, &value.span())

@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     fmt::{self, Display, Write},
+    net::SocketAddr,
     ops::RangeInclusive,
     time::Duration,
 };
@@ -202,9 +203,9 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         .admin
         .as_ref()
         .map_or_else(|| "none".to_owned(), |path| path.display().to_string());
-    let metrics = daemon
-        .metrics
-        .map_or_else(|| "none".to_owned(), |address| address.to_string());
+    let listener = |address: Option<SocketAddr>| {
+        address.map_or_else(|| "none".to_owned(), |address| address.to_string())
+    };
     let idle = daemon.idle_timeout.map_or_else(|| "off".to_owned(), time);
     [
         ("cgroup", format!("/{}", daemon.cgroup)),
@@ -219,7 +220,8 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         ("calibrate", calibrate.to_owned()),
         ("access log", log),
         ("admin socket", admin),
-        ("metrics", metrics),
+        ("metrics", listener(daemon.metrics)),
+        ("health", listener(daemon.health)),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .to_vec()
