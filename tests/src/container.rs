@@ -41,14 +41,19 @@ pub mod capability {
     pub const SIDECAR: [u8; 3] = [NET_ADMIN, PERFMON, BPF];
 }
 
+/// Where a container has its configuration.
+pub const CONFIG: &str = "/etc/culvert/culvert.toml";
+/// Where a container has the host's cgroup hierarchy.
+pub const HOST_CGROUPS: &str = "/host/cgroup";
+
 /// What a container sees of the cgroup hierarchy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum View {
     /// Its own cgroup as the root.
     Own,
-    /// The host's hierarchy, read-only, from a cgroup namespace of its own.
+    /// The same, and the host's hierarchy elsewhere, read-only.
     Mounted,
-    /// The host's hierarchy, read-only, from the host's cgroup namespace.
+    /// The whole hierarchy, read-only, from the host's cgroup namespace.
     Host,
 }
 
@@ -117,11 +122,11 @@ impl<'a> Pod<'a> {
 
     /// What a container is made of that has nothing but culvert and its configuration.
     pub fn sidecar(&self, name: &str, rules: &str) -> Container<'a> {
-        let command = ["/program", "sidecar", "--config", "/etc/culvert.toml"];
+        let command = ["/program", "sidecar", "--config", CONFIG];
         let mut container = self.container(name, &culvert_binary(), command.map(Into::into).into());
         let config = container.directory.path().join("culvert.toml");
         fs::write(&config, rules).expect("cannot write a configuration");
-        container.mount(&config, "/etc/culvert.toml");
+        container.mount(&config, CONFIG);
         container.spec.capabilities = capability::SIDECAR.into();
         container.spec.view = View::Mounted;
         container.spec.writable = Some("/run".to_owned());
@@ -132,7 +137,7 @@ impl<'a> Pod<'a> {
         let cgroup = Arc::new(self.cgroup.child(name));
         let directory = TempDir::with_prefix("culvert-tests-").expect("a temporary directory");
         let root = directory.path().join("root");
-        for place in ["proc", "sys", "run"] {
+        for place in ["proc", "sys", "run", "host/cgroup"] {
             fs::create_dir_all(root.join(place)).expect("cannot make a root file system");
         }
         let mut container = Container {

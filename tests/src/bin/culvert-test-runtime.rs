@@ -15,7 +15,7 @@ use std::{
     process,
 };
 
-use culvert_tests::container::{Spec, View};
+use culvert_tests::container::{HOST_CGROUPS, Spec, View};
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -75,11 +75,11 @@ fn contain(spec: &Spec) {
     make("proc", &root.join("proc"), MsFlags::empty());
     make("sysfs", &root.join("sys"), fixed);
     let cgroups = root.join("sys/fs/cgroup");
-    if spec.view == View::Own {
-        make("cgroup2", &cgroups, fixed);
-    } else {
-        bind(&spec.hierarchy, &cgroups);
-        set(&cgroups, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | fixed);
+    make("cgroup2", &cgroups, fixed);
+    if spec.view == View::Mounted {
+        let place = root.join(HOST_CGROUPS.trim_start_matches('/'));
+        bind(&spec.hierarchy, &place);
+        set(&place, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | fixed);
     }
     for (of_host, place) in &spec.mounts {
         let place = root.join(place.trim_start_matches('/'));
