@@ -23,6 +23,7 @@ use crate::{
     failure::Failure,
     intercept::{guard, ingress, standing::Standing},
     live::Query,
+    lock::Lock,
     metrics,
     paint::one_line,
     privileges,
@@ -65,26 +66,30 @@ struct Post {
 enum Kind {
     /// On a host, where it may pin.
     Host,
-    /// In a container, with what others before it have left.
-    Sidecar(Standing),
+    /// In a container, as the only one that serves the pod, with what others before it have left.
+    Sidecar(Lock, Standing),
 }
 
 impl Kind {
     const fn guarded_by(&self) -> GuardedBy {
         match self {
             Self::Host => GuardedBy::Pins,
-            Self::Sidecar(_) => GuardedBy::Cgroup,
+            Self::Sidecar(..) => GuardedBy::Cgroup,
         }
     }
 
-    /// Removes what those before us have left in force.
-    fn remove_stale(self) {
+    /// Removes what those before us have left in force. What is returned is kept until the end.
+    fn remove_stale(self) -> Option<Lock> {
         match self {
-            Self::Host => remove_stale(),
-            Self::Sidecar(stale) => {
+            Self::Host => {
+                remove_stale();
+                None
+            }
+            Self::Sidecar(lock, stale) => {
                 if stale.remove() {
                     tracing::info!("removed the guard that the sidecar before this one had left");
                 }
+                Some(lock)
             }
         }
     }
@@ -145,7 +150,7 @@ async fn run_until_told(
     )?;
     service.set_guard()?;
     // Only now: what a killed predecessor left kept its rules in force until ours are.
-    post.kind.remove_stale();
+    let _lock = post.kind.remove_stale();
     let relieved = match place.relieve(&mut service).await {
         Ok(relieved) => relieved,
         Err(error) => {

@@ -124,8 +124,8 @@ impl<'a> Pod<'a> {
     pub fn sidecar(&self, name: &str, rules: &str) -> Container<'a> {
         let command = ["/program", "sidecar", "--config", CONFIG];
         let mut container = self.container(name, &culvert_binary(), command.map(Into::into).into());
+        container.write_rules(rules);
         let config = container.directory.path().join("culvert.toml");
-        fs::write(&config, rules).expect("cannot write a configuration");
         container.mount(&config, CONFIG);
         container.spec.capabilities = capability::SIDECAR.into();
         container.spec.view = View::Mounted;
@@ -187,6 +187,12 @@ impl Container<'_> {
         self.spec
             .mounts
             .push((of_host.to_owned(), place.to_owned()));
+    }
+
+    /// Writes another configuration for a sidecar.
+    pub fn write_rules(&self, rules: &str) {
+        fs::write(self.directory.path().join("culvert.toml"), rules)
+            .expect("cannot write a configuration");
     }
 
     fn command(&self) -> Command {
@@ -284,10 +290,22 @@ impl Sidecar<'_> {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Sends its process a signal, and waits until the container has ended.
-    pub fn end_by(mut self, signal: Signal) -> ExitStatus {
+    /// Has it read its configuration anew, and waits until it has.
+    pub fn reload(&self) {
+        let reloads = || self.log().matches("reloaded").count();
+        let before = reloads();
+        self.signal(Signal::SIGHUP);
+        eventually("a reload", || (reloads() > before).then_some(()));
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid).expect("a process id");
         kill(Pid::from_raw(pid), signal).expect("cannot signal the sidecar");
+    }
+
+    /// Sends its process a signal, and waits until the container has ended.
+    pub fn end_by(mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
         self.wait()
     }
 

@@ -45,7 +45,6 @@ fn strictly<T: DeserializeOwned>(value: &Value) -> T {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(dead_code, reason = "that they can be read is what is tested")]
 struct PodSpec {
     automount_service_account_token: bool,
     #[serde(default)]
@@ -128,7 +127,6 @@ struct VolumeMount {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[expect(dead_code, reason = "that they can be read is what is tested")]
 struct Volume {
     name: String,
     config_map: Option<BTreeMap<String, String>>,

@@ -61,6 +61,30 @@ fn between_two_sidecars_everything_is_refused() {
 }
 
 #[test]
+fn a_reload_that_wants_no_guard_any_more_takes_it_off() {
+    let sandbox = Sandbox::new();
+    let mirror = mirror(&sandbox);
+    let pod = Pod::new(&sandbox);
+    let app = pod.app("app");
+    let app = app.start_app();
+    let container = refusing(&pod);
+    for (mode, after) in [
+        ("direct", Ok(Route::Direct)),
+        ("refuse", Err(refusal())),
+        ("direct", Ok(Route::Direct)),
+    ] {
+        container.write_rules(&rules("", "refuse"));
+        let sidecar = container.start();
+        sidecar.await_ready();
+        container.write_rules(&rules("", mode));
+        sidecar.reload();
+        assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+        sidecar.end_by(SIGKILL);
+        assert_eq!(app.probe(mirror.address()), after, "{mode}");
+    }
+}
+
+#[test]
 fn an_app_that_is_started_again_is_captured_from_its_first_connection() {
     let sandbox = Sandbox::new();
     let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));

@@ -77,6 +77,25 @@ fn a_cgroup_by_its_path() {
     assert_eq!(second.probe(mirror.address()), DIRECT);
 }
 
+#[test]
+fn one_sidecar_is_enough() {
+    let sandbox = Sandbox::new();
+    let pod = Pod::new(&sandbox);
+    let first = pod.sidecar("first", &rules("", "direct"));
+    let running = first.start();
+    running.await_ready();
+    let second = pod.sidecar("second", &rules("", "direct"));
+    let (code, said) = second.run();
+    assert!(
+        code == Some(1) && said.contains("another sidecar"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(running.asks_ready().0);
+    running.end_by(nix::sys::signal::Signal::SIGKILL);
+    second.start().await_ready();
+}
+
 /// Both sidecars relay the connection: one as the app opens it, one as it arrives.
 #[test]
 fn two_pods_through_their_sidecars() {
