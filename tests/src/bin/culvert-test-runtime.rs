@@ -22,10 +22,11 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::{
         prctl::{set_no_new_privs, set_pdeathsig},
+        resource::{RLIM_INFINITY, Resource, setrlimit},
         signal::{Signal, kill},
         wait::{WaitStatus, waitpid},
     },
-    unistd::{ForkResult, chdir, execv, fork, getpid, pivot_root},
+    unistd::{ForkResult, chdir, chroot, execv, fork, getpid, pivot_root},
 };
 
 fn main() {
@@ -98,8 +99,7 @@ fn contain(spec: &Spec) {
         MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY,
     );
     chdir(root).expect("to enter the root");
-    pivot_root(".", ".").expect("to change the root");
-    umount2(".", MntFlags::MNT_DETACH).expect("to leave the host's files");
+    leave_host();
     chdir("/").expect("to enter the root");
     if spec.user_namespace {
         unshare(CloneFlags::CLONE_NEWUSER).expect("a user namespace");
@@ -107,8 +107,23 @@ fn contain(spec: &Spec) {
         fs::write("/proc/self/uid_map", "0 0 1").expect("to map users");
         fs::write("/proc/self/gid_map", "0 0 1").expect("to map groups");
     }
+    // What engines are told by `ulimits`, for kernels that count maps; who may not needs not, on newer ones.
+    _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
     keep(&spec.capabilities);
     set_no_new_privs().expect("to gain nothing");
+}
+
+/// The working directory becomes the root. The first root of a machine that runs from memory cannot be exchanged, only hidden.
+fn leave_host() {
+    match pivot_root(".", ".") {
+        Ok(()) => umount2(".", MntFlags::MNT_DETACH).expect("to leave the host's files"),
+        Err(Errno::EINVAL) => {
+            let none = None::<&str>;
+            mount(Some("."), "/", none, MsFlags::MS_MOVE, none).expect("to hide the root");
+            chroot(".").expect("to change the root");
+        }
+        Err(error) => panic!("cannot change the root: {error}"),
+    }
 }
 
 /// What root has after an `exec` is what it is bound to.
