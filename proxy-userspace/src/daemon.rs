@@ -1,5 +1,6 @@
 //! `culvert run` and `culvert sidecar`: the proxy of a configuration file, in the foreground, until it is told to end.
 
+mod manager;
 mod place;
 mod sidecar;
 
@@ -15,7 +16,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    admin::{Admin, Answer, Asked, PLAIN, Question, Scrapes, Served},
+    admin::{Admin, Answer, Asked, Offer, PLAIN, Question, Scrapes},
     cgroup::Cgroup2,
     cli::{RunArgs, SidecarArgs},
     config::{self, Config, ConfigError},
@@ -30,6 +31,7 @@ use crate::{
     proxy::GuardedBy,
     service::Service,
 };
+use manager::{Watchdog, tell, tell_of_end};
 use place::Place;
 
 /// Runs until SIGTERM or SIGINT.
@@ -161,15 +163,18 @@ async fn run_until_told(
     };
     // The predecessor's is gone by now.
     let mut admin = open_admin(service.config().daemon.admin.as_deref());
-    let mut scrapes = open_scrapes(service.config().daemon.metrics, Served::Metrics);
-    let mut probes = open_scrapes(service.config().daemon.health, Served::Health);
+    let mut scrapes = open_scrapes(service.config().daemon.metrics, Offer::Metrics);
+    let mut dashboard = open_scrapes(service.config().daemon.dashboard, Offer::Dashboard);
+    let mut probes = open_scrapes(service.config().daemon.health, Offer::Health);
+    privileges::keep_what_a_running_daemon_needs(mounts)?;
     if relieved {
-        notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
+        tell(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
     } else {
-        notify(&[NotifyState::Ready]);
+        tell(&[NotifyState::Ready]);
     }
     tracing::info!(rules = service.config().roles().count(), cgroup, "running");
     service.calibrate();
+    let mut watchdog = Watchdog::new();
 
     loop {
         tokio::select! {
@@ -182,11 +187,15 @@ async fn run_until_told(
             asked = next_question(admin.as_mut()) => answer(asked, &mut service),
             asked = next_scrape(scrapes.as_mut()) => answer(asked, &mut service),
             asked = next_scrape(probes.as_mut()) => answer(asked, &mut service),
+            asked = next_scrape(dashboard.as_mut()) => answer(asked, &mut service),
+            () = watchdog.due() => if service.turns() {
+                tell(&[NotifyState::Watchdog]);
+            },
             () = place.vacated() => service.forget_predecessor(),
         }
     }
 
-    drop((admin, scrapes, probes));
+    drop((admin, scrapes, dashboard, probes));
     if let Some(pid) = service.successor() {
         // The service manager follows that one, and must not hear that the service ends.
         tracing::info!(
@@ -194,7 +203,7 @@ async fn run_until_told(
             "another culvert has taken over; open connections may finish"
         );
     } else {
-        notify(&[NotifyState::Stopping]);
+        tell_of_end(service.config().daemon.drain_timeout);
         tracing::info!("detaching; open connections may finish");
     }
     let drain_timeout = service.config().daemon.drain_timeout;
@@ -234,11 +243,11 @@ fn open_admin(place: Option<&Path>) -> Option<Admin> {
 }
 
 /// As [`open_admin`].
-fn open_scrapes(address: Option<SocketAddr>, served: Served) -> Option<Scrapes> {
-    match Scrapes::bind(address?, served) {
+fn open_scrapes(address: Option<SocketAddr>, offer: Offer) -> Option<Scrapes> {
+    match Scrapes::bind(address?, offer) {
         Ok(scrapes) => Some(scrapes),
         Err(error) => {
-            tracing::warn!("no {}: {}", served.key(), one_line(&error));
+            tracing::warn!("no {}: {}", offer.key(), one_line(&error));
             None
         }
     }
@@ -290,7 +299,7 @@ fn answer(asked: Asked, service: &mut Service) {
 
 /// Puts the file's rules and upstreams in force. A wrong file changes nothing.
 fn reload(service: &mut Service, file: &Path) {
-    notify(&[NotifyState::Reloading]);
+    tell(&[NotifyState::Reloading]);
     match load(file).and_then(|config| service.reload(config)) {
         Ok(()) => {
             tracing::info!(rules = service.config().roles().count(), "reloaded");
@@ -300,14 +309,7 @@ fn reload(service: &mut Service, file: &Path) {
             tracing::error!("not reloaded; the running configuration stays in force\n{error:#}");
         }
     }
-    notify(&[NotifyState::Ready]);
-}
-
-/// Tells systemd, if it wants to know.
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "cannot notify the service manager");
-    }
+    tell(&[NotifyState::Ready]);
 }
 
 /// The signals that a daemon listens to.

@@ -75,10 +75,15 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<ExitCo
         if as_root == AsRoot::Sudo {
             // Only the test programs become root: Cargo's folders keep their owner. sudo drops the environment,
             // and the variables it adds would make culvert act for the user behind it.
-            cargo.arg("--config").arg(format!(
-                "target.'cfg(all())'.runner=['sudo','env','-uSUDO_UID','-uSUDO_GID','-uSUDO_USER','{BINARY}={}']",
-                binary.display()
-            ));
+            let mut words: Vec<_> = ["sudo", "env", "-uSUDO_UID", "-uSUDO_GID", "-uSUDO_USER"]
+                .map(str::to_owned)
+                .into();
+            words.push(format!("{BINARY}={}", binary.display()));
+            words.extend(command::cargo_variables());
+            let words: Vec<_> = words.iter().map(|word| format!("'{word}'")).collect();
+            cargo
+                .arg("--config")
+                .arg(format!("target.'cfg(all())'.runner=[{}]", words.join(",")));
         }
         cargo
     };

@@ -1,5 +1,5 @@
-//! The numbers for Prometheus, and answers to probes, over TCP, and nothing else of the admin socket: there nobody can be told from
-//! anybody.
+//! What is offered over TCP: the numbers for Prometheus, the dashboard, or answers to probes, and nothing else of the admin socket: there nobody can
+//! be told from anybody.
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -11,7 +11,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Asked, MOST_CONNECTIONS, PAUSE, Question, next_of, serve};
+use super::{Asked, Door, MOST_CONNECTIONS, PAUSE, next_of, serve};
 use crate::socket;
 
 /// Connections that may wait to be accepted.
@@ -19,44 +19,38 @@ const BACKLOG: i32 = 16;
 
 /// Why there are none.
 #[derive(Debug, Error)]
-#[error("cannot listen on {address}; see `{}` in [daemon]", served.key())]
+#[error("cannot listen on {address}; see `{}` in [daemon]", offer.key())]
 pub struct ScrapesError {
-    served: Served,
+    offer: Offer,
     address: SocketAddr,
     #[source]
     source: io::Error,
 }
 
-/// What is told to anybody.
+/// What is offered at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Served {
-    /// The numbers.
+pub enum Offer {
+    /// The numbers for Prometheus.
     Metrics,
-    /// Whether it works.
+    /// The page for browsers, and what it asks.
+    Dashboard,
+    /// Whether it works, for probes.
     Health,
 }
 
-impl Served {
-    /// The key of the configuration that has the address.
+impl Offer {
+    /// The key in `[daemon]` that has the address.
     #[must_use]
-    pub const fn key(self) -> &'static str {
+    pub fn key(self) -> &'static str {
         match self {
             Self::Metrics => "metrics",
+            Self::Dashboard => "dashboard",
             Self::Health => "health",
-        }
-    }
-
-    fn may(self) -> fn(Question) -> bool {
-        match self {
-            Self::Metrics => |question| question == Question::Metrics,
-            Self::Health => {
-                |question| matches!(question, Question::ReadyProbe | Question::HealthProbe)
-            }
         }
     }
 }
 
-/// A listener for scrapes. It is closed when dropped.
+/// A listener for whoever only looks. It is closed when dropped.
 #[derive(Debug)]
 pub struct Scrapes {
     questions: mpsc::Receiver<Asked>,
@@ -68,9 +62,9 @@ impl Scrapes {
     ///
     /// # Errors
     /// When the address is taken or foreign.
-    pub fn bind(address: SocketAddr, served: Served) -> Result<Self, ScrapesError> {
+    pub fn bind(address: SocketAddr, offer: Offer) -> Result<Self, ScrapesError> {
         let failed = |source| ScrapesError {
-            served,
+            offer,
             address,
             source,
         };
@@ -79,7 +73,7 @@ impl Scrapes {
         socket::end_orderly(&listener);
         let listener = TcpListener::from_std(listener).map_err(failed)?;
         let (ask, questions) = mpsc::channel(MOST_CONNECTIONS);
-        let accepting = tokio::spawn(accept_all(listener, served, ask)).abort_handle();
+        let accepting = tokio::spawn(accept_all(listener, offer, ask)).abort_handle();
         Ok(Self {
             questions,
             accepting,
@@ -98,15 +92,15 @@ impl Drop for Scrapes {
     }
 }
 
-async fn accept_all(listener: TcpListener, served: Served, ask: mpsc::Sender<Asked>) {
+async fn accept_all(listener: TcpListener, offer: Offer, ask: mpsc::Sender<Asked>) {
     let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(serve(stream, served.may(), ask.clone(), permit));
+                tokio::spawn(serve(stream, Door::Web(offer), ask.clone(), permit));
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a scrape");
+                tracing::warn!(%error, what = offer.key(), "cannot accept a connection");
                 sleep(PAUSE).await;
             }
         }

@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    num::NonZeroUsize,
+    num::{NonZeroU32, NonZeroUsize},
     path::PathBuf,
     time::Duration,
 };
@@ -53,6 +53,8 @@ pub struct Daemon {
     pub admin: Option<PathBuf>,
     /// Where Prometheus gets its numbers.
     pub metrics: Option<SocketAddr>,
+    /// Where browsers get the page that shows what it does.
+    pub dashboard: Option<SocketAddr>,
     /// Where probes are told whether connections are captured.
     pub health: Option<SocketAddr>,
 }
@@ -64,6 +66,23 @@ pub struct AccessLog {
     pub target: LogTarget,
     /// How a record is written.
     pub format: LogFormat,
+    /// One of so many connections that ended as they should has its record written, and all others.
+    pub sample: NonZeroU32,
+    /// Most records in a second.
+    pub rate: Option<NonZeroU32>,
+}
+
+impl AccessLog {
+    /// With all records.
+    #[must_use]
+    pub fn whole(target: LogTarget, format: LogFormat) -> Self {
+        Self {
+            target,
+            format,
+            sample: NonZeroU32::MIN,
+            rate: None,
+        }
+    }
 }
 
 /// Where a log goes.
@@ -141,6 +160,7 @@ impl Daemon {
             access_log: None,
             admin: Some(admin::DEFAULT_PLACE.into()),
             metrics: None,
+            dashboard: None,
             health: None,
         }
     }
@@ -192,10 +212,13 @@ impl Daemon {
             daemon.admin = admin_socket(value, findings);
         }
         if let Some(value) = table.get("metrics") {
-            daemon.metrics = listener(value, "127.0.0.1:9464", findings);
+            daemon.metrics = served_at(value, "127.0.0.1:9464", findings);
+        }
+        if let Some(value) = table.get("dashboard") {
+            daemon.dashboard = served_at(value, "127.0.0.1:9465", findings);
         }
         if let Some(value) = table.get("health") {
-            daemon.health = listener(value, "127.0.0.1:9466", findings);
+            daemon.health = served_at(value, "127.0.0.1:9466", findings);
         }
         daemon.read_timeouts(&mut table, findings);
         table.finish(findings);
@@ -272,10 +295,19 @@ fn access_log(value: Value<'_>, findings: &mut Findings) -> Option<AccessLog> {
             findings,
         ),
     };
+    let mut number = |key| match table.get(key) {
+        None => Some(None),
+        Some(value) => {
+            let number = value.number(1..=u32::MAX, findings)?;
+            Some(NonZeroU32::new(number))
+        }
+    };
+    let (sample, rate) = (number("sample"), number("rate"));
     table.finish(findings);
     Some(AccessLog {
-        target: target?,
-        format: format?,
+        sample: sample?.unwrap_or(NonZeroU32::MIN),
+        rate: rate?,
+        ..AccessLog::whole(target?, format?)
     })
 }
 
@@ -289,7 +321,11 @@ fn admin_socket(value: Value<'_>, findings: &mut Findings) -> Option<PathBuf> {
 }
 
 /// A port alone is one of loopback: who else may ask is to be said.
-fn listener(value: Value<'_>, example: &str, findings: &mut Findings) -> Option<SocketAddr> {
+fn served_at(
+    value: Value<'_>,
+    example: &'static str,
+    findings: &mut Findings,
+) -> Option<SocketAddr> {
     let text = value.text(example, findings)?;
     if text == "off" {
         return None;
@@ -300,7 +336,8 @@ fn listener(value: Value<'_>, example: &str, findings: &mut Findings) -> Option<
     let address = address.filter(|address| address.port() != 0);
     let address = address.ok_or_else(|| {
         Finding::error(format!("{text:?} is no address and port")).help(format!(
-            "such as {example:?}, or its port alone for loopback; `off` for none"
+            "such as {example:?}, or {:?} for loopback; `off` for none",
+            example.rsplit(':').next().unwrap_or_default()
         ))
     });
     findings.keep(address, &value.span())

@@ -223,6 +223,7 @@ fn document() -> impl Strategy<Value = String> {
         "admin",
         "metrics",
         "health",
+        "dashboard",
         "calibrate",
         "ingress",
     ]);
