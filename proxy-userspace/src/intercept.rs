@@ -16,9 +16,11 @@ pub mod ingress;
 mod namespace;
 mod object;
 mod predecessor;
+mod readiness;
 mod redirects;
 mod returns;
 mod shortcut;
+pub mod standing;
 pub mod survey;
 mod syscall;
 mod tables;
@@ -28,7 +30,7 @@ mod wheels;
 use std::{
     collections::BTreeSet,
     net::TcpListener,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
     sync::Arc,
 };
@@ -57,6 +59,7 @@ use arrivals::{Arrivals, Services};
 use error::{attach_error, load_error};
 use guard::Guard;
 use ingress::Ingress;
+use standing::Standing;
 
 /// What the configuration decides about the kernel side.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +112,7 @@ pub struct Interceptor {
     gateway: gateway::Gateway,
     services: Services,
     guard: Option<Guard>,
+    standing: Option<Standing>,
     relays: handles::Relays,
     /// The daemon whose place we take, until it has ended.
     predecessor: Option<u32>,
@@ -161,6 +165,7 @@ impl Interceptor {
             gateway: gateway::Gateway::default(),
             services,
             guard: None,
+            standing: None,
             relays,
             predecessor: predecessor.map(Predecessor::pid),
         };
@@ -408,19 +413,6 @@ impl Interceptor {
             None => Guard::create(place.to_owned())?,
         };
         Ok(self.guard.insert(guard))
-    }
-
-    /// Attaches the guard to a cgroup without pinning it: it holds as long as somebody holds what this returns.
-    ///
-    /// # Errors
-    /// When the kernel refuses a program, or does not tell its link.
-    pub fn lend_guard(&mut self, cgroup: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, InterceptError> {
-        let mut lent = Vec::new();
-        for name in GUARDS {
-            let link = self.attach_guard_program(name, cgroup)?;
-            lent.push(guard::duplicate(name, link)?);
-        }
-        Ok(lent)
     }
 
     /// Removes the guard, if there is one.
