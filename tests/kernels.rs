@@ -19,7 +19,7 @@ mod gateway_source;
 mod intercept;
 #[path = "tests/isolation.rs"]
 mod isolation;
-#[path = "tests/keep_source.rs"]
+#[path = "tests/keep_source/main.rs"]
 mod keep_source;
 #[path = "tests/needs.rs"]
 mod needs;

@@ -226,7 +226,7 @@ pub(super) static TESTS: [Test; 34] = {
         .needs(&[Ipv6]),
         test(
             SOURCE_HERE,
-            "keep_source::a_killed_daemon_leaves_nothing_beyond_the_next_or_detach",
+            "keep_source::changes::a_killed_daemon_leaves_nothing_beyond_the_next_or_detach",
         )
         .needs(&[Ipv6]),
         test(
