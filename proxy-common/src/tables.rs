@@ -297,6 +297,19 @@ impl Passage {
     }
 }
 
+/// Interfaces that packets can be sent on between, at most.
+pub const MAX_FAST_LINKS: usize = 256;
+
+/// An interface of the fast path, in the map [`FAST_LINKS`](crate::names::FAST_LINKS).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FastLink {
+    /// Bytes of the longest IP packet that can be sent by it.
+    pub mtu: u32,
+    /// Whether packets may come in only where answers would leave (`rp_filter`).
+    pub strict: u32,
+}
+
 /// Address family of the app's socket, as in `AF_INET` and `AF_INET6`.
 pub struct Family;
 

@@ -72,6 +72,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
         place.predecessor(),
     )?;
     service.pin_guard()?;
+    service.route()?;
     // Only now: what a killed predecessor left kept its rules in force until ours are.
     remove_stale();
     let relieved = match place.relieve(&mut service).await {

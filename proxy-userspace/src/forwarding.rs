@@ -47,6 +47,20 @@ impl Forwarding {
     }
 }
 
+/// Whether an interface takes IPv4 packets only where an answer would leave (`net.ipv4.conf.NAME.rp_filter`).
+#[must_use]
+pub fn is_strict(interface: &str) -> bool {
+    /// The answer must leave by the same interface.
+    const STRICT: u8 = 1;
+    let value = |interface: &str| {
+        let path = format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.trim().parse::<u8>().unwrap_or_default()
+    };
+    // The greater one counts (ip-sysctl.rst in the kernel's documentation).
+    value("all").max(value(interface)) == STRICT
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -42,12 +42,15 @@
 //!    they may come in by.
 //! 5. When a socket is gone its packets are not routed on: see `gateway` for what remembers it.
 //!
+//! What no rule selects is the kernel's to route, or `router`'s in `proxy-ebpf`, where that was asked for: it runs last, and leaves
+//! to the kernel whatever takes thought.
+//!
 //! # Layers
 //!
 //! | layer | modules | may know |
 //! |---|---|---|
 //! | words | [`rule`], [`close`], [`clock`], [`balance`], [`lock`], [`netlink`] | nothing of ours |
-//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`], [`delivery`] | words, and pieces named in their heading |
+//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`], [`delivery`], [`netfilter`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
 //! | groups | [`group`] | words and pieces |
 //! | threads | [`live`], [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
@@ -133,6 +136,10 @@
 //! - **One listener per worker for what passes through**, each on a port of its own, chosen by a hash of the addresses: a packet
 //!   cannot be assigned to one of several that share a port before kernel 6.6, and the end of a handshake by SYN cookie has to find the
 //!   listener that began it. Choosing by core would leave all to one where an interface has one queue.
+//! - **The fast path asks for the way back**, one look-up more in IPv4. The kernel throws away what comes from its own addresses, and what
+//!   `rp_filter` says; a copy of both kept in a map would be late by a moment whenever an address changes.
+//! - **It rests while netfilter has rules**, also when they come later. A firewall that is switched on and does not see the packets is worse than
+//!   a slow one.
 //! - **One runtime per core, no work stealing.** A connection stays on the core that accepted it; buffers are per thread and
 //!   used only while bytes wait, which is what lets ten thousand idle connections cost little.
 
@@ -161,6 +168,7 @@ mod listener;
 pub mod live;
 pub mod lock;
 pub mod metrics;
+pub mod netfilter;
 pub mod netlink;
 mod origin;
 mod paint;

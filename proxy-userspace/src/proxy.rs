@@ -12,6 +12,7 @@ mod hits;
 mod keeper;
 mod look;
 mod needs;
+mod router;
 mod sources;
 mod status;
 mod steer;
@@ -38,6 +39,7 @@ pub(crate) use self::{
 };
 pub use self::{
     needs::GuardNeeds,
+    router::{RouterError, obstacle},
     sources::{Returns, Shown, SourceError, Unanswered},
 };
 
@@ -120,6 +122,9 @@ pub enum ProxyError {
     /// It is not known by which interfaces servers answer.
     #[error("cannot list the interfaces of this host, by which servers answer (`keep_source`)")]
     Interfaces(#[source] io::Error),
+    /// There is no fast path.
+    #[error(transparent)]
+    Router(#[from] RouterError),
     /// The kernel side.
     #[error(transparent)]
     Intercept(#[from] InterceptError),
@@ -147,6 +152,8 @@ impl ProxyError {
         match self {
             Self::Intercept(error) => error.is_missing_feature(),
             Self::Source(error) => error.is_missing_feature(),
+            // The machine does not allow it.
+            Self::Router(error) => !matches!(error, RouterError::Interfaces(_)),
             Self::Listen { .. }
             | Self::Elsewhere { .. }
             | Self::Worker(_)

@@ -24,7 +24,7 @@ use crate::{
     intercept::Predecessor,
     policy::Names,
     privileges,
-    proxy::{GuardNeeds, Proxy, Rules, Settings, Shown},
+    proxy::{GuardNeeds, Proxy, ProxyError, Rules, Settings, Shown},
     record::AccessLogGuard,
     resolve,
     rule::{Calibrate, Reverse, Rule, Via},
@@ -60,6 +60,7 @@ impl Service {
         predecessor: Option<&Predecessor>,
     ) -> Result<Self> {
         require_whole_hierarchy(&config, &cgroups)?;
+        config.router.allow().map_err(ProxyError::from)?;
         let daemon = &config.daemon;
         let (access_log, guard) = daemon
             .access_log
@@ -116,6 +117,14 @@ impl Service {
         Ok(self.proxy.lend_guard(&self.attach_point)?)
     }
 
+    /// Sends on what passes through as `[router]` says. After all that attaches to interfaces.
+    ///
+    /// # Errors
+    /// When that may not be, or the kernel refuses.
+    pub(crate) fn route(&mut self) -> Result<()> {
+        Ok(self.proxy.route(&self.config.router)?)
+    }
+
     /// Serves. Never returns, and may be dropped and called again.
     pub(crate) async fn run(&mut self) -> Infallible {
         loop {
@@ -136,6 +145,10 @@ impl Service {
             tracing::warn!("changes in [daemon] take effect at the next start");
         }
         require_whole_hierarchy(&config, &self.cgroups)?;
+        let routes_otherwise = config.router != self.config.router;
+        if routes_otherwise {
+            config.router.allow().map_err(ProxyError::from)?;
+        }
         let watcher = watcher(&config, &self.cgroups);
         let names = resolve::resolve(config.roles(), &self.cgroups, &self.names);
         // What is needed of a guard comes before the rules that need it; what is not goes after them.
@@ -149,6 +162,12 @@ impl Service {
             tracing::error!(%error, "a pin is left; `culvert detach` removes it");
         }
         installed?;
+        if !routes_otherwise {
+            self.proxy.follow_router();
+        } else if let Err(error) = self.proxy.route(&config.router) {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(error, "no fast path; the kernel routes");
+        }
         warn_of_unresolved(&names);
         self.watcher = watcher;
         self.names = names;
@@ -225,6 +244,7 @@ impl Service {
     fn put_in_force(&mut self, target: &drain::Target) -> Result<()> {
         if matches!(target, drain::Target::Binding { .. }) {
             self.proxy.install(&rules(&self.config, &self.names))?;
+            self.proxy.follow_router();
         }
         Ok(())
     }
@@ -283,6 +303,7 @@ impl Service {
         let rules = rules(&self.config, &self.names);
         self.proxy.follow_sources(&rules);
         self.proxy.follow_interfaces(&rules);
+        self.proxy.follow_router();
     }
 
     /// A cgroup, executable or interface that rules name appeared, changed or went away.
@@ -297,6 +318,7 @@ impl Service {
                     "cgroups, executables or interfaces that rules name have changed; rules updated"
                 );
                 self.names = names;
+                self.proxy.follow_router();
             }
             Err(error) => tracing::error!(%error, "cannot update the rules"),
         }
@@ -352,6 +374,7 @@ async fn time_to_look(config: &Config, names: &Names, looked: Instant) {
     let is_steered = |rule: &Reverse| rule.steered_to().is_some();
     let wants = !names.interfaces.is_empty()
         || keeps_sources(config)
+        || config.router.is_on()
         || config.reverse.iter().any(is_steered);
     if !wants {
         return pending().await;

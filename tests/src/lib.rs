@@ -20,6 +20,7 @@
 pub mod app;
 pub mod cgroup;
 pub mod daemon;
+pub mod datagrams;
 pub mod eventually;
 pub mod hosts;
 pub mod kernel;

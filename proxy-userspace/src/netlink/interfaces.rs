@@ -5,7 +5,7 @@ use std::io;
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
 };
 
 use super::Conversation;
@@ -21,6 +21,10 @@ pub struct Interface {
     pub is_loopback: bool,
     /// Whether packets that it gets are another interface's: it is a port of a bridge or bond.
     pub is_port: bool,
+    /// Whether packets have Ethernet headers.
+    pub is_ethernet: bool,
+    /// Bytes of the longest IP packet that it can send.
+    pub mtu: u32,
 }
 
 impl Conversation {
@@ -49,6 +53,13 @@ impl Interface {
                 LinkAttribute::IfName(name) => Some(name.clone()),
                 _ => None,
             })?;
+        let mtu = link
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Mtu(mtu) => Some(*mtu),
+                _ => None,
+            });
         let is_port = link.attributes.iter().any(|attribute| match attribute {
             LinkAttribute::LinkInfo(infos) => infos.iter().any(|info| {
                 matches!(
@@ -65,6 +76,8 @@ impl Interface {
             name,
             is_loopback: link.header.flags.contains(LinkFlags::Loopback),
             is_port,
+            is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
+            mtu: mtu.unwrap_or_default(),
         })
     }
 }

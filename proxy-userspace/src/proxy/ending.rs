@@ -1,6 +1,6 @@
 //! How a proxy ends, and how its place is taken.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
@@ -28,6 +28,9 @@ impl Proxy {
         // relayed from then on, and stays until that is over.
         if let Err(error) = self.interceptor.reduce_guard(false, false, true) {
             tracing::error!(%error, "a pin is left; `culvert detach` removes it");
+        }
+        if let Err(error) = self.interceptor.route(&BTreeMap::new()) {
+            tracing::error!(%error, "the fast path ends with this process");
         }
         self.interceptor.detach();
         let now = Instant::now();

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{BACKLOG, Proxy, ProxyError, Rules, Shown};
+use super::{BACKLOG, Proxy, ProxyError, Rules, Shown, router::FastPath};
 use crate::{
     delivery::{Delivery, Want},
     forwarding::Forwarding,
@@ -33,6 +33,8 @@ pub(super) struct Gates {
     delivery: Option<Delivery>,
     /// Whether what passes through is to be guarded.
     pub(super) is_guarded: bool,
+    /// Between which interfaces the rest is sent on.
+    pub(super) fast_path: FastPath,
 }
 
 impl Proxy {

@@ -1,0 +1,147 @@
+//! `tc` ingress of the interfaces of the fast path: what passes from one of them to another is sent on from here, without what the
+//! kernel does between receiving and sending. Netfilter and `IPsec` policies are part of that.
+//!
+//! It runs behind the other programs of ours, and takes only what is plain: a packet of IP without options, whole, unmarked and
+//! in no VLAN, from an address that would be answered by this way where `rp_filter` asks for that, to an address whose neighbour is
+//! known, by an interface that it fits through. The rest is the kernel's as ever: it answers, fragments, looks for neighbours,
+//! drops, and delivers.
+//!
+//! What the kernel would do for the same packet stays done: the route is the one that it would take (`bpf_fib_lookup`, with
+//! routing rules), the lifetime is counted down, the neighbour is kept fresh and the interface's queue is passed through
+//! (`bpf_redirect_neigh`). The checksum of IPv4 is changed, not checked: a wrong one stays wrong, and the next hop throws it away.
+//! A priority by type of service is not given.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    bindings::{bpf_fib_lookup as FibLookup, bpf_redir_neigh as NextHop},
+    helpers::generated::{bpf_fib_lookup, bpf_ktime_get_ns, bpf_redirect_neigh},
+    programs::TcContext,
+};
+use proxy_common::{Counter, Family, FastLink, relay};
+
+use crate::{
+    globals::routes_without_daemon,
+    maps::{FAST_LINKS, RELAY, count},
+    plain::{Plain, plain},
+    relay::is_alive,
+};
+
+/// `TC_ACT_UNSPEC`, which is `TCX_NEXT`: whoever comes next decides, in the end the kernel.
+const NEXT: i32 = -1;
+
+/// What `bpf_fib_lookup` says, beside a way.
+mod answer {
+    pub const FOUND: i64 = 0;
+    pub const BLACKHOLE: i64 = 1;
+    pub const PROHIBIT: i64 = 3;
+    pub const NOT_FORWARDED: i64 = 4;
+    pub const FORWARDING_DISABLED: i64 = 5;
+    pub const NO_NEIGHBOUR: i64 = 7;
+    pub const TOO_BIG: i64 = 8;
+}
+
+/// Sends a packet on, or leaves it to the kernel.
+#[inline(always)]
+pub fn ingress(ctx: &TcContext) -> i32 {
+    match route(ctx) {
+        Ok(verdict) => {
+            count(Counter::Fast);
+            verdict
+        }
+        Err(why) => {
+            count(why);
+            NEXT
+        }
+    }
+}
+
+#[inline(always)]
+fn route(ctx: &TcContext) -> Result<i32, Counter> {
+    // A filter stays when the daemon is killed; what it does must not.
+    if !routes_without_daemon() && !has_daemon() {
+        return Err(Counter::SlowOther);
+    }
+    // SAFETY: the context is valid while the program runs.
+    let came_by = unsafe { (&raw const (*ctx.skb.skb).ifindex).read_volatile() };
+    let link = link(came_by).ok_or(Counter::SlowOther)?;
+    let packet = plain(ctx)?;
+    let mut way = packet.way(came_by);
+    match look_up(ctx, &mut way) {
+        answer::FOUND => {}
+        answer::BLACKHOLE..=answer::PROHIBIT => return Err(Counter::SlowUnreachable),
+        answer::NOT_FORWARDED | answer::FORWARDING_DISABLED => {
+            return Err(Counter::SlowNotForwarded);
+        }
+        answer::NO_NEIGHBOUR => return Err(Counter::SlowNeighbour),
+        answer::TOO_BIG => return Err(Counter::SlowTooBig),
+        _ => return Err(Counter::SlowOther),
+    }
+    if way.ifindex == came_by {
+        // The sender should know a better way, which the kernel tells it.
+        return Err(Counter::SlowElsewhere);
+    }
+    let next = self::link(way.ifindex).ok_or(Counter::SlowElsewhere)?;
+    // Before 5.12 the look-up compares with the interface only, and lets it be longer by a VLAN tag.
+    if packet.largest() > next.mtu {
+        return Err(Counter::SlowTooBig);
+    }
+    if !is_answered(ctx, &packet, link, came_by) {
+        return Err(Counter::SlowSource);
+    }
+    packet.age(ctx).ok_or(Counter::SlowOther)?;
+    Ok(send(&way))
+}
+
+#[inline(always)]
+fn link(interface: u32) -> Option<&'static FastLink> {
+    // SAFETY: the entry may be written while it is read: each field is one access.
+    unsafe { FAST_LINKS.get(interface) }
+}
+
+#[inline(always)]
+fn has_daemon() -> bool {
+    RELAY.get(relay::OWN).is_some_and(|relay| {
+        // SAFETY: no arguments, a plain number out.
+        is_alive(relay, unsafe { bpf_ktime_get_ns() })
+    })
+}
+
+/// Whether this host could answer: the kernel throws away what comes from addresses of its own, and where `rp_filter` is strict what
+/// comes by another interface than the answer would leave by. So it is asked for the way back. (In IPv6 it does neither.)
+#[inline(always)]
+fn is_answered(ctx: &TcContext, packet: &Plain, link: &FastLink, came_by: u32) -> bool {
+    if packet.family != Family::V4 {
+        return true;
+    }
+    let mut back = packet.way_back(came_by);
+    let found = look_up(ctx, &mut back);
+    (found == answer::FOUND || found == answer::NO_NEIGHBOUR)
+        && (link.strict == 0 || back.ifindex == came_by)
+}
+
+#[inline(always)]
+fn look_up(ctx: &TcContext, way: &mut FibLookup) -> i64 {
+    // SAFETY: the kernel reads and writes one such struct.
+    unsafe {
+        bpf_fib_lookup(
+            ctx.skb.skb.cast(),
+            core::ptr::from_mut(way),
+            size_of::<FibLookup>() as i32,
+            0,
+        )
+    }
+}
+
+/// Has the packet sent to the next hop of a way.
+#[inline(always)]
+fn send(way: &FibLookup) -> i32 {
+    // SAFETY: integers, for which zeros are a value; and whatever family the next hop has, its address is in the union.
+    unsafe {
+        let mut hop: NextHop = MaybeUninit::zeroed().assume_init();
+        // A gateway of IPv4 routes may have an IPv6 address.
+        hop.nh_family = u32::from(way.family);
+        hop.__bindgen_anon_1.ipv6_nh = way.__bindgen_anon_4.ipv6_dst;
+        bpf_redirect_neigh(way.ifindex, &raw mut hop, size_of::<NextHop>() as i32, 0) as i32
+    }
+}
