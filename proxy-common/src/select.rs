@@ -67,7 +67,9 @@ impl Cell {
                 break;
             }
             let rule = *self.rules.get(at)?;
-            if allowed.contains(rule as usize) {
+            // Of the two bytes the first is all that a number below `MAX_RULES` has.
+            let [index, _] = rule.to_le_bytes();
+            if allowed.contains(index) {
                 return Some(u32::from(rule));
             }
             at += 1;
@@ -120,37 +122,54 @@ pub fn select(bindings: &impl Bindings, arrival: &impl Arrival) -> Decision {
     let Some(areas) = host.or_else(|| bindings.areas(&key)) else {
         return Decision::Unselected;
     };
-    let mut allowed = RuleSet::EMPTY;
-    let mut asked = false;
+    let mut key = CellKey {
+        generation,
+        area: 0,
+        port: arrival.port(),
+        reserved: 0,
+    };
+    // What no rule listens for, which is most, need not be looked at closer.
+    if policy.dimensions & (Dimensions::SOURCE | Dimensions::INTERFACE) != 0
+        && !is_listened_for(bindings, areas, &mut key)
+    {
+        return Decision::Unselected;
+    }
+    let allowed = allowed_for(bindings, policy, arrival);
     let mut depth = 0;
     while depth < MAX_DEPTH {
-        let area = areas.ids.get(depth).copied().unwrap_or(0);
-        if area == 0 {
+        key.area = areas.ids.get(depth).copied().unwrap_or(0);
+        if key.area == 0 {
             break;
         }
-        let key = CellKey {
-            generation,
-            area,
-            port: arrival.port(),
-            reserved: 0,
-        };
-        if let Some(cell) = bindings.cell(&key) {
-            if !asked {
-                // Only now: what no rule listens for, which is most, need not be looked at closer.
-                allowed = allowed_for(bindings, policy, arrival);
-                asked = true;
-            }
-            if let Some(index) = cell.first(&allowed) {
-                let rule = RuleRef { generation, index };
-                return match bindings.arrival_action(rule) {
-                    Some(action) => Decision::Selected(rule, *action),
-                    None => Decision::Unselected,
-                };
-            }
+        if let Some(cell) = bindings.cell(&key)
+            && let Some(index) = cell.first(&allowed)
+        {
+            let rule = RuleRef { generation, index };
+            return match bindings.arrival_action(rule) {
+                Some(action) => Decision::Selected(rule, *action),
+                None => Decision::Unselected,
+            };
         }
         depth += 1;
     }
     Decision::Unselected
+}
+
+/// Whether any rule listens there.
+#[inline(always)]
+fn is_listened_for(bindings: &impl Bindings, areas: &Areas, key: &mut CellKey) -> bool {
+    let mut depth = 0;
+    while depth < MAX_DEPTH {
+        key.area = areas.ids.get(depth).copied().unwrap_or(0);
+        if key.area == 0 {
+            return false;
+        }
+        if bindings.cell(key).is_some() {
+            return true;
+        }
+        depth += 1;
+    }
+    false
 }
 
 /// The rules that take connections from there.

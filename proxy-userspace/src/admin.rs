@@ -8,6 +8,7 @@
 //! | `GET /v1/status` | | [`Status`](crate::status::Status) |
 //! | `GET /v1/connections?rule=web&to=10.0.0.0/8&sort=rate&limit=100` | | [`List`](crate::status::connections::List) of those that are open; all of the query may be left out, and much repeated: see below |
 //! | `POST /v1/end` | which connection is to be reset: `{"id": 7}` | the connection |
+//! | `POST /v1/explain` | a [`Request`](crate::status::explanation::Request): where to, and who opens it or where it comes from | [`Explanation`](crate::status::explanation::Explanation), without the hooks, which whoever asks may look at |
 //! | `GET /v1/rules` | | [`Rules`](crate::status::rules::Rules), with what each has selected |
 //! | `GET /v1/upstreams` | | [`Upstreams`](crate::status::upstreams::Upstreams), with their endpoints |
 //! | `GET /metrics` | | the numbers for Prometheus, as text; also over TCP, where `[daemon]` has `metrics` |
@@ -15,8 +16,9 @@
 //! | `POST /v1/restore` | what: `{"target": "web/10.0.0.1:80"}` | what was restored |
 //!
 //! Connections are chosen by `id`, `role`, `rule`, `to` and `client` (an address, a prefix, a part of the name that the client asked
-//! for, each also with a port, or `:PORT`), `process` (an id, or what it is called), `path` and `via` (an upstream or an endpoint).
-//! All that is said must hold. `sort` is `rate`, `bytes`, `age` or `id`. `limit` is 1000 if nothing is said, and at most 20000.
+//! for, each also with a port, or `:PORT`), `process` (an id, or what it is called), `path`, `via` (an upstream or an endpoint) and
+//! `any` (a part of any of these). All that is said must hold. `sort` is `rate`, `bytes`, `age`, `rtt` or `id`. `limit` is 1000 if
+//! nothing is said, and at most 20000; so many are told of behind the first `offset` ones.
 //!
 //! All of it is JSON but the numbers. An answer other than 200 is `{"error": "…"}`: 400 when the body is not understood, 409 when what it asks for
 //! cannot be done, 503 when the daemon is busy. Asking for what is so already is no error, so that a client may ask again. A
@@ -70,6 +72,8 @@ pub const RESTORE: &str = "/v1/restore";
 pub const CONNECTIONS: &str = "/v1/connections";
 /// The path of [`Question::End`].
 pub const END: &str = "/v1/end";
+/// The path of [`Question::Explain`].
+pub const EXPLAIN: &str = "/v1/explain";
 /// The path of [`Question::Rules`].
 pub const RULES: &str = "/v1/rules";
 /// The path of [`Question::Upstreams`].
@@ -78,10 +82,11 @@ pub const UPSTREAMS: &str = "/v1/upstreams";
 pub const METRICS: &str = "/metrics";
 
 /// What can be asked, and how.
-const QUESTIONS: [(&str, Method, Question); 8] = [
+const QUESTIONS: [(&str, Method, Question); 9] = [
     (STATUS, Method::GET, Question::Status),
     (CONNECTIONS, Method::GET, Question::Connections),
     (END, Method::POST, Question::End),
+    (EXPLAIN, Method::POST, Question::Explain),
     (RULES, Method::GET, Question::Rules),
     (UPSTREAMS, Method::GET, Question::Upstreams),
     (METRICS, Method::GET, Question::Metrics),
@@ -138,6 +143,8 @@ pub enum Question {
     Connections,
     /// One of them is to be reset.
     End,
+    /// Why a connection would be captured, or would not.
+    Explain,
     /// What the rules have selected.
     Rules,
     /// How the upstreams are.

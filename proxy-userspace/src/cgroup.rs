@@ -211,6 +211,13 @@ impl Cgroup2 {
         })
     }
 
+    /// A directory and those above it, up to the mount point.
+    pub(crate) fn upwards<'a>(&self, directory: &'a Path) -> impl Iterator<Item = &'a Path> {
+        let mount = self.mount.clone();
+        let above = directory.ancestors();
+        above.take_while(move |directory| directory.starts_with(&mount))
+    }
+
     /// The cgroup with an id; `None` when it is gone. Walks the tree: meant for display, not for each connection.
     #[must_use]
     pub fn by_id(&self, id: u64) -> Option<Cgroup> {

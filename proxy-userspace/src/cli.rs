@@ -42,7 +42,8 @@ pub enum LogFormat {
 pub enum Command {
     /// Run one command with all its TCP connections proxied; exits with the command's status.
     Exec(ExecArgs),
-    /// Run the proxy in the foreground: SIGTERM drains and ends it, SIGHUP reloads the file.
+    /// Run the proxy in the foreground: SIGTERM drains and ends it, SIGHUP reloads the file, SIGUSR1 opens the access
+    /// log again.
     Run(RunArgs),
     /// Read a configuration and print what it means.
     Check {
@@ -61,12 +62,16 @@ pub enum Command {
     Status(StatusArgs),
     /// List the connections that a running daemon relays, with what they move and by which path.
     Conns(ConnsArgs),
+    /// Show on the whole screen what a running daemon does: rates, connections, endpoints; ? shows the keys.
+    Top(TopArgs),
     /// List the rules of a running daemon, with how many connections each has selected.
     Rules(StatusArgs),
     /// List the upstreams of a running daemon, with the health of their endpoints.
     Upstreams(StatusArgs),
     /// Print the numbers of a running daemon as Prometheus reads them.
     Metrics(DaemonArg),
+    /// Tell which rule takes a connection, or the first reason why each does not, and what becomes of it.
+    Explain(ExplainArgs),
     /// Reset one connection of a running daemon.
     End(EndArgs),
     /// Give an endpoint or a binding of a running daemon no new connections; those that are there may finish.
@@ -126,12 +131,12 @@ pub struct StatusArgs {
 pub struct ConnsArgs {
     /// Only those of which this holds; repeat it for more: id=, role=forward|reverse, rule=NAME, to= and client= with an address,
     /// a prefix or a part of the name, each also with :PORT, process=PID or what it is called, path=PATH, via= with an upstream
-    /// or an endpoint.
+    /// or an endpoint, any= with a part of any of these.
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub filter: Vec<String>,
 
     /// By what they are sorted.
-    #[arg(long, value_parser = ["rate", "bytes", "age", "id"])]
+    #[arg(long, value_parser = ["rate", "bytes", "age", "rtt", "id"])]
     pub sort: Option<String>,
 
     /// List so many at most, 1000 if nothing is said.
@@ -141,6 +146,66 @@ pub struct ConnsArgs {
     /// List them anew every second.
     #[arg(short, long)]
     pub watch: bool,
+
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub daemon: DaemonArg,
+}
+
+/// Which connections to show at first.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Only those of which this holds: KEY=VALUE as for `conns`, or a part of anything that is shown.
+    #[arg(short, long, value_name = "FILTER")]
+    pub filter: Vec<String>,
+
+    /// By what they are sorted.
+    #[arg(long, value_parser = ["rate", "bytes", "age", "rtt", "id"])]
+    pub sort: Option<String>,
+
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub daemon: DaemonArg,
+}
+
+/// A connection that there may be.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Where it goes.
+    #[arg(value_name = "ADDRESS:PORT")]
+    pub to: std::net::SocketAddr,
+
+    /// The process that opens it; if nothing is said the one that calls culvert, and the user who called sudo.
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
+
+    /// As if the process were of this user (name or number).
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+
+    /// As if it were in this cgroup (path in the hierarchy, or systemd unit).
+    #[arg(long, value_name = "CGROUP")]
+    pub cgroup: Option<String>,
+
+    /// As if it ran this executable.
+    #[arg(long, value_name = "PATH")]
+    pub exe: Option<PathBuf>,
+
+    /// It is one that arrives at this host, from this address.
+    #[arg(long, value_name = "SOURCE", conflicts_with_all = ["pid", "user", "cgroup", "exe"])]
+    pub inbound: Option<std::net::IpAddr>,
+
+    /// By which interface it arrives.
+    #[arg(long, value_name = "NAME", requires = "inbound")]
+    pub interface: Option<String>,
+
+    /// Ask the rules of this file as if they were in force, not those of the running daemon.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "admin")]
+    pub config: Option<PathBuf>,
 
     /// Print JSON.
     #[arg(long)]

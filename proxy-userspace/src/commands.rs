@@ -1,5 +1,6 @@
 //! From a parsed command line to the module that does it.
 
+mod explain;
 mod look;
 mod remote;
 
@@ -61,9 +62,11 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
         }
         Command::Status(args) => look::status(args)?,
         Command::Conns(args) => look::conns(args)?,
+        Command::Top(args) => look::top(args)?,
         Command::Rules(args) => look::rules(args)?,
         Command::Upstreams(args) => look::upstreams(args)?,
         Command::Metrics(daemon) => look::metrics(daemon)?,
+        Command::Explain(args) => explain::run(args)?,
         Command::End(args) => look::end(args)?,
         Command::Drain(args) => remote::drain(args)?,
         Command::Restore(args) => remote::restore(args)?,

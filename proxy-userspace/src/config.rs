@@ -64,7 +64,7 @@ pub use self::{
     group::endpoint,
     report::Report,
     reverse::listens_of,
-    summary::{goes_to, passes, selects, summary, takes, way},
+    summary::{called, goes_to, passes, selects, summary, takes, wanted, wanted_of_arrivals, way},
 };
 
 /// A valid configuration.

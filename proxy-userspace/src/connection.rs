@@ -25,7 +25,7 @@ use crate::{
     },
     rule::{Name, PathChoice},
     shared::{Door, Worker},
-    socket,
+    socket::{self, Handle},
     upstream::{Source, Timings, UpstreamStream},
 };
 
@@ -113,6 +113,7 @@ impl Flow<'_> {
             upstream: Arc::clone(&self.origin.route.upstream.name),
             peer: self.reached.peer,
             endpoint: self.reached.endpoint.clone(),
+            sockets: [Handle::of(&downstream), upstream.tcp().and_then(Handle::of)],
         });
         let mut relay = Relay::new(
             Arc::clone(&self.entry.progress),

@@ -91,7 +91,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     } else {
         notify(&[NotifyState::Ready]);
     }
-    tracing::info!(rules = service.config().forward.len(), cgroup, "running");
+    tracing::info!(rules = service.config().roles().count(), cgroup, "running");
     service.calibrate();
 
     loop {
@@ -100,6 +100,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
             told = signals.next() => match told {
                 Told::End => break,
                 Told::Reload => reload(&mut service, file),
+                Told::Rotate => service.reopen_access_log(),
             },
             asked = next_question(admin.as_mut()) => answer(asked, &mut service),
             asked = next_scrape(scrapes.as_mut()) => answer(asked, &mut service),
@@ -187,6 +188,7 @@ fn answer(asked: Asked, service: &mut Service) {
             Err(error) => Answer::Malformed(error.to_string()),
         },
         Question::End => asked.told(|which| service.end(which)),
+        Question::Explain => asked.told(|connection| service.explain(connection)),
         Question::Rules => Answer::of(&service.rules()),
         Question::Upstreams => Answer::of(&service.upstreams()),
         Question::Metrics => Answer::Text(metrics::CONTENT_TYPE, service.metrics()),
@@ -201,7 +203,7 @@ fn reload(service: &mut Service, file: &Path) {
     notify(&[NotifyState::Reloading]);
     match load(file).and_then(|config| service.reload(config)) {
         Ok(()) => {
-            tracing::info!(rules = service.config().forward.len(), "reloaded");
+            tracing::info!(rules = service.config().roles().count(), "reloaded");
             service.calibrate();
         }
         Err(error) => {
@@ -223,6 +225,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    rotate: Signal,
 }
 
 impl Signals {
@@ -231,6 +234,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            rotate: signal(SignalKind::user_defined1())?,
         })
     }
 
@@ -239,6 +243,7 @@ impl Signals {
             _ = self.terminate.recv() => Told::End,
             _ = self.interrupt.recv() => Told::End,
             _ = self.hang_up.recv() => Told::Reload,
+            _ = self.rotate.recv() => Told::Rotate,
         }
     }
 
@@ -255,4 +260,6 @@ enum Told {
     End,
     /// SIGHUP.
     Reload,
+    /// SIGUSR1.
+    Rotate,
 }

@@ -54,7 +54,7 @@
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
 //! | groups | [`group`] | words and pieces |
 //! | threads | [`live`], [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
-//! | whole | [`proxy`] (start and stop order), [`drain`], `pulse`, `service`, [`config`] | everything below |
+//! | whole | [`proxy`] (start and stop order), [`drain`], `pulse`, `explain`, `service`, [`config`] | everything below |
 //! | commands | [`daemon`], [`exec`], `run_command`, [`commands`], [`cli`] | everything |
 //!
 //! # Decisions, and what was rejected
@@ -160,6 +160,7 @@ pub mod demo;
 pub mod doctor;
 pub mod drain;
 pub mod exec;
+mod explain;
 pub mod failure;
 pub mod forwarding;
 pub mod group;
@@ -190,6 +191,7 @@ mod service;
 pub mod shared;
 pub mod socket;
 pub mod status;
+mod top;
 pub mod upstream;
 pub mod watch;
 pub mod worker;

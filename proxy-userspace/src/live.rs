@@ -23,7 +23,7 @@ use atomic_waker::AtomicWaker;
 pub use query::{Query, QueryError};
 
 use self::look::Sample;
-use crate::{close::CloseReason, group::roster::Id, record::Role, relay::Progress};
+use crate::{close::CloseReason, group::roster::Id, record::Role, relay::Progress, socket::Handle};
 
 /// Connections with other numbers are not in each other's way.
 const PARTS: usize = 16;
@@ -74,6 +74,8 @@ pub struct Reached {
     pub peer: Option<SocketAddr>,
     /// The endpoint, if it is one of a group, as the configuration writes it.
     pub endpoint: Option<Arc<str>>,
+    /// Both sockets, downstream and upstream, to look at; of TLS, the one beneath, of a Unix socket none.
+    pub sockets: [Option<Handle>; 2],
 }
 
 /// A connection that is open.

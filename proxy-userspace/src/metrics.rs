@@ -119,6 +119,12 @@ impl Numbers {
             Some(&Unit::Bytes),
             moved.map(|path| ([("path", path.path.as_str())], path.moved)),
         )?;
+        let help = "Bytes of relayed connections, by direction: up is from apps to servers";
+        let directions = [
+            ([("direction", "up")], status.connections.up),
+            ([("direction", "down")], status.connections.down),
+        ];
+        out.counters("relayed", help, Some(&Unit::Bytes), directions)?;
         let help = "Whether a path may be used on this kernel; absent while no rule has asked";
         let usable = status
             .paths

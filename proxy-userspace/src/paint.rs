@@ -8,7 +8,7 @@ use std::{
     io::{self, IsTerminal, Write},
 };
 
-pub(crate) use table::{Table, size, span};
+pub(crate) use table::{Table, delay, size, span};
 
 /// Whether a stream is to be coloured: it is a terminal, and nobody asked for none (`NO_COLOR`).
 pub(crate) fn is_wanted(stream: &impl IsTerminal) -> bool {

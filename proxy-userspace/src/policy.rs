@@ -9,6 +9,7 @@ mod member;
 pub mod memory;
 mod prefix;
 mod range;
+pub mod reason;
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use nix::sys::{
     resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
     utsname::uname,
 };
+use socket2::{Domain, Socket, Type};
 
 use crate::failure::Failure;
 
@@ -134,14 +135,28 @@ pub(crate) fn keep_what_a_daemon_needs(mounts: bool) -> Result<()> {
 pub(crate) fn keep_what_a_worker_needs(connects_as_clients: bool) -> Result<()> {
     let mut keep = HashSet::from(WORKER);
     if connects_as_clients {
-        // Either does, and this one allows less.
-        keep.insert(if has(Capability::CAP_NET_RAW) {
-            Capability::CAP_NET_RAW
-        } else {
-            Capability::CAP_NET_ADMIN
-        });
+        // Either does, and the first allows less; before kernel 5.17 too little.
+        keep.insert(
+            if has(Capability::CAP_NET_RAW) && marks_without_net_admin()? {
+                Capability::CAP_NET_RAW
+            } else {
+                Capability::CAP_NET_ADMIN
+            },
+        );
     }
     keep_only(&keep)
+}
+
+/// Whether this thread could mark sockets without `CAP_NET_ADMIN` (`SO_MARK` by `CAP_NET_RAW`, 079925cce1d0 in kernel 5.17).
+fn marks_without_net_admin() -> Result<bool> {
+    let (set, capability) = (CapSet::Effective, Capability::CAP_NET_ADMIN);
+    let had = caps::has_cap(None, set, capability)?;
+    caps::drop(None, set, capability)?;
+    let marked = Socket::new(Domain::IPV4, Type::STREAM, None).and_then(|it| it.set_mark(1));
+    if had {
+        caps::raise(None, set, capability)?;
+    }
+    Ok(marked.is_ok())
 }
 
 fn keep_only(keep: &CapsHashSet) -> Result<()> {

@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     fs,
-    io::Read,
+    io::{self, Read},
     net::SocketAddr,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::PathBuf,
@@ -42,6 +42,32 @@ pub struct Process {
     pub exe: Option<PathBuf>,
     /// Its cgroup, as a path in the hierarchy.
     pub cgroup: Option<PathBuf>,
+}
+
+/// Whom a process belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// What the kernel calls the process.
+    pub comm: String,
+    /// Its real user id.
+    pub uid: u32,
+    /// Its real group id.
+    pub gid: u32,
+}
+
+/// Whom a process belongs to.
+///
+/// # Errors
+/// When it is gone, or may not be looked at.
+pub fn owner(pid: u32) -> io::Result<Owner> {
+    let pid = i32::try_from(pid).map_err(io::Error::other)?;
+    let status = ProcDir::new(pid).and_then(|dir| dir.status());
+    let status = status.map_err(io::Error::other)?;
+    Ok(Owner {
+        comm: status.name,
+        uid: status.ruid,
+        gid: status.rgid,
+    })
 }
 
 /// A descriptor of the listener of a service on this host, if it can be had: see `server`.

@@ -43,7 +43,10 @@ pub use self::{
     sources::{Returns, Shown, SourceError, Unanswered},
 };
 
-use self::{calibrator::Calibrator, gates::Gates, hits::Tally, keeper::Keeper, sources::Sources};
+use self::{
+    calibrator::Calibrator, gates::Gates, hits::Tally, keeper::Keeper, look::Moved,
+    sources::Sources,
+};
 use crate::{
     delivery::DeliveryError,
     drain::Drains,
@@ -55,7 +58,7 @@ use crate::{
     pulse::{Pulse, Supervisor},
     record::AccessLog,
     relay::{
-        self, Paths, Worth,
+        Paths, Worth,
         shortcut::{Proof, Proofs},
     },
     routes::{self, ByRole, Generation, Routes, UnknownUpstream, Upstreams},
@@ -183,8 +186,8 @@ pub struct Proxy {
     keeper: Option<Keeper>,
     drains: Drains,
     hits: Tally,
-    /// Bytes by path that somebody was told of.
-    told: Mutex<[u64; relay::Path::ALL.len()]>,
+    /// What somebody was told of.
+    told: Mutex<Moved>,
     stop: watch::Sender<bool>,
     generation: u32,
     /// Of all workers: the hook on what arrives gives connections to them.
@@ -410,30 +413,26 @@ impl Proxy {
         }
         let proofs = *self.shared.shortcut.get_or_init(|| {
             prove_shortcut(&mut self.interceptor, &self.features, &mut self.supervisor)
-                .unwrap_or_else(|error| {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "no shortcut");
-                    Proofs {
-                        requests: Proof::Failed("program"),
-                        replies: Err("program"),
-                    }
-                })
         });
         let proof = proofs.requests;
-        if let (PathChoice::ShortcutBothWays, Err(test)) = (rule.path, proofs.replies) {
-            tracing::warn!(
-                rule = &*rule.name,
-                test,
-                "replies past the relay fail their test on this kernel; this rule's are copied"
-            );
-        }
         match proof.allows(rule.path) {
-            Ok(allowed) => allowed,
+            Ok(allowed) => {
+                if let (PathChoice::ShortcutBothWays, Err(test)) = (rule.path, proofs.replies) {
+                    let missing = self.features.queues.as_ref().err();
+                    tracing::warn!(
+                        rule = &*rule.name,
+                        why = missing.map_or(test, String::as_str),
+                        "this kernel has no way for replies past the relay that is safe; this rule's are copied"
+                    );
+                }
+                allowed
+            }
             Err(obstacle) => {
                 tracing::warn!(
                     rule = &*rule.name,
                     ?proof,
                     obstacle = obstacle.label(),
-                    "this kernel's shortcut is not safe for this rule; its connections are copied"
+                    "this kernel has no shortcut that is safe for this rule; its connections are copied"
                 );
                 false
             }
@@ -569,15 +568,29 @@ fn open(cgroup: &Path) -> Result<File, ProxyError> {
     })
 }
 
-/// Finds out what the shortcut is worth on this kernel, and has what it needs served.
+/// Finds out what the shortcut is worth on this kernel, and has what it needs served; says why where there is none.
 fn prove_shortcut(
     interceptor: &mut Interceptor,
     features: &Features,
     supervisor: &mut Supervisor,
-) -> Result<Proofs, InterceptError> {
-    let proofs = interceptor.enable_shortcut(features)?;
-    if proofs.replies.is_ok() {
-        supervisor.hear_replies(interceptor.reply_events()?);
+) -> Proofs {
+    let none = Proofs {
+        requests: Proof::Failed("program"),
+        replies: Err("program"),
+    };
+    // A program that cannot look into sockets leaves them alone: of that no test would tell.
+    if let Err(missing) = &features.sockets {
+        tracing::warn!(missing, "no shortcut");
+        return none;
     }
-    Ok(proofs)
+    let proved = interceptor.enable_shortcut(features).and_then(|proofs| {
+        if proofs.replies.is_ok() {
+            supervisor.hear_replies(interceptor.reply_events()?);
+        }
+        Ok(proofs)
+    });
+    proved.unwrap_or_else(|error| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "no shortcut");
+        none
+    })
 }

@@ -2,11 +2,16 @@
 //!
 //! A connection that an app opened carries the generation of the policy that selected it; one that arrived carries nothing,
 //! and is looked up as the kernel did. Either may be accepted after a reload put the next policy in force, so the routes of
-//! the last few generations stay.
+//! earlier generations stay for a while.
 
 mod names;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
@@ -22,8 +27,14 @@ use crate::{
 
 pub use names::ByName;
 
-/// Generations that are kept.
-const KEPT: usize = 8;
+/// Generations that are kept however old they are.
+const LEAST_KEPT: usize = 8;
+/// How long others are kept when the next one is in force: a connection that one selected is accepted only when its handshake is
+/// over, and a SYN that is lost three times takes 7 s (`TCP_TIMEOUT_INIT` in `include/net/tcp.h`). What they hold, such as the
+/// kernel's room for endpoints, nobody else has meanwhile.
+const KEPT: Duration = Duration::from_secs(10);
+/// Generations that are kept at most: somebody may reload all the time.
+const MOST_KEPT: usize = 256;
 
 /// Where the connections of one rule go.
 #[derive(Clone, Debug)]
@@ -263,6 +274,8 @@ pub struct ByRole {
 #[derive(Clone, Debug)]
 pub struct Generation {
     number: u32,
+    /// Since when it is not the newest.
+    followed: Option<Instant>,
     forward: RouteTable,
     /// With the tables by which they are found; `None` without rules for what arrives.
     arrivals: Option<Arc<(MemoryTables, RouteTable)>>,
@@ -284,6 +297,7 @@ impl Generation {
         };
         Self {
             number,
+            followed: None,
             forward,
             arrivals: with(MemoryTables::for_arrivals, arrivals),
             transits: with(MemoryTables::for_transits, transits),
@@ -300,14 +314,26 @@ pub struct Routes {
 impl Routes {
     /// Adds the routes of a generation. To be called before the kernel can select by it.
     pub fn publish(&self, generation: &Generation) {
+        self.publish_at(generation, Instant::now());
+    }
+
+    fn publish_at(&self, generation: &Generation, now: Instant) {
         self.generations.rcu(|known| {
             let mut next: Vec<_> = known
                 .iter()
                 .filter(|known| known.number != generation.number)
-                .cloned()
+                .map(|known| Generation {
+                    followed: Some(known.followed.unwrap_or(now)),
+                    ..known.clone()
+                })
                 .collect();
             next.push(generation.clone());
-            let surplus = next.len().saturating_sub(KEPT);
+            let old = next.iter().take_while(|known| {
+                let followed = known.followed.unwrap_or(now);
+                now.duration_since(followed) > KEPT
+            });
+            let surplus = old.count().min(next.len().saturating_sub(LEAST_KEPT));
+            let surplus = surplus.max(next.len().saturating_sub(MOST_KEPT));
             next.drain(..surplus);
             next
         });
@@ -402,24 +428,37 @@ mod tests {
     #[test]
     fn a_connection_keeps_the_route_of_its_generation() {
         let routes = Routes::default();
-        for generation in 1..=u32::try_from(KEPT).unwrap() + 1 {
-            routes.publish(&generation_of(generation, &generation.to_string()));
-        }
-        let find = |generation| {
-            routes.find(RuleRef {
-                generation,
-                index: 0,
-            })
+        let begun = Instant::now();
+        let publish = |generation: u32, at| {
+            routes.publish_at(&generation_of(generation, &generation.to_string()), at);
         };
-        assert!(find(1).is_none(), "the oldest is gone");
-        assert_eq!(&*find(2).unwrap().rule, "2");
+        let find = |generation, index| routes.find(RuleRef { generation, index });
+        let last = u32::try_from(LEAST_KEPT).unwrap() + 2;
+        for generation in 1..=last {
+            publish(generation, begun);
+        }
+        assert_eq!(&*find(1, 0).unwrap().rule, "1", "old, but not for long");
+        assert!(find(1, 1).is_none());
+        publish(last + 1, begun + 2 * KEPT);
+        assert!(find(3, 0).is_none(), "one of those that nobody needs");
+        assert_eq!(&*find(4, 0).unwrap().rule, "4", "one of the last");
+    }
+
+    #[test]
+    fn no_more_generations_are_kept_than_anybody_needs() {
+        let routes = Routes::default();
+        let last = 2 * u32::try_from(MOST_KEPT).unwrap();
+        for generation in 1..=last {
+            routes.publish(&generation_of(generation, "any"));
+        }
+        assert_eq!(routes.generations.load().len(), MOST_KEPT);
         assert!(
             routes
                 .find(RuleRef {
-                    generation: 2,
-                    index: 1
+                    generation: last,
+                    index: 0
                 })
-                .is_none()
+                .is_some()
         );
     }
 

@@ -34,6 +34,12 @@ pub struct Roles<'a> {
 }
 
 impl<'a> Roles<'a> {
+    /// How many there are.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.forward.len() + self.reverse.len() + self.gateway.len()
+    }
+
     /// Where connections may go that were not opened on this host, each with whether their rule wants the server to see who the
     /// client is.
     pub fn kept(self) -> impl Iterator<Item = (bool, &'a ReverseVia)> {

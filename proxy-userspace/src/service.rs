@@ -2,6 +2,7 @@
 //!
 //! What `daemon` (a file, signals, systemd) and `exec` (one command) have in common.
 
+mod explain;
 mod look;
 
 use std::{
@@ -16,7 +17,7 @@ use anyhow::Result;
 use tokio::time::sleep;
 
 use crate::{
-    access_log,
+    access_log::{self, OpenLog},
     cgroup::Cgroup2,
     config::Config,
     drain,
@@ -25,7 +26,6 @@ use crate::{
     policy::Names,
     privileges,
     proxy::{GuardNeeds, Proxy, ProxyError, Rules, Settings, Shown},
-    record::AccessLogGuard,
     resolve,
     rule::{Calibrate, Reverse, Rule, Via},
     socket,
@@ -44,7 +44,7 @@ pub(crate) struct Service {
     started: Instant,
     /// When it was looked for what nothing tells of.
     looked: Instant,
-    _access_log: Option<AccessLogGuard>,
+    access_log: Option<OpenLog>,
 }
 
 impl Service {
@@ -62,7 +62,7 @@ impl Service {
         require_whole_hierarchy(&config, &cgroups)?;
         config.router.allow().map_err(ProxyError::from)?;
         let daemon = &config.daemon;
-        let (access_log, guard) = daemon
+        let (access_log, open_log) = daemon
             .access_log
             .as_ref()
             .map(access_log::open)
@@ -95,7 +95,7 @@ impl Service {
             config,
             started: Instant::now(),
             looked: Instant::now(),
-            _access_log: guard,
+            access_log: open_log,
         })
     }
 
@@ -249,6 +249,13 @@ impl Service {
         Ok(())
     }
 
+    /// Goes on in a new access log where somebody has moved the file away.
+    pub(crate) fn reopen_access_log(&self) {
+        if let Some(Err(error)) = self.access_log.as_ref().map(OpenLog::reopen) {
+            tracing::error!("{error:#}; the file that is open is written on");
+        }
+    }
+
     /// How it is.
     pub(crate) fn status(&self) -> Status {
         let counters = self.proxy.counters().unwrap_or_else(|error| {
@@ -260,9 +267,7 @@ impl Service {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             cgroup: self.attach_point.display().to_string(),
-            rules: self.config.forward.len()
-                + self.config.reverse.len()
-                + self.config.gateway.len(),
+            rules: self.config.roles().count(),
             hooks: counted(counters.into_iter()),
             ..self.proxy.status()
         }

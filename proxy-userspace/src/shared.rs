@@ -79,6 +79,8 @@ pub struct Stats {
     /// Times that the kernel would have delivered bytes twice.
     pub repairs: AtomicU64,
     bytes: [AtomicU64; Path::ALL.len()],
+    /// Up and down.
+    directions: [AtomicU64; 2],
     closed: [AtomicU64; CloseReason::ALL.len()],
     peeked: [AtomicU64; Peeked::ALL.len()],
 }
@@ -88,6 +90,10 @@ impl Stats {
     pub(crate) fn count_moved(&self, progress: &Progress) {
         for (path, bytes) in Path::ALL.into_iter().zip(&self.bytes) {
             bytes.fetch_add(progress.by(path), Relaxed);
+        }
+        let moved = [progress.up(), progress.down()];
+        for (bytes, moved) in self.directions.iter().zip(moved) {
+            bytes.fetch_add(moved, Relaxed);
         }
         for (total, count) in [
             (&self.promotions, progress.promotions()),
@@ -104,6 +110,11 @@ impl Stats {
             .into_iter()
             .zip(&self.bytes)
             .map(|(path, bytes)| (path, bytes.load(Relaxed)))
+    }
+
+    /// Bytes of closed connections, up and down.
+    pub(crate) fn directions(&self) -> [u64; 2] {
+        self.directions.each_ref().map(|bytes| bytes.load(Relaxed))
     }
 
     pub(crate) fn count_peeked(&self, peeked: Peeked) {

@@ -3,6 +3,7 @@
 //! Listeners and upstream sockets are created here and nowhere else, so that one place decides what all of them have
 //! in common. It knows neither rules nor proxies: callers bring addresses and get sockets.
 
+mod condition;
 mod foreign;
 mod ingress;
 pub mod repair;
@@ -15,7 +16,10 @@ use std::{
     time::Duration,
 };
 
-pub use self::foreign::{SourcePort, bind_foreign, is_taken};
+pub use self::{
+    condition::{Condition, Handle},
+    foreign::{SourcePort, bind_foreign, is_taken},
+};
 use nix::{
     errno::Errno,
     getsockopt_impl, ioctl_read_bad,

@@ -1,6 +1,7 @@
 //! What a running daemon tells of itself: rules, connections, paths, counters. Made by `service`, shown by `culvert status`.
 
 pub mod connections;
+pub mod explanation;
 pub mod rules;
 pub mod upstreams;
 
@@ -52,6 +53,12 @@ pub struct Connections {
     pub live: u64,
     /// Accepted.
     pub accepted: u64,
+    /// Bytes from apps to servers, also of open ones.
+    #[serde(default)]
+    pub up: u64,
+    /// And from servers to apps.
+    #[serde(default)]
+    pub down: u64,
     /// Times that a worker could not accept for lack of files or memory.
     pub accept_failures: u64,
     /// Times that a worker was at its connection limit.
@@ -123,6 +130,23 @@ pub struct EndpointStatus {
     pub latency_us: u64,
     /// What went wrong last.
     pub last_error: Option<String>,
+}
+
+impl EndpointStatus {
+    /// Its state, and whether it is drained.
+    pub(crate) fn condition(&self) -> String {
+        if self.drained {
+            format!("{}, drained", self.state)
+        } else {
+            self.state.clone()
+        }
+    }
+
+    /// What is wrong with it now.
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        let error = self.last_error.as_deref();
+        error.filter(|_| self.state != "up")
+    }
 }
 
 /// What gets no new connections.
@@ -213,8 +237,8 @@ impl Status {
         writeln!(text, "\n{}", paint.text(Tone::Strong, "Connections"))?;
         writeln!(
             text,
-            "  {} open, {} accepted",
-            connections.live, connections.accepted
+            "  {} open, {} accepted; {} bytes up, {} down",
+            connections.live, connections.accepted, connections.up, connections.down
         )?;
         let closed = listed(&connections.closed);
         writeln!(text, "  closed: {}", wrapped(10, &closed))?;
@@ -282,9 +306,9 @@ impl Status {
                 if one.drained {
                     write!(text, ", {}", paint.text(Tone::Doubtful, "drained"))?;
                 }
-                match &one.last_error {
-                    Some(error) if one.state != "up" => writeln!(text, "; {error}")?,
-                    _ => writeln!(text)?,
+                match one.trouble() {
+                    Some(error) => writeln!(text, "; {error}")?,
+                    None => writeln!(text)?,
                 }
             }
         }
@@ -371,6 +395,7 @@ mod tests {
             connections: Connections {
                 live: 1,
                 accepted: 3,
+                up: 7,
                 at_limit: 4,
                 closed: [("done".into(), 2), ("shutdown".into(), 0)].into(),
                 names: [("named".into(), 5)].into(),
@@ -405,7 +430,7 @@ mod tests {
         let text = status().text(Paint::plain());
         for line in [
             "culvert 1.2.3, process 7, for 1m 30s",
-            "  1 open, 3 accepted",
+            "  1 open, 3 accepted; 7 bytes up, 0 down",
             "  closed: done 2",
             "  names: named 5",
             "  4 times a worker was at its limit of connections",

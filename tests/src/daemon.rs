@@ -15,6 +15,7 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     sys::{
         resource::{Resource, setrlimit},
         signal::{Signal, kill},
@@ -42,6 +43,8 @@ pub struct Settings {
     pub arguments: Vec<String>,
     /// Its limit of open files, if not the test's.
     pub open_files: Option<u64>,
+    /// Its limit of locked memory, in bytes; then it may not raise it.
+    pub locked_memory: Option<u64>,
     /// It runs in the cgroup of apps.
     pub among_apps: bool,
     /// It takes the place of the daemon that runs.
@@ -119,6 +122,9 @@ impl<'a> Culvert<'a> {
         if let Some(limit) = settings.open_files {
             limit_files(&mut command, limit);
         }
+        if let Some(limit) = settings.locked_memory {
+            limit_locked_memory(&mut command, limit);
+        }
         let child = command
             .args(&settings.arguments)
             .arg("run")
@@ -173,6 +179,11 @@ impl<'a> Culvert<'a> {
     /// Its admin socket.
     pub fn admin(&self) -> &Path {
         &self.files.admin
+    }
+
+    /// The file that it writes close records to.
+    pub fn access_log(&self) -> &Path {
+        &self.files.access_log
     }
 
     /// What `culvert status` tells of it.
@@ -349,6 +360,19 @@ fn limit_files(command: &mut Command, limit: u64) {
     unsafe {
         command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_NOFILE, limit, limit)?));
     }
+}
+
+fn limit_locked_memory(command: &mut Command, limit: u64) {
+    // Of `linux/capability.h`.
+    const CAP_SYS_RESOURCE: libc::c_ulong = 24;
+    let work = move || {
+        setrlimit(Resource::RLIMIT_MEMLOCK, limit, limit)?;
+        // SAFETY: a number, which the kernel keeps; no memory of ours.
+        let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_RESOURCE) };
+        Ok(Errno::result(dropped).map(drop)?)
+    };
+    // SAFETY: two system calls, which may be made between fork and exec.
+    unsafe { command.pre_exec(work) };
 }
 
 fn config(sandbox: &Sandbox, settings: &Settings, files: &Files, rules: &str) -> String {

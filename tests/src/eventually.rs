@@ -17,8 +17,10 @@ pub fn patience() -> Duration {
     seconds.map_or(PATIENCE, Duration::from_secs)
 }
 
-/// Time between two looks.
-const PAUSE: Duration = Duration::from_millis(2);
+/// Time between two looks: short at first, and the longer the more has passed, so that looking is no load where that is slow.
+fn pause(waited: Duration) -> Duration {
+    (waited / 8).clamp(Duration::from_millis(2), Duration::from_millis(20))
+}
 
 /// Looks until there is an answer. Panics, naming what was waited for, when there is none for [`patience`].
 pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
@@ -33,6 +35,6 @@ pub fn in_time<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
         if found.is_some() || begun.elapsed() > patience {
             return found;
         }
-        thread::sleep(PAUSE);
+        thread::sleep(pause(begun.elapsed()));
     }
 }

@@ -32,12 +32,11 @@ impl Hosts {
             let [near, far] = [1, 2].map(|host| v4(side, number, host));
             let link = (format!("{near}/24"), format!("{far}/24"));
             sandbox.netns().link(name, &link.0, &netns, &link.1);
-            netns.ip(&format!("route add default via {near}"));
-            let [near, far] = [1, 2].map(|host| v6(side, number, host));
-            for (netns, address) in [(sandbox.netns(), near), (&*netns, far)] {
-                netns.ip(&format!("addr add {address}/64 dev {name} nodad"));
-            }
-            netns.ip(&format!("-6 route add default via {near}"));
+            let default = |near: IpAddr| format!("route add default via {near}");
+            let address = |own: Ipv6Addr| format!("addr add {own}/64 dev {name} nodad");
+            let [near_v6, far] = [1, 2].map(|host| v6(side, number, host));
+            sandbox.netns().ip(&address(near_v6));
+            netns.ip_all(&[default(near.into()), address(far), default(near_v6.into())]);
             netns
         };
         let hosts = Self {

@@ -1,6 +1,6 @@
 //! What a process has in the kernel: the daemon's maps are read here, and its programs, maps and links counted.
 
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use aya::{
     Pod,
@@ -21,6 +21,23 @@ pub fn refusal() -> Errno {
     } else {
         Errno::EPERM
     }
+}
+
+/// Whether this kernel speaks IPv6; it may be told not to when it boots.
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// Whether this kernel tells where the fields of its structs are (BTF).
+pub fn tells_types() -> bool {
+    Path::new("/sys/kernel/btf/vmlinux").exists()
+}
+
+/// Whether this kernel is locked down so far that programs may not read its memory.
+pub fn is_confidential() -> bool {
+    // Not mounted, or built without: it is not.
+    let states = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    states.contains("[confidentiality]")
 }
 
 /// The first two numbers of the running kernel's release.

@@ -2,7 +2,13 @@
 
 use std::{path::Path, process::Command};
 
-use crate::{eventually::in_time, kernel::Objects, mounts::Mounts, netns::Netns, process::output};
+use crate::{
+    eventually::in_time,
+    kernel::{Objects, has_ipv6},
+    mounts::Mounts,
+    netns::Netns,
+    process::{output, output_of},
+};
 
 /// Waits until the kernel has freed the objects, which it does some time after their last user ended.
 ///
@@ -20,14 +26,11 @@ pub fn check_objects(objects: &Objects) {
 ///
 /// Panics, showing them, when there are any.
 pub fn check_routing(netns: &Netns) {
-    for arguments in [
-        "rule show",
-        "-6 rule show",
-        "route show table all",
-        "-6 route show table all",
-    ] {
-        let arguments = arguments.split(' ');
-        let shown = netns.within(|| output(Command::new("ip").args(arguments)));
+    let families: &[&str] = if has_ipv6() { &["-4", "-6"] } else { &["-4"] };
+    for family in families {
+        let mut ip = Command::new("ip");
+        ip.args([family, "-batch", "-"]);
+        let shown = netns.within(|| output_of(&mut ip, "rule show\nroute show table all"));
         assert!(!shown.contains("proto 67"), "left in routing: {shown}");
     }
 }

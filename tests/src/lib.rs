@@ -34,6 +34,7 @@ pub mod process;
 pub mod record;
 pub mod rules;
 pub mod sandbox;
+pub mod screen;
 pub mod stress;
 pub mod terminal;
 pub mod usage;

@@ -1,10 +1,10 @@
 //! A network namespace without a name: it is there while somebody holds it, and nothing can be left of it.
 
-use std::{fs::File, io, net::IpAddr, os::fd::AsFd, thread};
+use std::{fs::File, io, net::IpAddr, os::fd::AsFd, process::Command, thread};
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::process::run;
+use crate::process::{output_of, run};
 
 /// A network namespace with loopback up.
 #[derive(Debug)]
@@ -15,6 +15,11 @@ pub struct Netns {
 impl Netns {
     /// Makes one.
     pub fn new() -> Self {
+        Self::with_addresses([])
+    }
+
+    /// Makes one with addresses on loopback, which are no loopback addresses then but addresses of this host.
+    pub fn with_addresses(addresses: impl IntoIterator<Item = IpAddr>) -> Self {
         let file = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("cannot make a network namespace");
             File::open("/proc/thread-self/ns/net").expect("cannot open the namespace just made")
@@ -22,7 +27,12 @@ impl Netns {
         .join()
         .expect("the thread that makes a network namespace");
         let netns = Self { file };
-        netns.ip("link set lo up");
+        let addresses = addresses.into_iter().map(on_loopback);
+        let commands: Vec<_> = ["link set lo up".to_owned()]
+            .into_iter()
+            .chain(addresses)
+            .collect();
+        netns.ip_all(&commands);
         netns
     }
 
@@ -50,6 +60,12 @@ impl Netns {
     /// Runs `ip ARGUMENTS` in it.
     pub fn ip(&self, arguments: &str) {
         self.tool("ip", arguments);
+    }
+
+    /// Runs `ip` with several commands in it, by one process.
+    pub fn ip_all(&self, commands: &[String]) {
+        let lines = commands.join("\n");
+        self.within(|| output_of(Command::new("ip").args(["-batch", "-"]), &lines));
     }
 
     /// Runs a tool of the system in it, with arguments separated by spaces.
@@ -82,9 +98,7 @@ impl Netns {
 
     /// Adds an address to loopback, which is not a loopback address then but an address of this host.
     pub fn add_address(&self, address: IpAddr) {
-        let flags = if address.is_ipv6() { " nodad" } else { "" };
-        let length = if address.is_ipv6() { 128 } else { 32 };
-        self.ip(&format!("addr add {address}/{length} dev lo{flags}"));
+        self.ip(&on_loopback(address));
     }
 
     /// Connects two namespaces by a pair of Ethernet devices called `name`, each with its address and prefix length.
@@ -92,15 +106,27 @@ impl Netns {
         // A namespace is named by path when there is nothing else: that of our own open file.
         let own_fd = std::os::fd::AsRawFd::as_raw_fd(&other.file);
         let path = format!("/proc/{}/fd/{own_fd}", std::process::id());
-        self.ip(&format!(
-            "link add {name} type veth peer name {name} netns {path}"
-        ));
-        for (netns, address) in [(self, address), (other, other_address)] {
+        let up = |address: &str| {
             let flags = if address.contains(':') { " nodad" } else { "" };
-            netns.ip(&format!("addr add {address} dev {name}{flags}"));
-            netns.ip(&format!("link set {name} up"));
-        }
+            [
+                format!("addr add {address} dev {name}{flags}"),
+                format!("link set {name} up"),
+            ]
+        };
+        let [address, own_up] = up(address);
+        self.ip_all(&[
+            format!("link add {name} type veth peer name {name} netns {path}"),
+            address,
+            own_up,
+        ]);
+        other.ip_all(&up(other_address));
     }
+}
+
+fn on_loopback(address: IpAddr) -> String {
+    let flags = if address.is_ipv6() { " nodad" } else { "" };
+    let length = if address.is_ipv6() { 128 } else { 32 };
+    format!("addr add {address}/{length} dev lo{flags}")
 }
 
 impl Default for Netns {

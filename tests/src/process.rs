@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Write, pipe},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
@@ -22,14 +22,31 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
 /// Runs a command to its end and returns its standard output. Panics, with what it said, when it fails.
 pub fn output(command: &mut Command) -> String {
     let output = attempt(command);
+    printed(&format!("{command:?}"), output)
+}
+
+fn printed(command: &str, output: Output) -> String {
     assert!(
         output.status.success(),
-        "{command:?} ended with {}: {}{}",
+        "{command} ended with {}: {}{}",
         output.status,
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).expect("output that is not UTF-8")
+}
+
+/// As [`output`], of a command that reads this from its standard input, which must fit into a pipe.
+pub fn output_of(command: &mut Command, input: &str) -> String {
+    let (from, mut to) = pipe().expect("a pipe");
+    to.write_all(input.as_bytes()).expect("room in a pipe");
+    drop(to);
+    let shown = format!("{command:?}");
+    let output = command
+        .stdin(from)
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {shown}: {error}"));
+    printed(&shown, output)
 }
 
 /// Runs a command to its end, however it ends.

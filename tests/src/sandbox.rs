@@ -13,8 +13,14 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    App, Culvert, cgroup::Cgroup, daemon::Settings, kernel::Objects, leak, mounts::Mounts,
-    netns::Netns, process::app_binary,
+    App, Culvert,
+    cgroup::Cgroup,
+    daemon::Settings,
+    kernel::{Objects, has_ipv6},
+    leak,
+    mounts::Mounts,
+    netns::Netns,
+    process::app_binary,
 };
 
 /// An address of this host that is no loopback address, where tests have their servers (RFC 5737).
@@ -56,13 +62,10 @@ impl Sandbox {
             nix::unistd::geteuid().is_root(),
             "tests on the kernel need root: run them by `sudo cargo xtask test`"
         );
-        let netns = Netns::new();
         let v4 = [SERVER_V4, OTHER_V4, CLIENT_V4].map(IpAddr::from);
         let v6 = [SERVER_V6, OTHER_V6, CLIENT_V6].map(IpAddr::from);
-        let has_v6 = Path::new("/proc/sys/net/ipv6").exists();
-        for address in v4.into_iter().chain(v6.into_iter().filter(|_| has_v6)) {
-            netns.add_address(address);
-        }
+        let v6 = v6.into_iter().filter(|_| has_ipv6());
+        let netns = Netns::with_addresses(v4.into_iter().chain(v6));
         let cgroup = Cgroup::new();
         Self {
             netns: Arc::new(netns),

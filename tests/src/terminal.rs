@@ -3,13 +3,13 @@
 use std::{
     fs::File,
     io::{ErrorKind, Read, Write},
-    os::unix::process::CommandExt,
-    process::{Child, Command, Stdio},
+    os::{fd::AsRawFd, unix::process::CommandExt},
+    process::{Child, Command, ExitStatus, Stdio},
 };
 
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
-    pty::openpty,
+    pty::{Winsize, openpty},
     unistd::setsid,
 };
 
@@ -26,7 +26,13 @@ pub struct Terminal {
 impl Terminal {
     /// Starts a command on a new terminal.
     pub fn start(command: &mut Command) -> Self {
-        let ends = openpty(None, None).expect("a terminal");
+        Self::open(command, None)
+    }
+
+    /// Starts a command on a new terminal of so many columns and lines.
+    pub(crate) fn open(command: &mut Command, size: Option<(u16, u16)>) -> Self {
+        let size = size.map(winsize);
+        let ends = openpty(size.as_ref(), None).expect("a terminal");
         let slave = || Stdio::from(ends.slave.try_clone().expect("a second descriptor"));
         command.stdin(slave()).stdout(slave()).stderr(slave());
         // SAFETY: single system calls, which may be made between fork and exec.
@@ -61,6 +67,39 @@ impl Terminal {
         self.master
             .write_all(text.as_bytes())
             .expect("cannot type into the terminal");
+    }
+
+    /// Gives it another size, of which the kernel tells who is on it.
+    pub(crate) fn resize(&self, columns: u16, lines: u16) {
+        let size = winsize((columns, lines));
+        // SAFETY: the descriptor is open, and the kernel reads the struct.
+        let result =
+            unsafe { libc::ioctl(self.master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+        assert_eq!(result, 0, "cannot resize the terminal");
+    }
+
+    /// What was written since; `None` when nobody is on it any more.
+    pub(crate) fn read(&mut self) -> Option<Vec<u8>> {
+        let mut all = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            match self.master.read(&mut buffer) {
+                Ok(count) => all.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Some(all),
+                Err(_) if all.is_empty() => return None,
+                Err(_) => return Some(all),
+            }
+        }
+    }
+
+    /// How the command ended, once it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("cannot wait for the command")
+    }
+
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits until a text appears after what was waited for before, and returns what stood before it.
@@ -102,6 +141,15 @@ impl Terminal {
                 .collect();
             (!states.is_empty() && states.iter().all(|state| state != "T")).then_some(())
         });
+    }
+}
+
+fn winsize((columns, lines): (u16, u16)) -> Winsize {
+    Winsize {
+        ws_row: lines,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
     }
 }
 

@@ -10,7 +10,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     os::unix::net::UnixStream,
     process::{Output, Stdio},
 };
@@ -67,6 +67,13 @@ fn a_connection_is_listed_by_what_it_is_and_can_be_ended() {
     assert_eq!((&one["up"], &one["down"]), (&1000.into(), &1000.into()));
     assert_eq!(one["path"], "copy");
     assert_eq!(one["path_reason"], "short", "{one}");
+    for rtt in ["downstream_rtt_us", "upstream_rtt_us"] {
+        assert!(one[rtt].as_u64().unwrap() > 0, "{one}");
+    }
+    assert_eq!(
+        (&one["up_backlog"], &one["down_backlog"]),
+        (&0.into(), &0.into())
+    );
 
     let comm = one["comm"].as_str().unwrap();
     let to = format!("to={}", server.address());
@@ -83,6 +90,8 @@ fn a_connection_is_listed_by_what_it_is_and_can_be_ended() {
         (pid.as_str(), 2),
         ("path=copy", 2),
         ("path=splice", 0),
+        ("any=aLl", 2),
+        ("any=elsewhere", 0),
     ] {
         let list = json(&sandbox, &culvert, &["conns", "--filter", filter]);
         assert_eq!(list["matching"], matching, "{filter}: {list:#}");
@@ -90,6 +99,10 @@ fn a_connection_is_listed_by_what_it_is_and_can_be_ended() {
     let limited = json(&sandbox, &culvert, &["conns", "--limit", "1"]);
     assert_eq!(limited["matching"], 2);
     assert_eq!(limited["connections"].as_array().unwrap().len(), 1);
+    for sort in ["rate", "bytes", "age", "rtt"] {
+        let list = json(&sandbox, &culvert, &["conns", "--sort", sort]);
+        assert_eq!(list["connections"].as_array().unwrap().len(), 2, "{sort}");
+    }
     let shown = text(&sandbox, &culvert, &["conns", "--sort", "rate"]);
     assert!(shown.contains(&format!("{comm}[{}]", app.pid())), "{shown}");
     assert!(shown.ends_with("2 connections\n"), "{shown}");
@@ -168,6 +181,45 @@ fn what_goes_past_a_relay_that_rests_is_seen() {
             record.bytes.sockmap + record.bytes.replies + record.bytes.shortcut > 0,
             "{record:?}"
         );
+    }
+}
+
+/// Sends until nothing more is taken, says how much that was, and waits.
+const FILL: &str = r"
+import socket, sys, time
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+s.settimeout(0.5)
+sent = 0
+try:
+    while True:
+        sent += s.send(b'x' * 65536)
+except TimeoutError:
+    print(sent, flush=True)
+sys.stdin.read()
+";
+
+#[test]
+fn what_waits_for_a_server_that_does_not_read_is_seen() {
+    for path in ["copy", "splice"] {
+        let sandbox = Sandbox::new();
+        let server = sandbox.within(|| TcpListener::bind((SERVER_V4, 0)).unwrap());
+        let address = server.local_addr().unwrap();
+        let culvert = sandbox.culvert(&format!("{ALL}path = \"{path}\"\n"));
+        let mut command = sandbox.command("python3");
+        let (ip, port) = (address.ip().to_string(), address.port().to_string());
+        command.args(["-c", FILL, &ip, &port]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut app = command.spawn().unwrap();
+        let mut said = BufReader::new(app.stdout.take().unwrap()).lines();
+        let sent: u64 = said.next().unwrap().unwrap().parse().unwrap();
+        let list = json(&sandbox, &culvert, &["conns"]);
+        let one = &list["connections"][0];
+        let backlog = one["up_backlog"].as_u64().unwrap();
+        // The rest is in the queues of the app and the server, and in the relay's own buffers.
+        assert!(backlog > 65_536 && backlog < sent, "{path}: {sent} {one:#}");
+        assert_eq!(one["down_backlog"], 0, "{one:#}");
+        drop(app.stdin.take());
+        assert!(app.wait().unwrap().success());
     }
 }
 
@@ -339,6 +391,8 @@ fn upstreams_and_numbers_are_told() {
     for line in [
         "culvert_connections_open 1",
         "culvert_moved_bytes_total{path=\"copy\"} 2000",
+        "culvert_relayed_bytes_total{direction=\"up\"} 1000",
+        "culvert_relayed_bytes_total{direction=\"down\"} 1000",
         "culvert_rule_hits_total{role=\"forward\",rule=\"all\"} 1",
         &format!(
             "culvert_endpoint_up{{group=\"web\",endpoint=\"{}\"}} 1",

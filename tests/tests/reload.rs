@@ -113,6 +113,17 @@ fn reload_wrong(culvert: &Culvert<'_>, rules: &str) -> String {
 }
 
 #[test]
+fn the_log_counts_rules_of_every_role() {
+    let sandbox = Sandbox::new();
+    let more = "[[reverse]]\nname = \"more\"\nlisten = \"192.0.2.1:1\"\nvia = \"direct\"\n";
+    let culvert = sandbox.culvert(&(relayed() + more));
+    culvert.reload(more);
+    let log = culvert.log();
+    assert!(log.contains(" running rules=2"), "{log}");
+    assert!(log.contains(" reloaded rules=1"), "{log}");
+}
+
+#[test]
 fn a_wrong_file_changes_nothing() {
     let sandbox = Sandbox::new();
     let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));

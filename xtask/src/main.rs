@@ -59,6 +59,9 @@ enum Task {
         /// Put the result into the README
         #[arg(long, requires = "kernels")]
         write_readme: bool,
+        /// Succeed where QEMU or the kernels cannot be had, and say so
+        #[arg(long, requires = "kernels")]
+        if_possible: bool,
     },
     /// Measure culvert beside its peers
     Bench {
@@ -91,6 +94,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             series,
             debug,
             write_readme,
+            if_possible,
         } => {
             let wanted = kernels::Wanted {
                 profile: if debug {
@@ -101,6 +105,7 @@ fn perform(task: Task) -> Result<ExitCode> {
                 series: &series,
                 filter: filter.as_deref(),
                 writes_readme: write_readme,
+                if_possible,
             };
             return kernels::test(&workspace, &wanted);
         }

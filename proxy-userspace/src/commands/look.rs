@@ -13,15 +13,16 @@ use url::form_urlencoded::Serializer;
 use super::remote::{OTHER_VERSION, place, runtime};
 use crate::{
     admin,
-    cli::{ConnsArgs, DaemonArg, EndArgs, StatusArgs},
+    cli::{ConnsArgs, DaemonArg, EndArgs, StatusArgs, TopArgs},
     failure::Failure,
     paint::{self, Paint},
     status::{
         Status,
-        connections::{End, List},
+        connections::{End, List, Sort},
         rules::Rules,
         upstreams::Upstreams,
     },
+    top,
 };
 
 /// Between two looks.
@@ -84,6 +85,14 @@ fn path_of(args: &ConnsArgs) -> Result<String> {
         }
     }
     Ok(format!("{}?{}", admin::CONNECTIONS, query.finish()))
+}
+
+pub(super) fn top(args: &TopArgs) -> Result<()> {
+    let wanted = top::Wanted {
+        filter: args.filter.join(" "),
+        sort: args.sort.as_deref().and_then(Sort::named),
+    };
+    top::run(place(&args.daemon), wanted)
 }
 
 pub(super) fn end(args: &EndArgs) -> Result<()> {

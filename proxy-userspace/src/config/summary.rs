@@ -42,6 +42,25 @@ pub fn selects(rule: &Rule) -> String {
     in_one_line(&selected(&rule.matches))
 }
 
+/// What a key of a rule selects.
+#[must_use]
+pub fn wanted(rule: &Rule, key: &str) -> String {
+    of_key(&selectors(&rule.matches), key)
+}
+
+/// What a key of a rule for what arrives selects.
+#[must_use]
+pub fn wanted_of_arrivals(rule: &Reverse, key: &str) -> String {
+    of_key(&taken(rule), key)
+}
+
+fn of_key(selectors: &[String], key: &str) -> String {
+    let mut selectors = selectors.iter();
+    let of_it = selectors.find_map(|selector| selector.strip_prefix(key)?.strip_prefix(' '));
+    // Where nothing is said, a destination on loopback is what is not selected.
+    of_it.unwrap_or("anything but loopback").to_owned()
+}
+
 /// What a rule for what arrives takes, in one line.
 #[must_use]
 pub fn takes(rule: &Reverse) -> String {
@@ -345,7 +364,14 @@ fn relayed(upstream: &str, path: PathChoice, on_relay_failure: FailMode) -> Stri
         FailMode::Direct => "direct",
         FailMode::Refuse => "refused",
     };
-    let path = match path {
+    let path = called(path);
+    format!("-> {upstream}, path {path}, {failing} while the relay fails")
+}
+
+/// A path in words.
+#[must_use]
+pub const fn called(path: PathChoice) -> &'static str {
+    match path {
         PathChoice::Auto => "auto",
         PathChoice::AutoOrShortcut => "auto or shortcut",
         PathChoice::Copy => "copy",
@@ -354,8 +380,7 @@ fn relayed(upstream: &str, path: PathChoice, on_relay_failure: FailMode) -> Stri
         PathChoice::Shortcut => "shortcut",
         PathChoice::ShortcutWithoutFionread => "shortcut-without-fionread",
         PathChoice::ShortcutBothWays => "shortcut-both-ways",
-    };
-    format!("-> {upstream}, path {path}, {failing} while the relay fails")
+    }
 }
 
 fn arrivals(rule: &Reverse) -> String {
@@ -489,6 +514,14 @@ fn listened(listen: &Listen) -> String {
 }
 
 fn selected(matches: &Match) -> String {
+    let parts = selectors(matches);
+    if parts.is_empty() {
+        return "everything but loopback".to_owned();
+    }
+    parts.join("\n")
+}
+
+fn selectors(matches: &Match) -> Vec<String> {
     let parts = [
         values("cgroup", &matches.cgroup, String::clone),
         values("exe", &matches.exe, |path| path.display().to_string()),
@@ -498,11 +531,7 @@ fn selected(matches: &Match) -> String {
         values("dest", &matches.dest, destination),
         values("port", &matches.port, range),
     ];
-    let parts: Vec<String> = parts.into_iter().flatten().collect();
-    if parts.is_empty() {
-        return "everything but loopback".to_owned();
-    }
-    parts.join("\n")
+    parts.into_iter().flatten().collect()
 }
 
 fn destination(prefix: &IpNet) -> String {

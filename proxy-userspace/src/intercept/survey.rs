@@ -131,7 +131,9 @@ pub struct Holder {
 }
 
 impl Holder {
-    pub(super) fn is_culvert(&self) -> bool {
+    /// Whether it is a culvert, as far as a name tells.
+    #[must_use]
+    pub fn is_culvert(&self) -> bool {
         self.comm.starts_with("culvert")
     }
 }

@@ -10,7 +10,7 @@ use proxy_common::{
 };
 
 use super::{
-    InterceptError,
+    InterceptError, Interceptor,
     handles::{duplicate, map_error, typed},
 };
 use crate::policy::{CellPrefix, Compiled, Member, Prefix};
@@ -42,6 +42,14 @@ struct Written {
     hosts: Vec<PrefixKey>,
     areas: Vec<Key<PrefixKey>>,
     cells: Vec<Key<CellKey>>,
+}
+
+impl Interceptor {
+    /// The process that a rule names, and that a process descends from.
+    #[must_use]
+    pub fn root_of(&self, pid: u32) -> Option<u32> {
+        self.tables.descendants.get(&pid, 0).ok()
+    }
 }
 
 impl PolicyTables {

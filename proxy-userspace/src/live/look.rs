@@ -6,6 +6,7 @@ use super::{Live, Open, Query};
 use crate::{
     clock,
     record::comm_text,
+    socket::{Condition, Handle},
     status::connections::{ConnectionStatus, List, Sort},
 };
 
@@ -66,14 +67,16 @@ impl Live {
             .map(|open| Seen::new(open, now, query.sort))
             .collect();
         // Who is shown first, and then in order: most are not shown where there are many.
-        if query.limit < seen.len() && query.limit > 0 {
-            seen.select_nth_unstable_by_key(query.limit - 1, Seen::rank);
+        let end = query.offset.saturating_add(query.limit);
+        if end < seen.len() && end > 0 {
+            seen.select_nth_unstable_by_key(end - 1, Seen::rank);
         }
-        seen.truncate(query.limit);
+        seen.truncate(end);
         seen.sort_unstable_by_key(Seen::rank);
+        let shown = seen.iter().skip(query.offset);
         List {
             matching: matching as u64,
-            connections: seen.iter().map(|seen| seen.status(now)).collect(),
+            connections: shown.map(|seen| seen.status(now)).collect(),
         }
     }
 }
@@ -101,6 +104,10 @@ impl Seen {
             Sort::Rate => sample.rates[0].saturating_add(sample.rates[1]),
             Sort::Bytes => bytes[0].saturating_add(bytes[1]),
             Sort::Age => micros(now.saturating_sub(open.begun.at)),
+            Sort::Rtt => {
+                let ends = conditions(&open).into_iter().flatten();
+                ends.map(|end| micros(end.rtt)).sum()
+            }
         };
         Self {
             open,
@@ -121,6 +128,13 @@ impl Seen {
         } = &*self.open;
         let reached = self.open.reached.get();
         let process = begun.process.as_ref();
+        let [downstream, upstream] = conditions(&self.open);
+        let rtt = |end: Option<Condition>| end.map(|end| micros(end.rtt));
+        let backlog = |from: Option<Condition>, to: Option<Condition>| {
+            let unsent = to.map_or(0, |to| to.unsent);
+            from.or(to)
+                .map(|_| from.map_or(0, |from| from.unread) + unsent)
+        };
         ConnectionStatus {
             id: self.open.id,
             age_ms: micros(now.saturating_sub(begun.at)) / 1000,
@@ -142,10 +156,22 @@ impl Seen {
             up_rate: self.sample.rates[0],
             down_rate: self.sample.rates[1],
             rate_ms: micros(self.sample.over) / 1000,
+            downstream_rtt_us: rtt(downstream),
+            upstream_rtt_us: rtt(upstream),
+            up_backlog: backlog(downstream, upstream),
+            down_backlog: backlog(upstream, downstream),
             promotions: progress.promotions(),
             demotions: progress.demotions(),
         }
     }
+}
+
+/// How the two sides of a connection are. Asks the kernel some times, so it is for those that are shown.
+fn conditions(open: &Open) -> [Option<Condition>; 2] {
+    let sockets = open.reached.get().map(|reached| reached.sockets);
+    sockets
+        .unwrap_or_default()
+        .map(|socket| socket.and_then(Handle::look))
 }
 
 fn micros(time: Duration) -> u64 {
@@ -183,6 +209,12 @@ mod tests {
         };
         assert_eq!(ids(&list), [entries[1].id, entries[3].id, entries[5].id]);
         assert_eq!(live.look(&Query::default()).connections.len(), 1000);
+        let list = live.look(&Query::parse("rule=odd&limit=2&offset=4998").unwrap());
+        assert_eq!(ids(&list), [entries[9997].id, entries[9999].id]);
+        for beyond in ["offset=9999999", "offset=18446744073709551615&limit=1"] {
+            let list = live.look(&Query::parse(beyond).unwrap());
+            assert_eq!((list.matching, list.connections.len()), (10_000, 0));
+        }
         let none = live.look(&Query::parse("limit=0").unwrap());
         assert_eq!((none.matching, none.connections.len()), (10_000, 0));
     }

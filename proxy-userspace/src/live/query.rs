@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use thiserror::Error;
 use url::form_urlencoded;
 
-use super::Open;
+use super::{Caller, Open, Reached};
 use crate::{record::comm_text, status::connections::Sort};
 
 /// Connections in an answer if nothing else is said.
@@ -20,6 +20,7 @@ pub struct Query {
     pub(super) filters: Vec<Filter>,
     pub(super) sort: Sort,
     pub(super) limit: usize,
+    pub(super) offset: usize,
 }
 
 /// Why it is not understood.
@@ -60,11 +61,14 @@ pub(super) enum Filter {
     Path(String),
     /// An upstream, or an endpoint.
     Via(String),
+    /// A part of whatever it is shown with.
+    Any(String),
 }
 
 /// What can be said.
-const KEYS: [&str; 10] = [
-    "id", "role", "rule", "to", "client", "process", "path", "via", "sort", "limit",
+const KEYS: [&str; 12] = [
+    "id", "role", "rule", "to", "client", "process", "path", "via", "any", "sort", "limit",
+    "offset",
 ];
 
 fn known() -> String {
@@ -77,6 +81,7 @@ impl Default for Query {
             filters: Vec::new(),
             sort: Sort::default(),
             limit: LIMIT,
+            offset: 0,
         }
     }
 }
@@ -104,16 +109,20 @@ impl Query {
             "process" => Filter::Process(value.into_owned()),
             "path" => Filter::Path(value.into_owned()),
             "via" => Filter::Via(value.into_owned()),
+            "any" => Filter::Any(value.to_lowercase()),
             "sort" => {
-                let sort = Sort::ALL.into_iter().find(|(name, _)| *name == value);
-                self.sort = sort
-                    .map(|(_, sort)| sort)
-                    .ok_or_else(|| malformed("sort", &value, Sort::NAMES))?;
+                self.sort =
+                    Sort::named(&value).ok_or_else(|| malformed("sort", &value, Sort::NAMES))?;
                 return Ok(());
             }
             "limit" => {
                 let limit: u64 = number("limit", &value)?;
                 self.limit = usize::try_from(limit).unwrap_or(MOST).min(MOST);
+                return Ok(());
+            }
+            "offset" => {
+                let offset: u64 = number("offset", &value)?;
+                self.offset = usize::try_from(offset).unwrap_or(usize::MAX);
                 return Ok(());
             }
             _ => {
@@ -162,8 +171,30 @@ impl Filter {
             Self::Via(via) => open.reached.get().is_some_and(|reached| {
                 *reached.upstream == **via || reached.endpoint.as_deref() == Some(via)
             }),
+            Self::Any(part) => is_shown(open, part),
         }
     }
+}
+
+/// Whether a text in lower case is a part of what a connection is shown with.
+fn is_shown(open: &Open, part: &str) -> bool {
+    let begun = &open.begun;
+    let has = |text: &str| text.to_lowercase().contains(part);
+    let process =
+        |caller: Caller| has(&comm_text(&caller.comm)) || caller.pid.to_string().contains(part);
+    let reached = |reached: &Reached| {
+        has(&reached.upstream)
+            || reached.endpoint.as_deref().is_some_and(has)
+            || reached.peer.is_some_and(|peer| has(&peer.to_string()))
+    };
+    has(&begun.rule)
+        || begun.process.is_some_and(process)
+        || open.name.get().is_some_and(|name| has(name))
+        || open.reached.get().is_some_and(reached)
+        || has(open.progress.path().label())
+        || has(begun.role.label())
+        || has(&begun.orig_dst.to_string())
+        || has(&begun.client.to_string())
 }
 
 /// Addresses, or names, and perhaps a port.
@@ -250,7 +281,7 @@ mod tests {
         assert_eq!(Query::parse("limit=999999999999").unwrap().limit, MOST);
         let error = |text| Query::parse(text).unwrap_err().to_string();
         assert!(error("colour=red").contains("\"colour\" is nothing"));
-        assert!(error("sort=colour").contains("rate, bytes, age or id"));
+        assert!(error("sort=colour").contains("rate, bytes, age, rtt or id"));
         assert!(error("limit=-1").contains("no limit"));
     }
 }

@@ -108,6 +108,18 @@ pub(crate) fn span(millis: u64) -> String {
     }
 }
 
+/// A time that something takes, in at most six letters.
+pub(crate) fn delay(micros: u64) -> String {
+    let (millis, seconds) = (micros / 1000, micros / 1_000_000);
+    match () {
+        () if seconds > 9 => format!("{seconds}s"),
+        () if seconds > 0 => format!("{seconds}.{}s", millis % 1000 / 100),
+        () if millis > 9 => format!("{millis}ms"),
+        () if millis > 0 => format!("{millis}.{}ms", micros % 1000 / 100),
+        () => format!("{micros}us"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +135,11 @@ mod tests {
         assert_eq!(
             spans.map(span),
             ["0.0s", "1.9s", "10s", "1m 1s", "1h 1m", "1d 1h"]
+        );
+        let delays = [7, 999, 1250, 10_999, 1_999_999, 61_000_000];
+        assert_eq!(
+            delays.map(delay),
+            ["7us", "999us", "1.2ms", "10ms", "1.9s", "61s"]
         );
     }
 

@@ -1,6 +1,7 @@
 //! `decide` over compiled tables against a naive reading of the rules.
 
 mod arrivals;
+mod reasons;
 mod transits;
 
 use std::{

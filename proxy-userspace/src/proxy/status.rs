@@ -14,11 +14,16 @@ impl Proxy {
     pub(crate) fn status(&self) -> Status {
         let stats = self.stats();
         let measured = self.shared.paths.measured();
+        let moved = self.moved();
         Status {
-            connections: connections(stats),
+            connections: Connections {
+                up: moved.up,
+                down: moved.down,
+                ..connections(stats)
+            },
             paths: stats
                 .bytes()
-                .zip(self.moved())
+                .zip(moved.by_path)
                 .map(|((path, bytes), moved)| PathStatus {
                     moved,
                     ..self.path_status(path, bytes)
@@ -91,6 +96,7 @@ fn connections(stats: &Stats) -> Connections {
                 .map(|(peeked, count)| (peeked.label(), count))
                 .filter(|(_, count)| *count > 0),
         ),
+        ..Connections::default()
     }
 }
 

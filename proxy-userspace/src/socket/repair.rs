@@ -3,19 +3,17 @@
 
 use std::{
     io::{self, Write},
-    mem,
     net::TcpStream,
     os::fd::{AsFd, AsRawFd},
 };
 
 use nix::{
-    errno::Errno,
     getsockopt_impl, setsockopt_impl, sockopt_impl,
     sys::socket::{getsockopt, setsockopt},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::unacknowledged;
+use super::{condition::tcp_info, unacknowledged};
 
 /// The sequence number of the next byte that a socket sends.
 ///
@@ -103,7 +101,7 @@ impl Image {
             read_seq: queue_seq(socket, RECEIVE_QUEUE)?,
             timestamp: getsockopt(socket, Timestamp)?,
             window: getsockopt(socket, RepairWindow)?,
-            info: tcp_info(socket)?,
+            info: tcp_info(socket.as_fd().as_raw_fd())?,
         })
     }
 
@@ -197,24 +195,6 @@ sockopt_impl!(
     /// What both sides may send (Linux 4.8).
     RepairWindow, Both, libc::IPPROTO_TCP, libc::TCP_REPAIR_WINDOW, Windows
 );
-/// Statistics of a connection. The struct grows from kernel to kernel: what an older one does not know is 0.
-fn tcp_info(socket: &impl AsFd) -> io::Result<libc::tcp_info> {
-    // SAFETY: plain integers, for which zeros are a value.
-    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
-    let mut length = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or(0);
-    // SAFETY: the descriptor is borrowed and so open; the kernel writes at most `length` bytes, for which there is room.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut length,
-        )
-    };
-    Errno::result(result)?;
-    Ok(info)
-}
 
 #[cfg(test)]
 mod tests {

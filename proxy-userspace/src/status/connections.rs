@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::paint::{Paint, Table, Tone, size, span};
+use crate::paint::{Paint, Table, Tone, delay, size, span};
 
 /// Connections that are open.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +56,14 @@ pub struct ConnectionStatus {
     pub down_rate: u64,
     /// How long ago that was; 0 while that is too short to tell.
     pub rate_ms: u64,
+    /// Round trip to the app or client, microseconds, as the kernel measures it; absent while it is not brought anywhere.
+    pub downstream_rtt_us: Option<u64>,
+    /// Round trip to what was connected to; absent for a Unix socket.
+    pub upstream_rtt_us: Option<u64>,
+    /// Bytes on their way to the server that wait here: not read yet, or not taken by its side yet.
+    pub up_backlog: Option<u64>,
+    /// And bytes on their way to the app.
+    pub down_backlog: Option<u64>,
     /// Times that a direction was given to a better path than copying.
     pub promotions: u32,
     /// Times that one came back from there.
@@ -82,18 +90,80 @@ pub enum Sort {
     Bytes,
     /// The oldest first.
     Age,
+    /// Those with the longest way first.
+    Rtt,
 }
 
 impl Sort {
     /// All with their names.
-    pub const ALL: [(&'static str, Self); 4] = [
+    pub const ALL: [(&'static str, Self); 5] = [
         ("rate", Self::Rate),
         ("bytes", Self::Bytes),
         ("age", Self::Age),
+        ("rtt", Self::Rtt),
         ("id", Self::Id),
     ];
     /// Their names, for whoever wrote another one.
-    pub const NAMES: &'static str = "rate, bytes, age or id";
+    pub const NAMES: &'static str = "rate, bytes, age, rtt or id";
+
+    /// Its name.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        let mut named = Self::ALL.into_iter();
+        named
+            .find(|(_, sort)| *sort == self)
+            .map_or("id", |(name, _)| name)
+    }
+
+    /// The one that is named so.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let mut named = Self::ALL.into_iter();
+        named
+            .find(|(known, _)| *known == name)
+            .map(|(_, sort)| sort)
+    }
+
+    /// The one behind it, and behind the last the first.
+    #[must_use]
+    pub fn next(self) -> Self {
+        let mut following = Self::ALL.into_iter().cycle();
+        following.find(|(_, sort)| *sort == self);
+        following.next().map_or(self, |(_, sort)| sort)
+    }
+}
+
+impl ConnectionStatus {
+    /// Who opened it.
+    pub(crate) fn opener(&self) -> String {
+        match (&self.comm, self.pid) {
+            (Some(comm), Some(pid)) => format!("{comm}[{pid}]"),
+            _ => self.client.clone(),
+        }
+    }
+
+    /// Where it was brought to.
+    pub(crate) fn way(&self) -> Option<String> {
+        let upstream = self.upstream.as_ref()?;
+        Some(match &self.endpoint {
+            Some(endpoint) => format!("{upstream} {endpoint}"),
+            None => upstream.clone(),
+        })
+    }
+
+    /// Round trip from the app to the server and back, microseconds, as far as it is known.
+    #[must_use]
+    pub fn rtt_us(&self) -> Option<u64> {
+        let known = [self.downstream_rtt_us, self.upstream_rtt_us];
+        known.into_iter().flatten().reduce(u64::saturating_add)
+    }
+
+    /// Bytes that wait here, both ways.
+    #[must_use]
+    pub fn backlog(&self) -> u64 {
+        let known = [self.up_backlog, self.down_backlog];
+        known.into_iter().flatten().fold(0, u64::saturating_add)
+    }
 }
 
 impl List {
@@ -102,22 +172,14 @@ impl List {
     pub(crate) fn text(&self, paint: Paint) -> String {
         let mut table = Table::new(&[
             "id", "age", "client", "to", "rule", "via", "path", "up", "down", "up/s", "down/s",
+            "rtt", "backlog",
         ])
-        .right(&[0, 1, 7, 8, 9, 10]);
+        .right(&[0, 1, 7, 8, 9, 10, 11, 12]);
         for one in &self.connections {
-            let client = match (&one.comm, one.pid) {
-                (Some(comm), Some(pid)) => format!("{comm}[{pid}]"),
-                _ => one.client.clone(),
-            };
             let to = one
                 .name
                 .as_ref()
                 .map_or_else(|| one.to.clone(), |name| format!("{name} ({})", one.to));
-            let via = match (&one.upstream, &one.endpoint) {
-                (Some(upstream), Some(endpoint)) => format!("{upstream} {endpoint}"),
-                (Some(upstream), None) => upstream.clone(),
-                (None, _) => "…".to_owned(),
-            };
             let path = match (&one.path, &one.path_reason) {
                 (Some(path), Some(reason)) => format!("{path} ({reason})"),
                 (Some(path), None) => path.clone(),
@@ -126,15 +188,17 @@ impl List {
             table.row([
                 one.id.to_string(),
                 span(one.age_ms),
-                client,
+                one.opener(),
                 to,
                 one.rule.clone(),
-                via,
+                one.way().unwrap_or_else(|| "…".to_owned()),
                 path,
                 size(one.up),
                 size(one.down),
                 size(one.up_rate),
                 size(one.down_rate),
+                one.rtt_us().map(delay).unwrap_or_default(),
+                size(one.backlog()),
             ]);
         }
         let mut text = table.text(paint);
@@ -172,6 +236,10 @@ mod tests {
                 path_reason: Some("short".into()),
                 up: 1536,
                 down_rate: 10,
+                downstream_rtt_us: Some(40),
+                upstream_rtt_us: Some(1210),
+                up_backlog: Some(1),
+                down_backlog: Some(2048),
                 ..ConnectionStatus::default()
             }],
         };
@@ -188,6 +256,8 @@ mod tests {
             "copy (short)",
             "1.5K",
             " 10",
+            "1.2ms",
+            "2.0K",
         ] {
             assert!(line.contains(part), "{part:?} in\n{text}");
         }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::GroupStatus;
-use crate::paint::{Paint, Table, Tone};
+use crate::paint::{Paint, Table, Tone, delay};
 
 /// The upstreams in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,26 +64,20 @@ fn endpoints(group: &GroupStatus, paint: Paint) -> String {
     ])
     .right(&[2, 3, 4, 5, 6, 7]);
     for one in &group.endpoints {
-        let state = if one.drained {
-            format!("{}, drained", one.state)
-        } else {
-            one.state.clone()
-        };
         let latency = match one.latency_us {
             0 => "-".to_owned(),
-            micros => format!("{}.{} ms", micros / 1000, micros % 1000 / 100),
+            micros => delay(micros),
         };
-        let error = one.last_error.clone().filter(|_| one.state != "up");
         table.row([
             one.address.clone(),
-            state,
+            one.condition(),
             one.weight.to_string(),
             one.live.to_string(),
             one.connections.to_string(),
             one.failures.to_string(),
             one.rewritten.to_string(),
             latency,
-            error.unwrap_or_default(),
+            one.trouble().unwrap_or_default().to_owned(),
         ]);
     }
     format!(
@@ -124,12 +118,7 @@ mod tests {
             }],
         };
         let text = upstreams.text(Paint::plain());
-        for part in [
-            "Group web: p2c",
-            "down, drained",
-            "1.2 ms",
-            "cannot connect",
-        ] {
+        for part in ["Group web: p2c", "down, drained", "1.2ms", "cannot connect"] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
     }

@@ -57,6 +57,14 @@ pub enum Call {
     Receive { socket: u32, length: usize },
     /// Sends a payload and verifies what an echo server sends back meanwhile.
     Exchange { socket: u32, seed: u64, length: u64 },
+    /// Sends a message of a payload and waits until an echo server has sent it back, again and again; also on a socket that does
+    /// not block.
+    Converse {
+        socket: u32,
+        seed: u64,
+        rounds: u64,
+        length: usize,
+    },
     /// Sends a payload until nothing more is taken for a while, or all is; answers the number of bytes.
     SendUntilBlocked { socket: u32, seed: u64, length: u64 },
     /// `shutdown(SHUT_WR)`.

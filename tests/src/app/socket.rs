@@ -177,6 +177,17 @@ impl Socket<'_> {
         })
     }
 
+    /// Sends so many messages of a [payload](crate::Payload) to an echo server, each when the one before is back.
+    pub fn converse(&self, seed: u64, rounds: u64, length: usize) -> Result<()> {
+        let socket = self.id;
+        self.done(Call::Converse {
+            socket,
+            seed,
+            rounds,
+            length,
+        })
+    }
+
     /// Sends the first bytes of a [payload](crate::Payload) until nothing more is taken, or all is: how many bytes.
     pub fn send_until_blocked(&self, seed: u64, length: u64) -> Result<u64> {
         let socket = self.id;

@@ -10,7 +10,7 @@ use std::{
 use culvert_tests::{eventually, process::attempt};
 use nix::sys::signal::{Signal, kill};
 
-use crate::scene::{Scene, is_alive, pid, stdout, text};
+use super::scene::{Scene, is_alive, pid, stdout, text};
 
 #[test]
 fn the_exit_status_is_that_of_the_command() {

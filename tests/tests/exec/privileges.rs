@@ -7,7 +7,7 @@ use culvert_tests::{
     process::{attempt, culvert_binary},
 };
 
-use crate::scene::{Scene, exec, stdout, text};
+use super::scene::{Scene, exec, stdout, text};
 
 const NOBODY: u32 = 65534;
 

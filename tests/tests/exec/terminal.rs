@@ -2,7 +2,7 @@
 
 use culvert_tests::{process::culvert_binary, terminal::Terminal};
 
-use crate::scene::Scene;
+use super::scene::Scene;
 
 const CTRL_C: &str = "\x03";
 const CTRL_Z: &str = "\x1a";

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{command, progress};
 
@@ -68,7 +68,7 @@ pub(super) fn provide(folder: &Path, series: &[&'static str]) -> Result<Vec<Kern
                     Ok(kernels)
                 }
                 (Err(error), None) => Err(error.context(
-                    "the kernels to test on cannot be fetched from Debian's archive; this machine needs its network for that once",
+                    "the kernels to test on cannot be fetched from Debian's archive, for which this machine needs its network once",
                 )),
             }
         }
@@ -142,7 +142,7 @@ impl<'a> Archive<'a> {
                 "APT::Sandbox::User=root".to_owned(),
             ],
         };
-        command::read(archive.apt("apt-get").args(["update", "--error-on=any"]))?;
+        read(archive.apt("apt-get").args(["update", "--error-on=any"]))?;
         Ok(archive)
     }
 
@@ -175,10 +175,10 @@ impl<'a> Archive<'a> {
 
     /// Unpacks the newest kernel of a series, unless that is done.
     fn fetch(&self, series: &str) -> Result<()> {
-        let names = command::read(self.apt("apt-cache").args(["pkgnames", IMAGE]))?;
+        let names = read(self.apt("apt-cache").args(["pkgnames", IMAGE]))?;
         let name = newest(names.lines(), series)
             .with_context(|| format!("Debian's archive has no kernel {series} for this machine"))?;
-        let shown = command::read(
+        let shown = read(
             self.apt("apt-cache")
                 .args(["show", "--no-all-versions", name]),
         )?;
@@ -199,7 +199,7 @@ impl<'a> Archive<'a> {
         }
         fs::create_dir_all(&unpacked)?;
         for package in parts(name, field("Depends: ").unwrap_or_default()) {
-            command::read(
+            read(
                 self.apt("apt-get")
                     .args(["download", package])
                     .current_dir(&unpacked),
@@ -222,6 +222,15 @@ impl<'a> Archive<'a> {
         fs::write(unpacked.join("package"), package)?;
         fs::rename(&unpacked, &place).with_context(|| place.display().to_string())
     }
+}
+
+/// Runs a command of apt. Of a failure the first complaint is told: the command is long, and others follow from it.
+fn read(apt: &mut Command) -> Result<String> {
+    command::read(apt).map_err(|error| {
+        let said = error.to_string();
+        let complaint = said.lines().find_map(|line| line.split_once("E: "));
+        complaint.map_or(error, |(_, complaint)| anyhow!("{complaint}"))
+    })
 }
 
 /// The packages that hold image and modules: the one of that name, or, since series 7, two that it only depends on.

@@ -10,28 +10,71 @@ pub(super) struct Guest {
     pub(super) setting: &'static str,
     /// Added to the kernel's command line.
     pub(super) arguments: &'static str,
-    /// Whether there are hierarchies of cgroup v1 beside that of v2.
-    pub(super) hybrid_cgroups: bool,
-    /// Which tests run: all of them, or those that need nothing that is switched off here.
+    /// Where control groups are mounted.
+    pub(super) cgroups: Cgroups,
+    /// What it is without.
+    lacks: &'static [Need],
+    /// Which tests run: all that it lacks nothing for, or only the brief selection of these.
     is_whole: bool,
 }
 
+/// A machine's control groups.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cgroups {
+    /// Version 2 alone, as systemd mounts it.
+    Pure,
+    /// Hierarchies of version 1 beside it.
+    Hybrid,
+    /// Everything runs in a cgroup namespace, as in a container: the root that it sees is none.
+    Private,
+}
+
+impl Cgroups {
+    /// As `culvert-guest` is told.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Pure => "pure",
+            Self::Hybrid => "hybrid",
+            Self::Private => "private",
+        }
+    }
+}
+
+/// What a test cannot do without, and some machines are without.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// IPv6.
+    Ipv6,
+    /// The kernel's type information (BTF).
+    Types,
+    /// Programs that read the kernel's memory.
+    Memory,
+}
+
 /// All machines.
-pub(super) static GUESTS: [Guest; 5] = [
+pub(super) static GUESTS: [Guest; 6] = [
     Guest {
         setting: "cgroup v1 and v2, 64 KiB of locked memory",
-        hybrid_cgroups: true,
+        cgroups: Cgroups::Hybrid,
         ..plain("5.10")
     },
     plain("6.1"),
     plain("6.12"),
+    plain("7"),
+    Guest {
+        setting: "no BTF, in a cgroup namespace",
+        cgroups: Cgroups::Private,
+        lacks: &[Need::Types],
+        is_whole: false,
+        ..plain("6.1")
+    },
     Guest {
         setting: "no IPv6, locked down to confidentiality",
         arguments: "ipv6.disable=1 lockdown=confidentiality",
+        lacks: &[Need::Ipv6, Need::Memory],
         is_whole: false,
         ..plain("6.12")
     },
-    plain("7"),
 ];
 
 const fn plain(series: &'static str) -> Guest {
@@ -39,7 +82,8 @@ const fn plain(series: &'static str) -> Guest {
         series,
         setting: "",
         arguments: "",
-        hybrid_cgroups: false,
+        cgroups: Cgroups::Pure,
+        lacks: &[],
         is_whole: true,
     }
 }
@@ -48,106 +92,192 @@ impl Guest {
     /// The tests that are for this machine, whatever its kernel.
     pub(super) fn tests(&self, filter: Option<&str>) -> Vec<&'static Test> {
         let is_wanted = |test: &&Test| {
-            (self.is_whole || test.needs_little)
+            (self.is_whole || test.is_brief)
+                && !test.needs.iter().any(|need| self.lacks.contains(need))
                 && filter.is_none_or(|part| test.name.contains(part))
         };
         TESTS.iter().filter(is_wanted).collect()
+    }
+
+    /// Whether it is to have the kernel's type information.
+    pub(super) fn has_types(&self) -> bool {
+        !self.lacks.contains(&Need::Types)
     }
 }
 
 /// A test of `culvert-tests`.
 pub(super) struct Test {
-    /// What it is about.
+    /// What it is about, for the table and the README.
     pub(super) subject: &'static str,
-    /// The test program.
-    pub(super) program: &'static str,
-    /// Its name there.
+    /// Its name in the program `kernels`: module and function.
     pub(super) name: &'static str,
     /// The oldest kernel that has what it tests.
     pub(super) since: (u32, u32),
-    /// It does without IPv6, and without reading the kernel's memory.
-    needs_little: bool,
+    needs: &'static [Need],
+    /// Special machines run it, too.
+    is_brief: bool,
 }
 
 /// What every kernel in use has.
 const FLOOR: (u32, u32) = (5, 10);
 
 /// All tests that guests run.
-pub(super) static TESTS: [Test; 16] = [
-    test("forward", "intercept", "ipv4").needs_little(),
-    test("forward", "intercept", "ipv6"),
-    test("forward", "truth", "the_original_destination"),
-    test(
-        "forward",
-        "unreachable",
-        "a_rule_that_refuses_fails_the_connect_itself",
-    )
-    .needs_little(),
-    test(
-        "forward",
-        "processes",
-        "its_threads_children_and_grandchildren",
-    ),
-    test(
-        "forward",
-        "isolation",
-        "in_another_network_namespace_the_fail_mode_decides",
-    ),
-    test(
-        "crash",
-        "crash",
-        "after_a_kill_every_new_connection_goes_direct",
-    )
-    .needs_little(),
-    test(
-        "crash",
-        "crash",
-        "after_a_kill_rules_that_refuse_refuse_until_detached",
-    ),
-    test(
-        "crash",
-        "crash",
-        "a_hung_relay_counts_as_failed_until_it_goes_on",
-    ),
-    test(
-        "reverse",
-        "reverse",
-        "a_service_keeps_its_port_while_the_relay_stands_before_it",
-    ),
-    test("reverse", "reverse", "both_roles_at_once").needs_little(),
-    test(
-        "reverse",
-        "reverse_crash",
-        "after_a_kill_rules_that_refuse_refuse_until_detached",
-    ),
-    test(
-        "reverse",
-        "reverse_steer",
-        "the_service_sees_the_client_itself",
-    ),
-    test(
-        "paths",
-        "rewrite",
-        "the_app_s_own_socket_goes_there_and_payload_is_whole",
-    ),
-    test("exec", "exec", "a_command_goes_through_the_proxy").needs_little(),
-    test("exec", "exec", "without_its_proxy_nothing_gets_out").needs_little(),
-];
+pub(super) static TESTS: [Test; 30] = {
+    use Need::{Ipv6, Memory, Types};
+    [
+        test(FORWARD, "intercept::ipv4").brief(),
+        test(FORWARD, "intercept::ipv6").needs(&[Ipv6]).brief(),
+        test(FORWARD, "truth::the_original_destination").needs(&[Ipv6]),
+        test(
+            FORWARD,
+            "unreachable::a_rule_that_refuses_fails_the_connect_itself",
+        )
+        .brief(),
+        test(
+            SELECTORS,
+            "processes::its_threads_children_and_grandchildren",
+        )
+        .needs(&[Types, Memory]),
+        test(SELECTORS, "executables::its_threads_and_its_children").needs(&[Types, Memory]),
+        test(
+            FAILURE,
+            "isolation::in_another_network_namespace_the_fail_mode_decides",
+        )
+        .brief(),
+        test(
+            FAILURE,
+            "crash::after_a_kill_every_new_connection_goes_direct",
+        )
+        .brief(),
+        test(
+            FAILURE,
+            "crash::after_a_kill_rules_that_refuse_refuse_until_detached",
+        )
+        .needs(&[Ipv6]),
+        test(
+            FAILURE,
+            "crash::a_hung_relay_counts_as_failed_until_it_goes_on",
+        ),
+        test(
+            FAILURE,
+            "reverse_crash::after_a_kill_rules_that_refuse_refuse_until_detached",
+        )
+        .needs(&[Ipv6]),
+        test(
+            REVERSE,
+            "reverse::a_service_keeps_its_port_while_the_relay_stands_before_it",
+        )
+        .needs(&[Ipv6]),
+        test(REVERSE, "reverse::both_roles_at_once").brief(),
+        test(
+            BY_INTERFACE,
+            "reverse::interfaces_choose_also_when_they_appear_later",
+        )
+        .since((5, 17))
+        .needs(&[Types]),
+        test(STEER, "reverse_steer::the_fail_mode_holds"),
+        test(
+            GATEWAY,
+            "gateway::connections_of_hosts_that_know_nothing_are_relayed_to_where_they_go",
+        )
+        .needs(&[Ipv6]),
+        test(
+            GATEWAY,
+            "gateway_crash::after_a_kill_every_new_connection_is_routed",
+        )
+        .needs(&[Ipv6]),
+        test(
+            GATEWAY,
+            "gateway_crash::after_a_kill_rules_that_refuse_let_nothing_pass_until_detached",
+        )
+        .needs(&[Ipv6]),
+        test(
+            GATEWAY,
+            "gateway_filters::filters_of_others_before_and_after_ours_go_on",
+        )
+        .needs(&[Ipv6]),
+        test(
+            SOURCE_GATEWAY,
+            "gateway_source::a_server_sees_the_address_and_port_of_the_client",
+        )
+        .needs(&[Ipv6]),
+        test(
+            SOURCE_LOOPBACK,
+            "keep_source::a_service_on_loopback_sees_address_and_port",
+        )
+        .needs(&[Ipv6]),
+        test(
+            SOURCE_HERE,
+            "keep_source::a_service_on_another_address_of_this_host_sees_address_and_port",
+        )
+        .needs(&[Ipv6]),
+        test(
+            SOURCE_HERE,
+            "keep_source::a_killed_daemon_leaves_nothing_beyond_the_next_or_detach",
+        )
+        .needs(&[Ipv6]),
+        test(
+            SOURCE_ABROAD,
+            "keep_source::a_server_on_another_host_sees_address_and_port",
+        )
+        .needs(&[Ipv6]),
+        test(
+            PATHS,
+            "paths::each_carries_bytes_whole_or_is_off_for_a_reason",
+        )
+        .brief(),
+        test(
+            REWRITE,
+            "rewrite::the_app_s_own_socket_goes_there_and_payload_is_whole",
+        ),
+        test(EXEC, "exec::so_does_a_static_program").brief(),
+        test(NEEDS, "needs::arrivals_by_interface").needs(&[Types]),
+        test(NEEDS, "needs::executables").needs(&[Memory]).brief(),
+        test(
+            NEEDS,
+            "needs::a_little_locked_memory_is_enough_where_maps_do_not_count",
+        ),
+    ]
+};
 
-const fn test(subject: &'static str, program: &'static str, name: &'static str) -> Test {
+pub(super) const FORWARD: &str = "forward";
+pub(super) const SELECTORS: &str = "selectors";
+pub(super) const FAILURE: &str = "failure";
+pub(super) const REVERSE: &str = "reverse";
+pub(super) const BY_INTERFACE: &str = "reverse by interface";
+pub(super) const STEER: &str = "steer";
+pub(super) const GATEWAY: &str = "gateway";
+pub(super) const SOURCE_LOOPBACK: &str = "source on loopback";
+pub(super) const SOURCE_HERE: &str = "source on this host";
+pub(super) const SOURCE_ABROAD: &str = "source elsewhere";
+pub(super) const SOURCE_GATEWAY: &str = "source in a gateway";
+pub(super) const PATHS: &str = "paths";
+pub(super) const REWRITE: &str = "rewrite";
+pub(super) const EXEC: &str = "exec";
+pub(super) const NEEDS: &str = "needs";
+
+const fn test(subject: &'static str, name: &'static str) -> Test {
     Test {
         subject,
-        program,
         name,
         since: FLOOR,
-        needs_little: false,
+        needs: &[],
+        is_brief: false,
     }
 }
 
 impl Test {
-    const fn needs_little(self) -> Self {
+    const fn since(self, since: (u32, u32)) -> Self {
+        Self { since, ..self }
+    }
+
+    const fn needs(self, needs: &'static [Need]) -> Self {
+        Self { needs, ..self }
+    }
+
+    const fn brief(self) -> Self {
         Self {
-            needs_little: true,
+            is_brief: true,
             ..self
         }
     }
@@ -167,10 +297,10 @@ fn version(release: &str) -> (u32, u32) {
 }
 
 /// Programs of this machine that tests run.
-pub(super) const PROGRAMS: [&str; 2] = ["ip", "curl"];
+pub(super) const PROGRAMS: [&str; 2] = ["ip", "tc"];
 
-/// Kernel modules that tests need.
-pub(super) const MODULES: [&str; 1] = ["veth"];
+/// Kernel modules that tests need, and culvert: those of filters are loaded when they are asked for where there is `modprobe`.
+pub(super) const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
 
 #[cfg(test)]
 mod tests {
@@ -180,7 +310,7 @@ mod tests {
     fn only_age_excuses() {
         let test = Test {
             since: (6, 4),
-            ..test("", "", "")
+            ..test("", "")
         };
         assert!(!test.runs_on("5.10.0-46-cloud-amd64"));
         assert!(!test.runs_on("6.1.0-56-cloud-amd64"));
@@ -192,8 +322,11 @@ mod tests {
     fn each_test_is_named_once() {
         for (number, one) in TESTS.iter().enumerate() {
             let again = TESTS.iter().skip(number + 1);
-            let is_same = |other: &Test| (one.program, one.name) == (other.program, other.name);
-            assert!(!again.into_iter().any(is_same), "{}", one.name);
+            assert!(
+                !again.into_iter().any(|other| one.name == other.name),
+                "{}",
+                one.name
+            );
         }
     }
 }

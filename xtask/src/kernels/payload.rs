@@ -19,9 +19,10 @@ use super::{
 };
 use crate::{command, progress, workspace::Workspace};
 
-/// The first process of a guest, and what test programs start.
+/// The first process of a guest, all tests, and what these start.
 const INIT: &str = "culvert-guest";
-const COMPANIONS: [&str; 2] = ["culvert-test-app", "culvert-stress"];
+const TESTS: &str = "kernels";
+const APP: &str = "culvert-test-app";
 
 /// Accounts that tests name.
 const ACCOUNTS: [(&str, &str); 3] = [
@@ -53,11 +54,11 @@ impl Payload {
         };
         add("/bin/culvert", culvert)?;
         for (name, program) in &built {
-            if name == INIT {
-                add("/init", program)?;
-            } else {
-                add(&format!("/tests/{name}"), program)?;
-            }
+            let path = match &**name {
+                INIT => "/init".to_owned(),
+                name => format!("/tests/{name}"),
+            };
+            add(&path, program)?;
         }
         let mut libraries = BTreeSet::new();
         for name in guests::PROGRAMS {
@@ -92,25 +93,24 @@ impl Payload {
         let tests = tests.iter().filter(|test| test.runs_on(&kernel.release));
         let plan = json!({
             "modules": modules.iter().map(|module| &module.name).collect::<Vec<_>>(),
-            "hybrid_cgroups": guest.hybrid_cgroups,
-            "tests": tests.map(|test| [test.program, test.name]).collect::<Vec<_>>(),
+            "cgroups": guest.cgroups.word(),
+            "has_types": guest.has_types(),
+            "tests": tests.map(|test| test.name).collect::<Vec<_>>(),
         });
         own.program("/plan.json", plan.to_string().as_bytes())?;
         Ok([&*self.initramfs, &own.finish()?].concat())
     }
 }
 
-/// The test programs that guests run, with what they start, by name.
+/// The programs of `culvert-tests` that guests run, by name.
 fn test_programs(workspace: &Workspace) -> Result<Vec<(String, PathBuf)>> {
-    let programs: BTreeSet<_> = guests::TESTS.iter().map(|test| test.program).collect();
+    const EXPECTED: [&str; 3] = [INIT, TESTS, APP];
     let mut cargo = command::cargo(&workspace.root);
     cargo
         .args(["test", "--no-run", "--package", "culvert-tests"])
+        .args(["--test", TESTS])
         .arg("--message-format=json-render-diagnostics")
         .stdout(Stdio::piped());
-    for program in &programs {
-        cargo.args(["--test", program]);
-    }
     let mut child = cargo.spawn().with_context(|| command::line(&cargo))?;
     let messages = child
         .stdout
@@ -124,15 +124,12 @@ fn test_programs(workspace: &Workspace) -> Result<Vec<(String, PathBuf)>> {
     if !status.success() {
         bail!("{} ({status})", command::line(&cargo));
     }
-    built.retain(|(name, _)| {
-        name == INIT || COMPANIONS.contains(&&**name) || programs.contains(&**name)
-    });
-    let expected = 1 + COMPANIONS.len() + programs.len();
-    if built.len() != expected {
+    built.retain(|(name, _)| EXPECTED.contains(&&**name));
+    if built.len() != EXPECTED.len() {
         let names: Vec<_> = built.iter().map(|(name, _)| &**name).collect();
         bail!(
-            "cargo test reports {} programs of {expected}: {}",
-            names.len(),
+            "cargo test reports of {} only {}",
+            EXPECTED.join(", "),
             names.join(", ")
         );
     }

@@ -50,16 +50,19 @@ pub(super) fn provide(folder: &Path) -> Result<()> {
         return Ok(());
     }
     progress::step("the guests need QEMU, which is missing");
-    let keep = "--no-remove";
-    packages::install_with(&[keep], &[PACKAGE])
-        .or_else(|error| {
-            // Its packages fit together in one version only: where some are here from Debian's backports, so must this be.
-            let archive = Archive::open(folder)?;
-            let options = archive.with_backports()?;
-            let options: Vec<_> = options.iter().map(String::as_str).chain([keep]).collect();
-            packages::install_with(&options, &[PACKAGE]).map_err(|_| error)
-        })
+    packages::install_with(&[KEEP], &[PACKAGE])
+        .or_else(|error| from_backports(folder).map_err(|_| error))
         .context("the tests on other kernels need QEMU (Debian package qemu-system-x86)")
+}
+
+/// Has apt give up rather than remove what is there.
+const KEEP: &str = "--no-remove";
+
+/// QEMU's packages fit together in one version only: where some are here from Debian's backports, so must be what is missing.
+fn from_backports(folder: &Path) -> Result<()> {
+    let options = Archive::open(folder)?.with_backports()?;
+    let options: Vec<_> = options.iter().map(String::as_str).chain([KEEP]).collect();
+    packages::install_with(&options, &[PACKAGE])
 }
 
 /// Boots a kernel and waits until it is off again.
@@ -129,6 +132,7 @@ fn processor() -> [&'static str; 4] {
     } else {
         // With one processor only: QEMU 7.2 emulates `cmpxchg16b` wrongly for several, and without it kernels have no memory for
         // socket storage (`kmalloc_nolock()`, seen on 7.3).
-        ["-accel", "tcg", "-cpu", "max,la57=off"]
+        // Strings are fast in hardware alone: `rep movsb` is emulated byte by byte, and kernels without the two flags copy words.
+        ["-accel", "tcg", "-cpu", "max,la57=off,erms=off,fsrm=off"]
     }
 }

@@ -4,22 +4,69 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use super::report::{Outcome, Report};
+use super::{
+    guests,
+    report::{Outcome, Ran, Report},
+};
 use crate::progress;
 
 /// The table stands between these lines.
 const BEGIN: &str = "<!-- written by `cargo xtask test --kernels --write-readme` -->";
 const END: &str = "<!-- end -->";
 
-/// A row, and what culvert says about it on a kernel.
-const ROWS: [(&str, &str); 7] = [
-    ("rules with `exe` or `pid`", "task_selectors"),
-    ("`[[reverse]]` rules with `interface`", "interface_selector"),
-    ("a refused `connect()` sees ECONNREFUSED", "refusal"),
-    ("`path = \"sockmap\"`", "sockmap"),
-    ("`path = \"shortcut\"`", "shortcut"),
-    ("`path = \"shortcut-both-ways\"`", "shortcut_both_ways"),
-    ("IPv6", "ipv6"),
+/// What a cell tells.
+enum Row {
+    /// What culvert says about something on a kernel.
+    Check(&'static str),
+    /// Whether the tests of a subject passed.
+    Tests(&'static str),
+}
+
+const ROWS: [(&str, Row); 20] = [
+    ("`[[forward]]` rules", Row::Tests(guests::FORWARD)),
+    (
+        "a refused `connect()` sees ECONNREFUSED",
+        Row::Check("refusal"),
+    ),
+    ("rules with `exe` or `pid`", Row::Check("task_selectors")),
+    ("`culvert exec`", Row::Tests(guests::EXEC)),
+    ("`[[reverse]]` rules", Row::Tests(guests::REVERSE)),
+    ("those with `interface`", Row::Tests(guests::BY_INTERFACE)),
+    (
+        "`keep_source`, service on loopback",
+        Row::Tests(guests::SOURCE_LOOPBACK),
+    ),
+    (
+        "on another address of this host",
+        Row::Tests(guests::SOURCE_HERE),
+    ),
+    ("on another host", Row::Tests(guests::SOURCE_ABROAD)),
+    ("`[[gateway]]` rules", Row::Tests(guests::GATEWAY)),
+    (
+        "those with `keep_source`",
+        Row::Tests(guests::SOURCE_GATEWAY),
+    ),
+    (
+        "fail modes, and nothing left after a kill",
+        Row::Tests(guests::FAILURE),
+    ),
+    ("IPv6", Row::Check("ipv6")),
+    (
+        "each path whole, or off for a reason",
+        Row::Tests(guests::PATHS),
+    ),
+    ("`path = \"sockmap\"`", Row::Check("sockmap")),
+    ("`path = \"shortcut\"`", Row::Check("shortcut")),
+    (
+        "`path = \"shortcut-both-ways\"`",
+        Row::Check("shortcut_both_ways"),
+    ),
+    ("`path = \"rewrite\"`", Row::Tests(guests::REWRITE)),
+    ("`path = \"steer\"`", Row::Tests(guests::STEER)),
+    (
+        "what a kernel lacks is refused and named",
+        Row::Tests(guests::NEEDS),
+    ),
 ];
 const PROGRAMS: &str = "programs loaded and attached";
 const TESTS: &str = "kernel tests passed";
@@ -52,7 +99,10 @@ fn table(reports: &[Report]) -> String {
     let line = format!("|{}\n", "---|".repeat(reports.len() + 1));
     let rows: String = ROWS
         .iter()
-        .map(|(name, id)| row(name, &|report| check(report, id)))
+        .map(|(name, kind)| match kind {
+            Row::Check(id) => row(name, &|report| check(report, id)),
+            Row::Tests(subject) => row(name, &|report| tests(report, subject)),
+        })
         .collect();
     let programs = row(PROGRAMS, &|report| {
         let works = report
@@ -85,9 +135,33 @@ fn check(report: &Report, id: &str) -> String {
     match report.checks.iter().find(|check| check.id == id) {
         None => "?".to_owned(),
         Some(check) if id == "refusal" && check.found.contains("EPERM") => "no, EPERM".to_owned(),
-        Some(check) if check.status == "ok" => "yes".to_owned(),
-        Some(_) => "no".to_owned(),
+        Some(check) => yes(check.status == "ok").to_owned(),
     }
+}
+
+/// What became of the tests of a subject.
+fn tests(report: &Report, subject: &str) -> String {
+    let ran = report
+        .tests
+        .iter()
+        .filter(|ran| ran.test.subject == subject);
+    let ran: Vec<_> = ran.collect();
+    let too_old = ran.iter().find(|ran| ran.outcome == Outcome::TooOld);
+    match (too_old, &*ran) {
+        (_, []) => "not tried".to_owned(),
+        (Some(ran), _) => {
+            let (major, minor) = ran.test.since;
+            format!("no, {major}.{minor} has it")
+        }
+        (None, all) => {
+            let passed = |ran: &&Ran| matches!(ran.outcome, Outcome::Passed { .. });
+            yes(all.iter().all(passed)).to_owned()
+        }
+    }
+}
+
+const fn yes(it_is: bool) -> &'static str {
+    if it_is { "yes" } else { "no" }
 }
 
 #[cfg(test)]

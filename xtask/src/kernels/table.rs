@@ -34,10 +34,9 @@ pub(super) fn text(reports: &[Report]) -> String {
     rows.push(Row::heading("test: s", []));
     for test in tests(reports) {
         let name = format!(
-            "{} ({}) {}",
+            "{}: {}",
             test.subject,
-            test.program,
-            test.name.replace('_', " ")
+            test.name.replace("::", ": ").replace('_', " ")
         );
         rows.push(Row::new(&name, cells(&|report| test_cell(report, test))));
     }

@@ -52,11 +52,11 @@ const LAYERS: [&[&str]; 11] = [
     // The kernel side, and the life of a connection. Neither knows the other.
     &["connection", "intercept", "listener", "origin"],
     // Both together.
-    &["proxy", "pulse", "worker"],
+    &["explain", "proxy", "pulse", "worker"],
     // A proxy kept right while the machine and its configuration change.
     &["service"],
     // What is done with it, and statements about a configuration and a machine.
-    &["daemon", "demo", "doctor", "plan"],
+    &["daemon", "demo", "doctor", "plan", "top"],
     &["run_command"],
     // What the user typed.
     &["commands", "main"],
@@ -88,10 +88,11 @@ const REPORTERS: &[&str] = &[
     "privileges",
     "run_command",
     "service",
+    "top",
 ];
 
 /// Crates that are the business of few modules.
-const OWNERS: [(&str, &[&str]); 8] = [
+const OWNERS: [(&str, &[&str]); 9] = [
     ("anyhow", REPORTERS),
     ("aya", &["intercept"]),
     ("aya_log", &["intercept"]),
@@ -107,6 +108,7 @@ const OWNERS: [(&str, &[&str]); 8] = [
         &["delivery", "intercept", "netlink"],
     ),
     ("netlink_sys", &["netlink"]),
+    ("ratatui", &["top"]),
     ("toml", &["config"]),
 ];
 

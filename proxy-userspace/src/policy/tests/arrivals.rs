@@ -20,7 +20,7 @@ use crate::rule::{FailMode, Listen, PathChoice, Reverse, ReverseVia, Roles, Sele
 const GENERATION: u32 = 3;
 
 #[derive(Clone, Copy, Debug)]
-struct Incoming {
+pub(super) struct Incoming {
     local: IpAddr,
     port: u16,
     source: IpAddr,
@@ -44,7 +44,7 @@ impl Arrival for Incoming {
 
 /// What the documentation says: of all that listens there and takes connections from there, the longest prefix, then the
 /// narrowest ports, then the first in the file.
-fn naive(rules: &[Reverse], names: &Names, incoming: &Incoming) -> Option<usize> {
+pub(super) fn naive(rules: &[Reverse], names: &Names, incoming: &Incoming) -> Option<usize> {
     let takes = |rule: &Reverse| {
         rule.source.selects(|net| net.contains(&incoming.source))
             && rule
@@ -63,7 +63,7 @@ fn naive(rules: &[Reverse], names: &Names, incoming: &Incoming) -> Option<usize>
     found.into_iter().min().map(|(_, _, index)| index)
 }
 
-fn names() -> Names {
+pub(super) fn names() -> Names {
     Names {
         interfaces: BTreeMap::from([
             ("eth0".to_owned(), Some(2)),
@@ -95,7 +95,7 @@ fn ports() -> impl Strategy<Value = RangeInclusive<u16>> + Clone {
     (port(), port()).prop_map(|(a, b)| a.min(b)..=a.max(b))
 }
 
-fn rule() -> impl Strategy<Value = Reverse> {
+pub(super) fn rule() -> impl Strategy<Value = Reverse> {
     let listen = (net(), ports()).prop_map(|(net, ports)| Listen { net, ports });
     let interface = one_of(vec![
         "eth0".to_owned(),
@@ -135,7 +135,7 @@ fn rule() -> impl Strategy<Value = Reverse> {
         })
 }
 
-fn incoming() -> impl Strategy<Value = Incoming> {
+pub(super) fn incoming() -> impl Strategy<Value = Incoming> {
     let port = one_of(vec![1u16, 2, 79, 80, 81, 82, 443, 999, 1000, 1001, 65535]);
     (address(), port, address(), 1..4u32).prop_map(|(local, port, source, interface)| Incoming {
         local,

@@ -8,11 +8,12 @@ use std::{
 
 use nix::{
     errno::Errno,
-    mount::{MsFlags, mount},
+    mount::{MsFlags, mount, umount},
+    sched::{CloneFlags, unshare},
     sys::{utsname::uname, wait::wait},
 };
 
-use crate::Plan;
+use crate::{Cgroups, Plan};
 
 /// Mounts what every program expects, has another process do the work, buries those whose parents are gone, and switches the
 /// machine off when the work is done.
@@ -26,6 +27,7 @@ pub(crate) fn be_first_process(work: &mut Command) -> ! {
         ("devpts", "/dev/pts"),
         ("tmpfs", "/dev/shm"),
         ("bpf", "/sys/fs/bpf"),
+        ("securityfs", "/sys/kernel/security"),
     ] {
         make(Path::new(place));
         mount_at(kind, place, None);
@@ -47,21 +49,10 @@ pub(crate) fn be_first_process(work: &mut Command) -> ! {
 
 /// Mounts control groups, loads modules and brings loopback up.
 pub(crate) fn set_up(plan: &Plan) {
-    const CGROUPS: &str = "/sys/fs/cgroup";
-    if plan.hybrid_cgroups {
-        mount_at("tmpfs", CGROUPS, None);
-        // As systemd does it: version 1 with a hierarchy for each controller, and version 2 beside them.
-        for (kind, name, controllers) in [
-            ("cgroup", "net_cls,net_prio", Some("net_cls,net_prio")),
-            ("cgroup", "pids", Some("pids")),
-            ("cgroup2", "unified", None),
-        ] {
-            let place = format!("{CGROUPS}/{name}");
-            make(Path::new(&place));
-            mount_at(kind, &place, controllers);
-        }
-    } else {
-        mount_at("cgroup2", CGROUPS, None);
+    mount_cgroups(plan.cgroups);
+    // It is still there, but nobody can read it, as on kernels that were built without.
+    if !plan.has_types {
+        mount_at("tmpfs", "/sys/kernel/btf", None);
     }
     for module in &plan.modules {
         load(module);
@@ -73,6 +64,36 @@ pub(crate) fn set_up(plan: &Plan) {
         up.is_ok_and(|status| status.success()),
         "loopback is not up"
     );
+}
+
+fn mount_cgroups(layout: Cgroups) {
+    const PLACE: &str = "/sys/fs/cgroup";
+    match layout {
+        Cgroups::Pure => mount_at("cgroup2", PLACE, None),
+        Cgroups::Hybrid => {
+            mount_at("tmpfs", PLACE, None);
+            // As systemd does it: version 1 with a hierarchy for each controller, and version 2 beside them.
+            for (kind, name, controllers) in [
+                ("cgroup", "net_cls,net_prio", Some("net_cls,net_prio")),
+                ("cgroup", "pids", Some("pids")),
+                ("cgroup2", "unified", None),
+            ] {
+                let place = format!("{PLACE}/{name}");
+                make(Path::new(&place));
+                mount_at(kind, &place, controllers);
+            }
+        }
+        Cgroups::Private => {
+            mount_at("cgroup2", PLACE, None);
+            // As a container's runtime does it. Whoever is started from here on is in it.
+            let container = format!("{PLACE}/container");
+            make(Path::new(&container));
+            fs::write(format!("{container}/cgroup.procs"), "0").expect("to enter a cgroup");
+            unshare(CloneFlags::CLONE_NEWCGROUP).expect("a cgroup namespace");
+            umount(PLACE).expect("to unmount cgroups");
+            mount_at("cgroup2", PLACE, None);
+        }
+    }
 }
 
 /// What the kernel calls itself.

@@ -22,8 +22,6 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::tests::Test;
-
 /// The second serial port.
 const REPORT: &str = "/dev/ttyS1";
 
@@ -45,8 +43,18 @@ fn main() {
 #[derive(Debug, Deserialize)]
 struct Plan {
     modules: Vec<String>,
-    hybrid_cgroups: bool,
-    tests: Vec<Test>,
+    cgroups: Cgroups,
+    has_types: bool,
+    tests: Vec<String>,
+}
+
+/// Where control groups are mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Cgroups {
+    Pure,
+    Hybrid,
+    Private,
 }
 
 fn plan() -> Plan {

@@ -8,19 +8,12 @@ use std::{
 };
 
 use culvert_tests::eventually;
-use serde::Deserialize;
 use serde_json::{Value, json};
-
-/// One test of a test program.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Test {
-    pub(crate) program: String,
-    pub(crate) name: String,
-}
 
 /// A test that takes longer hangs.
 const PATIENCE: Duration = Duration::from_mins(2);
 
+const TESTS: &str = "/tests/kernels";
 const CULVERT: &str = "/bin/culvert";
 /// Where the output of a test is while it runs.
 const OUTPUT: &str = "/tmp/output";
@@ -35,11 +28,10 @@ pub(crate) fn doctor() -> Value {
 }
 
 /// Runs a test and tells how it went; its output only if it failed.
-pub(crate) fn run(test: &Test) -> Value {
-    let Test { program, name } = test;
+pub(crate) fn run(name: &str) -> Value {
     let output = File::create(OUTPUT).expect("a file for the output");
     let begun = Instant::now();
-    let mut child = Command::new(format!("/tests/{program}"))
+    let mut child = Command::new(TESTS)
         .args(["--exact", name, "--test-threads=1"])
         .env("CULVERT_BIN", CULVERT)
         .env(eventually::VARIABLE, "60")
@@ -48,7 +40,7 @@ pub(crate) fn run(test: &Test) -> Value {
         .stdout(output.try_clone().expect("a second descriptor"))
         .stderr(output)
         .spawn()
-        .unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
+        .unwrap_or_else(|error| panic!("cannot run {TESTS}: {error}"));
     let status = loop {
         match child.try_wait().expect("to wait") {
             None if begun.elapsed() > PATIENCE => {
@@ -66,7 +58,6 @@ pub(crate) fn run(test: &Test) -> Value {
     let milliseconds = begun.elapsed().as_millis();
     let milliseconds = u64::try_from(milliseconds).unwrap_or(u64::MAX);
     json!({
-        "program": program,
         "name": name,
         "passed": passed,
         "milliseconds": milliseconds,

@@ -18,10 +18,10 @@ use nix::{
 };
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::{many, passing, uring, visits};
+use crate::{many, passing, streams, uring, visits};
 
 /// A call that takes longer fails with `EAGAIN`, rather than to keep the test waiting for ever.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The sockets that are open, by number.
 #[derive(Default)]
@@ -80,21 +80,6 @@ impl App {
                 self.get(*socket).take(limit).read_to_end(&mut bytes)?;
                 Ok(Answer::Bytes(bytes))
             }
-            Call::Exchange {
-                socket,
-                seed,
-                length,
-            } => done(exchange(
-                self.get(*socket),
-                Payload { seed: *seed },
-                *length,
-            )),
-            Call::SendUntilBlocked {
-                socket,
-                seed,
-                length,
-            } => send_until_blocked(self.get(*socket), Payload { seed: *seed }, *length)
-                .map(Answer::Number),
             Call::Shutdown(socket) => done(self.get(*socket).shutdown(Shutdown::Write)),
             Call::Reset(socket) => {
                 self.get(*socket).set_linger(Some(Duration::ZERO))?;
@@ -110,6 +95,41 @@ impl App {
             Call::BecomeUser { uid, gid } => done(become_user(*uid, *gid)),
             Call::InChild(call) => self.in_child(call),
             Call::InThread(call) => self.in_thread(call),
+            streams => self.perform_stream(streams),
+        }
+    }
+
+    /// Calls that send much by one socket.
+    fn perform_stream(&mut self, call: &Call) -> io::Result<Answer> {
+        match call {
+            Call::Exchange {
+                socket,
+                seed,
+                length,
+            } => done(streams::exchange(
+                self.get(*socket),
+                Payload { seed: *seed },
+                *length,
+            )),
+            Call::Converse {
+                socket,
+                seed,
+                rounds,
+                length,
+            } => done(streams::converse(
+                self.get(*socket),
+                Payload { seed: *seed },
+                *rounds,
+                *length,
+            )),
+            Call::SendUntilBlocked {
+                socket,
+                seed,
+                length,
+            } => {
+                let payload = Payload { seed: *seed };
+                streams::send_until_blocked(self.get(*socket), payload, *length).map(Answer::Number)
+            }
             many => self.perform_many(many),
         }
     }
@@ -258,39 +278,6 @@ fn check(result: libc::c_int) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
-}
-
-/// Sends and receives at the same time: a relay that waits for one before the other would be stuck.
-pub(crate) fn exchange(stream: &Socket, payload: Payload, length: u64) -> io::Result<()> {
-    thread::scope(|scope| {
-        let (mut sending, mut receiving) = (stream, stream);
-        let sender = scope.spawn(move || payload.write(&mut sending, length));
-        let verified = payload.verify(&mut receiving, length);
-        sender.join().expect("the thread that sends")?;
-        verified.map_err(|error| match error.raw_os_error() {
-            Some(_) => error,
-            // A number for errors that are no errors of the system: bytes are missing or wrong.
-            None => io::Error::from_raw_os_error(libc::EBADMSG),
-        })
-    })
-}
-
-/// What is taken within a second of silence; only the silence tells that a slow receiver has stopped the stream.
-fn send_until_blocked(mut socket: &Socket, payload: Payload, length: u64) -> io::Result<u64> {
-    const SILENCE: Duration = Duration::from_secs(1);
-    socket.set_write_timeout(Some(SILENCE))?;
-    let mut sent = 0;
-    let mut block = vec![0; 64 * 1024];
-    while sent < length {
-        payload.fill(sent, &mut block);
-        match socket.write(&block) {
-            Ok(written) => sent += written as u64,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => return Err(error),
-        }
-    }
-    socket.set_write_timeout(Some(PATIENCE))?;
-    Ok(sent)
 }
 
 fn become_user(uid: u32, gid: u32) -> io::Result<()> {

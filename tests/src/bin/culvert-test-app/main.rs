@@ -10,6 +10,7 @@
 mod calls;
 mod many;
 mod passing;
+mod streams;
 mod uring;
 mod visits;
 

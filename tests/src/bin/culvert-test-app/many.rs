@@ -11,7 +11,7 @@ use std::{
 use culvert_tests::{Payload, app::protocol::Storm};
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::calls::exchange;
+use crate::streams::{exchange, numbered};
 
 /// Makes them all and counts how they ended.
 pub(crate) fn storm(storm: &Storm) -> Vec<(i32, u64)> {
@@ -71,12 +71,7 @@ fn exchange_in_turn(mut socket: &Socket, payload: Payload, length: u64) -> io::R
         return exchange(socket, payload, length);
     }
     payload.write(&mut socket, length)?;
-    payload
-        .verify(&mut socket, length)
-        .map_err(|error| match error.raw_os_error() {
-            Some(_) => error,
-            None => io::Error::from_raw_os_error(libc::EBADMSG),
-        })
+    payload.verify(&mut socket, length).map_err(numbered)
 }
 
 /// Sends and closes, without waiting for anything.

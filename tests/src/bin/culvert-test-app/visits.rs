@@ -14,7 +14,7 @@ use culvert_tests::{
 };
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::calls::exchange;
+use crate::streams::exchange;
 
 /// Says its port to every client, and sends back what it receives.
 pub(crate) fn serve(address: SocketAddr) -> io::Result<SocketAddr> {

@@ -2,7 +2,7 @@
 
 #[cfg(test)]
 use std::net::{Ipv4Addr, SocketAddr, TcpStream as StdStream};
-use std::{fs, io};
+use std::{fs, io, sync::Arc};
 
 use nix::sys::socket::{setsockopt, sockopt::TcpUlp};
 #[cfg(test)]
@@ -20,8 +20,10 @@ use crate::relay::Accelerator as _;
 const UPPER_LAYERS: &str = "/proc/sys/net/ipv4/tcp_available_ulp";
 
 /// A socket that somebody else has in a sockmap is refused. If it is the second one, the first only has its bytes passed.
-pub(super) async fn foreign_sockmap(bench: &Bench<'_>) -> io::Result<bool> {
-    let (somebody_else, _events) = Redirects::alone().map_err(io::Error::other)?;
+pub(super) async fn foreign_sockmap(
+    bench: &Bench<'_>,
+    somebody_else: &Arc<Redirects>,
+) -> io::Result<bool> {
     let (mut both, mut one) = (Flow::new(bench).await?, Flow::new(bench).await?);
     let theirs = somebody_else.admit(&both.downstream, &both.upstream);
     let refused = theirs.is_ok() && bench.refuses(&both.downstream, &both.upstream);

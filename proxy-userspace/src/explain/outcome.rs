@@ -1,0 +1,182 @@
+//! From what the rules decide to what becomes of the connection: what the hooks `connect` and `reverse` do with a decision.
+
+use std::net::SocketAddr;
+
+use proxy_common::{Action, Decision, fail_mode, verb};
+
+use super::InForce;
+use crate::{
+    config,
+    rule::{PathChoice, ReverseVia, Via},
+    status::explanation::{Opener, Request},
+};
+
+/// See [`Explanation`](crate::status::explanation::Explanation).
+#[derive(Default)]
+pub(super) struct Outcome {
+    pub(super) verdict: &'static str,
+    pub(super) why: String,
+    pub(super) rule: Option<String>,
+    pub(super) via: Option<String>,
+    pub(super) listeners: Vec<SocketAddr>,
+    pub(super) on_relay_failure: Option<String>,
+    pub(super) path: Option<String>,
+}
+
+const DIRECT: &str = "direct";
+const REFUSE: &str = "refuse";
+
+impl Outcome {
+    pub(super) fn direct(why: impl Into<String>) -> Self {
+        Self {
+            verdict: DIRECT,
+            why: why.into(),
+            ..Self::default()
+        }
+    }
+
+    /// As long as the relay can answer.
+    fn by_the_relay(self, policy: &InForce<'_>, is_v4: bool, action: &Action) -> Self {
+        let mut listeners = policy.listeners.clone();
+        listeners.retain(|listener| listener.is_ipv4() == is_v4);
+        Self {
+            listeners,
+            on_relay_failure: Some(failure(action).to_owned()),
+            ..self
+        }
+    }
+
+    /// As it cannot.
+    fn failing(self, action: &Action, why: &str) -> Self {
+        Self {
+            verdict: failure(action),
+            listeners: Vec::new(),
+            why: format!("{}, but {why}, so that `on_relay_failure` holds", self.why),
+            ..self
+        }
+    }
+}
+
+const fn failure(action: &Action) -> &'static str {
+    if action.on_relay_failure == fail_mode::REFUSE {
+        REFUSE
+    } else {
+        DIRECT
+    }
+}
+
+const fn verdict(action: &Action) -> &'static str {
+    match action.verb {
+        verb::REFUSE => REFUSE,
+        verb::RELAY => "relay",
+        verb::STEER => "steer",
+        _ => DIRECT,
+    }
+}
+
+/// The rule that was chosen, and what it does.
+fn chosen<R>(decision: Decision, rules: &[R]) -> Option<(&R, Action)> {
+    match decision {
+        Decision::Unselected => None,
+        Decision::Selected(rule, action) => Some((rules.get(rule.index as usize)?, action)),
+    }
+}
+
+/// Of a connection that a process opens.
+pub(super) fn opened(
+    policy: &InForce<'_>,
+    connection: &Request,
+    process: &Opener,
+    decision: Decision,
+) -> Outcome {
+    if policy.daemon == Some(process.pid) {
+        return Outcome::direct("it is culvert's own, which is never captured");
+    }
+    let to = SocketAddr::new(connection.to.ip().to_canonical(), connection.to.port());
+    let is_near = policy.network_namespace == Some(process.network_namespace);
+    if is_near && policy.listeners.contains(&to) {
+        return Outcome::direct("that is culvert's own listener, which resets it");
+    }
+    let Some((rule, action)) = chosen(decision, policy.roles.forward) else {
+        return Outcome::direct("no rule selects it");
+    };
+    let outcome = Outcome {
+        verdict: verdict(&action),
+        why: format!("rule {:?} is the first that selects it", rule.name),
+        rule: Some(rule.name.to_string()),
+        ..Outcome::default()
+    };
+    let Via::Upstream(upstream) = &rule.via else {
+        return outcome;
+    };
+    let mut outcome = outcome.by_the_relay(policy, to.is_ipv4(), &action);
+    outcome.via = Some(shown(policy, upstream));
+    outcome.path = Some(path(rule.path, rule.rewrite));
+    if policy.daemon.is_some() && !is_near {
+        return outcome.failing(&action, "its process is in another network namespace");
+    }
+    if policy.daemon.is_some() && outcome.listeners.is_empty() {
+        return outcome.failing(&action, "the relay has no listener of its family");
+    }
+    if rule.rewrite {
+        outcome.verdict = "rewrite";
+        outcome.why.push_str(
+            "; the hook sends it to an endpoint itself, or to the relay where none is fit for the socket",
+        );
+    }
+    outcome
+}
+
+/// Of one that arrives.
+pub(super) fn arrived(policy: &InForce<'_>, connection: &Request, decision: Decision) -> Outcome {
+    if policy.listeners.contains(&connection.to) {
+        return Outcome::direct("that is culvert's own listener");
+    }
+    let Some((rule, action)) = chosen(decision, policy.roles.reverse) else {
+        return Outcome::direct("no rule takes it");
+    };
+    let mut outcome = Outcome {
+        verdict: verdict(&action),
+        why: format!("rule {:?} is the most specific that takes it", rule.name),
+        rule: Some(rule.name.to_string()),
+        ..Outcome::default()
+    };
+    outcome.via = match &rule.via {
+        ReverseVia::Upstream(name) => Some(shown(policy, name)),
+        via => Some(config::goes_to(via)).filter(|via| !via.is_empty()),
+    };
+    if ![verb::RELAY, verb::STEER].contains(&action.verb) {
+        return outcome;
+    }
+    let mut outcome = outcome.by_the_relay(policy, connection.to.is_ipv4(), &action);
+    if action.verb == verb::STEER {
+        outcome.why.push_str(
+            "; the service's own listener gets it, or the relay's while that is not known",
+        );
+        return outcome;
+    }
+    outcome.path = Some(path(rule.path, false));
+    if policy.daemon.is_some() && outcome.listeners.is_empty() {
+        return outcome.failing(&action, "the relay has no listener of its family");
+    }
+    outcome
+}
+
+fn path(choice: PathChoice, rewrite: bool) -> String {
+    if rewrite {
+        "rewrite".to_owned()
+    } else {
+        config::called(choice).to_owned()
+    }
+}
+
+/// An upstream, and what it is.
+fn shown(policy: &InForce<'_>, name: &str) -> String {
+    policy.upstreams.get(name).map_or_else(
+        || name.to_owned(),
+        |upstream| {
+            let group = policy.groups.get(name).map(|group| &**group);
+            format!("{name}: {}", config::way(upstream, group))
+        },
+    )
+}

@@ -1,0 +1,144 @@
+//! How a connection is, for whoever looks at it and does not own its socket.
+//!
+//! Sockets belong to the relays of other threads, which close them when it is time. A number of a descriptor is all that is kept
+//! here, so it may be another file's by the time somebody asks; the cookie of the socket tells.
+
+use std::{
+    io, mem,
+    num::NonZeroU64,
+    os::fd::{AsFd, AsRawFd, RawFd},
+    ptr,
+    time::Duration,
+};
+
+use nix::errno::Errno;
+
+use super::{cookie, inq};
+
+/// A TCP socket of this process, which may be gone.
+#[derive(Clone, Copy, Debug)]
+pub struct Handle {
+    fd: RawFd,
+    cookie: NonZeroU64,
+}
+
+/// How a connection is at a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// Round trip, smoothed, as the kernel measures it (`tcpi_rtt`).
+    pub rtt: Duration,
+    /// Bytes that arrived and that nobody has read.
+    pub unread: u64,
+    /// Bytes that the peer or the network has no room for yet (`tcpi_notsent_bytes`, Linux 4.6).
+    pub unsent: u64,
+}
+
+impl Handle {
+    /// Of a socket; `None` where the kernel does not tell them apart.
+    #[must_use]
+    pub fn of(socket: &impl AsFd) -> Option<Self> {
+        Some(Self {
+            fd: socket.as_fd().as_raw_fd(),
+            cookie: NonZeroU64::new(cookie(socket).ok()?)?,
+        })
+    }
+
+    /// How its connection is; `None` when it is gone.
+    #[must_use]
+    pub fn look(self) -> Option<Condition> {
+        let info = tcp_info(self.fd).ok()?;
+        let unread = unread(self.fd).ok()?;
+        // Last: a cookie is never given again, so what was asked before was asked of this socket or of nobody's.
+        self.is_there().then(|| Condition {
+            rtt: Duration::from_micros(info.tcpi_rtt.into()),
+            unread,
+            unsent: info.tcpi_notsent_bytes.into(),
+        })
+    }
+
+    fn is_there(self) -> bool {
+        let mut found = 0_u64;
+        option(self.fd, libc::SOL_SOCKET, libc::SO_COOKIE, &mut found)
+            .is_ok_and(|()| found == self.cookie.get())
+    }
+}
+
+/// Statistics of a connection. The struct grows from kernel to kernel: what an older one does not know is 0.
+pub(super) fn tcp_info(fd: RawFd) -> io::Result<libc::tcp_info> {
+    // SAFETY: plain integers, for which zeros are a value.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
+    Ok(info)
+}
+
+/// Reads an option into plain integers.
+fn option<T: Copy>(fd: RawFd, level: i32, name: i32, into: &mut T) -> io::Result<()> {
+    let mut length = libc::socklen_t::try_from(size_of::<T>()).unwrap_or(0);
+    // SAFETY: whatever the number stands for, the kernel answers or refuses, and writes at most `length` bytes, for which there
+    // is room; both callers' types are integers, of which any bytes are a value.
+    let result =
+        unsafe { libc::getsockopt(fd, level, name, ptr::from_mut(into).cast(), &raw mut length) };
+    Errno::result(result)?;
+    Ok(())
+}
+
+fn unread(fd: RawFd) -> io::Result<u64> {
+    let mut length = 0;
+    // SAFETY: as above; the request writes one integer, whatever kind of file knows it.
+    unsafe { inq(fd, &raw mut length) }?;
+    Ok(u64::try_from(length).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write as _,
+        net::{Ipv4Addr, TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (one, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn what_waits_is_seen_on_both_sides() {
+        let (mut near, far) = pair();
+        let [near_handle, far_handle] = [&near, &far].map(|socket| Handle::of(socket).unwrap());
+        let look = near_handle.look().unwrap();
+        assert!(look.rtt > Duration::ZERO, "{look:?}");
+        assert_eq!((look.unread, look.unsent), (0, 0));
+        near.set_nonblocking(true).unwrap();
+        let block = vec![0; 65_536];
+        let mut sent = 0;
+        while let Ok(count) = near.write(&block) {
+            sent += count as u64;
+        }
+        // The window is closed: what does not fit into one queue waits in the other.
+        while near_handle.look().unwrap().unsent + far_handle.look().unwrap().unread < sent / 2 {
+            std::thread::yield_now();
+        }
+        assert!(near_handle.look().unwrap().unsent > 0);
+        assert!(far_handle.look().unwrap().unread > 0);
+    }
+
+    #[test]
+    fn who_is_gone_is_not_taken_for_who_came_after() {
+        let (one, _far) = pair();
+        let handle = Handle::of(&one).unwrap();
+        let fd = one.as_raw_fd();
+        drop(one);
+        assert_eq!(handle.look(), None);
+        // The lowest number is given again, unless another thread of the tests was faster.
+        let others: Vec<_> = (0..8).map(|_| pair()).collect();
+        assert!(
+            others
+                .iter()
+                .flat_map(|(one, other)| [one, other])
+                .all(|socket| { socket.as_raw_fd() != fd || handle.look().is_none() })
+        );
+    }
+}
