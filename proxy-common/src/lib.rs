@@ -42,8 +42,9 @@ pub use select::{
 };
 pub use shortcut::{Lane, LaneKey, Sent, standing};
 pub use tables::{
-    Action, Dimensions, Family, FastLink, GATES, MAX_FAST_LINKS, MemberKey, MemberKind, Membership,
-    Passage, Policy, PrefixKey, PrefixKind, Relay, fail_mode, listener, ours, relay, verb,
+    Action, Dimensions, Doubts, FAST_LINK_NUMBERS, Family, FastLink, GATES, HOPS, Hop, MemberKey,
+    MemberKind, Membership, Passage, Policy, PrefixKey, PrefixKind, Relay, asks, fail_mode,
+    listener, ours, relay, verb,
 };
 pub use transit::{Crossings, Transit, transit};
 

@@ -37,8 +37,12 @@ pub const PASSAGE: &str = "PASSAGE";
 pub const ABROAD: &str = "ABROAD";
 /// LRU hash of [`OwnKey`](crate::OwnKey), as a set: connections of which some packet has reached such a socket.
 pub const RELAYED: &str = "RELAYED";
-/// Hash of the number of an interface to [`FastLink`](crate::FastLink): those that packets are sent on between.
+/// Array of [`FastLink`](crate::FastLink), by the number of an interface.
 pub const FAST_LINKS: &str = "FAST_LINKS";
+/// Array of one [`Doubts`](crate::Doubts): which sources may be addresses of this host.
+pub const DOUBTS: &str = "DOUBTS";
+/// Per-CPU array of [`Hop`](crate::Hop), by a hash of it.
+pub const NEXT_HOPS: &str = "NEXT_HOPS";
 /// Array of [`Relay`](crate::Relay), by [`relay`](crate::relay).
 pub const RELAY: &str = "RELAY";
 /// Array of one `u64`: when the relay was last known to be alive, nanoseconds of `CLOCK_MONOTONIC`.
@@ -142,7 +146,7 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 43] = [
+pub const MAPS: [&str; 45] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -160,6 +164,8 @@ pub const MAPS: [&str; 43] = [
     ABROAD,
     RELAYED,
     FAST_LINKS,
+    DOUBTS,
+    NEXT_HOPS,
     OWN,
     RELAY,
     HEARTBEAT,

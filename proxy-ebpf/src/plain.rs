@@ -2,9 +2,11 @@
 //!
 //! Headers are accessed directly, behind that of Ethernet. What lies deeper in the buffer than direct access reaches is not plain.
 
-use core::mem::MaybeUninit;
+use core::mem::transmute;
 
-use aya_ebpf::{bindings::bpf_fib_lookup as FibLookup, programs::TcContext};
+use aya_ebpf::{
+    bindings::bpf_fib_lookup, helpers::generated::bpf_csum_update, programs::TcContext,
+};
 use proxy_common::{Counter, Family};
 
 use crate::{
@@ -25,18 +27,41 @@ const UDP_LEN: u32 = 8;
 /// A hop limit that no router has touched: neighbours use it among themselves.
 const UNTOUCHED: u8 = 255;
 
+/// What is in the place of an answer. Zeros would be written by a call, byte for byte.
+const NO_HARDWARE: [u32; 3] = [1, 2, 3];
+
+/// The question of `bpf_fib_lookup`, which becomes its answer: `struct bpf_fib_lookup` in whole words.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Way {
+    /// `AF_INET` or `AF_INET6`, of the next hop.
+    pub family: u8,
+    protocol: u8,
+    ports: Ports,
+    /// How long the packet is. From 5.12 on it is compared with what the route lets through.
+    length: u16,
+    /// By which it came, then by which it leaves.
+    pub interface: u32,
+    /// Type of service, or class and flow.
+    class: u32,
+    /// Of IPv4 the first word.
+    source: [u32; 4],
+    /// The destination, then the next hop. Of IPv4 the first word.
+    pub hop: [u32; 4],
+    table: u32,
+    /// Addresses of Ethernet: from, and to.
+    hardware: [u32; 3],
+}
+
+const _: () = assert!(size_of::<Way>() == size_of::<bpf_fib_lookup>());
+
 /// A packet of which this much is known.
 pub struct Plain {
     pub family: u16,
-    protocol: u8,
-    ports: Ports,
-    /// Type of service, or class and flow.
-    class: u32,
-    /// In the form of the look-up; of IPv4 the first word.
-    source: [u32; 4],
-    dest: [u32; 4],
     /// Bytes of the largest packet that it is sent as, with its IP header.
-    largest: u32,
+    pub largest: u32,
+    /// What to look up for the way that it goes.
+    pub way: Way,
 }
 
 /// Reads a packet, or says why it is not plain.
@@ -44,8 +69,9 @@ pub struct Plain {
 pub fn plain(ctx: &TcContext) -> Result<Plain, Counter> {
     let skb = ctx.skb.skb;
     // SAFETY: the context is valid while the program runs; volatile, as the verifier wants single accesses.
-    let (kind, tagged, mark, protocol) = unsafe {
+    let (came_by, kind, tagged, mark, protocol) = unsafe {
         (
+            (&raw const (*skb).ifindex).read_volatile(),
             (&raw const (*skb).pkt_type).read_volatile(),
             (&raw const (*skb).vlan_present).read_volatile(),
             (&raw const (*skb).mark).read_volatile(),
@@ -57,14 +83,14 @@ pub fn plain(ctx: &TcContext) -> Result<Plain, Counter> {
         return Err(Counter::SlowOther);
     }
     match protocol {
-        ETH_P_IP => v4(ctx),
-        ETH_P_IPV6 => v6(ctx),
+        ETH_P_IP => v4(ctx, came_by),
+        ETH_P_IPV6 => v6(ctx, came_by),
         _ => Err(Counter::SlowOther),
     }
 }
 
 #[inline(always)]
-fn v4(ctx: &TcContext) -> Result<Plain, Counter> {
+fn v4(ctx: &TcContext, came_by: u32) -> Result<Plain, Counter> {
     let ip = header::<Ipv4>(ctx, ETHERNET_LEN).ok_or(Counter::SlowOther)?;
     if ip.version_length != VERSION_LENGTH || ip.fragment & FRAGMENT != 0 {
         return Err(Counter::SlowOptions);
@@ -81,19 +107,27 @@ fn v4(ctx: &TcContext) -> Result<Plain, Counter> {
         return Err(Counter::SlowNotForwarded);
     }
     let (at, length) = (size_of::<Ipv4>(), u32::from(u16::from_be(ip.length)));
+    let largest = largest(ctx, ip.protocol, at, length)?;
     Ok(Plain {
         family: Family::V4,
-        protocol: ip.protocol,
-        ports: ports(ctx, ip.protocol, at)?,
-        class: u32::from(ip.service),
-        source: [ip.source, 0, 0, 0],
-        dest: [ip.dest, 0, 0, 0],
-        largest: largest(ctx, ip.protocol, at, length)?,
+        largest,
+        way: Way {
+            family: Family::V4 as u8,
+            protocol: ip.protocol,
+            ports: ports(ctx, ip.protocol, at)?,
+            length: largest as u16,
+            interface: came_by,
+            class: u32::from_ne_bytes([ip.service, 0, 0, 0]),
+            source: [ip.source, 0, 0, 0],
+            hop: [ip.dest, 0, 0, 0],
+            table: 0,
+            hardware: NO_HARDWARE,
+        },
     })
 }
 
 #[inline(always)]
-fn v6(ctx: &TcContext) -> Result<Plain, Counter> {
+fn v6(ctx: &TcContext, came_by: u32) -> Result<Plain, Counter> {
     let ip = header::<Ipv6>(ctx, ETHERNET_LEN).ok_or(Counter::SlowOther)?;
     // Options for each hop, routing, fragments, authentication, options for the destination.
     if matches!(ip.next, 0 | 43 | 44 | 51 | 60) {
@@ -116,14 +150,22 @@ fn v6(ctx: &TcContext) -> Result<Plain, Counter> {
     }
     let at = size_of::<Ipv6>();
     let length = at as u32 + u32::from(u16::from_be(ip.length));
+    let largest = largest(ctx, ip.next, at, length)?;
     Ok(Plain {
         family: Family::V6,
-        protocol: ip.next,
-        ports: ports(ctx, ip.next, at)?,
-        class: ip.version_class_flow & 0x0fff_ffff_u32.to_be(),
-        source: ip.source,
-        dest: ip.dest,
-        largest: largest(ctx, ip.next, at, length)?,
+        largest,
+        way: Way {
+            family: Family::V6 as u8,
+            protocol: ip.next,
+            ports: ports(ctx, ip.next, at)?,
+            length: largest as u16,
+            interface: came_by,
+            class: ip.version_class_flow & 0x0fff_ffff_u32.to_be(),
+            source: ip.source,
+            hop: ip.dest,
+            table: 0,
+            hardware: NO_HARDWARE,
+        },
     })
 }
 
@@ -168,60 +210,61 @@ fn largest(ctx: &TcContext, protocol: u8, at: usize, length: u32) -> Result<u32,
     Ok(at as u32 + transport + part)
 }
 
-impl Plain {
-    /// Bytes of the largest packet that it is sent as.
+impl Way {
+    /// Of IPv4: where the packet comes from.
     #[inline(always)]
-    pub const fn largest(&self) -> u32 {
-        self.largest
+    pub const fn source(&self) -> u32 {
+        self.source[0]
     }
 
-    /// What to look up for the way that it goes.
+    /// The way that an answer would go, before this one is looked up.
     #[inline(always)]
-    pub fn way(&self, came_by: u32) -> FibLookup {
-        self.question(came_by, &self.source, &self.dest)
-    }
-
-    /// For the way of an answer.
-    #[inline(always)]
-    pub fn way_back(&self, came_by: u32) -> FibLookup {
-        self.question(came_by, &self.dest, &self.source)
-    }
-
-    #[inline(always)]
-    fn question(&self, came_by: u32, source: &[u32; 4], dest: &[u32; 4]) -> FibLookup {
-        // SAFETY: integers and unions of integers: zeros are a value.
-        let mut way: FibLookup = unsafe { MaybeUninit::zeroed().assume_init() };
-        way.family = self.family as u8;
-        way.l4_protocol = self.protocol;
-        way.sport = self.ports.source;
-        way.dport = self.ports.dest;
-        way.ifindex = came_by;
-        // From 5.12 on the look-up compares it with what the route lets through.
-        way.__bindgen_anon_1.tot_len = self.largest as u16;
-        if self.family == Family::V4 {
-            way.__bindgen_anon_2.tos = self.class as u8;
-        } else {
-            way.__bindgen_anon_2.flowinfo = self.class;
+    pub const fn back(&self) -> Self {
+        Self {
+            source: self.hop,
+            hop: self.source,
+            ..*self
         }
-        way.__bindgen_anon_3.ipv6_src = *source;
-        way.__bindgen_anon_4.ipv6_dst = *dest;
-        way
     }
 
-    /// Counts its lifetime down.
+    /// The beginning of a frame that is sent this way, after it is looked up.
     #[inline(always)]
-    pub fn age(&self, ctx: &TcContext) -> Option<()> {
+    pub const fn addresses(&self) -> [[u16; 3]; 2] {
+        // SAFETY: the same bytes, of which each pattern is a value.
+        let [from, to] = unsafe { transmute::<[u32; 3], [[u16; 3]; 2]>(self.hardware) };
+        [to, from]
+    }
+}
+
+impl Plain {
+    /// Counts its lifetime down, and writes the addresses of Ethernet, to and from, where they are given.
+    #[inline(always)]
+    pub fn age(&self, ctx: &TcContext, addresses: Option<[[u16; 3]; 2]>) -> Option<()> {
+        let length = if self.family == Family::V4 {
+            size_of::<Ipv4>()
+        } else {
+            size_of::<Ipv6>()
+        };
+        let begin = ctx.data();
+        if begin + ETHERNET_LEN + length > ctx.data_end() {
+            return None;
+        }
         // SAFETY: the headers are there, nobody else has them while the program runs, and it may access words that are not aligned.
         unsafe {
+            if let Some(addresses) = addresses {
+                (begin as *mut [[u16; 3]; 2]).write_unaligned(addresses);
+            }
             if self.family == Family::V4 {
-                let ip = place::<Ipv4>(ctx, ETHERNET_LEN)?;
+                let ip = (begin + ETHERNET_LEN) as *mut Ipv4;
                 (*ip).lifetime = (*ip).lifetime.wrapping_sub(1);
                 // The word with the lifetime has become smaller by this, and the sum of one's complements larger (RFC 1141).
                 let sum = u32::from((*ip).checksum) + u32::from(0x0100_u16.to_be());
                 (*ip).checksum = (sum + u32::from(sum >= 0xffff)) as u16;
             } else {
-                let ip = place::<Ipv6>(ctx, ETHERNET_LEN)?;
+                let ip = (begin + ETHERNET_LEN) as *mut Ipv6;
                 (*ip).lifetime = (*ip).lifetime.wrapping_sub(1);
+                // An interface may have told the sum of all, of which a part has become smaller by one. (IPv4 has made up for it.)
+                bpf_csum_update(ctx.skb.skb.cast(), u32::from(!1_u16.to_be()));
             }
         }
         Some(())

@@ -14,7 +14,10 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
-pub use self::{chains::Chain, interfaces::Interface};
+pub use self::{
+    chains::Chain,
+    interfaces::{Interface, Port},
+};
 
 /// Longest message of the kernel's (`netlink_dump()` in `net/netlink/af_netlink.c`).
 const LONGEST: usize = 32 << 10;

@@ -12,6 +12,7 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
+    time::Duration,
 };
 
 use culvert_tests::{
@@ -23,7 +24,7 @@ use culvert_tests::{
     hosts::{self, Hosts},
     netns::Netns,
     peer::Server,
-    process::attempt,
+    process::{attempt, run},
 };
 use nix::{errno::Errno, sys::signal::Signal};
 
@@ -257,6 +258,70 @@ fn what_would_not_be_answered_this_way_is_the_kernels() {
     });
     let sent_on = growth(&culvert, "fast", || ordinary.assert_arrives(10));
     assert_eq!(sent_on, 1);
+
+    // Where any way will do, there must be one.
+    sandbox.netns().sysctl("net.ipv4.conf.lan0.rp_filter", "2");
+    let nowhere = Ipv4Addr::new(172, 30, 0, 1);
+    client.add_address(nowhere.into());
+    let lost = Datagrams::between(&hosts, nowhere.into(), server);
+    eventually("a packet that has a way back", || {
+        let sent_on = growth(&culvert, "fast", || strange.assert_arrives(10));
+        (sent_on == 1).then_some(())
+    });
+    let left = growth(&culvert, "slow_source", || {
+        lost.send(10);
+        ordinary.assert_arrives(10);
+    });
+    assert_eq!(left, 1);
+    sandbox.netns().sysctl("net.ipv4.conf.lan0.rp_filter", "0");
+    eventually("a packet that nobody asks about", || {
+        let sent_on = growth(&culvert, "fast", || {
+            lost.send(10);
+            ordinary.assert_arrives(10);
+        });
+        (sent_on == 2).then_some(())
+    });
+}
+
+/// Nobody tells the router. It finds out by asking the neighbour now and then, which is up to the kernel.
+#[test]
+fn a_neighbour_with_another_hardware_address_is_found() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let router = sandbox.netns();
+    for family in ["ipv4", "ipv6"] {
+        for (name, value) in [
+            ("base_reachable_time_ms", "500"),
+            ("delay_first_probe_time", "1"),
+        ] {
+            router.sysctl(&format!("net.{family}.neigh.wan0.{name}"), value);
+        }
+    }
+    let culvert = sandbox.culvert(ROUTER);
+    let both = Datagrams::both(&hosts);
+    for datagrams in &both {
+        datagrams.assert_arrives(10);
+        let sent_on = growth(&culvert, "fast", || datagrams.assert_arrives(10));
+        assert_eq!(sent_on, 1);
+    }
+    let neighbours = || {
+        let known = router.within(|| run("ip", &["neigh", "show", "dev", "wan0"]));
+        known.matches("02:00:00:00:00:77").count()
+    };
+    hosts
+        .server(0)
+        .ip("link set wan0 address 02:00:00:00:00:77");
+    for datagrams in &both {
+        datagrams
+            .server
+            .set_read_timeout(Some(Duration::from_millis(20)))
+            .unwrap();
+        eventually("a packet that arrives", || {
+            datagrams.send(10);
+            datagrams.server.recv(&mut [0; 16]).ok()
+        });
+    }
+    assert!(neighbours() >= 2);
 }
 
 /// What the older `iptables` is not in, nor are tables without chains that packets meet.
@@ -400,9 +465,7 @@ fn count_forwarded(router: &Netns) {
 }
 
 fn forwarded(router: &Netns) -> u64 {
-    let listed = router.within(|| {
-        culvert_tests::process::run("nft", &["list", "chain", "inet", "seen", "through"])
-    });
+    let listed = router.within(|| run("nft", &["list", "chain", "inet", "seen", "through"]));
     let (_, rest) = listed.split_once("counter packets ").unwrap();
     rest.split(' ').next().unwrap().parse().unwrap()
 }

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use proxy_common::MAX_FAST_LINKS;
-
 use super::{
     raw::Value,
     report::{Finding, Findings},
@@ -43,8 +41,6 @@ fn fast_path(value: Value<'_>, findings: &mut Findings) -> Option<BTreeSet<Strin
         Some("nothing passes through by `lo`".to_owned())
     } else if names.len() < 2 {
         Some("name another one: packets that leave by others are routed as ever".to_owned())
-    } else if names.len() > MAX_FAST_LINKS {
-        Some(format!("at most {MAX_FAST_LINKS}"))
     } else {
         None
     };

@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, os::fd::AsFd as _};
 
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, MapError},
+    maps::{Array, Map, MapData},
     programs::SchedClassifier,
 };
-use proxy_common::{FastLink, names};
+use proxy_common::{Doubts, FastLink, names};
 
 use super::{
     InterceptError, Interceptor,
@@ -21,21 +21,41 @@ use super::{
 #[derive(Default)]
 pub(super) struct Router {
     links: BTreeMap<u32, (FastLink, Attachment)>,
+    doubts: Doubts,
 }
 
 impl Interceptor {
-    /// Sends packets on between these interfaces, by their numbers, and no others. To be called after all that attaches to interfaces:
-    /// what is sent on is seen by no program behind.
+    /// Sends packets on between these interfaces, by their numbers, and no others, where their sources are not doubtful. To be called
+    /// after all that attaches to interfaces: what is sent on is seen by no program behind.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn route(&mut self, links: &BTreeMap<u32, FastLink>) -> Result<(), InterceptError> {
+    pub fn route(
+        &mut self,
+        links: &BTreeMap<u32, FastLink>,
+        doubts: &Doubts,
+    ) -> Result<(), InterceptError> {
         let (ebpf, ingress) = (&mut self.ebpf, &mut self.ingress);
+        self.router.doubt(ebpf, doubts)?;
         self.router.follow(ebpf, ingress, links)
     }
 }
 
 impl Router {
+    /// Has the program look twice at some sources.
+    fn doubt(&mut self, ebpf: &Ebpf, doubts: &Doubts) -> Result<(), InterceptError> {
+        if self.doubts == *doubts {
+            return Ok(());
+        }
+        let data: MapData = duplicate(ebpf, names::DOUBTS)?;
+        let mut map: Array<MapData, Doubts> =
+            Array::try_from(Map::Array(data)).map_err(map_error("open", names::DOUBTS))?;
+        map.set(0, *doubts, 0)
+            .map_err(map_error("write to", names::DOUBTS))?;
+        self.doubts = *doubts;
+        Ok(())
+    }
+
     /// Sends packets on between these interfaces, by their numbers, and no others. The program is the last one of ours on each.
     pub(super) fn follow(
         &mut self,
@@ -47,8 +67,8 @@ impl Router {
             return Ok(());
         }
         let data: MapData = duplicate(ebpf, names::FAST_LINKS)?;
-        let mut map: HashMap<MapData, u32, FastLink> =
-            HashMap::try_from(Map::HashMap(data)).map_err(map_error("open", names::FAST_LINKS))?;
+        let mut map: Array<MapData, FastLink> =
+            Array::try_from(Map::Array(data)).map_err(map_error("open", names::FAST_LINKS))?;
         // The number of one that has vanished may be another one's by now.
         let surplus: Vec<_> = self
             .links
@@ -59,10 +79,8 @@ impl Router {
             .map(|(number, _)| *number)
             .collect();
         for number in surplus {
-            match map.remove(&number) {
-                Err(MapError::KeyNotFound) | Ok(()) => {}
-                removed => removed.map_err(map_error("remove from", names::FAST_LINKS))?,
-            }
+            map.set(number, FastLink::default(), 0)
+                .map_err(map_error("write to", names::FAST_LINKS))?;
             self.links.remove(&number);
         }
         for (number, link) in wanted {
@@ -70,8 +88,8 @@ impl Router {
             if known.as_ref().is_some_and(|(known, _)| known == link) {
                 continue;
             }
-            map.insert(number, link, 0)
-                .map_err(map_error("insert into", names::FAST_LINKS))?;
+            map.set(*number, *link, 0)
+                .map_err(map_error("write to", names::FAST_LINKS))?;
             if let Some((known, _)) = known {
                 *known = *link;
             } else {

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
 
+use proxy_common::Doubts;
 use tokio::time::{Instant, sleep};
 
 use super::{Proxy, ProxyError};
@@ -29,7 +30,7 @@ impl Proxy {
         if let Err(error) = self.interceptor.reduce_guard(false, false, true) {
             tracing::error!(%error, "a pin is left; `culvert detach` removes it");
         }
-        if let Err(error) = self.interceptor.route(&BTreeMap::new()) {
+        if let Err(error) = self.interceptor.route(&BTreeMap::new(), &Doubts::default()) {
             tracing::error!(%error, "the fast path ends with this process");
         }
         self.interceptor.detach();

@@ -3,15 +3,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::Ipv4Addr,
 };
 
-use proxy_common::FastLink;
+use proxy_common::{Doubts, FAST_LINK_NUMBERS, FastLink, asks};
 use thiserror::Error;
 
 use super::{Proxy, ProxyError};
 use crate::{
-    forwarding, netfilter,
-    netlink::{Conversation, Interface},
+    forwarding::{self, WayBack},
+    netfilter,
+    netlink::{Conversation, Interface, Port},
     rule::Router,
 };
 
@@ -30,8 +32,8 @@ pub enum RouterError {
         "cannot see whether netfilter has rules for what passes through (`force = true` in [router] does without)"
     )]
     Unknown(#[source] io::Error),
-    /// The interfaces are not known.
-    #[error("cannot list the interfaces of this host (`fast_path`)")]
+    /// The interfaces are not known, or whose addresses they have.
+    #[error("cannot list the interfaces and addresses of this host (`fast_path`)")]
     Interfaces(#[source] io::Error),
 }
 
@@ -103,6 +105,7 @@ impl Proxy {
 
     fn hook_router(&mut self, is_allowed: bool) -> Result<(), ProxyError> {
         let mut links = BTreeMap::new();
+        let mut doubts = Doubts::default();
         if is_allowed && self.gates.fast_path.wanted.is_on() {
             let interfaces = named(&self.gates.fast_path.wanted.fast_path)?;
             links.extend(
@@ -111,8 +114,11 @@ impl Proxy {
                     .filter(|interface| obstacle(interface).is_none())
                     .map(|interface| (interface.number, link(interface))),
             );
+            for address in addresses()? {
+                doubts.add(u32::from(address).to_be());
+            }
         }
-        Ok(self.interceptor.route(&links)?)
+        Ok(self.interceptor.route(&links, &doubts)?)
     }
 
     /// Tells of those that it cannot be on.
@@ -137,13 +143,24 @@ fn named(names: &BTreeSet<String>) -> Result<Vec<Interface>, RouterError> {
     Ok(interfaces)
 }
 
+/// Those of this host: what claims to come from one of them is not sent on.
+fn addresses() -> Result<Vec<Ipv4Addr>, RouterError> {
+    Conversation::open()
+        .and_then(|mut kernel| kernel.addresses_v4())
+        .map_err(RouterError::Interfaces)
+}
+
 /// What keeps the fast path from an interface.
 #[must_use]
 pub fn obstacle(interface: &Interface) -> Option<&'static str> {
     if !interface.is_ethernet {
         Some("it is no Ethernet, whose headers the program reads")
-    } else if interface.is_port {
+    } else if interface.port == Port::Link {
         Some("its packets are those of the bridge or bond that it is part of; name that one")
+    } else if interface.number as usize >= FAST_LINK_NUMBERS {
+        Some(
+            "so many interfaces were made before it that its number is too high for the program's table",
+        )
     } else {
         None
     }
@@ -152,6 +169,10 @@ pub fn obstacle(interface: &Interface) -> Option<&'static str> {
 fn link(interface: &Interface) -> FastLink {
     FastLink {
         mtu: interface.mtu,
-        strict: u32::from(forwarding::is_strict(&interface.name)),
+        asks: match forwarding::way_back(&interface.name) {
+            WayBack::Same => asks::SAME,
+            WayBack::None if interface.port != Port::Table => asks::SELDOM,
+            _ => asks::ANY,
+        },
     }
 }
