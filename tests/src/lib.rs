@@ -22,6 +22,8 @@ pub mod cgroup;
 pub mod daemon;
 pub mod datagrams;
 pub mod eventually;
+pub mod flood;
+pub mod hello;
 pub mod hosts;
 pub mod kernel;
 pub mod leak;

@@ -16,7 +16,6 @@ mod generator;
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr},
-    process::Command,
     time::Duration,
 };
 
@@ -26,7 +25,7 @@ use culvert_tests::{
     Sandbox,
     hosts::{self, Hosts, LAN, WAN},
     netns::Netns,
-    process::{output, run},
+    process::run,
 };
 use nix::{
     net::if_::if_nametoindex,
@@ -64,7 +63,7 @@ fn main() -> Result<()> {
     let hosts = Hosts::around(&sandbox);
     let router = sandbox.netns();
     for number in [FAST, KERNEL] {
-        sink(router, hosts.server(number), number)?;
+        sink(router, hosts.server(number), number);
     }
     if arguments.firewall {
         router.tool("nft", "add table inet wall");
@@ -77,7 +76,8 @@ fn main() -> Result<()> {
         LAN[FAST], WAN[FAST], arguments.firewall
     ));
     let before = culvert.counter("fast");
-    let rates = router.within(|| rounds(&arguments))?;
+    let hardware = [FAST, KERNEL].map(|number| router.hardware(LAN[number]));
+    let rates = router.within(|| rounds(&arguments, hardware))?;
     let sent_on = culvert.counter("fast") - before;
     let expected = u64::from(arguments.packets) * (arguments.rounds as u64 + 1);
     ensure!(
@@ -94,10 +94,10 @@ fn beyond(number: usize) -> Ipv4Addr {
 }
 
 /// Has a server throw away what it gets, and the router know it nevertheless, and a network behind it.
-fn sink(router: &Netns, server: &Netns, number: usize) -> Result<()> {
+fn sink(router: &Netns, server: &Netns, number: usize) {
     let name = WAN[number];
     let address = hosts::server(number)[0];
-    let hardware = server.within(|| hardware(name))?;
+    let hardware = server.hardware(name);
     let shown = hardware.map(|byte| format!("{byte:02x}")).join(":");
     router.ip(&format!(
         "neigh replace {address} lladdr {shown} dev {name} nud permanent"
@@ -110,15 +110,17 @@ fn sink(router: &Netns, server: &Netns, number: usize) -> Result<()> {
         ];
         run("tc", &[&filter[..], &["1,6 0 0 2,"]].concat());
     });
-    Ok(())
 }
 
 /// Packets a second, round by round: of the fast path, and of the kernel.
-fn rounds(arguments: &Arguments) -> Result<[Vec<f64>; 2]> {
+fn rounds(arguments: &Arguments, hardware: [[u8; 6]; 2]) -> Result<[Vec<f64>; 2]> {
     let mut core = CpuSet::new();
     core.set(arguments.core)?;
     sched_setaffinity(Pid::from_raw(0), &core).context("cannot stay on one core")?;
-    let generators = [generator(FAST)?, generator(KERNEL)?];
+    let generators = [
+        generator(FAST, hardware[FAST])?,
+        generator(KERNEL, hardware[KERNEL])?,
+    ];
     let mut rates = [Vec::new(), Vec::new()];
     // The first round is to warm up.
     for round in 0..=arguments.rounds {
@@ -132,12 +134,12 @@ fn rounds(arguments: &Arguments) -> Result<[Vec<f64>; 2]> {
     Ok(rates)
 }
 
-fn generator(number: usize) -> Result<Generator> {
+fn generator(number: usize, hardware: [u8; 6]) -> Result<Generator> {
     let IpAddr::V4(source) = hosts::client(number)[0] else {
         bail!("an IPv4 address comes first");
     };
     let interface = if_nametoindex(LAN[number])?;
-    Generator::new(interface, hardware(LAN[number])?, source, beyond(number))
+    Generator::new(interface, hardware, source, beyond(number))
 }
 
 fn rate(generator: &Generator, number: usize, packets: u32) -> Result<f64> {
@@ -167,18 +169,6 @@ fn sent(interface: &str) -> Result<u64> {
         .context("no such interface")?;
     let field = line.split_ascii_whitespace().nth(9);
     Ok(field.context("no counters")?.parse()?)
-}
-
-fn hardware(interface: &str) -> Result<[u8; 6]> {
-    let shown = output(Command::new("ip").args(["-o", "link", "show", interface]));
-    let mut words = shown.split_ascii_whitespace();
-    words.find(|word| *word == "link/ether");
-    let address = words.next().context("no hardware address")?;
-    let bytes: Result<Vec<u8>, _> = address
-        .split(':')
-        .map(|byte| u8::from_str_radix(byte, 16))
-        .collect();
-    bytes?.try_into().ok().context("no hardware address")
 }
 
 fn report(rates: &[Vec<f64>; 2]) {
