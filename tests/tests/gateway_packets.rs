@@ -156,6 +156,9 @@ fn frames_with_tags_are_none_of_the_interface_below() {
     }
 }
 
+/// An option of a socket: its level, its name and its value.
+type Setting<'a> = (i32, i32, &'a [u8]);
+
 #[test]
 fn connections_with_options_and_extension_headers_are_relayed() {
     let sandbox = Sandbox::new();
@@ -165,7 +168,7 @@ fn connections_with_options_and_extension_headers_are_relayed() {
     // Nothing, as often as there is room for; and padding in a header of 8 bytes.
     let (nothing, padding) = ([1; 40], [0, 0, 1, 4, 0, 0, 0, 0]);
     let [v4, v6] = hosts::server(0);
-    let forms: [(IpAddr, &[(i32, i32, &[u8])]); 5] = [
+    let forms: [(IpAddr, &[Setting<'_>]); 5] = [
         (v4, &[(libc::IPPROTO_IP, libc::IP_OPTIONS, &nothing[..4])]),
         (v4, &[(libc::IPPROTO_IP, libc::IP_OPTIONS, &nothing)]),
         (v6, &[(libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, &padding)]),
