@@ -2,12 +2,7 @@
 
 mod by_name;
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
-    time::SystemTime,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
@@ -24,7 +19,7 @@ use crate::{
         shortcut::{Lane, Obstacle, of_app},
     },
     rule::{Name, PathChoice},
-    shared::{Door, Worker},
+    shared::{Counted, Door, Worker},
     socket::{self, Handle},
     upstream::{Source, Timings, UpstreamStream},
 };
@@ -34,6 +29,7 @@ use self::by_name::Named;
 /// Takes an accepted connection to its end.
 pub(crate) async fn serve(
     worker: &Worker,
+    counted: Counted,
     mut downstream: TcpStream,
     client: SocketAddr,
     door: Door,
@@ -42,7 +38,6 @@ pub(crate) async fn serve(
         Ok(origin) => origin,
         Err(why) => return reject(worker, downstream, client, &why),
     };
-    worker.shared.stats.live.fetch_add(1, Relaxed);
     let entry = worker.shared.live.enter(begun(&origin));
     let mut flow = Flow {
         worker,
@@ -54,7 +49,8 @@ pub(crate) async fn serve(
         timings: Timings::default(),
     };
     let (reason, error) = flow.run(downstream).await;
-    worker.shared.stats.live.fetch_sub(1, Relaxed);
+    // Whoever sees the record also sees the count.
+    drop(counted);
     flow.finish(reason, error.as_deref());
 }
 

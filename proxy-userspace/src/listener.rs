@@ -101,10 +101,10 @@ async fn accept_all(worker: &Rc<Worker>, listeners: &mut Listeners) {
         match listeners.accept().await {
             Ok((stream, client, door)) => {
                 pause = FIRST_PAUSE;
-                stats.accepted.fetch_add(1, Relaxed);
+                let counted = stats.count_accepted();
                 let worker = Rc::clone(worker);
                 tokio::task::spawn_local(async move {
-                    connection::serve(&worker, stream, client, door).await;
+                    connection::serve(&worker, counted, stream, client, door).await;
                     drop(permit);
                 });
             }

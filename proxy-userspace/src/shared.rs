@@ -9,7 +9,10 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::{Duration, Instant},
 };
@@ -64,8 +67,8 @@ pub struct Shared {
 pub struct Stats {
     /// Connections accepted.
     pub accepted: AtomicU64,
-    /// Connections that are open now.
-    pub live: AtomicUsize,
+    /// Connections that are open now, from the moment that they are accepted.
+    live: Arc<AtomicUsize>,
     /// Times that a worker could not accept for lack of files or memory.
     pub accept_failures: AtomicU64,
     /// Times that a worker was at its connection limit.
@@ -85,7 +88,32 @@ pub struct Stats {
     peeked: [AtomicU64; Peeked::ALL.len()],
 }
 
+/// Counts a connection as open.
+///
+/// It has to be made before the record of the connection is taken: who looks at the records first and at the count then misses
+/// no connection.
+#[derive(Debug)]
+pub(crate) struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
 impl Stats {
+    /// Counts one more connection that is open.
+    pub(crate) fn count_accepted(&self) -> Counted {
+        self.accepted.fetch_add(1, Relaxed);
+        self.live.fetch_add(1, SeqCst);
+        Counted(Arc::clone(&self.live))
+    }
+
+    /// Connections that are open now, from the moment that they are accepted.
+    pub fn live(&self) -> usize {
+        self.live.load(SeqCst)
+    }
+
     /// Adds what a connection that is over has moved.
     pub(crate) fn count_moved(&self, progress: &Progress) {
         for (path, bytes) in Path::ALL.into_iter().zip(&self.bytes) {

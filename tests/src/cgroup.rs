@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
 
-use crate::eventually;
+use crate::eventually::in_time;
 
 /// How the names of all cgroups of tests begin; the process id and a number follow.
 const PREFIX: &str = "culvert-tests";
@@ -90,14 +90,19 @@ impl Default for Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        if !self.path.exists() {
-            return;
-        }
-        // Kills the whole subtree at once (kernel 5.14).
-        let _ = fs::write(self.path.join("cgroup.kill"), "1");
-        let what = format!("the removal of the cgroup {}", self.path.display());
-        eventually(&what, || remove(&self.path).ok());
+        let gone = end(&self.path);
+        assert!(gone, "the cgroup {} cannot be removed", self.path.display());
     }
+}
+
+/// Kills everything in a cgroup and removes it. Returns whether it is gone.
+pub(crate) fn end(path: &Path) -> bool {
+    if !path.exists() {
+        return true;
+    }
+    // Kills the whole subtree at once (kernel 5.14).
+    let _ = fs::write(path.join("cgroup.kill"), "1");
+    in_time(|| remove(path).ok()).is_some()
 }
 
 /// Fails while a killed process is not yet gone.

@@ -40,6 +40,7 @@ pub mod screen;
 pub mod stress;
 pub mod terminal;
 pub mod usage;
+mod watchdog;
 pub mod ways;
 
 pub use app::{App, Socket};

@@ -8,6 +8,7 @@ use std::{
     process::Command,
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -21,6 +22,7 @@ use crate::{
     mounts::Mounts,
     netns::Netns,
     process::app_binary,
+    watchdog::Watched,
 };
 
 /// An address of this host that is no loopback address, where tests have their servers (RFC 5737).
@@ -41,7 +43,7 @@ pub const CLOSED_PORT: u16 = 9;
 /// A network namespace, a mount namespace, a cgroup and a directory.
 ///
 /// Declare it first: what runs in it borrows it and so ends before it. When it is dropped it fails the test if
-/// anything is left.
+/// anything is left. A test that has it for many minutes counts as one that hangs, and ends its process.
 #[derive(Debug)]
 pub struct Sandbox {
     netns: Arc<Netns>,
@@ -51,6 +53,7 @@ pub struct Sandbox {
     cgroup: Arc<Cgroup>,
     directory: TempDir,
     objects: Mutex<Objects>,
+    watched: Watched,
 }
 
 impl Sandbox {
@@ -73,10 +76,16 @@ impl Sandbox {
             // Below the cgroup that is intercepted, so that the daemon must keep its own connections out.
             daemon_cgroup: Arc::new(cgroup.child("daemon")),
             app_cgroup: Arc::new(cgroup.child("app")),
+            watched: Watched::new(cgroup.path().to_owned()),
             cgroup: Arc::new(cgroup),
             directory: TempDir::with_prefix("culvert-tests-").expect("a temporary directory"),
             objects: Mutex::default(),
         }
+    }
+
+    /// The test takes longer than a test may, which would else be taken for one that hangs.
+    pub fn allow(&self, more: Duration) {
+        self.watched.allow(more);
     }
 
     /// The network namespace.

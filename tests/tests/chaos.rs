@@ -329,6 +329,7 @@ fn nothing_is_lost_that_a_healthy_endpoint_could_have_served() {
     println!("CULVERT_CHAOS_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
     let sandbox = Sandbox::new();
+    sandbox.allow(Duration::from_secs(seconds()));
     let endpoints: Vec<_> = (0..ENDPOINTS)
         .map(|number| Endpoint {
             server: Some(serve(&sandbox, number)),

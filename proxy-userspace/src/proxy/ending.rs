@@ -1,6 +1,6 @@
 //! How a proxy ends, and how its place is taken.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use proxy_common::Doubts;
 use tokio::time::{Instant, sleep};
@@ -49,7 +49,7 @@ impl Proxy {
         while (!self.is_idle() || Instant::now() < handshakes) && Instant::now() < deadline {
             sleep(DRAIN_POLL).await;
         }
-        let left = self.shared.stats.live.load(Relaxed);
+        let left = self.shared.stats.live();
         if left > 0 {
             tracing::warn!(
                 left,
@@ -68,13 +68,13 @@ impl Proxy {
 
     /// Whether no connection is open, and none waits to be accepted.
     fn is_idle(&self) -> bool {
-        self.shared.stats.live.load(Relaxed) == 0
+        // In the order of a connection's life, lest one that moves on be missed at each of its places.
+        self.listeners
+            .iter()
+            .chain(&self.gates.listeners)
+            .all(|listener| socket::accept_queue(listener).is_ok_and(|waiting| waiting == 0))
             && self.pending.pending().is_ok_and(|pending| pending == 0)
-            && self
-                .listeners
-                .iter()
-                .chain(&self.gates.listeners)
-                .all(|listener| socket::accept_queue(listener).is_ok_and(|waiting| waiting == 0))
+            && self.shared.stats.live() == 0
     }
 }
 

@@ -79,7 +79,7 @@ impl Proxy {
 
 fn connections(stats: &Stats) -> Connections {
     Connections {
-        live: stats.live.load(Relaxed) as u64,
+        live: stats.live() as u64,
         accepted: stats.accepted.load(Relaxed),
         accept_failures: stats.accept_failures.load(Relaxed),
         at_limit: stats.at_limit.load(Relaxed),

@@ -103,7 +103,11 @@ impl Direction {
     pub(super) fn take_path(&mut self, path: Path) {
         self.bulk = match path {
             Path::Copy | Path::Sockmap | Path::Shortcut | Path::BothWays => Bulk::Never,
-            Path::Splice => Bulk::NotNow,
+            Path::Splice => {
+                // A larger read would leave nothing to wait for a pipe.
+                self.read_size = self.read_size.min(splice::WORTH_A_PIPE);
+                Bulk::NotNow
+            }
         };
     }
 

@@ -64,6 +64,13 @@ const SMALL_READ: u64 = 8 * 1024;
 /// More bytes than these one way before the other answers, on average, make bulk.
 const LONG_TURN: u64 = 128 * 1024;
 
+/// Windows in a row that make a kind steady where both sides speak. The first one alone may be a greeting before a transfer.
+const STEADY: u8 = 2;
+/// The same where only one does: so begins a transfer, too, as long as the congestion window is small.
+const STEADY_ONE_WAY: u8 = 16;
+/// Turns in a window from which on both sides speak.
+const CONVERSATION: u32 = 2;
+
 /// Watches one connection. It is judged window by window, and its kind changes only when two windows in a row agree: a
 /// single large answer makes no bulk, and nothing flaps.
 #[derive(Debug)]
@@ -79,8 +86,9 @@ pub(super) struct Watch {
     kind: Option<Kind>,
     /// What the last window was, where it was not `kind`.
     doubt: Option<Kind>,
-    /// Whether the last two windows were `kind`.
-    is_steady: bool,
+    /// Windows in a row that were the same, and whether both sides spoke in the last one.
+    agreeing: u8,
+    is_conversation: bool,
 }
 
 impl Watch {
@@ -94,13 +102,19 @@ impl Watch {
             speaker: 0,
             kind: None,
             doubt: None,
-            is_steady: false,
+            agreeing: 0,
+            is_conversation: false,
         }
     }
 
-    /// Whether the last two windows say the same. The first one alone may be a greeting in front of a transfer.
+    /// Whether enough windows say the same to do what cannot be undone.
     pub(super) fn is_steady(&self) -> bool {
-        self.is_steady
+        let enough = if self.is_conversation {
+            STEADY
+        } else {
+            STEADY_ONE_WAY
+        };
+        self.agreeing >= enough
     }
 
     /// To be called after each turn of work. Returns the kind at the end of each window.
@@ -125,8 +139,15 @@ impl Watch {
             return None;
         }
         let judged = Kind::of(bytes, reads_made, self.turns);
+        self.is_conversation = self.turns >= CONVERSATION;
         (self.began, self.turns) = ((total, reads), 0);
-        self.is_steady = self.kind == Some(judged) || self.doubt == Some(judged);
+        // What the window before was: the doubt, or without one the kind.
+        let is_same = self.doubt.or(self.kind) == Some(judged);
+        self.agreeing = if is_same {
+            self.agreeing.saturating_add(1)
+        } else {
+            1
+        };
         if self.kind.is_none() || self.doubt == Some(judged) {
             self.kind = Some(judged);
         }
@@ -229,7 +250,23 @@ mod tests {
         assert!(!script.watch.is_steady());
         let more: Vec<_> = (0..8).filter_map(|_| script.up(64 << 10)).collect();
         assert_eq!(more.last(), Some(&Kind::Bulk));
-        assert!(script.watch.is_steady());
+        assert!(!script.watch.is_steady());
+        script.exchanges(8, 64 << 10, 64 << 10);
+        assert!(script.watch.is_steady(), "a conversation");
+    }
+
+    #[test]
+    fn a_transfer_that_begins_slowly_is_not_steady_as_messages() {
+        let mut script = Script::new();
+        script.exchanges(1, 17, 1);
+        let slow: Vec<_> = (0..64).filter_map(|_| script.up(5792)).collect();
+        assert_eq!(slow, [Kind::Messages; 4]);
+        assert!(!script.watch.is_steady());
+        let fast: Vec<_> = (0..16).filter_map(|_| script.up(64 << 10)).collect();
+        assert_eq!(fast.last(), Some(&Kind::Bulk));
+        let trickle: Vec<_> = (0..320).filter_map(|_| script.down(500)).collect();
+        assert_eq!(trickle.last(), Some(&Kind::Messages));
+        assert!(script.watch.is_steady(), "it never was any faster");
     }
 
     #[test]
