@@ -60,6 +60,8 @@ impl Dimensions {
     pub const TRANSIT_SOURCE: u32 = 1 << 12;
     /// Some rules for what arrives listen on single addresses.
     pub const HOST: u32 = 1 << 13;
+    /// Some rules for what passes through let nothing pass without the relay.
+    pub const TRANSIT_HELD: u32 = 1 << 14;
 }
 
 /// Data of a prefix in the LPM trie: of an address, or of a number, since a range of numbers is the union of the
@@ -181,6 +183,15 @@ pub struct Action {
     pub shortcut: u32,
     /// Number of the group whose endpoints the hook itself chooses from, as long as it can; 0 when it does not.
     pub group: u32,
+}
+
+impl Action {
+    /// Whether nothing that the rule selects may pass without the relay.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_held(&self) -> bool {
+        self.verb != verb::DIRECT && self.on_relay_failure == fail_mode::REFUSE
+    }
 }
 
 /// What an [`Action`] does with a connection.

@@ -19,6 +19,15 @@ const PROG_TEST_RUN: libc::c_long = 10;
 const PROG_TYPE_XDP: u32 = 6;
 const LIVE_FRAMES: u32 = 2;
 
+/// What packets are of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// Datagrams.
+    Udp,
+    /// Segments of connections that are open.
+    Tcp,
+}
+
 /// Makes packets that come in by one interface, from one address to any of 64.
 pub(crate) struct Generator {
     program: OwnedFd,
@@ -78,8 +87,9 @@ impl Generator {
         hardware: [u8; 6],
         source: Ipv4Addr,
         dest: Ipv4Addr,
+        protocol: Protocol,
     ) -> Result<Self> {
-        let frame = frame(hardware, source, dest);
+        let frame = frame(hardware, source, dest, protocol);
         let code = code(&frame);
         let license = c"GPL";
         let mut load = Load {
@@ -137,13 +147,16 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<i32> {
     i32::try_from(result).map_err(io::Error::other)
 }
 
-/// A UDP datagram without a checksum.
-fn frame(hardware: [u8; 6], source: Ipv4Addr, dest: Ipv4Addr) -> [u8; FRAME] {
+/// A packet of a few bytes; what it holds has no checksum.
+fn frame(hardware: [u8; 6], source: Ipv4Addr, dest: Ipv4Addr, protocol: Protocol) -> [u8; FRAME] {
     let mut ip = [0; 20];
     ip[0] = 0x45;
     ip[3] = 46;
     ip[8] = 64;
-    ip[9] = 17;
+    ip[9] = match protocol {
+        Protocol::Udp => 17,
+        Protocol::Tcp => 6,
+    };
     ip[12..16].copy_from_slice(&source.octets());
     ip[16..].copy_from_slice(&dest.octets());
     let words = ip
@@ -157,8 +170,12 @@ fn frame(hardware: [u8; 6], source: Ipv4Addr, dest: Ipv4Addr) -> [u8; FRAME] {
     frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
     frame[12..14].copy_from_slice(&[8, 0]);
     frame[14..34].copy_from_slice(&ip);
-    // From and to port 4000, 26 bytes.
+    // From and to port 4000; 26 bytes of UDP, or the first of a number of TCP.
     frame[34..40].copy_from_slice(&[0x0f, 0xa0, 0x0f, 0xa0, 0, 26]);
+    if protocol == Protocol::Tcp {
+        // Five words, ACK, a window.
+        frame[46..50].copy_from_slice(&[0x50, 0x10, 0xff, 0xff]);
+    }
     frame
 }
 
