@@ -6,13 +6,15 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 
 use crate::{
     config::{self, LogTarget},
-    record::{AccessLog, AccessLogGuard, Format},
+    privileges,
+    record::{AccessLog, AccessLogGuard, Format, Quota},
 };
 
 /// What is held as long as close records are written.
@@ -49,22 +51,41 @@ pub(crate) fn open(config: &config::AccessLog) -> Result<(AccessLog, OpenLog)> {
     };
     let mut file = None;
     let (log, guard) = match &config.target {
-        LogTarget::Stdout => AccessLog::new(io::stdout(), format),
-        LogTarget::Stderr => AccessLog::new(io::stderr(), format),
+        LogTarget::Stdout => start(io::stdout(), format)?,
+        LogTarget::Stderr => start(io::stderr(), format)?,
         LogTarget::File(path) => {
             let opened = LogFile {
                 file: Arc::new(Mutex::new(open_file(path)?)),
                 path: path.clone(),
             };
             file = Some(opened.clone());
-            AccessLog::new(opened, format)
+            start(opened, format)?
         }
     };
+    let log = log.within(Quota::new(config.sample, config.rate));
     let held = OpenLog {
         file,
         _guard: guard,
     };
     Ok((log, held))
+}
+
+/// Starts the writing thread, without privileges: it inherits those of the thread that starts it, so that one gives them up.
+fn start(
+    target: impl io::Write + Send + 'static,
+    format: Format,
+) -> Result<(AccessLog, AccessLogGuard)> {
+    let start = move || {
+        if let Err(error) = privileges::keep_nothing() {
+            tracing::warn!("{error:#}");
+        }
+        AccessLog::new(target, format)
+    };
+    thread::Builder::new()
+        .spawn(start)
+        .context("cannot start the thread that writes the access log")?
+        .join()
+        .map_err(|_| anyhow!("the thread that starts the access log panicked"))
 }
 
 /// The file of a name. The lock is contended only while it is opened again.

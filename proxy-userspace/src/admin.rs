@@ -12,6 +12,7 @@
 //! | `GET /v1/rules` | | [`Rules`](crate::status::rules::Rules), with what each has selected |
 //! | `GET /v1/upstreams` | | [`Upstreams`](crate::status::upstreams::Upstreams), with their endpoints |
 //! | `GET /metrics` | | the numbers for Prometheus, as text; also over TCP, where `[daemon]` has `metrics` |
+//! | `GET /` | | the page for browsers, over TCP only, where `[daemon]` has `dashboard`; with those of the above that look and are JSON |
 //! | `POST /v1/drain` | what, and for how long connections may go on: `{"target": "web/10.0.0.1:80", "timeout_ms": 30000}` | [`DrainStatus`](crate::status::DrainStatus); to be followed in the status |
 //! | `POST /v1/restore` | what: `{"target": "web/10.0.0.1:80"}` | what was restored |
 //!
@@ -26,6 +27,7 @@
 //! that is refused, rather than not done.
 
 mod client;
+mod dashboard;
 mod scrape;
 
 use std::{
@@ -57,7 +59,7 @@ use tokio::{
 };
 
 pub use client::{AskError, ask, tell};
-pub use scrape::{Scrapes, ScrapesError};
+pub use scrape::{Offer, Scrapes, ScrapesError};
 
 /// Where the socket is, unless the configuration says otherwise.
 pub const DEFAULT_PLACE: &str = "/run/culvert/admin.sock";
@@ -315,7 +317,7 @@ async fn accept_all(listener: UnixListener, ask: mpsc::Sender<Asked>) {
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) if may_ask(&stream) => {
-                tokio::spawn(serve(stream, |_| true, ask.clone(), permit));
+                tokio::spawn(serve(stream, Door::Admin, ask.clone(), permit));
             }
             Ok(_) => tracing::warn!(
                 "a process of another user has opened the admin socket; it gets no answer"
@@ -336,14 +338,28 @@ fn may_ask(stream: &UnixStream) -> bool {
         .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
 }
 
+/// By where somebody asks, which says what he may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    Admin,
+    Web(Offer),
+}
+
 /// One connection, one request.
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
-    may: fn(Question) -> bool,
+    door: Door,
     ask: mpsc::Sender<Asked>,
     _permit: OwnedSemaphorePermit,
 ) {
-    let service = service_fn(|request| respond(request, may, &ask));
+    let ask = &ask;
+    let service = service_fn(async |request| match door {
+        Door::Admin => respond(request, |_| true, ask).await,
+        Door::Web(Offer::Metrics) => {
+            respond(request, |question| question == Question::Metrics, ask).await
+        }
+        Door::Web(Offer::Dashboard) => dashboard::respond(request, ask).await,
+    });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)

@@ -97,7 +97,12 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct ConfigArg {
     /// The configuration file.
-    #[arg(short, long, value_name = "FILE", default_value = "/etc/culvert.toml")]
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        default_value = "/etc/culvert/culvert.toml"
+    )]
     pub config: PathBuf,
 }
 

@@ -321,6 +321,9 @@ impl Flow<'_> {
         let Some(log) = &self.worker.shared.access_log else {
             return;
         };
+        if !log.wants(reason) {
+            return;
+        }
         let origin = &self.origin;
         let app = origin.app.as_ref();
         let record = app.map(|app| &app.record);

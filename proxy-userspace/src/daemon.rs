@@ -1,5 +1,6 @@
 //! `culvert run`: the proxy of a configuration file, in the foreground, until it is told to end.
 
+mod manager;
 mod place;
 
 use std::{future::pending, net::SocketAddr, path::Path, time::Duration};
@@ -9,7 +10,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    admin::{Admin, Answer, Asked, Question, Scrapes},
+    admin::{Admin, Answer, Asked, Offer, Question, Scrapes},
     cgroup::Cgroup2,
     cli::RunArgs,
     config::{self, Config, ConfigError},
@@ -22,6 +23,7 @@ use crate::{
     privileges,
     service::Service,
 };
+use manager::{Watchdog, tell, tell_of_end};
 use place::Place;
 
 /// Runs until SIGTERM or SIGINT.
@@ -61,7 +63,8 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     let mut place = Place::claim(&attach_point, args.takeover)?;
     privileges::lift_locked_memory();
     // Without a bpffs of the system the guard mounts one, at a later reload too, and unmounts it.
-    privileges::keep_what_a_daemon_needs(!guard::has_system_bpffs())?;
+    let mounts = !guard::has_system_bpffs();
+    privileges::keep_what_a_daemon_needs(mounts)?;
     // Before anything is attached, so that none is missed.
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let mut service = Service::start(
@@ -85,14 +88,17 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     };
     // The predecessor's is gone by now.
     let mut admin = open_admin(service.config().daemon.admin.as_deref());
-    let mut scrapes = open_scrapes(service.config().daemon.metrics);
+    let mut scrapes = open_scrapes(service.config().daemon.metrics, Offer::Metrics);
+    let mut dashboard = open_scrapes(service.config().daemon.dashboard, Offer::Dashboard);
+    privileges::keep_what_a_running_daemon_needs(mounts)?;
     if relieved {
-        notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
+        tell(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
     } else {
-        notify(&[NotifyState::Ready]);
+        tell(&[NotifyState::Ready]);
     }
     tracing::info!(rules = service.config().roles().count(), cgroup, "running");
     service.calibrate();
+    let mut watchdog = Watchdog::new();
 
     loop {
         tokio::select! {
@@ -104,11 +110,15 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
             },
             asked = next_question(admin.as_mut()) => answer(asked, &mut service),
             asked = next_scrape(scrapes.as_mut()) => answer(asked, &mut service),
+            asked = next_scrape(dashboard.as_mut()) => answer(asked, &mut service),
+            () = watchdog.due() => if service.turns() {
+                tell(&[NotifyState::Watchdog]);
+            },
             () = place.vacated() => service.forget_predecessor(),
         }
     }
 
-    drop((admin, scrapes));
+    drop((admin, scrapes, dashboard));
     if let Some(pid) = service.successor() {
         // The service manager follows that one, and must not hear that the service ends.
         tracing::info!(
@@ -116,7 +126,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
             "another culvert has taken over; open connections may finish"
         );
     } else {
-        notify(&[NotifyState::Stopping]);
+        tell_of_end(service.config().daemon.drain_timeout);
         tracing::info!("detaching; open connections may finish");
     }
     let drain_timeout = service.config().daemon.drain_timeout;
@@ -156,11 +166,11 @@ fn open_admin(place: Option<&Path>) -> Option<Admin> {
 }
 
 /// As [`open_admin`].
-fn open_scrapes(address: Option<SocketAddr>) -> Option<Scrapes> {
-    match Scrapes::bind(address?) {
+fn open_scrapes(address: Option<SocketAddr>, offer: Offer) -> Option<Scrapes> {
+    match Scrapes::bind(address?, offer) {
         Ok(scrapes) => Some(scrapes),
         Err(error) => {
-            tracing::warn!("no metrics: {}", one_line(&error));
+            tracing::warn!("no {}: {}", offer.key(), one_line(&error));
             None
         }
     }
@@ -200,7 +210,7 @@ fn answer(asked: Asked, service: &mut Service) {
 
 /// Puts the file's rules and upstreams in force. A wrong file changes nothing.
 fn reload(service: &mut Service, file: &Path) {
-    notify(&[NotifyState::Reloading]);
+    tell(&[NotifyState::Reloading]);
     match load(file).and_then(|config| service.reload(config)) {
         Ok(()) => {
             tracing::info!(rules = service.config().roles().count(), "reloaded");
@@ -210,14 +220,7 @@ fn reload(service: &mut Service, file: &Path) {
             tracing::error!("not reloaded; the running configuration stays in force\n{error:#}");
         }
     }
-    notify(&[NotifyState::Ready]);
-}
-
-/// Tells systemd, if it wants to know.
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "cannot notify the service manager");
-    }
+    tell(&[NotifyState::Ready]);
 }
 
 /// The signals that a daemon listens to.

@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::status::{EndpointStatus, GroupStatus, Status, rules::Rules};
+use crate::status::{AccessLogStatus, EndpointStatus, GroupStatus, Status, rules::Rules};
 
 /// What the text is, for an HTTP header.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -106,6 +106,18 @@ impl Numbers {
             help,
             None,
             names.map(|(outcome, count)| ([("outcome", outcome.as_str())], *count)),
+        )?;
+        let help = "Close records, by what became of them; absent while none are written";
+        let records = self
+            .status
+            .access_log
+            .iter()
+            .flat_map(AccessLogStatus::counts);
+        out.counters(
+            "access_log_records",
+            help,
+            None,
+            records.map(|(outcome, count)| ([("outcome", outcome)], count)),
         )
     }
 

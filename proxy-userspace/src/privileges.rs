@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use anyhow::{Context as _, Result};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::{
+    prctl,
     resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit},
     utsname::uname,
 };
@@ -114,18 +115,55 @@ pub(crate) fn has(capability: Capability) -> bool {
     effective(capability) || implied && effective(Capability::CAP_SYS_ADMIN)
 }
 
-/// Gives up what a daemon has no use for; whether it may have to mount something is for the caller to say. To be called
-/// before threads are started: capabilities are per thread, and inherited.
+/// Gives up what a daemon has no use for, for good; whether it may have to mount something is for the caller to say. To be
+/// called before threads are started: all of it is per thread, and inherited. A daemon starts no other program.
 ///
 /// # Errors
 /// When the kernel refuses to take them.
 pub(crate) fn keep_what_a_daemon_needs(mounts: bool) -> Result<()> {
+    prctl::set_no_new_privs().context("cannot keep programs from getting privileges")?;
+    let keep = of_a_daemon(mounts);
+    bound(&keep);
+    keep_only(&keep)
+}
+
+/// Gives up what only the start of a daemon has a use for. Threads that relay have what they need by then.
+///
+/// # Errors
+/// When the kernel refuses to take them.
+pub(crate) fn keep_what_a_running_daemon_needs(mounts: bool) -> Result<()> {
+    let mut keep = of_a_daemon(mounts);
+    keep.remove(&Capability::CAP_NET_RAW);
+    keep_only(&keep)
+}
+
+fn of_a_daemon(mounts: bool) -> CapsHashSet {
     let mut keep: CapsHashSet = NEEDED.iter().chain(&USEFUL).map(|(cap, _)| *cap).collect();
     let implies_bpf = !caps::has_cap(None, CapSet::Permitted, Capability::CAP_BPF).unwrap_or(false);
     if mounts || implies_bpf {
         keep.insert(Capability::CAP_SYS_ADMIN);
     }
-    keep_only(&keep)
+    keep
+}
+
+/// Lowers what a program could get that this thread became. Where that takes a capability that is not there, a service manager
+/// has seen to it, and a new program gets nothing anyway.
+fn bound(keep: &CapsHashSet) {
+    let bounding = caps::read(None, CapSet::Bounding).unwrap_or_default();
+    for capability in bounding.difference(keep) {
+        if let Err(error) = caps::drop(None, CapSet::Bounding, *capability) {
+            tracing::debug!(%error, %capability, "cannot lower the bounding set");
+            return;
+        }
+    }
+}
+
+/// Gives up everything, in a thread that only writes to files that are open.
+///
+/// # Errors
+/// When the kernel refuses to take them.
+pub(crate) fn keep_nothing() -> Result<()> {
+    keep_only(&CapsHashSet::new())
 }
 
 /// Gives up what a thread that relays has no use for; whether it connects from addresses of clients is for the caller to say.

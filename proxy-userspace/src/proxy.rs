@@ -499,6 +499,11 @@ impl Proxy {
         }
     }
 
+    /// Whether every worker turned when it was last looked.
+    pub(crate) fn turns(&self) -> bool {
+        self.supervisor.turns()
+    }
+
     /// What the relay counted.
     #[must_use]
     pub fn stats(&self) -> &Stats {

@@ -23,6 +23,8 @@ pub(crate) struct Pulse {
     /// Silence of a worker after which the heartbeat stops.
     patience: Duration,
     interval: Duration,
+    /// Whether all workers turned at the last look.
+    all_turn: bool,
 }
 
 struct Watched {
@@ -45,6 +47,7 @@ impl Pulse {
             // Together with our own interval this stays below the kernel's timeout.
             patience: timeout / 2,
             interval: (timeout / 8).min(Duration::from_millis(250)),
+            all_turn: true,
         }
     }
 
@@ -63,16 +66,18 @@ impl Pulse {
 
     fn check(&mut self) {
         let now = Instant::now();
-        let mut all_turn = true;
+        self.all_turn = true;
         for worker in &mut self.workers {
             let pulse = worker.handle.pulse();
             if pulse != worker.last {
                 worker.last = pulse;
                 worker.changed = now;
             }
-            all_turn &= now.duration_since(worker.changed) < self.patience;
+            self.all_turn &= now.duration_since(worker.changed) < self.patience;
         }
-        if all_turn && let Err(error) = self.heartbeat.beat() {
+        if self.all_turn
+            && let Err(error) = self.heartbeat.beat()
+        {
             tracing::error!(%error, "cannot write the heartbeat");
         }
     }
@@ -116,6 +121,11 @@ impl Supervisor {
     /// As [`Pulse::beat`].
     pub(crate) fn beat(&mut self) -> Result<(), InterceptError> {
         self.pulse.beat()
+    }
+
+    /// Whether every worker turned when it was last looked.
+    pub(crate) fn turns(&self) -> bool {
+        self.pulse.all_turn
     }
 
     /// From now on the relay hears what the kernel has to tell of redirected connections, if that is new.

@@ -3,17 +3,23 @@
 //! Knows nothing of sockets. Writing never blocks a worker: lines go through a bounded queue to a thread of their
 //! own, and when that cannot keep up lines are dropped and counted.
 
+mod quota;
+
 use std::{
     io,
     net::SocketAddr,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::Serialize;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
+pub use self::quota::Quota;
 use crate::close::CloseReason;
 
 /// Everything that is known of a connection once it is over.
@@ -173,6 +179,8 @@ pub struct AccessLog {
     writer: NonBlocking,
     format: Format,
     dropped: ErrorCounter,
+    queued: Arc<AtomicU64>,
+    quota: Arc<Quota>,
 }
 
 /// Keeps the writing thread alive; dropping it writes out what is queued.
@@ -195,8 +203,23 @@ impl AccessLog {
             writer,
             format,
             dropped,
+            queued: Arc::default(),
+            quota: Arc::default(),
         };
         (log, AccessLogGuard(guard))
+    }
+
+    /// Leaves out what is not within a quota.
+    #[must_use]
+    pub fn within(self, quota: Quota) -> Self {
+        let quota = Arc::new(quota);
+        Self { quota, ..self }
+    }
+
+    /// Whether a connection that ended for this reason is to be recorded, which is asked once.
+    #[must_use]
+    pub fn wants(&self, reason: CloseReason) -> bool {
+        self.quota.admits(reason)
     }
 
     /// Queues a record.
@@ -208,6 +231,20 @@ impl AccessLog {
         line.push('\n');
         // The queue's writer cannot fail; what it drops it counts.
         let _ = io::Write::write_all(&mut self.writer.clone(), line.as_bytes());
+        self.queued.fetch_add(1, Relaxed);
+    }
+
+    /// Lines that were written, or are about to be.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        let dropped = self.dropped() as u64;
+        self.queued.load(Relaxed).saturating_sub(dropped)
+    }
+
+    /// Which records are left out, and how many were.
+    #[must_use]
+    pub fn quota(&self) -> &Quota {
+        &self.quota
     }
 
     /// Lines that were dropped because the target could not keep up.

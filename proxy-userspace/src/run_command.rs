@@ -142,15 +142,9 @@ fn through(urls: &[String]) -> Result<Config> {
 /// `-` is standard error here: standard output belongs to the command.
 fn access_log(path: &Path) -> AccessLog {
     if path == Path::new("-") {
-        AccessLog {
-            target: LogTarget::Stderr,
-            format: LogFormat::Text,
-        }
+        AccessLog::whole(LogTarget::Stderr, LogFormat::Text)
     } else {
-        AccessLog {
-            target: LogTarget::File(path.to_owned()),
-            format: LogFormat::Json,
-        }
+        AccessLog::whole(LogTarget::File(path.to_owned()), LogFormat::Json)
     }
 }
 

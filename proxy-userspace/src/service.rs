@@ -256,6 +256,11 @@ impl Service {
         }
     }
 
+    /// Whether every thread that relays turns, as far as was seen.
+    pub(crate) fn turns(&self) -> bool {
+        self.proxy.turns()
+    }
+
     /// How it is.
     pub(crate) fn status(&self) -> Status {
         let counters = self.proxy.counters().unwrap_or_else(|error| {

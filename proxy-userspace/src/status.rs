@@ -42,6 +42,9 @@ pub struct Status {
     pub demotions: u64,
     /// Times that the kernel would have delivered bytes twice.
     pub repairs: u64,
+    /// Close records, where they are written.
+    #[serde(default)]
+    pub access_log: Option<AccessLogStatus>,
     /// What the programs in the kernel counted.
     pub hooks: BTreeMap<String, u64>,
 }
@@ -70,6 +73,31 @@ pub struct Connections {
     /// Looked at for a name, by what came of it; what occurred.
     #[serde(default)]
     pub names: BTreeMap<String, u64>,
+}
+
+/// What became of close records.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessLogStatus {
+    /// Written, or about to be.
+    pub written: u64,
+    /// Left out by `sample`.
+    pub sampled_out: u64,
+    /// Left out by `rate`.
+    pub over_rate: u64,
+    /// Lost, since the file could not keep up.
+    pub dropped: u64,
+}
+
+impl AccessLogStatus {
+    /// Each number, and what it is called.
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 4] {
+        [
+            ("written", self.written),
+            ("sampled_out", self.sampled_out),
+            ("over_rate", self.over_rate),
+            ("dropped", self.dropped),
+        ]
+    }
 }
 
 /// An upstream with several endpoints.
@@ -245,6 +273,10 @@ impl Status {
         if !connections.names.is_empty() {
             let names = listed(&connections.names);
             writeln!(text, "  names: {}", wrapped(9, &names))?;
+        }
+        if let Some(log) = &self.access_log {
+            let records = listed(&counted(log.counts().into_iter()));
+            writeln!(text, "  records: {}", wrapped(11, &records))?;
         }
         for (count, what) in [
             (

@@ -12,6 +12,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::{AtomicU32, Ordering::Relaxed},
     thread,
+    time::Duration,
 };
 
 use nix::{
@@ -51,6 +52,8 @@ pub struct Settings {
     pub takeover: bool,
     /// It writes no close records.
     pub without_access_log: bool,
+    /// How long the service manager waits for a sign of life.
+    pub watchdog: Option<Duration>,
 }
 
 impl Settings {
@@ -125,6 +128,7 @@ impl<'a> Culvert<'a> {
         if let Some(limit) = settings.locked_memory {
             limit_locked_memory(&mut command, limit);
         }
+        let watchdog = settings.watchdog.map(|wait| wait.as_micros().to_string());
         let child = command
             .args(&settings.arguments)
             .arg("run")
@@ -133,6 +137,7 @@ impl<'a> Culvert<'a> {
             .arg(&files.config)
             .env("NOTIFY_SOCKET", &files.notices)
             .env_remove("RUST_LOG")
+            .envs(watchdog.map(|wait| ("WATCHDOG_USEC", wait)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second descriptor"))
             .stderr(log)

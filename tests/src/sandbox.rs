@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsStr,
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::process::CommandExt,
     path::Path,
@@ -21,6 +22,7 @@ use crate::{
     leak,
     mounts::Mounts,
     netns::Netns,
+    peer::NameServer,
     process::app_binary,
     watchdog::Watched,
 };
@@ -86,6 +88,15 @@ impl Sandbox {
     /// The test takes longer than a test may, which would else be taken for one that hangs.
     pub fn allow(&self, more: Duration) {
         self.watched.allow(more);
+    }
+
+    /// A name server that daemons ask. One that does not answer is given up soon.
+    pub fn name_server(&self) -> NameServer {
+        let file = self.directory().join("resolv.conf");
+        let text = "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
+        fs::write(&file, text).expect("resolv.conf");
+        self.mounts.replace("/etc/resolv.conf", &file);
+        self.within(|| NameServer::start((Ipv4Addr::LOCALHOST, 53)))
     }
 
     /// The network namespace.

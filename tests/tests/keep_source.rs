@@ -494,6 +494,89 @@ fn a_reload_shows_other_services_and_leaves_connections_alone() {
     assert_eq!(routing(&sandbox), before);
 }
 
+/// What is open finishes by the old one, and what the routes of both are is nobody's concern.
+#[test]
+fn a_successor_goes_on_with_it() {
+    let sandbox = Sandbox::new();
+    let before = routing(&sandbox);
+    let client = client(&sandbox);
+    let echo = sandbox.within(|| Server::echo((LOCALHOST_V4, 0)));
+    let mirror = sandbox.within(|| Server::mirror((LOCALHOST_V4, 0)));
+    let (site, other) = (
+        SocketAddr::from((SERVER_V4, 80)),
+        SocketAddr::from((SERVER_V4, 81)),
+    );
+    let rules = [
+        kept(&[site], &echo.address().to_string()),
+        kept(&[other], &mirror.address().to_string()),
+    ]
+    .concat();
+    let mut old = sandbox.culvert(&rules);
+    let mut begun = client
+        .within(|| open((CLIENT_V4, 40_000).into(), site))
+        .unwrap();
+    begun.write_all(b"before ").unwrap();
+    eventually("the connection", || {
+        (!echo.clients().is_empty()).then_some(())
+    });
+    let successor = Settings {
+        takeover: true,
+        ..Settings::default()
+    };
+    let mut new = sandbox.culvert_with(&successor, &rules);
+    for port in PORTS {
+        let from = SocketAddr::from((CLIENT_V4, port));
+        assert_eq!(client.within(|| seen(from, other)).unwrap(), from);
+    }
+    assert!(old.is_running(), "{}", old.log());
+    begun.write_all(b"after").unwrap();
+    begun.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&begun).unwrap(), b"before after");
+    assert!(old.wait().success(), "{}", old.log());
+    for port in PORTS {
+        let from = SocketAddr::from((CLIENT_V4, port));
+        assert_eq!(client.within(|| seen(from, other)).unwrap(), from);
+    }
+    client
+        .within(|| exchange((CLIENT_V4, 40_001).into(), site))
+        .unwrap();
+    assert!(new.stop().success());
+    assert_eq!(routing(&sandbox), before);
+}
+
+/// From a service on loopback to another host, and back.
+#[test]
+fn a_name_that_stands_for_other_servers_is_followed() {
+    let sandbox = Sandbox::new();
+    let before = routing(&sandbox);
+    let (client, server) = (client(&sandbox), server(&sandbox));
+    sandbox.netns().sysctl("net.ipv4.ip_forward", "1");
+    let names = sandbox.name_server();
+    let here = sandbox.within(|| Server::mirror((LOCALHOST_V4, 0)));
+    let port = here.address().port();
+    let there = server.within(|| Server::mirror((REMOTES[0], port)));
+    names.set("web.test", &[LOCALHOST_V4]);
+    let site = SocketAddr::from((SERVER_V4, 80));
+    let mut culvert = sandbox.culvert(&format!(
+        "[upstream.web]\nendpoints = \"dns:web.test:{port}\"\n{}",
+        kept(&[site], "web")
+    ));
+    let from = SocketAddr::from((CLIENT_V4, 40_000));
+    for (address, server) in [(REMOTES[0], &there), (LOCALHOST_V4, &here)] {
+        assert_eq!(client.within(|| seen(from, site)).unwrap(), from);
+        names.set("web.test", &[address]);
+        let before_it = server.clients().len();
+        eventually("a connection to where the name has moved", || {
+            // Until the routes are there, too, it may fail.
+            let seen = client.within(|| seen(from, site));
+            (seen.is_ok_and(|seen| seen == from) && server.clients().len() > before_it)
+                .then_some(())
+        });
+    }
+    assert!(culvert.stop().success());
+    assert_eq!(routing(&sandbox), before);
+}
+
 /// Threads that gave the privilege up cannot take it back.
 #[test]
 fn a_reload_cannot_begin_with_it() {

@@ -15,11 +15,16 @@ use std::{
 };
 
 use culvert_tests::{
-    Culvert, Sandbox, app::protocol::Storm, daemon::Settings, eventually, peer::Server, rules::ALL,
-    sandbox::SERVER_V4,
+    Culvert, Sandbox,
+    app::protocol::Storm,
+    daemon::Settings,
+    eventually,
+    peer::Server,
+    rules::ALL,
+    sandbox::{CLOSED_PORT, SERVER_V4},
 };
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const ROTATIONS: usize = 6;
 
@@ -113,4 +118,84 @@ fn without_a_log_the_signal_is_none_of_its_business() {
     let culvert = sandbox.culvert_with(&settings, ALL);
     culvert.signal(Signal::SIGUSR1);
     culvert.reload(ALL);
+}
+
+/// The close records of a storm, and what the status says of them.
+fn recorded(access_log: &str, refused: bool) -> (Vec<Value>, Value) {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let file = sandbox.directory().join("bounded");
+    let settings = Settings {
+        without_access_log: true,
+        ..Settings::daemon(&format!(
+            "access_log = {{ path = \"{}\", {access_log} }}",
+            file.display()
+        ))
+    };
+    let culvert = sandbox.culvert_with(&settings, ALL);
+    let mut addresses = vec![server.address()];
+    if refused {
+        addresses.push((SERVER_V4, CLOSED_PORT).into());
+    }
+    let each = 200 / u32::try_from(addresses.len()).unwrap();
+    sandbox.app().storm(&Storm {
+        addresses,
+        threads: 1,
+        each: 200,
+        length: 64,
+    });
+    let closed = |status: &Value| {
+        let closed = status["connections"]["closed"].as_object().unwrap();
+        closed
+            .values()
+            .map(|count| count.as_u64().unwrap())
+            .sum::<u64>()
+    };
+    let status = eventually("200 connections that have ended", || {
+        let status = culvert.status();
+        (closed(&status) == 200).then_some(status)
+    });
+    assert_eq!(status["connections"]["closed"]["done"], each);
+    let written = status["access_log"]["written"].as_u64().unwrap();
+    let records = eventually("what is said to be written", || {
+        let text = fs::read_to_string(&file).unwrap();
+        (text.lines().count() as u64 == written).then_some(text)
+    });
+    let records = records
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    (records.collect(), status["access_log"].clone())
+}
+
+#[test]
+fn a_sample_leaves_out_only_what_ended_well_and_counts_it() {
+    let (records, status) = recorded("sample = 10", true);
+    let (done, failed): (Vec<_>, Vec<_>) = records
+        .iter()
+        .partition(|record| record["reason"] == "done");
+    assert_eq!((done.len(), failed.len()), (10, 100));
+    assert_eq!(
+        status,
+        json!({ "written": 110, "sampled_out": 90, "over_rate": 0, "dropped": 0 })
+    );
+}
+
+#[test]
+fn a_rate_is_not_exceeded_and_what_is_left_out_is_counted() {
+    let (records, status) = recorded("rate = 7", false);
+    let over = status["over_rate"].as_u64().unwrap();
+    assert_eq!(over + records.len() as u64, 200, "{status}");
+    // Seconds are those since the daemon began, which no record tells; two of those fall into one of any others.
+    let times = records
+        .iter()
+        .map(|record| record["closed_at_ms"].as_u64().unwrap());
+    let mut seconds = std::collections::BTreeMap::new();
+    for time in times {
+        *seconds.entry(time / 1000).or_insert(0) += 1;
+    }
+    assert!(
+        seconds.values().all(|records| *records <= 14),
+        "{seconds:?}"
+    );
+    assert!(over > 0, "a storm takes less than half a minute");
 }

@@ -20,6 +20,12 @@ pub(crate) enum Profile {
     Dev,
 }
 
+impl Profile {
+    pub(crate) fn of(debug: bool) -> Self {
+        if debug { Self::Dev } else { Self::Release }
+    }
+}
+
 /// Builds `culvert` and returns its path; sets the tool chain up first if that is missing.
 pub(crate) fn build(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
     toolchain::set_up(workspace)?;

@@ -23,6 +23,19 @@ pub(crate) fn cargo(folder: &Path) -> Command {
     )
 }
 
+/// What another user's Cargo needs to be this one, with what it has fetched: `NAME=VALUE` each.
+pub(crate) fn cargo_variables() -> Vec<String> {
+    let home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    let cargo = env::var_os("CARGO").map(PathBuf::from);
+    let rustc = cargo.as_ref().map(|cargo| cargo.with_file_name("rustc"));
+    [("CARGO_HOME", home), ("CARGO", cargo), ("RUSTC", rustc)]
+        .into_iter()
+        .filter_map(|(name, path)| Some(format!("{name}={}", path?.display())))
+        .collect()
+}
+
 /// A program that is Cargo or starts it, working in `folder`.
 pub(crate) fn program(name: impl AsRef<OsStr>, folder: &Path) -> Command {
     let mut command = Command::new(name);

@@ -1,8 +1,9 @@
-//! Builds, runs, tests and lints culvert; started as `cargo xtask`.
+//! Builds, runs, tests, lints and packs culvert; started as `cargo xtask`.
 
 mod bench;
 mod build;
 mod command;
+mod dist;
 mod kernels;
 mod lint;
 mod packages;
@@ -12,14 +13,14 @@ mod test;
 mod toolchain;
 mod workspace;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::{build::Profile, workspace::Workspace};
 
-/// Builds, runs, tests and lints culvert
+/// Builds, runs, tests, lints and packs culvert
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
@@ -69,6 +70,18 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Make a tarball and a Debian package, and print their paths
+    Dist {
+        /// Of culvert built for debugging
+        #[arg(long)]
+        debug: bool,
+        /// Of a binary that is there already
+        #[arg(long, value_name = "FILE")]
+        binary: Option<PathBuf>,
+        /// Put them into this folder instead of `dist` in Cargo's target folder
+        #[arg(long, value_name = "FOLDER")]
+        out: Option<PathBuf>,
+    },
     /// Check formatting, lints, documentation, layers, sizes and dependencies
     Lint,
 }
@@ -85,8 +98,7 @@ fn perform(task: Task) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
     match task {
         Task::Setup => println!("{}", toolchain::set_up(&workspace)?),
-        Task::Build { debug: true } => print_path(&workspace, Profile::Dev)?,
-        Task::Build { debug: false } => print_path(&workspace, Profile::Release)?,
+        Task::Build { debug } => print_path(&workspace, Profile::of(debug))?,
         Task::Run { arguments } => run::run(&workspace, &arguments)?,
         Task::Test {
             filter,
@@ -97,11 +109,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             if_possible,
         } => {
             let wanted = kernels::Wanted {
-                profile: if debug {
-                    Profile::Dev
-                } else {
-                    Profile::Release
-                },
+                profile: Profile::of(debug),
                 series: &series,
                 filter: filter.as_deref(),
                 writes_readme: write_readme,
@@ -111,6 +119,16 @@ fn perform(task: Task) -> Result<ExitCode> {
         }
         Task::Test { filter, .. } => return test::test(&workspace, filter.as_deref()),
         Task::Bench { arguments } => bench::bench(&workspace, &arguments)?,
+        Task::Dist { debug, binary, out } => {
+            let wanted = dist::Wanted {
+                profile: Profile::of(debug),
+                binary: binary.as_deref(),
+                folder: out.as_deref(),
+            };
+            for package in dist::dist(&workspace, &wanted)? {
+                println!("{}", package.display());
+            }
+        }
         Task::Lint => return lint::lint(&workspace),
     }
     Ok(ExitCode::SUCCESS)

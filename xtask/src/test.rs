@@ -20,8 +20,9 @@ use crate::{
 /// Where the tests find the release binary.
 pub(crate) const BINARY: &str = "CULVERT_BIN";
 /// What the kernel tests talk to and look with: program or file, Debian package.
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 17] = [
     ("bpftool", "bpftool"),
+    ("/usr/bin/chromium", "chromium"),
     ("curl", "curl"),
     ("haproxy", "haproxy"),
     ("ip", "iproute2"),
@@ -40,6 +41,7 @@ const PROGRAMS: [(&str, &str); 15] = [
     ("redis-server", "redis-server"),
     ("ssh", "openssh-client"),
     ("sshd", "openssh-server"),
+    ("/lib/systemd/systemd", "systemd"),
     ("wrk", "wrk"),
 ];
 /// The crates with tests; all in one Cargo call, so that their dependencies are built once for all.
@@ -75,10 +77,15 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<ExitCo
         if as_root == AsRoot::Sudo {
             // Only the test programs become root: Cargo's folders keep their owner. sudo drops the environment,
             // and the variables it adds would make culvert act for the user behind it.
-            cargo.arg("--config").arg(format!(
-                "target.'cfg(all())'.runner=['sudo','env','-uSUDO_UID','-uSUDO_GID','-uSUDO_USER','{BINARY}={}']",
-                binary.display()
-            ));
+            let mut words: Vec<_> = ["sudo", "env", "-uSUDO_UID", "-uSUDO_GID", "-uSUDO_USER"]
+                .map(str::to_owned)
+                .into();
+            words.push(format!("{BINARY}={}", binary.display()));
+            words.extend(command::cargo_variables());
+            let words: Vec<_> = words.iter().map(|word| format!("'{word}'")).collect();
+            cargo
+                .arg("--config")
+                .arg(format!("target.'cfg(all())'.runner=[{}]", words.join(",")));
         }
         cargo
     };

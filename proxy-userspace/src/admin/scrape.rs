@@ -1,4 +1,5 @@
-//! The numbers for Prometheus over TCP, and nothing else of the admin socket: there nobody can be told from anybody.
+//! What is offered over TCP: the numbers for Prometheus, or the dashboard, and nothing else of the admin socket: there nobody can
+//! be told from anybody.
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -10,7 +11,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Asked, MOST_CONNECTIONS, PAUSE, Question, next_of, serve};
+use super::{Asked, Door, MOST_CONNECTIONS, PAUSE, next_of, serve};
 use crate::socket;
 
 /// Connections that may wait to be accepted.
@@ -18,14 +19,35 @@ const BACKLOG: i32 = 16;
 
 /// Why there are none.
 #[derive(Debug, Error)]
-#[error("cannot listen on {address}; see `metrics` in [daemon]")]
+#[error("cannot listen on {address}; see `{}` in [daemon]", offer.key())]
 pub struct ScrapesError {
+    offer: Offer,
     address: SocketAddr,
     #[source]
     source: io::Error,
 }
 
-/// A listener for scrapes. It is closed when dropped.
+/// What is offered at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// The numbers for Prometheus.
+    Metrics,
+    /// The page for browsers, and what it asks.
+    Dashboard,
+}
+
+impl Offer {
+    /// The key in `[daemon]` that has the address.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Metrics => "metrics",
+            Self::Dashboard => "dashboard",
+        }
+    }
+}
+
+/// A listener for whoever only looks. It is closed when dropped.
 #[derive(Debug)]
 pub struct Scrapes {
     questions: mpsc::Receiver<Asked>,
@@ -37,14 +59,18 @@ impl Scrapes {
     ///
     /// # Errors
     /// When the address is taken or foreign.
-    pub fn bind(address: SocketAddr) -> Result<Self, ScrapesError> {
-        let failed = |source| ScrapesError { address, source };
+    pub fn bind(address: SocketAddr, offer: Offer) -> Result<Self, ScrapesError> {
+        let failed = |source| ScrapesError {
+            offer,
+            address,
+            source,
+        };
         let listener = socket::listener(address, BACKLOG).map_err(failed)?;
         // An answer is not to be reset behind its last byte.
         socket::end_orderly(&listener);
         let listener = TcpListener::from_std(listener).map_err(failed)?;
         let (ask, questions) = mpsc::channel(MOST_CONNECTIONS);
-        let accepting = tokio::spawn(accept_all(listener, ask)).abort_handle();
+        let accepting = tokio::spawn(accept_all(listener, offer, ask)).abort_handle();
         Ok(Self {
             questions,
             accepting,
@@ -63,16 +89,15 @@ impl Drop for Scrapes {
     }
 }
 
-async fn accept_all(listener: TcpListener, ask: mpsc::Sender<Asked>) {
+async fn accept_all(listener: TcpListener, offer: Offer, ask: mpsc::Sender<Asked>) {
     let permits = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let may = |question| question == Question::Metrics;
-                tokio::spawn(serve(stream, may, ask.clone(), permit));
+                tokio::spawn(serve(stream, Door::Web(offer), ask.clone(), permit));
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a scrape");
+                tracing::warn!(%error, what = offer.key(), "cannot accept a connection");
                 sleep(PAUSE).await;
             }
         }

@@ -30,18 +30,18 @@ pub(super) struct Rendezvous {
 struct Bucket {
     id: u64,
     weight: u64,
-    /// Of those that are in.
-    weight_in: u64,
     endpoints: Vec<Endpoint>,
+    /// Those that are in once more, in the same order: to step over the others costs as much as to ask them.
+    endpoints_in: Vec<Endpoint>,
+    weight_in: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Endpoint {
     at: usize,
     id: u64,
     weight: u64,
-    /// The same, or 0 while it is out.
-    weight_in: u64,
+    is_in: bool,
 }
 
 impl Rendezvous {
@@ -50,8 +50,9 @@ impl Rendezvous {
             .map(|number| Bucket {
                 id: hash(&number.to_be_bytes()),
                 weight: 0,
-                weight_in: 0,
                 endpoints: Vec::new(),
+                endpoints_in: Vec::new(),
+                weight_in: 0,
             })
             .collect();
         let mut places = Vec::with_capacity(members.len());
@@ -65,7 +66,7 @@ impl Rendezvous {
                     at,
                     id: member.id,
                     weight,
-                    weight_in: 0,
+                    is_in: false,
                 });
             }
         }
@@ -78,9 +79,11 @@ impl Rendezvous {
         let Some(bucket) = bucket else { return };
         let mut endpoints = bucket.endpoints.iter_mut();
         if let Some(endpoint) = endpoints.find(|endpoint| endpoint.at == at) {
-            endpoint.weight_in = if is_in { endpoint.weight } else { 0 };
+            endpoint.is_in = is_in;
         }
-        bucket.weight_in = bucket.endpoints.iter().map(|one| one.weight_in).sum();
+        let those_in = bucket.endpoints.iter().filter(|one| one.is_in);
+        bucket.endpoints_in = those_in.cloned().collect();
+        bucket.weight_in = bucket.endpoints_in.iter().map(|one| one.weight).sum();
     }
 
     /// The one that a key leads to, whether it is in or not.
@@ -93,7 +96,7 @@ impl Rendezvous {
     /// The one of those that are in.
     pub(super) fn in_at(&self, hash: u64) -> Option<usize> {
         let bucket = winner(&self.buckets, hash, |one| (one.id, one.weight_in))?;
-        let endpoint = winner(&bucket.endpoints, hash, |one| (one.id, one.weight_in));
+        let endpoint = winner(&bucket.endpoints_in, hash, |one| (one.id, one.weight));
         endpoint.map(|one| one.at)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    num::NonZeroUsize,
+    num::{NonZeroU32, NonZeroUsize},
     path::PathBuf,
     time::Duration,
 };
@@ -53,6 +53,8 @@ pub struct Daemon {
     pub admin: Option<PathBuf>,
     /// Where Prometheus gets its numbers.
     pub metrics: Option<SocketAddr>,
+    /// Where browsers get the page that shows what it does.
+    pub dashboard: Option<SocketAddr>,
 }
 
 /// Where close records go, and how they are written.
@@ -62,6 +64,23 @@ pub struct AccessLog {
     pub target: LogTarget,
     /// How a record is written.
     pub format: LogFormat,
+    /// One of so many connections that ended as they should has its record written, and all others.
+    pub sample: NonZeroU32,
+    /// Most records in a second.
+    pub rate: Option<NonZeroU32>,
+}
+
+impl AccessLog {
+    /// With all records.
+    #[must_use]
+    pub fn whole(target: LogTarget, format: LogFormat) -> Self {
+        Self {
+            target,
+            format,
+            sample: NonZeroU32::MIN,
+            rate: None,
+        }
+    }
 }
 
 /// Where a log goes.
@@ -139,6 +158,7 @@ impl Daemon {
             access_log: None,
             admin: Some(admin::DEFAULT_PLACE.into()),
             metrics: None,
+            dashboard: None,
         }
     }
 
@@ -189,7 +209,10 @@ impl Daemon {
             daemon.admin = admin_socket(value, findings);
         }
         if let Some(value) = table.get("metrics") {
-            daemon.metrics = metrics(value, findings);
+            daemon.metrics = served_at(value, "127.0.0.1:9464", findings);
+        }
+        if let Some(value) = table.get("dashboard") {
+            daemon.dashboard = served_at(value, "127.0.0.1:9465", findings);
         }
         daemon.read_timeouts(&mut table, findings);
         table.finish(findings);
@@ -266,10 +289,19 @@ fn access_log(value: Value<'_>, findings: &mut Findings) -> Option<AccessLog> {
             findings,
         ),
     };
+    let mut number = |key| match table.get(key) {
+        None => Some(None),
+        Some(value) => {
+            let number = value.number(1..=u32::MAX, findings)?;
+            Some(NonZeroU32::new(number))
+        }
+    };
+    let (sample, rate) = (number("sample"), number("rate"));
     table.finish(findings);
     Some(AccessLog {
-        target: target?,
-        format: format?,
+        sample: sample?.unwrap_or(NonZeroU32::MIN),
+        rate: rate?,
+        ..AccessLog::whole(target?, format?)
     })
 }
 
@@ -283,9 +315,12 @@ fn admin_socket(value: Value<'_>, findings: &mut Findings) -> Option<PathBuf> {
 }
 
 /// A port alone is one of loopback: who else may ask is to be said.
-fn metrics(value: Value<'_>, findings: &mut Findings) -> Option<SocketAddr> {
-    const EXAMPLE: &str = "127.0.0.1:9464";
-    let text = value.text(EXAMPLE, findings)?;
+fn served_at(
+    value: Value<'_>,
+    example: &'static str,
+    findings: &mut Findings,
+) -> Option<SocketAddr> {
+    let text = value.text(example, findings)?;
     if text == "off" {
         return None;
     }
@@ -295,7 +330,8 @@ fn metrics(value: Value<'_>, findings: &mut Findings) -> Option<SocketAddr> {
     let address = address.filter(|address| address.port() != 0);
     let address = address.ok_or_else(|| {
         Finding::error(format!("{text:?} is no address and port")).help(format!(
-            "such as {EXAMPLE:?}, or \"9464\" for loopback; `off` for none"
+            "such as {example:?}, or {:?} for loopback; `off` for none",
+            example.rsplit(':').next().unwrap_or_default()
         ))
     });
     findings.keep(address, &value.span())

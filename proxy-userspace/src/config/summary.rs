@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     fmt::{self, Display, Write},
+    net::SocketAddr,
     ops::RangeInclusive,
     time::Duration,
 };
@@ -196,11 +197,17 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
                 LogFormat::Json => "json",
                 LogFormat::Text => "text",
             };
-            match &log.target {
-                LogTarget::Stdout => format!("standard output, {format}"),
-                LogTarget::Stderr => format!("standard error, {format}"),
-                LogTarget::File(path) => format!("{}, {format}", path.display()),
-            }
+            let target = match &log.target {
+                LogTarget::Stdout => "standard output".to_owned(),
+                LogTarget::Stderr => "standard error".to_owned(),
+                LogTarget::File(path) => path.display().to_string(),
+            };
+            let sample = match log.sample.get() {
+                1 => String::new(),
+                sample => format!(", one of {sample} that are done"),
+            };
+            let rate = log.rate.map(|rate| format!(", at most {rate} a second"));
+            format!("{target}, {format}{sample}{}", rate.unwrap_or_default())
         }
     };
     let (bytes, reads) = (size::write(daemon.promote.bytes), daemon.promote.reads);
@@ -216,9 +223,9 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         .admin
         .as_ref()
         .map_or_else(|| "none".to_owned(), |path| path.display().to_string());
-    let metrics = daemon
-        .metrics
-        .map_or_else(|| "none".to_owned(), |address| address.to_string());
+    let served_at = |address: Option<SocketAddr>| {
+        address.map_or_else(|| "none".to_owned(), |address| address.to_string())
+    };
     let idle = daemon.idle_timeout.map_or_else(|| "off".to_owned(), time);
     [
         ("cgroup", format!("/{}", daemon.cgroup)),
@@ -233,7 +240,8 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         ("calibrate", calibrate.to_owned()),
         ("access log", log),
         ("admin socket", admin),
-        ("metrics", metrics),
+        ("metrics", served_at(daemon.metrics)),
+        ("dashboard", served_at(daemon.dashboard)),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .to_vec()

@@ -4,9 +4,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::Proxy;
 use crate::{
+    record::AccessLog,
     relay::{COMPARED, Calibration, Kind, Path, Reason, shortcut::Proof},
     shared::Stats,
-    status::{AutoStatus, Connections, GroupStatus, PathStatus, Status, counted},
+    status::{AccessLogStatus, AutoStatus, Connections, GroupStatus, PathStatus, Status, counted},
 };
 
 impl Proxy {
@@ -37,6 +38,7 @@ impl Proxy {
             promotions: stats.promotions.load(Relaxed),
             demotions: stats.demotions.load(Relaxed),
             repairs: stats.repairs.load(Relaxed),
+            access_log: self.shared.access_log.as_ref().map(access_log),
             ..Status::default()
         }
     }
@@ -74,6 +76,15 @@ impl Proxy {
             bytes,
             moved: bytes,
         }
+    }
+}
+
+fn access_log(log: &AccessLog) -> AccessLogStatus {
+    AccessLogStatus {
+        written: log.written(),
+        sampled_out: log.quota().sampled_out(),
+        over_rate: log.quota().over_rate(),
+        dropped: log.dropped() as u64,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What valid configurations mean.
 
-use std::{path::PathBuf, time::Duration};
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use proxy_userspace::{
     config::{AccessLog, LogFormat, LogTarget, summary, upstream_from_urls},
@@ -139,11 +139,12 @@ fn an_empty_file_has_the_defaults_of_the_example() {
     let mut example = valid(EXAMPLE).config.daemon;
     assert!(example.access_log.take().is_some());
     assert!(example.metrics.take().is_some());
+    assert!(example.dashboard.take().is_some());
     assert_eq!(loaded.config.daemon, example);
     assert!(loaded.config.forward.is_empty() && loaded.config.upstreams.is_empty());
     let text = summary(&loaded.config);
     assert!(
-        text.contains("access log         none\n  admin socket       /run/culvert/admin.sock\n  metrics            none\n\nupstreams\n  none\n"),
+        text.contains("access log         none\n  admin socket       /run/culvert/admin.sock\n  metrics            none\n  dashboard          none\n\nupstreams\n  none\n"),
         "{text}"
     );
 }
@@ -153,7 +154,7 @@ fn the_daemon_section_is_read() {
     let text = "[daemon]\ncgroup = \"/user.slice/\"\nworkers = 2\nmax_connections = 1\nmax_pending = 0x10\n\
                 idle_timeout = \"2m\"\ndrain_timeout = \"0s\"\nconnect_timeout = \"500ms\"\n\
                 heartbeat_timeout = \"1s\"\ncalibrate = \"demand\"\ningress = \"clsact\"\npromote = { bytes = \"4 MiB\", reads = 0 }\nadmin = \"/run/a.sock\"\n\
-                access_log = { path = \"/var/log/a.log\", format = \"text\" }\n";
+                access_log = { path = \"/var/log/a.log\", format = \"text\", sample = 10, rate = 500 }\n";
     let daemon = valid(text).config.daemon;
     assert_eq!(daemon.cgroup, "user.slice");
     assert_eq!(
@@ -180,7 +181,13 @@ fn the_daemon_section_is_read() {
     );
     let target = LogTarget::File(PathBuf::from("/var/log/a.log"));
     let format = LogFormat::Text;
-    assert_eq!(daemon.access_log, Some(AccessLog { target, format }));
+    let (sample, rate) = (NonZeroU32::new(10).unwrap(), NonZeroU32::new(500));
+    let log = AccessLog {
+        sample,
+        rate,
+        ..AccessLog::whole(target, format)
+    };
+    assert_eq!(daemon.access_log, Some(log));
 }
 
 #[test]

@@ -13,7 +13,6 @@ mod proxy_header;
 
 use std::{
     collections::BTreeMap,
-    fs,
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream},
     os::unix::net::UnixListener,
@@ -28,7 +27,7 @@ use culvert_tests::{
     App, Culvert, Load, Sandbox,
     app::protocol::Storm,
     eventually,
-    peer::{NameServer, Server},
+    peer::Server,
     sandbox::{CLIENT_V4, CLOSED_PORT, OTHER_V4, SERVER_V4, SERVER_V6},
 };
 use nix::errno::Errno;
@@ -445,14 +444,7 @@ fn endpoints_may_be_unix_sockets_and_where_the_app_was_going() {
 #[test]
 fn names_are_resolved_and_followed() {
     let sandbox = Sandbox::new();
-    let resolv_conf = sandbox.directory().join("resolv.conf");
-    fs::write(
-        &resolv_conf,
-        "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
-    )
-    .unwrap();
-    sandbox.mounts().replace("/etc/resolv.conf", &resolv_conf);
-    let names = sandbox.within(|| NameServer::start((Ipv4Addr::LOCALHOST, 53)));
+    let names = sandbox.name_server();
     let one = sandbox.within(|| Server::echo((SERVER_V4, 0)));
     let port = one.address().port();
     let other = sandbox.within(|| Server::echo((OTHER_V4, port)));

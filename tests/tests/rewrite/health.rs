@@ -1,15 +1,10 @@
 //! Who takes connections and who does not: what checks, names, time and the connections themselves say of endpoints.
 
-use std::{
-    fs,
-    net::{Ipv4Addr, SocketAddr},
-    thread,
-    time::Duration,
-};
+use std::{net::SocketAddr, thread, time::Duration};
 
 use culvert_tests::{
     Culvert, Sandbox, eventually,
-    peer::{NameServer, Server},
+    peer::Server,
     sandbox::{CLOSED_PORT, OTHER_V4, SERVER_V4, SERVER_V6},
 };
 use nix::errno::Errno;
@@ -85,10 +80,7 @@ fn an_endpoint_that_dies_between_two_checks_is_ejected_by_those_who_meet_it() {
 #[test]
 fn names_are_endpoints_too() {
     let sandbox = Sandbox::new();
-    let resolv_conf = sandbox.directory().join("resolv.conf");
-    fs::write(&resolv_conf, "nameserver 127.0.0.1\n").unwrap();
-    sandbox.mounts().replace("/etc/resolv.conf", &resolv_conf);
-    let name_server = sandbox.within(|| NameServer::start((Ipv4Addr::LOCALHOST, 53)));
+    let name_server = sandbox.name_server();
     let one = echo(&sandbox, SERVER_V4);
     let port = one.address().port();
     let other = sandbox.within(|| Server::echo((OTHER_V4, port)));
