@@ -38,10 +38,11 @@ use nix::{
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
 
 /// What cannot be run by a test, since it runs the tests, makes what they need, or has the machine for itself.
-const NOT_FROM_A_TEST: [&str; 10] = [
+const NOT_FROM_A_TEST: [&str; 11] = [
     "cargo xtask bench --json figures.json --html figures.html",
     "cargo xtask bench --quick",
     "cargo xtask bench --pin --only rr --only bulk-up-1 --compare figures.json",
+    "cargo xtask bench --gateway --html gateway.html",
     "cargo xtask dist",
     "cargo xtask run",
     "cargo xtask test",
