@@ -155,7 +155,6 @@ impl ProxyError {
         match self {
             Self::Intercept(error) => error.is_missing_feature(),
             Self::Source(error) => error.is_missing_feature(),
-            // The machine does not allow it.
             Self::Router(error) => !matches!(error, RouterError::Interfaces(_)),
             Self::Listen { .. }
             | Self::Elsewhere { .. }
