@@ -35,6 +35,8 @@ mod reverse_crash;
 mod reverse_steer;
 #[path = "tests/rewrite/main.rs"]
 mod rewrite;
+#[path = "tests/sidecar/main.rs"]
+mod sidecar;
 #[path = "tests/truth.rs"]
 mod truth;
 #[path = "tests/unreachable.rs"]

@@ -11,6 +11,8 @@
 //! | `POST /v1/explain` | a [`Request`](crate::status::explanation::Request): where to, and who opens it or where it comes from | [`Explanation`](crate::status::explanation::Explanation), without the hooks, which whoever asks may look at |
 //! | `GET /v1/rules` | | [`Rules`](crate::status::rules::Rules), with what each has selected |
 //! | `GET /v1/upstreams` | | [`Upstreams`](crate::status::upstreams::Upstreams), with their endpoints |
+//! | `GET /v1/ready` | | [`Readiness`](crate::status::readiness::Readiness) |
+//! | `GET /readyz`, `GET /healthz` | | a sentence, 503 where connections are not captured; also over TCP, where `[daemon]` has `health` |
 //! | `GET /metrics` | | the numbers for Prometheus, as text; also over TCP, where `[daemon]` has `metrics` |
 //! | `GET /` | | the page for browsers, over TCP only, where `[daemon]` has `dashboard`; with those of the above that look and are JSON |
 //! | `POST /v1/drain` | what, and for how long connections may go on: `{"target": "web/10.0.0.1:80", "timeout_ms": 30000}` | [`DrainStatus`](crate::status::DrainStatus); to be followed in the status |
@@ -58,7 +60,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub use client::{AskError, ask, tell};
+pub use client::{AskError, ask, probe, tell};
 pub use scrape::{Offer, Scrapes, ScrapesError};
 
 /// Where the socket is, unless the configuration says otherwise.
@@ -80,17 +82,26 @@ pub const EXPLAIN: &str = "/v1/explain";
 pub const RULES: &str = "/v1/rules";
 /// The path of [`Question::Upstreams`].
 pub const UPSTREAMS: &str = "/v1/upstreams";
+/// The path of [`Question::Ready`].
+pub const READY: &str = "/v1/ready";
+/// The path of [`Question::ReadyProbe`].
+pub const READY_PROBE: &str = "/readyz";
+/// The path of [`Question::HealthProbe`].
+pub const HEALTH_PROBE: &str = "/healthz";
 /// The path of [`Question::Metrics`].
 pub const METRICS: &str = "/metrics";
 
 /// What can be asked, and how.
-const QUESTIONS: [(&str, Method, Question); 9] = [
+const QUESTIONS: [(&str, Method, Question); 12] = [
     (STATUS, Method::GET, Question::Status),
     (CONNECTIONS, Method::GET, Question::Connections),
     (END, Method::POST, Question::End),
     (EXPLAIN, Method::POST, Question::Explain),
     (RULES, Method::GET, Question::Rules),
     (UPSTREAMS, Method::GET, Question::Upstreams),
+    (READY, Method::GET, Question::Ready),
+    (READY_PROBE, Method::GET, Question::ReadyProbe),
+    (HEALTH_PROBE, Method::GET, Question::HealthProbe),
     (METRICS, Method::GET, Question::Metrics),
     (DRAIN, Method::POST, Question::Drain),
     (RESTORE, Method::POST, Question::Restore),
@@ -151,6 +162,12 @@ pub enum Question {
     Rules,
     /// How the upstreams are.
     Upstreams,
+    /// Whether connections are captured.
+    Ready,
+    /// The same, for what looks at the status of an answer only.
+    ReadyProbe,
+    /// Whether the daemon answers at all.
+    HealthProbe,
     /// The numbers for Prometheus.
     Metrics,
     /// Something is to get no new connections.
@@ -170,6 +187,8 @@ pub enum Answer {
     Malformed(String),
     /// That cannot be done.
     Impossible(String),
+    /// Not now, as text.
+    Unready(String),
 }
 
 impl Answer {
@@ -358,6 +377,10 @@ async fn serve(
         Door::Web(Offer::Metrics) => {
             respond(request, |question| question == Question::Metrics, ask).await
         }
+        Door::Web(Offer::Health) => {
+            let may = |question| matches!(question, Question::ReadyProbe | Question::HealthProbe);
+            respond(request, may, ask).await
+        }
         Door::Web(Offer::Dashboard) => dashboard::respond(request, ask).await,
     });
     let served = http1::Builder::new()
@@ -399,6 +422,7 @@ async fn respond(
         Some(Answer::Json(json)) => reply(StatusCode::OK, JSON, json),
         Some(Answer::Text(kind, text)) => reply(StatusCode::OK, kind, text),
         Some(Answer::Malformed(what)) => failure(StatusCode::BAD_REQUEST, &what),
+        Some(Answer::Unready(text)) => reply(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text),
         Some(Answer::Impossible(what)) => failure(StatusCode::CONFLICT, &what),
         None => failure(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -430,6 +454,8 @@ fn failure(status: StatusCode, what: &str) -> Response<Full<Bytes>> {
 }
 
 const JSON: &str = "application/json";
+/// The type of an answer in words.
+pub const PLAIN: &str = "text/plain; charset=utf-8";
 
 fn reply(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(text));

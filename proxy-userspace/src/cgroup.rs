@@ -3,7 +3,7 @@
 //! Rules select by cgroup and programs attach to one, so the directory tree is read here and nowhere else.
 //! What is done with an id or a level is the business of `policy` and `intercept`; nothing here knows rules,
 //! maps or programs. [`mod@reference`] turns what a user wrote into cgroups, [`own`] makes the
-//! cgroup of one command and takes it away again.
+//! cgroup of one command and takes it away again, [`container`] finds cgroups from inside of a container.
 
 use std::{
     fs, io,
@@ -15,6 +15,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use procfs::process::MountInfo;
 use thiserror::Error;
 
+pub mod container;
 pub mod own;
 pub mod reference;
 
@@ -28,6 +29,8 @@ pub struct Cgroup2 {
     mount: PathBuf,
     /// The cgroup that appears at the mount point: `/`, or the root of a bind-mounted subtree.
     root: PathBuf,
+    /// Where paths of `/proc/PID/cgroup` begin: `/`, or the root of our cgroup namespace where more than that is mounted.
+    namespace: PathBuf,
 }
 
 /// One existing cgroup.
@@ -80,6 +83,15 @@ pub enum CgroupError {
         /// The mount point.
         mount: PathBuf,
     },
+    /// The cgroup of a process of another container could not be found.
+    #[error(
+        "process {pid} is in a container that does not show its cgroup (no cgroup v2 mount in /proc/{pid}/root, or no \
+         CAP_SYS_PTRACE to look); mount the host's cgroup hierarchy here, read-only, and name the cgroup instead"
+    )]
+    Hidden {
+        /// The process.
+        pid: u32,
+    },
     /// A cgroup could not be created.
     #[error("cannot create the cgroup {}; this needs root and a writable cgroup v2 mount", path.display())]
     Create {
@@ -126,7 +138,7 @@ impl Cgroup2 {
     /// Finds the hierarchy in the mount table of this process.
     ///
     /// Hybrid systems mount it beside the v1 controllers, so the path is not assumed. Of several mounts the one
-    /// that shows most of the hierarchy is taken.
+    /// that shows most of the hierarchy is taken; inside a cgroup namespace that may be one of the host's.
     ///
     /// # Errors
     /// [`CgroupError::NotMounted`] with the command that mounts it.
@@ -136,12 +148,16 @@ impl Cgroup2 {
             path: path.to_owned(),
             source,
         })?;
-        // A mount may be hidden below a later one, so the path must really lead to the file system.
-        mounts(&table)
+        let mounts = mounts(&table);
+        if let Some(found) = container::host_hierarchy(&mounts) {
+            return Ok(found);
+        }
+        let inside = mounts
             .into_iter()
-            .find(|candidate| {
-                statfs(&candidate.mount).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC)
-            })
+            .filter(|mount| !container::is_above(&mount.root));
+        inside
+            .map(Self::from)
+            .find(|found| is_hierarchy(&found.mount))
             .ok_or(CgroupError::NotMounted)
     }
 
@@ -193,7 +209,9 @@ impl Cgroup2 {
     /// # Errors
     /// As [`Cgroup2::of_process`] and [`Cgroup2::dir`].
     pub fn own_dir(&self) -> Result<PathBuf, CgroupError> {
-        self.dir(&Self::of_process(std::process::id())?)
+        let path = Self::of_process(std::process::id())?;
+        let below = path.strip_prefix("/").unwrap_or(&path);
+        self.dir(&self.namespace.join(below))
     }
 
     /// The cgroup behind a directory below the mount point; `None` when there is none (any more).
@@ -240,8 +258,32 @@ impl Cgroup2 {
         Self {
             mount: mount.to_owned(),
             root: "/".into(),
+            namespace: "/".into(),
         }
     }
+}
+
+/// A mount of the hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    point: PathBuf,
+    /// The cgroup that appears there, from our cgroup namespace: outside of it as `/..` and so on.
+    root: PathBuf,
+}
+
+impl From<Mount> for Cgroup2 {
+    fn from(mount: Mount) -> Self {
+        Self {
+            mount: mount.point,
+            root: mount.root,
+            namespace: "/".into(),
+        }
+    }
+}
+
+/// Whether a path really leads to the file system: a mount may be hidden below a later one.
+fn is_hierarchy(path: &Path) -> bool {
+    statfs(path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
 /// Visits a directory and all below it, parents first, until `visit` returns false. What vanishes meanwhile is
@@ -261,19 +303,17 @@ pub(crate) fn walk(root: &Path, visit: &mut dyn FnMut(&Path) -> bool) {
 }
 
 /// The cgroup v2 mounts of a mount table, those that show most of the hierarchy first.
-fn mounts(table: &[u8]) -> Vec<Cgroup2> {
+fn mounts(table: &[u8]) -> Vec<Mount> {
     // Line by line, so that an odd mount elsewhere (a path that is not UTF-8) does not hide ours.
-    let mut found: Vec<Cgroup2> = table
+    let mut found: Vec<_> = table
         .split(|byte| *byte == b'\n')
         .filter_map(|line| MountInfo::from_line(str::from_utf8(line).ok()?).ok())
         .filter(|mount| mount.fs_type == "cgroup2")
-        .map(|mount| Cgroup2 {
-            mount: mount.mount_point,
+        .map(|mount| Mount {
+            point: mount.mount_point,
             root: PathBuf::from(mount.root),
         })
         .collect();
-    // A root above our cgroup namespace is shown as `/..`; no path of a process starts like that.
-    found.retain(|mount| !mount.root.starts_with("/.."));
     found.sort_by_key(|mount| mount.root.components().count());
     found
 }
@@ -304,12 +344,12 @@ mod tests {
         let found = mounts(HYBRID);
         assert_eq!(
             found[0],
-            Cgroup2 {
-                mount: "/sys/fs/cgroup/unified".into(),
+            Mount {
+                point: "/sys/fs/cgroup/unified".into(),
                 root: "/".into()
             }
         );
-        assert_eq!(found[1].mount, Path::new("/run/sub"));
+        assert_eq!(found[1].point, Path::new("/run/sub"));
         assert_eq!(found.len(), 2);
     }
 
@@ -320,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_bind_mounted_subtree_maps_paths_both_ways() {
-        let sub = &mounts(HYBRID)[1];
+        let sub = Cgroup2::from(mounts(HYBRID)[1].clone());
         let dir = sub.dir(Path::new("/kubepods/pod1")).unwrap();
         assert_eq!(dir, Path::new("/run/sub/pod1"));
         let error = sub.dir(Path::new("/system.slice")).unwrap_err();
@@ -329,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_path_that_climbs_is_not_followed() {
-        let whole = &mounts(HYBRID)[0];
+        let whole = Cgroup2::from(mounts(HYBRID)[0].clone());
         assert!(whole.dir(Path::new("/a/../../etc")).is_err());
     }
 

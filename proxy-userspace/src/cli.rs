@@ -45,6 +45,10 @@ pub enum Command {
     /// Run the proxy in the foreground: SIGTERM drains and ends it, SIGHUP reloads the file, SIGUSR1 opens the access
     /// log again.
     Run(RunArgs),
+    /// Run the proxy as a container beside an app's, in whose pod it captures.
+    Sidecar(SidecarArgs),
+    /// Tell whether a running daemon captures connections, by the exit code as well: for probes.
+    Ready(ReadyArgs),
     /// Read a configuration and print what it means.
     Check {
         /// The configuration file.
@@ -81,7 +85,7 @@ pub enum Command {
     /// Intercept real connections between an embedded client and an embedded server, and show what happened.
     Demo,
     /// Remove what a killed daemon left in force (rules with `on_relay_failure = "refuse"`).
-    Detach,
+    Detach(DetachArgs),
     /// The app of the demonstration.
     #[command(name = "__demo-app", hide = true)]
     DemoApp,
@@ -117,6 +121,43 @@ pub struct RunArgs {
     /// its connections finish in it. No new connection fails or goes past both.
     #[arg(long)]
     pub takeover: bool,
+}
+
+/// What to serve, and whom.
+#[derive(Debug, Args)]
+pub struct SidecarArgs {
+    /// The configuration file.
+    #[command(flatten)]
+    pub file: ConfigArg,
+
+    /// Serve the cgroup of this process, of a container whose process namespace is shared, instead of the whole pod.
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
+}
+
+/// What to remove.
+#[derive(Debug, Args)]
+pub struct DetachArgs {
+    /// Remove what sidecars that are gone have left on this cgroup and those below it (path in the hierarchy), which otherwise goes
+    /// with the cgroup.
+    #[arg(long, value_name = "CGROUP")]
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Whom to ask whether it captures, and for how long.
+#[derive(Debug, Args)]
+pub struct ReadyArgs {
+    /// Ask there, `health` in the section `daemon`, instead of at the admin socket.
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "admin")]
+    pub health: Option<std::net::SocketAddr>,
+
+    /// Ask again until it captures, for so long.
+    #[arg(long, value_name = "TIME")]
+    pub wait: Option<humantime::Duration>,
+
+    /// Where the daemon is.
+    #[command(flatten)]
+    pub daemon: DaemonArg,
 }
 
 /// Which daemon to ask, and how to print the answer.

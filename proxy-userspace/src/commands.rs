@@ -2,19 +2,21 @@
 
 mod explain;
 mod look;
+mod ready;
 mod remote;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::Result;
 use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::{
     admin,
-    cli::{Cli, Command, LogFormat},
+    cgroup::Cgroup2,
+    cli::{Cli, Command, DetachArgs, LogFormat},
     config, daemon, delivery, demo, doctor, exec,
     failure::{Class, Failure},
-    intercept::{guard, ingress},
+    intercept::{guard, ingress, standing},
     paint, plan, privileges,
     proxy::ProxyError,
     run_command,
@@ -22,7 +24,7 @@ use crate::{
 
 /// Starts logging to standard error. `RUST_LOG` wins over `-v`.
 pub fn start_log(cli: &Cli) {
-    let quiet = !matches!(cli.command, Command::Run(_));
+    let quiet = !matches!(cli.command, Command::Run(_) | Command::Sidecar(_));
     let level = match cli.verbose {
         0 if quiet => "warn",
         0 => "info",
@@ -56,6 +58,8 @@ pub fn start_log(cli: &Cli) {
 pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Run(args) => daemon::run(args, cli.verbose > 0)?,
+        Command::Sidecar(args) => daemon::sidecar(args, cli.verbose > 0)?,
+        Command::Ready(args) => ready::run(args)?,
         Command::Check { file } => {
             let config = daemon::load(file)?;
             paint::print(config::summary(&config));
@@ -70,7 +74,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::End(args) => look::end(args)?,
         Command::Drain(args) => remote::drain(args)?,
         Command::Restore(args) => remote::restore(args)?,
-        Command::Detach => detach()?,
+        Command::Detach(args) => detach(args)?,
         Command::Exec(args) => return run_command::run(args, cli.verbose > 0),
         Command::Reap { cgroup } => exec::reaper::main(cgroup)?,
         Command::Plan(arg) => return plan::run(&arg.config),
@@ -81,19 +85,27 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn detach() -> Result<()> {
+fn detach(args: &DetachArgs) -> Result<()> {
     // Without them the pins cannot even be seen.
     privileges::require()?;
     admin::remove_stale()?;
     // All of it, also where something cannot be removed.
     let (guards, filters) = (guard::remove_stale(), ingress::remove_stale());
     let routing = delivery::remove_stale();
-    match guards?.max(filters?).max(routing?) {
+    let standing = args.cgroup.as_deref().map_or(Ok(0), detach_sidecars);
+    match guards?.max(filters?).max(routing?).max(standing?) {
         0 => println!("nothing was left in force"),
         1 => println!("removed what a killed daemon had left in force"),
         count => println!("removed what {count} killed daemons had left in force"),
     }
     Ok(())
+}
+
+fn detach_sidecars(cgroup: &Path) -> Result<usize> {
+    privileges::require_all(&[privileges::SURVEY])?;
+    let cgroups = Cgroup2::find()?;
+    let directory = cgroups.dir(&Path::new("/").join(cgroup))?;
+    Ok(standing::remove_stale(&directory)?)
 }
 
 /// An error as one sentence: what failed, and the first cause.

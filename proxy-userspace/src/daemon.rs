@@ -1,26 +1,34 @@
-//! `culvert run`: the proxy of a configuration file, in the foreground, until it is told to end.
+//! `culvert run` and `culvert sidecar`: the proxy of a configuration file, in the foreground, until it is told to end.
 
 mod manager;
 mod place;
+mod sidecar;
 
-use std::{future::pending, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    future::pending,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    admin::{Admin, Answer, Asked, Offer, Question, Scrapes},
+    admin::{Admin, Answer, Asked, Offer, PLAIN, Question, Scrapes},
     cgroup::Cgroup2,
-    cli::RunArgs,
+    cli::{RunArgs, SidecarArgs},
     config::{self, Config, ConfigError},
     delivery,
     failure::Failure,
-    intercept::{guard, ingress},
+    intercept::{guard, ingress, standing::Standing},
     live::Query,
+    lock::Lock,
     metrics,
     paint::one_line,
     privileges,
+    proxy::GuardedBy,
     service::Service,
 };
 use manager::{Watchdog, tell, tell_of_end};
@@ -31,11 +39,74 @@ use place::Place;
 /// # Errors
 /// When the configuration is wrong, something is missing, or nothing can be attached.
 pub fn run(args: &RunArgs, log_faults: bool) -> Result<()> {
+    let post = |config: &Config, cgroups: &Cgroup2| {
+        Ok(Post {
+            attach_point: cgroups.mount().join(&config.daemon.cgroup),
+            takes_over: args.takeover,
+            kind: Kind::Host,
+        })
+    };
+    serve(&args.file.config, log_faults, post)
+}
+
+/// Runs beside the containers of a pod until SIGTERM or SIGINT.
+///
+/// # Errors
+/// As [`run`], and when the pod is not found.
+pub fn sidecar(args: &SidecarArgs, log_faults: bool) -> Result<()> {
+    let post = |config: &Config, cgroups: &Cgroup2| sidecar::post(args.pid, config, cgroups);
+    serve(&args.file.config, log_faults, post)
+}
+
+/// Where a daemon serves.
+struct Post {
+    attach_point: PathBuf,
+    takes_over: bool,
+    kind: Kind,
+}
+
+enum Kind {
+    /// On a host, where it may pin.
+    Host,
+    /// In a container, as the only one that serves the pod, with what others before it have left.
+    Sidecar(Lock, Standing),
+}
+
+impl Kind {
+    const fn guarded_by(&self) -> GuardedBy {
+        match self {
+            Self::Host => GuardedBy::Pins,
+            Self::Sidecar(..) => GuardedBy::Cgroup,
+        }
+    }
+
+    /// Removes what those before us have left in force. What is returned is kept until the end.
+    fn remove_stale(self) -> Option<Lock> {
+        match self {
+            Self::Host => {
+                remove_stale();
+                None
+            }
+            Self::Sidecar(lock, stale) => {
+                if stale.remove() {
+                    tracing::info!("removed the guard that the sidecar before this one had left");
+                }
+                Some(lock)
+            }
+        }
+    }
+}
+
+fn serve(
+    file: &Path,
+    log_faults: bool,
+    post: impl FnOnce(&Config, &Cgroup2) -> Result<Post>,
+) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(run_until_told(args, log_faults))
+    runtime.block_on(run_until_told(file, log_faults, post))
 }
 
 /// Reads a configuration and prints its warnings.
@@ -53,31 +124,36 @@ pub fn load(file: &Path) -> Result<Config> {
     Ok(loaded.config)
 }
 
-async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
-    let file = &*args.file.config;
+async fn run_until_told(
+    file: &Path,
+    log_faults: bool,
+    post: impl FnOnce(&Config, &Cgroup2) -> Result<Post>,
+) -> Result<()> {
     let config = load(file)?;
     privileges::require()?;
     let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;
-    let attach_point = cgroups.mount().join(&config.daemon.cgroup);
-    let cgroup = attach_point.display().to_string();
-    let mut place = Place::claim(&attach_point, args.takeover)?;
+    let post = post(&config, &cgroups)?;
+    let cgroup = post.attach_point.display().to_string();
+    let mut place = Place::claim(&post.attach_point, post.takes_over)?;
     privileges::lift_locked_memory();
     // Without a bpffs of the system the guard mounts one, at a later reload too, and unmounts it.
-    let mounts = !guard::has_system_bpffs();
+    let guarded_by = post.kind.guarded_by();
+    let mounts = guarded_by == GuardedBy::Pins && !guard::has_system_bpffs();
     privileges::keep_what_a_daemon_needs(mounts)?;
     // Before anything is attached, so that none is missed.
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let mut service = Service::start(
         config,
         cgroups,
-        attach_point,
+        post.attach_point,
         log_faults,
         place.predecessor(),
+        guarded_by,
     )?;
-    service.pin_guard()?;
+    service.set_guard()?;
     service.route()?;
     // Only now: what a killed predecessor left kept its rules in force until ours are.
-    remove_stale();
+    let _lock = post.kind.remove_stale();
     let relieved = match place.relieve(&mut service).await {
         Ok(relieved) => relieved,
         Err(error) => {
@@ -90,6 +166,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
     let mut admin = open_admin(service.config().daemon.admin.as_deref());
     let mut scrapes = open_scrapes(service.config().daemon.metrics, Offer::Metrics);
     let mut dashboard = open_scrapes(service.config().daemon.dashboard, Offer::Dashboard);
+    let mut probes = open_scrapes(service.config().daemon.health, Offer::Health);
     privileges::keep_what_a_running_daemon_needs(mounts)?;
     if relieved {
         tell(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
@@ -110,6 +187,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
             },
             asked = next_question(admin.as_mut()) => answer(asked, &mut service),
             asked = next_scrape(scrapes.as_mut()) => answer(asked, &mut service),
+            asked = next_scrape(probes.as_mut()) => answer(asked, &mut service),
             asked = next_scrape(dashboard.as_mut()) => answer(asked, &mut service),
             () = watchdog.due() => if service.turns() {
                 tell(&[NotifyState::Watchdog]);
@@ -118,7 +196,7 @@ async fn run_until_told(args: &RunArgs, log_faults: bool) -> Result<()> {
         }
     }
 
-    drop((admin, scrapes, dashboard));
+    drop((admin, scrapes, dashboard, probes));
     if let Some(pid) = service.successor() {
         // The service manager follows that one, and must not hear that the service ends.
         tracing::info!(
@@ -201,6 +279,18 @@ fn answer(asked: Asked, service: &mut Service) {
         Question::Explain => asked.told(|connection| service.explain(connection)),
         Question::Rules => Answer::of(&service.rules()),
         Question::Upstreams => Answer::of(&service.upstreams()),
+        Question::Ready => Answer::of(&service.readiness()),
+        Question::ReadyProbe => {
+            let readiness = service.readiness();
+            let sentence = format!("{}\n", readiness.sentence());
+            if readiness.ready {
+                Answer::Text(PLAIN, sentence)
+            } else {
+                Answer::Unready(sentence)
+            }
+        }
+        // That it is answered is the answer.
+        Question::HealthProbe => Answer::Text(PLAIN, "ok\n".to_owned()),
         Question::Metrics => Answer::Text(metrics::CONTENT_TYPE, service.metrics()),
         Question::Drain => asked.told(|wanted| service.drain(&wanted)),
         Question::Restore => asked.told(|wanted| service.restore(&wanted)),

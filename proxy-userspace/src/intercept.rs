@@ -16,10 +16,12 @@ pub mod ingress;
 mod namespace;
 mod object;
 mod predecessor;
+mod readiness;
 mod redirects;
 mod returns;
 mod router;
 mod shortcut;
+pub mod standing;
 pub mod survey;
 mod syscall;
 mod tables;
@@ -29,7 +31,7 @@ mod wheels;
 use std::{
     collections::BTreeSet,
     net::TcpListener,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
     sync::Arc,
 };
@@ -58,6 +60,7 @@ use arrivals::{Arrivals, Services};
 use error::{attach_error, load_error};
 use guard::Guard;
 use ingress::Ingress;
+use standing::Standing;
 
 /// What the configuration decides about the kernel side.
 #[derive(Clone, Copy, Debug)]
@@ -111,6 +114,7 @@ pub struct Interceptor {
     router: router::Router,
     services: Services,
     guard: Option<Guard>,
+    standing: Option<Standing>,
     relays: handles::Relays,
     /// The daemon whose place we take, until it has ended.
     predecessor: Option<u32>,
@@ -164,6 +168,7 @@ impl Interceptor {
             router: router::Router::default(),
             services,
             guard: None,
+            standing: None,
             relays,
             predecessor: predecessor.map(Predecessor::pid),
         };
@@ -390,19 +395,6 @@ impl Interceptor {
             None => Guard::create(place.to_owned())?,
         };
         Ok(self.guard.insert(guard))
-    }
-
-    /// Attaches the guard to a cgroup without pinning it: it holds as long as somebody holds what this returns.
-    ///
-    /// # Errors
-    /// When the kernel refuses a program, or does not tell its link.
-    pub fn lend_guard(&mut self, cgroup: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, InterceptError> {
-        let mut lent = Vec::new();
-        for name in GUARDS {
-            let link = self.attach_guard_program(name, cgroup)?;
-            lent.push(guard::duplicate(name, link)?);
-        }
-        Ok(lent)
     }
 
     /// Removes the guard, if there is one.

@@ -94,6 +94,12 @@
 //! - **A guard of its own for `refuse`.** Pinning the whole set of hooks would leave connections of `direct` rules being sent to
 //!   a dead port until somebody noticed. The guard only refuses, and needs no sign from the other programs: a connection
 //!   that still shows its own destination was not relayed.
+//! - **A sidecar's guard stands in the cgroup.** A pin would need a bpffs of the host's that can be written to, and a name in it that no other
+//!   pod has. What is attached without a link stays as long as the cgroup does, which is just as long as it is needed; it stays at an
+//!   orderly end, too, since a container that ends is started again. To take it off, the next one needs its descriptor, and so
+//!   `CAP_SYS_ADMIN` for one look.
+//! - **The pod is its cgroup.** Attaching to each container as it appears would miss what it opens until then. With a namespace of its
+//!   own a process cannot tell where it is in the host's hierarchy; but it is listed there, by a number that only it can have.
 //! - **A takeover is an overlap.** The new daemon attaches its own hooks beside the old one's, which run first, and the old one ends
 //!   as it always does. Each marks and looks up own sockets in the same two maps, and the new one is told the listeners of the old
 //!   one; that is all they have to know of each other. Putting the new programs in the old links would need no second set of hooks,

@@ -1,6 +1,6 @@
 //! What this process may do: capabilities and open files. It asks for what it needs, and gives up the rest.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, fs, os::unix::fs::MetadataExt as _};
 
 use anyhow::{Context as _, Result};
 use caps::{CapSet, Capability, CapsHashSet};
@@ -55,6 +55,11 @@ pub(crate) const MOUNT: Privilege = (
     Capability::CAP_SYS_ADMIN,
     "mount a bpffs for rules with `on_relay_failure = \"refuse\"`",
 );
+/// What a sidecar needs for rules with `on_relay_failure = "refuse"`.
+pub(crate) const FIND_GUARD: Privilege = (
+    Capability::CAP_SYS_ADMIN,
+    "find what a killed sidecar has left of rules with `on_relay_failure = \"refuse\"` (it is given up before anything is served)",
+);
 /// What the demonstration needs.
 pub(crate) const NAMESPACE: Privilege = (
     Capability::CAP_SYS_ADMIN,
@@ -84,7 +89,21 @@ const WORKER: [Capability; 3] = [
 /// # Errors
 /// A missing privilege, with what it is for.
 pub(crate) fn require() -> Result<()> {
+    if is_in_user_namespace() {
+        return Err(Failure::missing(
+            "this is a user namespace, whose capabilities do not count for eBPF programs; start culvert outside of it: a container \
+             without user namespace (no `hostUsers: false`, no `--userns`, not rootless)",
+        )
+        .into());
+    }
     require_all(&NEEDED)
+}
+
+/// Whether this process is in another user namespace than the first, which has a number of its own (`PROC_USER_INIT_INO` in
+/// `include/linux/proc_ns.h`).
+fn is_in_user_namespace() -> bool {
+    const FIRST: u64 = 0xEFFF_FFFD;
+    fs::metadata("/proc/self/ns/user").is_ok_and(|namespace| namespace.ino() != FIRST)
 }
 
 /// Checks that all of some privileges are there.

@@ -8,6 +8,7 @@ mod calibrator;
 mod drain;
 mod ending;
 mod gates;
+mod guarding;
 mod hits;
 mod keeper;
 mod look;
@@ -23,7 +24,7 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     num::NonZeroUsize,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
@@ -33,14 +34,15 @@ use proxy_common::{BePort, Relay};
 use thiserror::Error;
 use tokio::sync::watch;
 
-pub(crate) use self::{
-    hits::HitCount,
-    look::{Census, NoConnection},
-};
 pub use self::{
+    guarding::GuardedBy,
     needs::GuardNeeds,
     router::{RouterError, obstacle},
     sources::{Returns, Shown, SourceError, Unanswered},
+};
+pub(crate) use self::{
+    hits::HitCount,
+    look::{Census, NoConnection},
 };
 
 use self::{
@@ -51,9 +53,7 @@ use crate::{
     delivery::DeliveryError,
     drain::Drains,
     group::{Groups, SettingsByName},
-    intercept::{
-        Features, InterceptError, Interceptor, Overlap, Predecessor, Records, Wheels, guard,
-    },
+    intercept::{Features, InterceptError, Interceptor, Overlap, Predecessor, Records, Wheels},
     policy::{CompileError, Names, compile},
     pulse::{Pulse, Supervisor},
     record::AccessLog,
@@ -88,6 +88,8 @@ pub struct Settings {
     pub keeps_sources: bool,
     /// How programs are attached to the ingress of interfaces.
     pub ingress: IngressHook,
+    /// By what rules that refuse outlive the daemon.
+    pub guarded_by: GuardedBy,
     /// Whether faults in the hooks are logged one by one.
     pub log_faults: bool,
 }
@@ -196,6 +198,7 @@ pub struct Proxy {
     takes_arrivals: bool,
     sources: Sources,
     gates: Box<Gates>,
+    guarded_by: GuardedBy,
 }
 
 impl Proxy {
@@ -224,10 +227,9 @@ impl Proxy {
             overlap: Overlap::Cut,
         };
         let mut interceptor = Interceptor::load(kernel, &features, predecessor)?;
-        let netns_cookie = match v4.first() {
-            Some(listener) => interceptor.netns_cookie(listener)?,
-            None => return Err(ProxyError::Worker(io::ErrorKind::InvalidInput.into())),
-        };
+        let first = v4.first().ok_or(io::ErrorKind::InvalidInput);
+        let first = first.map_err(|kind| ProxyError::Worker(kind.into()))?;
+        let netns_cookie = interceptor.netns_cookie(first)?;
         if let Some(predecessor) = predecessor
             && predecessor.netns_cookie() != netns_cookie
         {
@@ -288,6 +290,7 @@ impl Proxy {
             takes_arrivals: false,
             sources,
             gates: Box::default(),
+            guarded_by: settings.guarded_by,
         })
     }
 
@@ -450,39 +453,6 @@ impl Proxy {
         self.own_cgroup = Some(own.to_owned());
         self.hook_arrivals()?;
         self.hook_transits()
-    }
-
-    /// Pins, or removes, what keeps rules with `on_relay_failure = "refuse"` in force after a kill.
-    ///
-    /// # Errors
-    /// When there is no place to pin, or the kernel refuses.
-    pub fn guard(&mut self, cgroup: &Path, needs: GuardNeeds) -> Result<(), ProxyError> {
-        if needs.forward {
-            let place = guard::place().map_err(InterceptError::from)?;
-            let cgroup = open(cgroup)?;
-            self.interceptor.attach_guard(cgroup.as_fd(), &place)?;
-        }
-        if needs.reverse {
-            let place = guard::place().map_err(InterceptError::from)?;
-            self.interceptor.attach_arrivals_guard(&place)?;
-        }
-        self.gates.is_guarded = needs.gateway;
-        self.hook_transits()?;
-        let GuardNeeds {
-            forward,
-            reverse,
-            gateway,
-        } = needs;
-        Ok(self.interceptor.reduce_guard(forward, reverse, gateway)?)
-    }
-
-    /// Like [`Proxy::guard`], for as long as somebody holds what this returns.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn lend_guard(&mut self, cgroup: &Path) -> Result<Vec<OwnedFd>, ProxyError> {
-        let cgroup = open(cgroup)?;
-        Ok(self.interceptor.lend_guard(cgroup.as_fd())?)
     }
 
     /// Keeps the heartbeat, tells of faults in the hooks, and has the paths measured for whom it is worth it. Never returns,

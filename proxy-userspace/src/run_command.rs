@@ -21,6 +21,7 @@ use crate::{
     },
     failure::Failure,
     privileges,
+    proxy::GuardedBy,
     rule::{FailMode, Match, PathChoice, Router, Rule, Via},
     service::Service,
 };
@@ -75,7 +76,14 @@ async fn serve(
     let mut job = Job::prepare(&cgroups, signals)?;
     let attach_point = job.cgroup().dir().to_owned();
     let drain_timeout = config.daemon.drain_timeout;
-    let mut service = Service::start(config, cgroups, attach_point, log_faults, None)?;
+    let mut service = Service::start(
+        config,
+        cgroups,
+        attach_point,
+        log_faults,
+        None,
+        GuardedBy::Pins,
+    )?;
     // If we are killed the command is killed too, but not at the same instant.
     let guard = service.lend_guard()?;
     job.hold(&guard.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;

@@ -25,11 +25,11 @@ use crate::{
     intercept::Predecessor,
     policy::Names,
     privileges,
-    proxy::{GuardNeeds, Proxy, ProxyError, Rules, Settings, Shown},
+    proxy::{GuardNeeds, GuardedBy, Proxy, ProxyError, Rules, Settings, Shown},
     resolve,
     rule::{Calibrate, Reverse, Rule, Via},
     socket,
-    status::{DrainStatus, Status, counted},
+    status::{DrainStatus, Status, counted, readiness::Readiness},
     watch::{Watched, Watcher},
 };
 
@@ -45,6 +45,7 @@ pub(crate) struct Service {
     /// When it was looked for what nothing tells of.
     looked: Instant,
     access_log: Option<OpenLog>,
+    guarded_by: GuardedBy,
 }
 
 impl Service {
@@ -58,8 +59,10 @@ impl Service {
         attach_point: PathBuf,
         log_faults: bool,
         predecessor: Option<&Predecessor>,
+        guarded_by: GuardedBy,
     ) -> Result<Self> {
         require_whole_hierarchy(&config, &cgroups)?;
+        require_keepable(&config, guarded_by)?;
         config.router.allow().map_err(ProxyError::from)?;
         let daemon = &config.daemon;
         let (access_log, open_log) = daemon
@@ -78,6 +81,7 @@ impl Service {
             access_log,
             keeps_sources: keeps_sources(&config),
             ingress: daemon.ingress,
+            guarded_by,
             log_faults,
         };
         let mut proxy = Proxy::start(&settings, predecessor)?;
@@ -96,14 +100,15 @@ impl Service {
             started: Instant::now(),
             looked: Instant::now(),
             access_log: open_log,
+            guarded_by,
         })
     }
 
-    /// Keeps rules with `on_relay_failure = "refuse"` in force after a kill, by a pin.
+    /// Keeps rules with `on_relay_failure = "refuse"` in force after a kill.
     ///
     /// # Errors
     /// When there is no place to pin, or the kernel refuses.
-    pub(crate) fn pin_guard(&mut self) -> Result<()> {
+    pub(crate) fn set_guard(&mut self) -> Result<()> {
         Ok(self
             .proxy
             .guard(&self.attach_point, guard_needs(&self.config))?)
@@ -145,6 +150,7 @@ impl Service {
             tracing::warn!("changes in [daemon] take effect at the next start");
         }
         require_whole_hierarchy(&config, &self.cgroups)?;
+        require_keepable(&config, self.guarded_by)?;
         let routes_otherwise = config.router != self.config.router;
         if routes_otherwise {
             config.router.allow().map_err(ProxyError::from)?;
@@ -278,6 +284,12 @@ impl Service {
         }
     }
 
+    /// Whether connections are captured now, as the kernel has it.
+    pub(crate) fn readiness(&self) -> Readiness {
+        let needs = guard_needs(&self.config);
+        Readiness::of(self.proxy.obstacles(&self.attach_point, needs))
+    }
+
     /// The daemon whose place we have taken has ended.
     pub(crate) fn forget_predecessor(&mut self) {
         if let Err(error) = self.proxy.forget_predecessor() {
@@ -349,6 +361,25 @@ fn require_whole_hierarchy(config: &Config, cgroups: &Cgroup2) -> Result<()> {
          with the host's (--cgroupns=host)",
     )
     .into())
+}
+
+/// A cgroup keeps programs on its own hooks only.
+fn require_keepable(config: &Config, guarded_by: GuardedBy) -> Result<()> {
+    let needs = guard_needs(config);
+    if guarded_by == GuardedBy::Cgroup && needs.gateway {
+        return Err(Failure::usage(
+            "a sidecar serves one pod, through which nothing passes: `[[gateway]]` rules are for `culvert run` on a host",
+        )
+        .into());
+    }
+    if guarded_by == GuardedBy::Cgroup && needs.reverse {
+        return Err(Failure::usage(
+            "in a sidecar nothing can keep what arrives from the app once the sidecar is killed: `on_relay_failure = \"refuse\"` of \
+             `[[reverse]]` rules is for `culvert run` on a host; use \"direct\"",
+        )
+        .into());
+    }
+    Ok(())
 }
 
 fn rules<'a>(config: &'a Config, names: &'a Names) -> Rules<'a> {

@@ -2,6 +2,7 @@
 
 pub mod connections;
 pub mod explanation;
+pub mod readiness;
 pub mod rules;
 pub mod upstreams;
 

@@ -1,6 +1,13 @@
 //! What a process has in the kernel: the daemon's maps are read here, and its programs, maps and links counted.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
 
 use aya::{
     Pod,
@@ -60,6 +67,41 @@ pub fn version() -> (u32, u32) {
         .map(|number| number.parse().expect("a number"));
     let mut next = || numbers.next().expect("two numbers");
     (next(), next())
+}
+
+/// Takes the program of a name off its hook, which a process holds there by a link.
+pub fn take_off(pid: u32, program: &str) {
+    let held = Objects::of(pid).links;
+    let programs = loaded_programs().filter_map(Result::ok);
+    let ids: BTreeSet<_> = programs
+        .filter(|it| it.name_as_str() == Some(program))
+        .map(|it| it.id())
+        .collect();
+    let links = loaded_links().filter_map(Result::ok);
+    let link = links
+        .filter(|link| held.contains(&link.id()))
+        .find(|link| ids.contains(&link.program_id()))
+        .expect("a link");
+    let (by_id, detach) = (30, 34);
+    let link = i32::try_from(bpf(by_id, link.id())).expect("a descriptor");
+    // SAFETY: the kernel has just made it, and nobody else knows of it.
+    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    bpf(detach, link.as_raw_fd().unsigned_abs());
+}
+
+/// A command of `bpf(2)` whose attribute is one number (`BPF_LINK_GET_FD_BY_ID`, `BPF_LINK_DETACH`).
+fn bpf(command: libc::c_int, number: u32) -> i64 {
+    let attribute = [number, 0, 0, 0];
+    // SAFETY: the kernel reads as many bytes as we say, which are there.
+    let called = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            attribute.as_ptr(),
+            size_of_val(&attribute),
+        )
+    };
+    Errno::result(called).expect("a call of bpf(2)")
 }
 
 /// The names of the programs that links hold on the ingress of an interface of this thread's network namespace, in their order.

@@ -19,6 +19,7 @@
 
 pub mod app;
 pub mod cgroup;
+pub mod container;
 pub mod daemon;
 pub mod datagrams;
 pub mod eventually;

@@ -104,6 +104,11 @@ impl Load {
         });
     }
 
+    /// The rounds that have ended so far.
+    pub fn rounds(&self) -> Vec<Round> {
+        self.rounds.lock().expect("rounds").clone()
+    }
+
     /// Ends it after the current round, and returns all rounds.
     pub fn finish(mut self) -> Vec<Round> {
         self.join();

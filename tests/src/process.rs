@@ -164,13 +164,18 @@ pub fn culvert_binary() -> PathBuf {
 /// The program that connects on behalf of tests; Cargo puts it beside other programs, and beside the folder of the test
 /// binaries.
 pub fn app_binary() -> PathBuf {
+    program_beside("culvert-test-app")
+}
+
+/// A program of this package.
+pub fn program_beside(name: &str) -> PathBuf {
     let own = env::current_exe().expect("cannot tell the path of this program");
     own.ancestors()
         .skip(1)
         .take(2)
-        .map(|folder| folder.join("culvert-test-app"))
+        .map(|folder| folder.join(name))
         .find(|path| path.is_file())
-        .unwrap_or_else(|| panic!("no culvert-test-app beside {}", own.display()))
+        .unwrap_or_else(|| panic!("no {name} beside {}", own.display()))
 }
 
 fn target_directory() -> PathBuf {

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,7 +17,11 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use thiserror::Error;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,6 +36,17 @@ pub enum AskError {
     NoDaemon {
         /// Where.
         place: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody listens there, over TCP.
+    #[error(
+        "no culvert answers at {address}; is it running, and is that its `health` in [daemon]?"
+    )]
+    NoProbe {
+        /// Where.
+        address: SocketAddr,
         /// The system's answer.
         #[source]
         source: io::Error,
@@ -77,6 +93,30 @@ pub async fn tell(place: &Path, path: &str, what: &impl Serialize) -> Result<Byt
     request(place, Method::POST, path, body.into()).await
 }
 
+/// Asks a daemon whether it captures connections at the address for probes.
+///
+/// # Errors
+/// When nobody answers there, or what it says why not.
+pub async fn probe(address: SocketAddr) -> Result<Bytes, AskError> {
+    let place = || PathBuf::from(address.to_string());
+    let asked = async {
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|source| AskError::NoProbe { address, source })?;
+        exchange(stream, Method::GET, super::READY_PROBE, Bytes::new())
+            .await
+            .map_err(|source| AskError::Protocol {
+                place: place(),
+                source,
+            })
+    };
+    answered(
+        timeout(PATIENCE, asked)
+            .await
+            .map_err(|_| AskError::Late)??,
+    )
+}
+
 async fn request(place: &Path, method: Method, path: &str, body: Bytes) -> Result<Bytes, AskError> {
     let stream = UnixStream::connect(place)
         .await
@@ -84,13 +124,17 @@ async fn request(place: &Path, method: Method, path: &str, body: Bytes) -> Resul
             place: place.to_owned(),
             source,
         })?;
-    let (status, body) = timeout(PATIENCE, exchange(stream, method, path, body))
+    let answer = timeout(PATIENCE, exchange(stream, method, path, body))
         .await
         .map_err(|_| AskError::Late)?
         .map_err(|source| AskError::Protocol {
             place: place.to_owned(),
             source,
         })?;
+    answered(answer)
+}
+
+fn answered((status, body): (u16, Bytes)) -> Result<Bytes, AskError> {
     if status == 200 {
         return Ok(body);
     }
@@ -106,11 +150,14 @@ fn error_in(body: &[u8]) -> String {
     let error = answer
         .as_ref()
         .and_then(|answer| answer.get("error")?.as_str());
-    error.map_or_else(|| String::from_utf8_lossy(body).into_owned(), str::to_owned)
+    error.map_or_else(
+        || String::from_utf8_lossy(body).trim_end().to_owned(),
+        str::to_owned,
+    )
 }
 
 async fn exchange(
-    stream: UnixStream,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     method: Method,
     path: &str,
     body: Bytes,

@@ -1,4 +1,4 @@
-//! What is offered over TCP: the numbers for Prometheus, or the dashboard, and nothing else of the admin socket: there nobody can
+//! What is offered over TCP: the numbers for Prometheus, the dashboard, or answers to probes, and nothing else of the admin socket: there nobody can
 //! be told from anybody.
 
 use std::{io, net::SocketAddr, sync::Arc};
@@ -34,6 +34,8 @@ pub enum Offer {
     Metrics,
     /// The page for browsers, and what it asks.
     Dashboard,
+    /// Whether it works, for probes.
+    Health,
 }
 
 impl Offer {
@@ -43,6 +45,7 @@ impl Offer {
         match self {
             Self::Metrics => "metrics",
             Self::Dashboard => "dashboard",
+            Self::Health => "health",
         }
     }
 }

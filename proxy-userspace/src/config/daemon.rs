@@ -55,6 +55,8 @@ pub struct Daemon {
     pub metrics: Option<SocketAddr>,
     /// Where browsers get the page that shows what it does.
     pub dashboard: Option<SocketAddr>,
+    /// Where probes are told whether connections are captured.
+    pub health: Option<SocketAddr>,
 }
 
 /// Where close records go, and how they are written.
@@ -159,6 +161,7 @@ impl Daemon {
             admin: Some(admin::DEFAULT_PLACE.into()),
             metrics: None,
             dashboard: None,
+            health: None,
         }
     }
 
@@ -213,6 +216,9 @@ impl Daemon {
         }
         if let Some(value) = table.get("dashboard") {
             daemon.dashboard = served_at(value, "127.0.0.1:9465", findings);
+        }
+        if let Some(value) = table.get("health") {
+            daemon.health = served_at(value, "127.0.0.1:9466", findings);
         }
         daemon.read_timeouts(&mut table, findings);
         table.finish(findings);

@@ -242,6 +242,7 @@ fn daemon(daemon: &Daemon) -> Vec<(String, String)> {
         ("admin socket", admin),
         ("metrics", served_at(daemon.metrics)),
         ("dashboard", served_at(daemon.dashboard)),
+        ("health", served_at(daemon.health)),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .to_vec()

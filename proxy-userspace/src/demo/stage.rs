@@ -27,7 +27,7 @@ use crate::{
         survey::{HOOKS, Objects},
     },
     policy::Names,
-    proxy::{Proxy, Rules, Settings},
+    proxy::{GuardedBy, Proxy, Rules, Settings},
     record::{AccessLog, Format},
     rule::IngressHook,
 };
@@ -127,6 +127,7 @@ fn start(config: &Config, access_log: AccessLog) -> Result<Proxy> {
         promote: config.daemon.promote,
         access_log: Some(access_log),
         keeps_sources: false,
+        guarded_by: GuardedBy::Pins,
         ingress: IngressHook::Auto,
         log_faults: false,
     };

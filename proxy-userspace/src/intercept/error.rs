@@ -106,6 +106,15 @@ pub enum InterceptError {
     /// The network namespace is not known.
     #[error(transparent)]
     OwnNamespace(#[from] NamespaceError),
+    /// The guard could not be attached so that it stays.
+    #[error("cannot have program {program} stand in the cgroup")]
+    Stand {
+        /// Name of the program.
+        program: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The guard could not be pinned.
     #[error(transparent)]
     Guard(#[from] GuardError),
@@ -122,6 +131,7 @@ impl InterceptError {
             | Self::Attach { .. }
             | Self::Namespace { .. }
             | Self::Interface { .. }
+            | Self::Stand { .. }
             | Self::Feature(_)
             | Self::OwnNamespace(_)
             | Self::Guard(GuardError::Mount { .. } | GuardError::Link { .. }) => true,

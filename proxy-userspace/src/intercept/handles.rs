@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use aya::{
@@ -178,6 +179,13 @@ impl Heartbeat {
             )
             .map_err(map_error("write", names::HEARTBEAT))
     }
+
+    /// When it said so last, as the hooks see it; long ago if never.
+    pub(super) fn last(&self) -> Result<Duration, InterceptError> {
+        let last = self.map.get(&0, 0);
+        let last = last.map_err(map_error("read", names::HEARTBEAT))?;
+        Ok(Duration::from_nanos(last))
+    }
 }
 
 /// The counters of the hooks.
@@ -229,15 +237,15 @@ impl Relays {
             .map_err(map_error("write", names::RELAY))
     }
 
-    /// What the hook that tells our network namespace has written.
-    pub(super) fn netns_cookie(&self) -> Result<u64, InterceptError> {
+    /// Ours, as the hooks see it.
+    pub(super) fn own(&self) -> Result<Relay, InterceptError> {
         let own = self.map.get(&relay::OWN, 0);
-        Ok(own.map_err(map_error("read", names::RELAY))?.netns_cookie)
+        own.map_err(map_error("read", names::RELAY))
     }
 
     /// The process that has taken over.
     pub(super) fn successor(&self) -> Option<u32> {
-        let own = self.map.get(&relay::OWN, 0).ok()?;
+        let own = self.own().ok()?;
         (own.successor != 0).then_some(own.successor)
     }
 }

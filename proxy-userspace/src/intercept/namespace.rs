@@ -98,7 +98,8 @@ fn ask(ebpf: &mut Ebpf, relays: &Relays) -> Result<u64, InterceptError> {
     let unloaded = program.unload();
     unloaded.map_err(load_error(names::NETNS))?;
 
-    match relays.netns_cookie()? {
+    // It has written there.
+    match relays.own()?.netns_cookie {
         0 => Err(NamespaceError::Silent.into()),
         cookie => Ok(cookie),
     }

@@ -23,6 +23,11 @@ pub struct Hook {
 }
 
 impl Hook {
+    /// The kernel's number for it.
+    pub(super) const fn attach_type(self) -> u32 {
+        self.attach_type as u32
+    }
+
     /// Whether the hook says where a connection goes.
     pub(super) fn decides(self) -> bool {
         [names::CONNECT4, names::CONNECT6].contains(&self.program)

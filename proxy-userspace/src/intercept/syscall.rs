@@ -81,6 +81,43 @@ pub(super) fn create_link(
     Ok(unsafe { OwnedFd::from_raw_fd(link) })
 }
 
+/// Attaches a program to a cgroup, where it stays whatever becomes of this process: `BPF_PROG_ATTACH` beside others (kernel 4.15).
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn attach_program(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<()> {
+    let mut attr = attachment(program, cgroup, attach_type);
+    attr.__bindgen_anon_5.attach_flags = aya_obj::generated::BPF_F_ALLOW_MULTI;
+    // SAFETY: the call takes descriptors and numbers and touches no memory of ours.
+    unsafe { bpf(bpf_cmd::BPF_PROG_ATTACH, &mut attr) }
+}
+
+/// Takes a program off a cgroup that was attached so: `BPF_PROG_DETACH`.
+///
+/// # Errors
+/// When it is not there, or there by a link.
+pub(super) fn detach_program(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<()> {
+    let mut attr = attachment(program, cgroup, attach_type);
+    // SAFETY: as in `attach_program`.
+    unsafe { bpf(bpf_cmd::BPF_PROG_DETACH, &mut attr) }
+}
+
+fn attachment(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, attach_type: u32) -> bpf_attr {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_5.__bindgen_anon_1.target_fd = cgroup.as_raw_fd().unsigned_abs();
+    attr.__bindgen_anon_5.attach_bpf_fd = program.as_raw_fd().unsigned_abs();
+    attr.__bindgen_anon_5.attach_type = attach_type;
+    attr
+}
+
 /// Attaches a program to the ingress of an interface: `BPF_LINK_CREATE` of tcx (kernel 6.6).
 ///
 /// # Errors

@@ -222,6 +222,7 @@ fn document() -> impl Strategy<Value = String> {
         "access_log",
         "admin",
         "metrics",
+        "health",
         "dashboard",
         "calibrate",
         "ingress",

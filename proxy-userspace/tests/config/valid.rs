@@ -139,12 +139,13 @@ fn an_empty_file_has_the_defaults_of_the_example() {
     let mut example = valid(EXAMPLE).config.daemon;
     assert!(example.access_log.take().is_some());
     assert!(example.metrics.take().is_some());
+    assert!(example.health.take().is_some());
     assert!(example.dashboard.take().is_some());
     assert_eq!(loaded.config.daemon, example);
     assert!(loaded.config.forward.is_empty() && loaded.config.upstreams.is_empty());
     let text = summary(&loaded.config);
     assert!(
-        text.contains("access log         none\n  admin socket       /run/culvert/admin.sock\n  metrics            none\n  dashboard          none\n\nupstreams\n  none\n"),
+        text.contains("access log         none\n  admin socket       /run/culvert/admin.sock\n  metrics            none\n  dashboard          none\n  health             none\n\nupstreams\n  none\n"),
         "{text}"
     );
 }

@@ -122,7 +122,7 @@ pub(super) struct Test {
 const FLOOR: (u32, u32) = (5, 10);
 
 /// All tests that guests run.
-pub(super) static TESTS: [Test; 30] = {
+pub(super) static TESTS: [Test; 34] = {
     use Need::{Ipv6, Memory, Types};
     [
         test(FORWARD, "intercept::ipv4").brief(),
@@ -163,6 +163,19 @@ pub(super) static TESTS: [Test; 30] = {
             "reverse_crash::after_a_kill_rules_that_refuse_refuse_until_detached",
         )
         .needs(&[Ipv6]),
+        test(SIDECAR, "sidecar::pods::the_whole_pod_whoever_starts_first"),
+        test(
+            SIDECAR,
+            "sidecar::pods::one_container_whose_processes_are_shared",
+        ),
+        test(
+            SIDECAR,
+            "sidecar::failures::the_guard_of_a_sidecar_that_never_comes_back_goes_with_the_pod_or_is_detached",
+        ),
+        test(
+            SIDECAR,
+            "sidecar::readiness::ready_is_what_the_kernel_has_attached",
+        ),
         test(
             REVERSE,
             "reverse::a_service_keeps_its_port_while_the_relay_stands_before_it",
@@ -243,6 +256,7 @@ pub(super) static TESTS: [Test; 30] = {
 pub(super) const FORWARD: &str = "forward";
 pub(super) const SELECTORS: &str = "selectors";
 pub(super) const FAILURE: &str = "failure";
+pub(super) const SIDECAR: &str = "sidecar";
 pub(super) const REVERSE: &str = "reverse";
 pub(super) const BY_INTERFACE: &str = "reverse by interface";
 pub(super) const STEER: &str = "steer";

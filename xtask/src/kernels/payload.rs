@@ -23,6 +23,7 @@ use crate::{command, progress, workspace::Workspace};
 const INIT: &str = "culvert-guest";
 const TESTS: &str = "kernels";
 const APP: &str = "culvert-test-app";
+const RUNTIME: &str = "culvert-test-runtime";
 
 /// Accounts that tests name.
 const ACCOUNTS: [(&str, &str); 3] = [
@@ -104,7 +105,7 @@ impl Payload {
 
 /// The programs of `culvert-tests` that guests run, by name.
 fn test_programs(workspace: &Workspace) -> Result<Vec<(String, PathBuf)>> {
-    const EXPECTED: [&str; 3] = [INIT, TESTS, APP];
+    const EXPECTED: [&str; 4] = [INIT, TESTS, APP, RUNTIME];
     let mut cargo = command::cargo(&workspace.root);
     cargo
         .args(["test", "--no-run", "--package", "culvert-tests"])

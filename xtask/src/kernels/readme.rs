@@ -22,7 +22,7 @@ enum Row {
     Tests(&'static str),
 }
 
-const ROWS: [(&str, Row); 20] = [
+const ROWS: [(&str, Row); 21] = [
     ("`[[forward]]` rules", Row::Tests(guests::FORWARD)),
     (
         "a refused `connect()` sees ECONNREFUSED",
@@ -30,6 +30,7 @@ const ROWS: [(&str, Row); 20] = [
     ),
     ("rules with `exe` or `pid`", Row::Check("task_selectors")),
     ("`culvert exec`", Row::Tests(guests::EXEC)),
+    ("`culvert sidecar`", Row::Tests(guests::SIDECAR)),
     ("`[[reverse]]` rules", Row::Tests(guests::REVERSE)),
     ("those with `interface`", Row::Tests(guests::BY_INTERFACE)),
     (
