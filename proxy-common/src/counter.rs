@@ -68,10 +68,30 @@ pub enum Counter {
     TransitReset,
     /// Packets that the pinned guard did not let pass.
     TransitHeld,
+    /// Packets that the fast path sent on.
+    Fast,
+    /// Packets that it left to the kernel, as all below: with options, or parts of one.
+    SlowOptions,
+    /// Their lifetime ends here.
+    SlowExpiring,
+    /// Larger than the way lets through.
+    SlowTooBig,
+    /// For this host, for many, or without a route.
+    SlowNotForwarded,
+    /// By a route that says that there is none.
+    SlowUnreachable,
+    /// To a neighbour that is not known.
+    SlowNeighbour,
+    /// To an interface that is not of the fast path, or back to the one they came by.
+    SlowElsewhere,
+    /// From where no answer would go.
+    SlowSource,
+    /// Not IP, marked, in a VLAN, for another host of the link, or malformed.
+    SlowOther,
 }
 
 /// Every counter with its stable name, in index order.
-pub const COUNTERS: [(Counter, &str); 31] = [
+pub const COUNTERS: [(Counter, &str); 41] = [
     (Counter::Seen, "seen"),
     (Counter::Direct, "direct"),
     (Counter::Refused, "refused"),
@@ -103,6 +123,16 @@ pub const COUNTERS: [(Counter, &str); 31] = [
     (Counter::TransitRelayed, "transit_relayed"),
     (Counter::TransitReset, "transit_reset"),
     (Counter::TransitHeld, "transit_held"),
+    (Counter::Fast, "fast"),
+    (Counter::SlowOptions, "slow_options"),
+    (Counter::SlowExpiring, "slow_expiring"),
+    (Counter::SlowTooBig, "slow_too_big"),
+    (Counter::SlowNotForwarded, "slow_not_forwarded"),
+    (Counter::SlowUnreachable, "slow_unreachable"),
+    (Counter::SlowNeighbour, "slow_neighbour"),
+    (Counter::SlowElsewhere, "slow_elsewhere"),
+    (Counter::SlowSource, "slow_source"),
+    (Counter::SlowOther, "slow_other"),
 ];
 
 /// What a rule has done, and so which part of the per-CPU array of hits its slot is in.

@@ -1,9 +1,10 @@
 //! Compile-time proof that no shared type has implicit padding: its size is the sum of its fields.
 
 use crate::{
-    Action, Areas, Cell, CellKey, KernelSide, Lane, LaneKey, MAX_CANDIDATES, MAX_DEPTH, MemberKey,
-    Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, RelaySide,
-    Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sequence, Socket, WORDS, Wheels,
+    Action, Areas, Cell, CellKey, Doubts, FastLink, Hop, KernelSide, Lane, LaneKey, MAX_CANDIDATES,
+    MAX_DEPTH, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey,
+    Redirect, Relay, RelaySide, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sequence, Socket,
+    WORDS, Wheels,
 };
 
 const RULE_SET: usize = WORDS * 8;
@@ -18,6 +19,9 @@ const _: () = {
     assert!(size_of::<Action>() == 4 + 4 + 4 + 4);
     assert!(size_of::<Relay>() == 8 + 8 + 2 + 2 + 4);
     assert!(size_of::<Passage>() == 4 + 4);
+    assert!(size_of::<FastLink>() == 4 + 4);
+    assert!(size_of::<Doubts>() == 64 * 8);
+    assert!(size_of::<Hop>() == 16 + 4 + 4);
     assert!(size_of::<RuleRef>() == 4 + 4);
     assert!(size_of::<Record>() == RECORD);
     assert!(size_of::<Areas>() == MAX_DEPTH * 4);
@@ -42,9 +46,9 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Action, Areas, Cell, CellKey, Lane, LaneKey, MemberKey, Membership, OwnKey, Passage,
-        Policy, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat, SeatKey, Sent, Socket,
-        Wheels,
+        Action, Areas, Cell, CellKey, Doubts, FastLink, Lane, LaneKey, MemberKey, Membership,
+        OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat,
+        SeatKey, Sent, Socket, Wheels,
     };
 
     macro_rules! pod {
@@ -58,8 +62,8 @@ mod pod {
     }
 
     pod!(
-        Action, Areas, Cell, CellKey, Lane, LaneKey, OwnKey, MemberKey, Membership, Passage,
-        Policy, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat, SeatKey, Sent, Socket,
-        Wheels,
+        Action, Areas, Cell, CellKey, Doubts, FastLink, Lane, LaneKey, OwnKey, MemberKey,
+        Membership, Passage, Policy, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat,
+        SeatKey, Sent, Socket, Wheels,
     );
 }

@@ -37,6 +37,12 @@ pub const PASSAGE: &str = "PASSAGE";
 pub const ABROAD: &str = "ABROAD";
 /// LRU hash of [`OwnKey`](crate::OwnKey), as a set: connections of which some packet has reached such a socket.
 pub const RELAYED: &str = "RELAYED";
+/// Array of [`FastLink`](crate::FastLink), by the number of an interface.
+pub const FAST_LINKS: &str = "FAST_LINKS";
+/// Array of one [`Doubts`](crate::Doubts): which sources may be addresses of this host.
+pub const DOUBTS: &str = "DOUBTS";
+/// Per-CPU array of [`Hop`](crate::Hop), by a hash of it.
+pub const NEXT_HOPS: &str = "NEXT_HOPS";
 /// Array of [`Relay`](crate::Relay), by [`relay`](crate::relay).
 pub const RELAY: &str = "RELAY";
 /// Array of one `u64`: when the relay was last known to be alive, nanoseconds of `CLOCK_MONOTONIC`.
@@ -126,6 +132,8 @@ pub const RETURNS: &str = "returns";
 pub const GATEWAY: &str = "gateway";
 /// `tc`, ingress, pinned: keeps what the gateway has relayed, or is to refuse, from being routed on without it.
 pub const GATEWAY_GUARD: &str = "gateway_guard";
+/// `tc`, ingress: the fast path.
+pub const ROUTER: &str = "router";
 /// `sk_skb/stream_verdict`.
 pub const VERDICT: &str = "verdict";
 
@@ -138,7 +146,7 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 42] = [
+pub const MAPS: [&str; 45] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -155,6 +163,9 @@ pub const MAPS: [&str; 42] = [
     PASSAGE,
     ABROAD,
     RELAYED,
+    FAST_LINKS,
+    DOUBTS,
+    NEXT_HOPS,
     OWN,
     RELAY,
     HEARTBEAT,
@@ -184,7 +195,7 @@ pub const MAPS: [&str; 42] = [
 ];
 
 /// Every program of the object.
-pub const PROGRAMS: [&str; 21] = [
+pub const PROGRAMS: [&str; 22] = [
     CONNECT4,
     CONNECT6,
     GUARD4,
@@ -205,5 +216,6 @@ pub const PROGRAMS: [&str; 21] = [
     RETURNS,
     GATEWAY,
     GATEWAY_GUARD,
+    ROUTER,
     VERDICT,
 ];

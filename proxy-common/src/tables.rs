@@ -60,6 +60,8 @@ impl Dimensions {
     pub const TRANSIT_SOURCE: u32 = 1 << 12;
     /// Some rules for what arrives listen on single addresses.
     pub const HOST: u32 = 1 << 13;
+    /// Some rules for what passes through let nothing pass without the relay.
+    pub const TRANSIT_HELD: u32 = 1 << 14;
 }
 
 /// Data of a prefix in the LPM trie: of an address, or of a number, since a range of numbers is the union of the
@@ -183,6 +185,15 @@ pub struct Action {
     pub group: u32,
 }
 
+impl Action {
+    /// Whether nothing that the rule selects may pass without the relay.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_held(&self) -> bool {
+        self.verb != verb::DIRECT && self.on_relay_failure == fail_mode::REFUSE
+    }
+}
+
 /// What an [`Action`] does with a connection.
 pub mod verb {
     /// Nothing: the kernel connects the app's own socket.
@@ -295,6 +306,88 @@ impl Passage {
     pub const fn is_mark(mark: u32) -> bool {
         mark & !0xff == 0x6375_6c00
     }
+}
+
+/// Packets can be sent on between interfaces with lower numbers.
+pub const FAST_LINK_NUMBERS: usize = 1 << 14;
+
+/// An interface, in the map [`FAST_LINKS`](crate::names::FAST_LINKS).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FastLink {
+    /// Bytes of the longest IP packet that can be sent by it; 0 unless it is one of the fast path.
+    pub mtu: u32,
+    /// One of [`asks`].
+    pub asks: u32,
+}
+
+/// About what comes in by an interface: whether somebody has to ask for the way that answers would go.
+pub mod asks {
+    /// Only where it may be from an address of this host.
+    pub const SELDOM: u32 = 0;
+    /// There must be one (`rp_filter` is loose).
+    pub const ANY: u32 = 1;
+    /// It must be this interface (`rp_filter` is strict).
+    pub const SAME: u32 = 2;
+}
+
+const DOUBT_WORDS: usize = 64;
+
+/// Which sources may be addresses of this host, in the map [`DOUBTS`](crate::names::DOUBTS): a bit for each hash of one. What
+/// is not in it is none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doubts {
+    bits: [u64; DOUBT_WORDS],
+}
+
+impl Default for Doubts {
+    /// About none.
+    fn default() -> Self {
+        Self {
+            bits: [0; DOUBT_WORDS],
+        }
+    }
+}
+
+impl Doubts {
+    /// Of an address of IPv4 in the byte order of the network: the word, and the bit in it.
+    #[inline(always)]
+    const fn place(address: u32) -> (usize, u64) {
+        let hash = address.wrapping_mul(0x9e37_79b1) >> 20;
+        (hash as usize / 64 % DOUBT_WORDS, 1 << (hash % 64))
+    }
+
+    /// Has a doubt about an address.
+    pub fn add(&mut self, address: u32) {
+        let (word, bit) = Self::place(address);
+        if let Some(bits) = self.bits.get_mut(word) {
+            *bits |= bit;
+        }
+    }
+
+    /// Whether there is a doubt about an address.
+    #[inline(always)]
+    #[must_use]
+    pub fn about(&self, address: u32) -> bool {
+        let (word, bit) = Self::place(address);
+        self.bits.get(word).is_some_and(|bits| bits & bit != 0)
+    }
+}
+
+/// Next hops that the fast path remembers, on each core.
+pub const HOPS: usize = 256;
+
+/// A next hop, in the map [`NEXT_HOPS`](crate::names::NEXT_HOPS), and when the kernel has last sent something to it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hop {
+    /// In the form of the look-up; of IPv4 the first word.
+    pub address: [u32; 4],
+    /// The interface that it is behind.
+    pub interface: u32,
+    /// Some number that grows about every second.
+    pub moment: u32,
 }
 
 /// Address family of the app's socket, as in `AF_INET` and `AF_INET6`.

@@ -27,7 +27,9 @@
 //! lost.) The memory forgets the oldest first, and a SYN that is not ours clears what it has.
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
-use proxy_common::{Action, Counter, Decision, Hit, fail_mode, relay, transit, verb};
+use proxy_common::{
+    Action, Counter, Decision, Dimensions, Hit, Tables as _, fail_mode, relay, transit, verb,
+};
 
 use crate::{
     maps::{RELAY, RELAYED, count, hit},
@@ -77,21 +79,23 @@ pub fn guard(ctx: &TcContext) -> i32 {
         count(Counter::TransitHeld);
         return DROP;
     }
-    match transit(&KernelTables, &packet) {
-        Decision::Selected(_, action)
-            if action.verb != verb::DIRECT
-                && action.on_relay_failure == fail_mode::REFUSE
-                && packet.passes_through(ctx) =>
-        {
-            count(Counter::TransitHeld);
-            return DROP;
-        }
-        _ => {}
+    if is_held(&packet) && packet.passes_through(ctx) {
+        count(Counter::TransitHeld);
+        return DROP;
     }
     if is_remembered {
         forget(&packet);
     }
     NEXT
+}
+
+/// Whether a rule selects it that lets nothing pass without the relay. Most configurations have none, and should not pay for every
+/// packet that is routed.
+#[inline(always)]
+fn is_held(packet: &Packet) -> bool {
+    let policy = KernelTables.policy();
+    policy.is_some_and(|policy| policy.dimensions & Dimensions::TRANSIT_HELD != 0)
+        && matches!(transit(&KernelTables, packet), Decision::Selected(_, action) if action.is_held())
 }
 
 /// Decides about a SYN.

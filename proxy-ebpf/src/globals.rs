@@ -21,6 +21,10 @@ static HAS_MPTCP: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static HAS_INGRESS: Global<u32> = Global::new(0);
 
+/// Whether the fast path may go on without asking for the daemon, since it ends with it.
+#[unsafe(no_mangle)]
+static ROUTER_ENDS: Global<u32> = Global::new(0);
+
 /// Whether the offsets below are known, and reading kernel memory is allowed (needs BTF and `CAP_PERFMON`).
 #[unsafe(no_mangle)]
 static READS_TASKS: Global<u32> = Global::new(0);
@@ -128,6 +132,12 @@ pub fn has_mptcp() -> bool {
 #[inline(always)]
 pub fn has_ingress_interface() -> bool {
     HAS_INGRESS.load() != 0
+}
+
+/// Whether the fast path is gone when the daemon is.
+#[inline(always)]
+pub fn routes_without_daemon() -> bool {
+    ROUTER_ENDS.load() != 0
 }
 
 /// Whether tasks and files can be read.

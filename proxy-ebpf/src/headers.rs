@@ -36,28 +36,28 @@ const fn is_error_v6(kind: u8) -> bool {
 
 /// The beginning of an IPv4 header, without its options.
 #[repr(C)]
-struct Ipv4 {
-    version_length: u8,
-    service: u8,
-    length: u16,
-    id: u16,
-    fragment: u16,
-    lifetime: u8,
-    protocol: u8,
-    checksum: u16,
-    source: u32,
-    dest: u32,
+pub struct Ipv4 {
+    pub version_length: u8,
+    pub service: u8,
+    pub length: u16,
+    pub id: u16,
+    pub fragment: u16,
+    pub lifetime: u8,
+    pub protocol: u8,
+    pub checksum: u16,
+    pub source: u32,
+    pub dest: u32,
 }
 
 /// An IPv6 header.
 #[repr(C)]
-struct Ipv6 {
-    version_class_flow: u32,
-    length: u16,
-    next: u8,
-    lifetime: u8,
-    source: [u32; 4],
-    dest: [u32; 4],
+pub struct Ipv6 {
+    pub version_class_flow: u32,
+    pub length: u16,
+    pub next: u8,
+    pub lifetime: u8,
+    pub source: [u32; 4],
+    pub dest: [u32; 4],
 }
 
 /// What matters of a TCP header, of which an ICMP error need not quote more.

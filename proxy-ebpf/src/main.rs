@@ -17,6 +17,7 @@
 //! | `returns` | `tc` ingress of interfaces | 5.10 | has answers to the addresses of clients, which the relay has connected from, delivered here |
 //! | `gateway` | `tc` ingress of interfaces | 5.10 | decides about what passes through, and has the relay's listeners get it |
 //! | `gateway_guard` | `tc` ingress, pinned | 5.10 | keeps what was relayed, or is to be refused, from being routed on without the daemon |
+//! | `router` | `tc` ingress of interfaces | 5.10 | sends on what passes between them, past netfilter |
 //! | `netns` | `cgroup/connect4`, on the daemon's cgroup for a moment | 5.8 | tells the daemon its network namespace, before 5.14 |
 //! | `task_fork`, `task_exit` | raw tracepoints | 4.17 | follow the children of processes that rules name |
 
@@ -51,6 +52,7 @@ mod maps;
 mod namespace;
 mod packet;
 mod peername;
+mod plain;
 mod policy;
 mod recipient;
 mod relay;
@@ -58,6 +60,7 @@ mod replies;
 mod returns;
 mod reverse;
 mod rewrite;
+mod router;
 mod sequence;
 mod shortcut;
 mod sockops;
@@ -185,6 +188,12 @@ pub fn gateway(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn gateway_guard(ctx: TcContext) -> i32 {
     gateway::guard(&ctx)
+}
+
+/// A packet comes in by an interface of the fast path. After all other programs of ours.
+#[classifier]
+pub fn router(ctx: TcContext) -> i32 {
+    router::ingress(&ctx)
 }
 
 /// The daemon asks where it is.

@@ -14,10 +14,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use proxy_common::{
-    Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, GATES as GATE_COUNT, Hit,
-    Lane, LaneKey, MAX_HOSTS, MAX_RULES, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey,
-    Record, RecordKey, Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Socket,
-    Wheels, listener, ours, relay,
+    Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Doubts, FAST_LINK_NUMBERS,
+    FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MemberKey,
+    Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
+    RuleRef, RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, ours, relay,
 };
 
 use crate::{globals::has_mptcp, inherited::InheritedStorage};
@@ -74,6 +74,16 @@ pub static ABROAD: InheritedStorage<u32> = InheritedStorage::new();
 
 #[btf_map]
 pub static RELAYED: LruHashMap<OwnKey, u32, 65_536> = LruHashMap::new();
+
+// By number, although most are of other interfaces: a hash is looked up in twice for each packet, at three times the cost.
+#[btf_map]
+pub static FAST_LINKS: Array<FastLink, FAST_LINK_NUMBERS> = Array::new();
+
+#[btf_map]
+pub static DOUBTS: Array<Doubts, 1> = Array::new();
+
+#[btf_map]
+pub static NEXT_HOPS: PerCpuArray<Hop, HOPS> = PerCpuArray::new();
 
 #[btf_map]
 pub static OWN: HashMap<OwnKey, u32, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();

@@ -11,10 +11,10 @@ use proxy_common::{Addr, BePort, Family, OwnKey, Transit};
 
 use crate::headers::{FLAGS_AT, IPPROTO_TCP, Ports, load, v4, v6};
 
-const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
-const ETH_P_IPV6: u32 = (0x86dd_u16).to_be() as u32;
+pub const ETH_P_IP: u32 = (0x0800_u16).to_be() as u32;
+pub const ETH_P_IPV6: u32 = (0x86dd_u16).to_be() as u32;
 /// The packet is for this host, as far as the link goes: promiscuous interfaces and bridge ports see others, too.
-const PACKET_HOST: u32 = 0;
+pub const PACKET_HOST: u32 = 0;
 /// Of a VLAN tag, what tells the VLAN; 0 is a priority tag, which belongs to the interface itself.
 const VLAN_ID: u32 = 0x0fff;
 

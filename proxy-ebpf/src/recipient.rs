@@ -1,9 +1,12 @@
 //! Which socket of this host a packet is for, and what has it get there.
 
-use core::mem::MaybeUninit;
+use core::ptr;
 
 use aya_ebpf::{
-    bindings::{bpf_sock, bpf_sock_tuple},
+    bindings::{
+        bpf_sock, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as Ipv4Tuple,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as Ipv6Tuple,
+    },
     helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp},
     programs::TcContext,
 };
@@ -33,28 +36,41 @@ pub enum Holder {
 /// The socket of a TCP packet in the network namespace of the interface, or null. It has to be given back by `bpf_sk_release`.
 #[inline(always)]
 pub fn lookup(ctx: &TcContext, family: u16, key: &OwnKey) -> *mut bpf_sock {
-    // SAFETY: integers, for which zeros are a value.
-    let mut tuple: bpf_sock_tuple = unsafe { MaybeUninit::zeroed().assume_init() };
     let (source, dest) = (key.source.words(), key.dest.words());
-    let length = if family == Family::V4 {
-        // SAFETY: integers again; either half is one.
-        let v4 = unsafe { &mut tuple.__bindgen_anon_1.ipv4 };
-        v4.saddr = source[3];
-        v4.daddr = dest[3];
-        v4.sport = key.source_port.0;
-        v4.dport = key.dest_port.0;
-        size_of_val(v4)
+    let (sport, dport) = (key.source_port.0, key.dest_port.0);
+    // Each of its own length, so that no byte has to be zeroed.
+    if family == Family::V4 {
+        let mut tuple = Ipv4Tuple {
+            saddr: source[3],
+            daddr: dest[3],
+            sport,
+            dport,
+        };
+        look_up(ctx, &mut tuple)
     } else {
-        // SAFETY: as above.
-        let v6 = unsafe { &mut tuple.__bindgen_anon_1.ipv6 };
-        v6.saddr = source;
-        v6.daddr = dest;
-        v6.sport = key.source_port.0;
-        v6.dport = key.dest_port.0;
-        size_of_val(v6)
-    };
-    // SAFETY: the kernel reads `length` bytes of the tuple.
-    unsafe { bpf_skc_lookup_tcp(ctx.skb.skb.cast(), &raw mut tuple, length as u32, HERE, 0) }
+        let mut tuple = Ipv6Tuple {
+            saddr: source,
+            daddr: dest,
+            sport,
+            dport,
+        };
+        look_up(ctx, &mut tuple)
+    }
+}
+
+/// By either half of a `struct bpf_sock_tuple`; the kernel tells them apart by their lengths.
+#[inline(always)]
+fn look_up<T>(ctx: &TcContext, tuple: &mut T) -> *mut bpf_sock {
+    // SAFETY: the kernel reads so many bytes of the tuple.
+    unsafe {
+        bpf_skc_lookup_tcp(
+            ctx.skb.skb.cast(),
+            ptr::from_mut(tuple).cast(),
+            size_of::<T>() as u32,
+            HERE,
+            0,
+        )
+    }
 }
 
 /// Finds the socket of a packet, and has it get that. A listener is none: it would be one for an address of this host.

@@ -4,7 +4,7 @@
 //! everything that is wrong at once, each with its line and with what would be right. It knows nothing of the kernel
 //! and touches the system through [`Environment`] alone.
 //!
-//! Text becomes tables (`raw`), tables become sections (`daemon`, `upstream`, `forward`, `reverse`, `gateway`), and what only shows when
+//! Text becomes tables (`raw`), tables become sections (`daemon`, `upstream`, `forward`, `reverse`, `gateway`, `router`), and what only shows when
 //! all of them are there is checked last (`reach`). Findings on the way are gathered in `report`.
 
 mod accounts;
@@ -24,6 +24,7 @@ mod raw;
 mod reach;
 mod report;
 mod reverse;
+mod router;
 mod rule;
 mod selector;
 mod size;
@@ -43,7 +44,7 @@ use toml::de::DeTable;
 use crate::{
     balance::Method,
     group::SettingsByName,
-    rule::{Gateway, Reverse, ReverseVia, Roles, Rule, Via},
+    rule::{Gateway, Reverse, ReverseVia, Roles, Router, Rule, Via},
     upstream::Upstream,
 };
 
@@ -81,6 +82,8 @@ pub struct Config {
     pub reverse: Vec<Reverse>,
     /// The rules for what passes through, in the order of the file.
     pub gateway: Vec<Gateway>,
+    /// What becomes of the rest of what passes through.
+    pub router: Router,
 }
 
 impl Config {
@@ -240,8 +243,12 @@ fn document(
         None => Vec::new(),
         Some(value) => gateway::read(value, &names, &daemon, findings),
     };
+    let router = match table.get("router") {
+        None => Router::default(),
+        Some(value) => router::read(value, findings),
+    };
     table.finish(findings);
-    if rules.is_empty() && arrivals.is_empty() && transits.is_empty() {
+    if rules.is_empty() && arrivals.is_empty() && transits.is_empty() && !router.is_on() {
         findings.push(
             Finding::warning("there is no rule: every connection goes direct")
                 .help("add a `[[forward]]`, a `[[reverse]]` or a `[[gateway]]` section"),
@@ -260,6 +267,7 @@ fn document(
         forward: rules.into_iter().map(|placed| placed.rule).collect(),
         reverse: arrivals.into_iter().map(|placed| placed.rule).collect(),
         gateway: transits.into_iter().map(|placed| placed.rule).collect(),
+        router,
     }
 }
 

@@ -151,6 +151,7 @@ async fn run_until_told(
         guarded_by,
     )?;
     service.set_guard()?;
+    service.route()?;
     // Only now: what a killed predecessor left kept its rules in force until ours are.
     let _lock = post.kind.remove_stale();
     let relieved = match place.relieve(&mut service).await {

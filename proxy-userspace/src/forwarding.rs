@@ -47,6 +47,33 @@ impl Forwarding {
     }
 }
 
+/// What an interface asks of the sources of IPv4 packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WayBack {
+    /// Nothing.
+    None,
+    /// That there is a way to them.
+    Any,
+    /// That it is this interface.
+    Same,
+}
+
+/// What an interface asks of the sources of IPv4 packets (`net.ipv4.conf.NAME.rp_filter`).
+#[must_use]
+pub fn way_back(interface: &str) -> WayBack {
+    let value = |interface: &str| {
+        let path = format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.trim().parse::<u8>().unwrap_or_default()
+    };
+    // The greater one counts (ip-sysctl.rst in the kernel's documentation).
+    match value("all").max(value(interface)) {
+        0 => WayBack::None,
+        1 => WayBack::Same,
+        _ => WayBack::Any,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,6 +19,7 @@ mod predecessor;
 mod readiness;
 mod redirects;
 mod returns;
+mod router;
 mod shortcut;
 pub mod standing;
 pub mod survey;
@@ -110,6 +111,7 @@ pub struct Interceptor {
     ingress: Ingress,
     returns: returns::Returns,
     gateway: gateway::Gateway,
+    router: router::Router,
     services: Services,
     guard: Option<Guard>,
     standing: Option<Standing>,
@@ -163,6 +165,7 @@ impl Interceptor {
             ingress: Ingress::by(settings.ingress),
             returns: returns::Returns::default(),
             gateway: gateway::Gateway::default(),
+            router: router::Router::default(),
             services,
             guard: None,
             standing: None,
@@ -304,27 +307,6 @@ impl Interceptor {
     ) -> Result<(), InterceptError> {
         let (ebpf, ingress) = (&mut self.ebpf, &mut self.ingress);
         self.returns.attach(ebpf, ingress, mark, interfaces)
-    }
-
-    /// Loads the hook on what passes through, and tells it the listeners and the mark that has packets delivered to this host.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn prepare_gateway(
-        &mut self,
-        mark: u32,
-        listeners: &[TcpListener],
-    ) -> Result<(), InterceptError> {
-        self.gateway.prepare(&mut self.ebpf, mark, listeners)
-    }
-
-    /// Attaches the hook on what passes through to these interfaces, by their numbers, and to no others.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn attach_gateway(&mut self, interfaces: &BTreeSet<u32>) -> Result<(), InterceptError> {
-        let (ebpf, ingress) = (&mut self.ebpf, &mut self.ingress);
-        self.gateway.attach(ebpf, ingress, interfaces)
     }
 
     /// Attaches the guard to a cgroup and pins it, so that rules with `on_relay_failure = "refuse"` hold even

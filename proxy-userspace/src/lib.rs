@@ -42,12 +42,15 @@
 //!    they may come in by.
 //! 5. When a socket is gone its packets are not routed on: see `gateway` for what remembers it.
 //!
+//! What no rule selects is the kernel's to route, or `router`'s in `proxy-ebpf`, where that was asked for: it runs last, and leaves
+//! to the kernel whatever takes thought.
+//!
 //! # Layers
 //!
 //! | layer | modules | may know |
 //! |---|---|---|
 //! | words | [`rule`], [`close`], [`clock`], [`balance`], [`lock`], [`netlink`] | nothing of ours |
-//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`], [`delivery`] | words, and pieces named in their heading |
+//! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`], [`delivery`], [`netfilter`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
 //! | groups | [`group`] | words and pieces |
 //! | threads | [`live`], [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
@@ -139,6 +142,13 @@
 //! - **One listener per worker for what passes through**, each on a port of its own, chosen by a hash of the addresses: a packet
 //!   cannot be assigned to one of several that share a port before kernel 6.6, and the end of a handshake by SYN cookie has to find the
 //!   listener that began it. Choosing by core would leave all to one where an interface has one queue.
+//! - **The fast path asks for the way back only where the kernel would**, since that is a fourth of all that it costs. Where `rp_filter` is off,
+//!   own addresses are what is left to look for, and a bit for each hash of one tells nearly all other sources from them. Both are
+//!   looked at once a second: a copy of routes kept in the same way would send packets where no route leads any more.
+//! - **It writes hardware addresses itself, but not always.** Past the kernel's neighbours a packet costs less, but nobody would ever ask again
+//!   whether they are still there. So about every second one packet to each, on each core, goes by the kernel's.
+//! - **It rests while netfilter has rules**, also when they come later. A firewall that is switched on and does not see the packets is worse than
+//!   a slow one.
 //! - **One runtime per core, no work stealing.** A connection stays on the core that accepted it; buffers are per thread and
 //!   used only while bytes wait, which is what lets ten thousand idle connections cost little.
 
@@ -168,6 +178,7 @@ mod listener;
 pub mod live;
 pub mod lock;
 pub mod metrics;
+pub mod netfilter;
 pub mod netlink;
 mod origin;
 mod paint;

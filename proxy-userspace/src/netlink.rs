@@ -1,18 +1,23 @@
-//! The conversation with the kernel about routes and interfaces (`NETLINK_ROUTE`): one question or change at a time, each answered
-//! at once.
+//! The conversation with the kernel about routes and interfaces (`NETLINK_ROUTE`), and chains of nftables: one question or change at a
+//! time, each answered at once.
 
+mod chains;
 mod interfaces;
 
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
-pub use self::interfaces::Interface;
+pub use self::{
+    chains::Chain,
+    interfaces::{Interface, Port},
+};
 
 /// Longest message of the kernel's (`netlink_dump()` in `net/netlink/af_netlink.c`).
 const LONGEST: usize = 32 << 10;
@@ -31,7 +36,11 @@ impl Conversation {
     /// # Errors
     /// When the kernel has no such sockets, or the process is out of files.
     pub fn open() -> io::Result<Self> {
-        let socket = Socket::new(NETLINK_ROUTE)?;
+        Self::with(NETLINK_ROUTE)
+    }
+
+    fn with(protocol: isize) -> io::Result<Self> {
+        let socket = Socket::new(protocol)?;
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self {
             socket,
@@ -53,17 +62,17 @@ impl Conversation {
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn ask(
+    pub fn ask<M: NetlinkSerializable + NetlinkDeserializable>(
         &mut self,
-        message: RouteNetlinkMessage,
+        message: M,
         flags: u16,
-        mut hear: impl FnMut(RouteNetlinkMessage),
+        mut hear: impl FnMut(M),
     ) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
@@ -75,7 +84,7 @@ impl Conversation {
             while !rest.is_empty() {
                 let header = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
                 let length = (header.length() as usize).next_multiple_of(4);
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
+                let answer = NetlinkMessage::<M>::deserialize(rest);
                 // An answer to an earlier question, whose end was not waited for.
                 let is_older = header.sequence_number() != self.sequence;
                 rest = rest.get(length..).unwrap_or_default();

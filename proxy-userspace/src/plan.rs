@@ -6,6 +6,7 @@
 mod gateway;
 mod needs;
 mod report;
+mod router;
 mod sources;
 
 use std::{collections::BTreeSet, fs, path::Path, process::ExitCode};
@@ -107,6 +108,7 @@ fn attach(config: &Config, cgroups: Option<&Cgroup2>, needs: &Needs, bpffs: &Bpf
         ));
     }
     rows.extend(gateway::rows(config));
+    rows.extend(router::rows(config));
     if !needs.tracepoints.is_empty() {
         rows.push(row(
             "tracepoints",

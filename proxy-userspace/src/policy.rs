@@ -175,6 +175,9 @@ pub fn compile(roles: Roles<'_>, names: &Names) -> Result<Compiled, CompileError
     if !gateway.is_empty() {
         policy.dimensions |= Dimensions::TRANSIT;
         compiled.transit_actions = gateway.iter().map(transit_action).collect();
+        if compiled.transit_actions.iter().any(Action::is_held) {
+            policy.dimensions |= Dimensions::TRANSIT_HELD;
+        }
     }
     if !reverse.is_empty() {
         policy.dimensions |= Dimensions::LISTEN;

@@ -13,6 +13,7 @@ mod hits;
 mod keeper;
 mod look;
 mod needs;
+mod router;
 mod sources;
 mod status;
 mod steer;
@@ -36,6 +37,7 @@ use tokio::sync::watch;
 pub use self::{
     guarding::GuardedBy,
     needs::GuardNeeds,
+    router::{RouterError, obstacle},
     sources::{Returns, Shown, SourceError, Unanswered},
 };
 pub(crate) use self::{
@@ -125,6 +127,9 @@ pub enum ProxyError {
     /// It is not known by which interfaces servers answer.
     #[error("cannot list the interfaces of this host, by which servers answer (`keep_source`)")]
     Interfaces(#[source] io::Error),
+    /// There is no fast path.
+    #[error(transparent)]
+    Router(#[from] RouterError),
     /// The kernel side.
     #[error(transparent)]
     Intercept(#[from] InterceptError),
@@ -152,6 +157,7 @@ impl ProxyError {
         match self {
             Self::Intercept(error) => error.is_missing_feature(),
             Self::Source(error) => error.is_missing_feature(),
+            Self::Router(error) => !matches!(error, RouterError::Interfaces(_)),
             Self::Listen { .. }
             | Self::Elsewhere { .. }
             | Self::Worker(_)

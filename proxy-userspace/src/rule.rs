@@ -6,6 +6,7 @@
 mod gateway;
 mod name;
 mod reverse;
+mod router;
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -19,6 +20,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 pub use gateway::Gateway;
 pub use name::{Kind, Limits, MOST_PEEKED, Name, NameEntry, Names, Pattern};
 pub use reverse::{Listen, ProxyHeader, Reverse, ReverseVia};
+pub use router::Router;
 
 /// The rules of every role, each in file order.
 #[derive(Clone, Copy, Debug, Default)]

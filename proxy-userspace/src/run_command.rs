@@ -22,7 +22,7 @@ use crate::{
     failure::Failure,
     privileges,
     proxy::GuardedBy,
-    rule::{FailMode, Match, PathChoice, Rule, Via},
+    rule::{FailMode, Match, PathChoice, Router, Rule, Via},
     service::Service,
 };
 
@@ -88,6 +88,7 @@ async fn serve(
     let guard = service.lend_guard()?;
     job.hold(&guard.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     drop(guard);
+    service.route()?;
     let ended = match job.spawn(command) {
         Ok(()) => tokio::select! {
             never = service.run() => match never {},
@@ -142,6 +143,7 @@ fn through(urls: &[String]) -> Result<Config> {
         forward: vec![rule],
         reverse: Vec::new(),
         gateway: Vec::new(),
+        router: Router::default(),
     })
 }
 

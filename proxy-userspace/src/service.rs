@@ -25,7 +25,7 @@ use crate::{
     intercept::Predecessor,
     policy::Names,
     privileges,
-    proxy::{GuardNeeds, GuardedBy, Proxy, Rules, Settings, Shown},
+    proxy::{GuardNeeds, GuardedBy, Proxy, ProxyError, Rules, Settings, Shown},
     resolve,
     rule::{Calibrate, Reverse, Rule, Via},
     socket,
@@ -63,6 +63,7 @@ impl Service {
     ) -> Result<Self> {
         require_whole_hierarchy(&config, &cgroups)?;
         require_keepable(&config, guarded_by)?;
+        config.router.allow().map_err(ProxyError::from)?;
         let daemon = &config.daemon;
         let (access_log, open_log) = daemon
             .access_log
@@ -121,6 +122,14 @@ impl Service {
         Ok(self.proxy.lend_guard(&self.attach_point)?)
     }
 
+    /// Sends on what passes through as `[router]` says. After all that attaches to interfaces.
+    ///
+    /// # Errors
+    /// When that may not be, or the kernel refuses.
+    pub(crate) fn route(&mut self) -> Result<()> {
+        Ok(self.proxy.route(&self.config.router)?)
+    }
+
     /// Serves. Never returns, and may be dropped and called again.
     pub(crate) async fn run(&mut self) -> Infallible {
         loop {
@@ -142,6 +151,10 @@ impl Service {
         }
         require_whole_hierarchy(&config, &self.cgroups)?;
         require_keepable(&config, self.guarded_by)?;
+        let routes_otherwise = config.router != self.config.router;
+        if routes_otherwise {
+            config.router.allow().map_err(ProxyError::from)?;
+        }
         let watcher = watcher(&config, &self.cgroups);
         let names = resolve::resolve(config.roles(), &self.cgroups, &self.names);
         // What is needed of a guard comes before the rules that need it; what is not goes after them.
@@ -155,6 +168,12 @@ impl Service {
             tracing::error!(%error, "a pin is left; `culvert detach` removes it");
         }
         installed?;
+        if !routes_otherwise {
+            self.proxy.follow_router();
+        } else if let Err(error) = self.proxy.route(&config.router) {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(error, "no fast path; the kernel routes");
+        }
         warn_of_unresolved(&names);
         self.watcher = watcher;
         self.names = names;
@@ -231,6 +250,7 @@ impl Service {
     fn put_in_force(&mut self, target: &drain::Target) -> Result<()> {
         if matches!(target, drain::Target::Binding { .. }) {
             self.proxy.install(&rules(&self.config, &self.names))?;
+            self.proxy.follow_router();
         }
         Ok(())
     }
@@ -305,6 +325,7 @@ impl Service {
         let rules = rules(&self.config, &self.names);
         self.proxy.follow_sources(&rules);
         self.proxy.follow_interfaces(&rules);
+        self.proxy.follow_router();
     }
 
     /// A cgroup, executable or interface that rules name appeared, changed or went away.
@@ -319,6 +340,7 @@ impl Service {
                     "cgroups, executables or interfaces that rules name have changed; rules updated"
                 );
                 self.names = names;
+                self.proxy.follow_router();
             }
             Err(error) => tracing::error!(%error, "cannot update the rules"),
         }
@@ -393,6 +415,7 @@ async fn time_to_look(config: &Config, names: &Names, looked: Instant) {
     let is_steered = |rule: &Reverse| rule.steered_to().is_some();
     let wants = !names.interfaces.is_empty()
         || keeps_sources(config)
+        || config.router.is_on()
         || config.reverse.iter().any(is_steered);
     if !wants {
         return pending().await;

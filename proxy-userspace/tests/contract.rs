@@ -13,10 +13,10 @@ use std::collections::BTreeMap;
 
 use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
-    ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, GATES, Hit, Lane, LaneKey, MAX_HOSTS,
-    MAX_RULES, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey,
-    Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener,
-    names, relay,
+    ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Doubts, FAST_LINK_NUMBERS, FastLink,
+    GATES, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MemberKey, Membership, OwnKey,
+    Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleRef, RuleSet,
+    Seat, SeatKey, Sent, Socket, Wheels, listener, names, relay,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -163,7 +163,8 @@ fn shapes_for_arrivals() -> BTreeMap<&'static str, Shape> {
 fn shapes_for_transit() -> BTreeMap<&'static str, Shape> {
     use bpf_map_type::{
         BPF_MAP_TYPE_ARRAY as ARRAY, BPF_MAP_TYPE_LRU_HASH as LRU_HASH,
-        BPF_MAP_TYPE_SK_STORAGE as SK_STORAGE, BPF_MAP_TYPE_SOCKMAP as SOCKMAP,
+        BPF_MAP_TYPE_PERCPU_ARRAY as PERCPU_ARRAY, BPF_MAP_TYPE_SK_STORAGE as SK_STORAGE,
+        BPF_MAP_TYPE_SOCKMAP as SOCKMAP,
     };
     const INDEX: usize = size_of::<u32>();
     let gates = GATES * listener::COUNT;
@@ -179,6 +180,15 @@ fn shapes_for_transit() -> BTreeMap<&'static str, Shape> {
         ),
         (names::ABROAD, (SK_STORAGE, size_of::<i32>(), INDEX, None)),
         (names::RELAYED, (LRU_HASH, size_of::<OwnKey>(), INDEX, None)),
+        (
+            names::FAST_LINKS,
+            (ARRAY, INDEX, size_of::<FastLink>(), Some(FAST_LINK_NUMBERS)),
+        ),
+        (names::DOUBTS, (ARRAY, INDEX, size_of::<Doubts>(), Some(1))),
+        (
+            names::NEXT_HOPS,
+            (PERCPU_ARRAY, INDEX, size_of::<Hop>(), Some(HOPS)),
+        ),
         (names::FOREIGN, (SK_STORAGE, size_of::<i32>(), INDEX, None)),
         (names::RETURN_MARK, (ARRAY, INDEX, INDEX, Some(1))),
     ])

@@ -82,6 +82,19 @@ impl Netns {
             .unwrap_or_else(|error| panic!("cannot set {name} to {value}: {error}"));
     }
 
+    /// The hardware address of an Ethernet device in it.
+    pub fn hardware(&self, interface: &str) -> [u8; 6] {
+        let shown = self.within(|| run("ip", &["-o", "link", "show", interface]));
+        let mut words = shown.split_ascii_whitespace();
+        words.find(|word| *word == "link/ether");
+        let address = words.next().expect("a hardware address");
+        let bytes = address
+            .split(':')
+            .map(|byte| u8::from_str_radix(byte, 16).expect("a hardware address"));
+        let bytes: Vec<_> = bytes.collect();
+        bytes.try_into().expect("a hardware address")
+    }
+
     /// Loses one TCP packet in so many that arrive in it, at random. Resets are spared: a lost one does not come again, and
     /// whoever it was for would wait for ever.
     pub fn lose_one_packet_in(&self, packets: u32) {

@@ -156,11 +156,7 @@ impl Sandbox {
 
     /// A command that will run in this network namespace, and in a cgroup of the test's.
     pub fn command_in(&self, cgroup: &Arc<Cgroup>, program: impl AsRef<OsStr>) -> Command {
-        let (netns, cgroup) = (Arc::clone(&self.netns), Arc::clone(cgroup));
-        before_exec(program, move || {
-            cgroup.enter()?;
-            netns.enter()
-        })
+        command_at(&self.netns, cgroup, program)
     }
 
     /// A command that will run in this network namespace, but in no cgroup of the test's: nothing of it is
@@ -172,11 +168,7 @@ impl Sandbox {
 
     /// A command that will run as an app in another network namespace.
     pub fn command_elsewhere(&self, netns: &Arc<Netns>, program: impl AsRef<OsStr>) -> Command {
-        let (netns, cgroup) = (Arc::clone(netns), Arc::clone(&self.app_cgroup));
-        before_exec(program, move || {
-            cgroup.enter()?;
-            netns.enter()
-        })
+        command_at(netns, &self.app_cgroup, program)
     }
 
     /// A culvert command that will run beside the daemons, with the same view of `/run` and `/sys/fs/bpf`.
@@ -252,6 +244,15 @@ impl Drop for Sandbox {
             self.check();
         }
     }
+}
+
+/// A command that will run in a network namespace and a cgroup.
+pub fn command_at(netns: &Arc<Netns>, cgroup: &Arc<Cgroup>, program: impl AsRef<OsStr>) -> Command {
+    let (netns, cgroup) = (Arc::clone(netns), Arc::clone(cgroup));
+    before_exec(program, move || {
+        cgroup.enter()?;
+        netns.enter()
+    })
 }
 
 fn before_exec(

@@ -38,10 +38,11 @@ use nix::{
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
 
 /// What cannot be run by a test, since it runs the tests, makes what they need, or has the machine for itself.
-const NOT_FROM_A_TEST: [&str; 10] = [
+const NOT_FROM_A_TEST: [&str; 11] = [
     "cargo xtask bench --json figures.json --html figures.html",
     "cargo xtask bench --quick",
     "cargo xtask bench --pin --only rr --only bulk-up-1 --compare figures.json",
+    "cargo xtask bench --gateway --html gateway.html",
     "cargo xtask dist",
     "cargo xtask run",
     "cargo xtask test",
@@ -60,6 +61,7 @@ const ROUTE: &str = "sudo ip route add local 198.51.100.0/24 dev lo";
 const FRONT: &str = "sudo culvert run --config front.toml";
 const SOURCE: &str = "sudo culvert run --config source.toml";
 const GATEWAY: &str = "sudo culvert run --config gateway.toml";
+const ROUTER: &str = "sudo culvert plan --config router.toml";
 const NAMES: &str = "sudo culvert run --config names.toml";
 const CHECK: &str = "sudo culvert check password.toml";
 const PLAN: &str = "sudo culvert plan --config password.toml";
@@ -110,14 +112,14 @@ fn file(name: &str) -> String {
 fn every_command_of_the_readme_is_run_by_a_test() {
     let mut known: Vec<&str> = NOT_FROM_A_TEST.to_vec();
     known.extend([
-        EXEC, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, SOURCE, NAMES, GATEWAY, DRAIN, RESTORE,
-        CHECK, PLAN, PASSWORD,
+        EXEC, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, SOURCE, NAMES, GATEWAY, ROUTER, DRAIN,
+        RESTORE, CHECK, PLAN, PASSWORD,
     ]);
     known.sort_unstable();
     let mut commands = commands();
     commands.sort_unstable();
     assert_eq!(commands, known);
-    assert_eq!(blocks("toml").len(), 9);
+    assert_eq!(blocks("toml").len(), 10);
 }
 
 /// The machine of the README.
@@ -389,6 +391,20 @@ fn what_other_hosts_send_through_is_relayed() {
     let [router, _] = hosts::toward_server(0);
     assert_eq!(web.clients()[0].ip(), router);
     assert!(daemon.end(Signal::SIGTERM).success());
+}
+
+#[test]
+fn what_the_fast_path_skips_is_told_before() {
+    let machine = Machine::new();
+    machine.write("router.toml");
+    let router = machine.sandbox.netns();
+    router.ip("link add eth0 type veth peer name eth1");
+    for name in ["eth0", "eth1"] {
+        router.sysctl(&format!("net.ipv4.conf.{name}.forwarding"), "1");
+    }
+    let plan = output(&mut machine.command(ROUTER));
+    assert!(plan.contains("router on ingress of eth0 eth1"), "{plan}");
+    assert!(plan.contains("netfilter (nftables"), "{plan}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::{
     group::Settings,
     rule::{
         Calibrate, FailMode, Gateway, IngressHook, Listen, Match, Names, PathChoice, ProxyHeader,
-        Reverse, ReverseVia, Rule, Selector, Via,
+        Reverse, ReverseVia, Router, Rule, Selector, Via,
     },
     upstream::{Hop, Host, Scheme, Upstream},
 };
@@ -89,6 +89,16 @@ pub fn way(upstream: &Upstream, settings: Option<&Settings>) -> String {
     settings.map_or_else(|| chain(upstream), |settings| first_line(&group(settings)))
 }
 
+fn fast_path(router: &Router) -> String {
+    let names: Vec<_> = router.fast_path.iter().map(String::as_str).collect();
+    let netfilter = if router.force {
+        ", past whatever netfilter has for what passes through"
+    } else {
+        ", where netfilter has nothing for what passes through"
+    };
+    names.join(" ") + netfilter
+}
+
 fn in_one_line(text: &str) -> String {
     text.lines().collect::<Vec<_>>().join("; ")
 }
@@ -150,6 +160,10 @@ fn write(text: &mut String, config: &Config) -> fmt::Result {
             text,
             &numbered(rules.map(|rule| (&*rule.name, transits(rule)))),
         )?;
+    }
+    if config.router.is_on() {
+        writeln!(text, "\nrouter")?;
+        columns(text, &[("fast path".to_owned(), fast_path(&config.router))])?;
     }
     Ok(())
 }

@@ -125,6 +125,8 @@ fn verdict(trial: Trial, done: &str) -> Check {
         names::GATEWAY | names::GATEWAY_GUARD => {
             Check::warning(id, one_line(&error)).advice("`[[gateway]]` rules need it")
         }
+        names::ROUTER => Check::warning(id, one_line(&error))
+            .advice("`fast_path` in [router] needs it, and kernel 5.10 or newer"),
         names::GUARD4 | names::GUARD6 => Check::warning(id, one_line(&error))
             .advice("rules with `on_relay_failure = \"refuse\"` need it"),
         names::VERDICT => Check::warning(id, one_line(&error))

@@ -17,7 +17,7 @@ use aya::{
 use proxy_common::{Passage, listener, names};
 
 use super::{
-    InterceptError,
+    InterceptError, Interceptor,
     arrivals::program,
     guard::Guard,
     handles::{duplicate, map_error},
@@ -33,6 +33,29 @@ pub(super) struct Gateway {
     /// What goes on without us, as far as it is not pinned.
     guards: BTreeMap<u32, Attachment>,
     is_prepared: bool,
+}
+
+impl Interceptor {
+    /// Loads the hook on what passes through, and tells it the listeners and the mark that has packets delivered to this host.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn prepare_gateway(
+        &mut self,
+        mark: u32,
+        listeners: &[TcpListener],
+    ) -> Result<(), InterceptError> {
+        self.gateway.prepare(&mut self.ebpf, mark, listeners)
+    }
+
+    /// Attaches the hook on what passes through to these interfaces, by their numbers, and to no others.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_gateway(&mut self, interfaces: &BTreeSet<u32>) -> Result<(), InterceptError> {
+        let (ebpf, ingress) = (&mut self.ebpf, &mut self.ingress);
+        self.gateway.attach(ebpf, ingress, interfaces)
+    }
 }
 
 impl Gateway {

@@ -8,6 +8,7 @@ mod filters;
 mod listing;
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
@@ -19,7 +20,13 @@ use crate::rule::IngressHook;
 pub use self::filters::{FilterError, remove_stale, stale};
 
 /// Attaches programs to the ingress of interfaces.
-pub(super) enum Ingress {
+pub(super) struct Ingress {
+    by: By,
+    /// How many programs were attached to each.
+    attached: BTreeMap<u32, u32>,
+}
+
+enum By {
     Links,
     Filters(Filters),
 }
@@ -28,6 +35,8 @@ pub(super) enum Ingress {
 pub(super) struct Attachment {
     link: Option<OwnedFd>,
     _filter: Option<Filter>,
+    /// Which one of its interface it is.
+    number: u32,
 }
 
 impl Attachment {
@@ -46,16 +55,20 @@ pub fn is_by_links(hook: IngressHook) -> bool {
 impl Ingress {
     /// The way that a configuration and this kernel ask for.
     pub(super) fn by(hook: IngressHook) -> Self {
-        if is_by_links(hook) {
-            Self::Links
+        let by = if is_by_links(hook) {
+            By::Links
         } else {
-            Self::Filters(Filters::default())
+            By::Filters(Filters::default())
+        };
+        Self {
+            by,
+            attached: BTreeMap::new(),
         }
     }
 
     /// Whether what is attached ends with this process, unless it is pinned.
     pub(super) const fn ends_with_process(&self) -> bool {
-        matches!(self, Self::Links)
+        matches!(self.by, By::Links)
     }
 
     /// Attaches a program, behind those of ours that are there.
@@ -65,15 +78,24 @@ impl Ingress {
         name: &'static str,
         interface: u32,
     ) -> io::Result<Attachment> {
-        match self {
-            Self::Links => Ok(Attachment {
-                link: Some(syscall::create_interface_link(program, interface)?),
-                _filter: None,
-            }),
-            Self::Filters(filters) => Ok(Attachment {
-                link: None,
-                _filter: Some(filters.add(program, name, interface)?),
-            }),
-        }
+        let (link, filter) = match &mut self.by {
+            By::Links => {
+                let link = syscall::create_interface_link(program, interface)?;
+                (Some(link), None)
+            }
+            By::Filters(filters) => (None, Some(filters.add(program, name, interface)?)),
+        };
+        let number = self.attached.entry(interface).or_default();
+        *number += 1;
+        Ok(Attachment {
+            link,
+            _filter: filter,
+            number: *number,
+        })
+    }
+
+    /// Whether none was attached behind one.
+    pub(super) fn is_last(&self, interface: u32, attachment: &Attachment) -> bool {
+        self.attached.get(&interface) == Some(&attachment.number)
     }
 }

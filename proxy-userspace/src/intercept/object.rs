@@ -19,6 +19,7 @@ use thiserror::Error;
 use super::{
     InterceptError, Overlap, Settings,
     btf::{self, BtfError, Offsets, QueueLayout, SocketLayout, Types, tells_ingress_interface},
+    ingress,
 };
 use crate::{policy::Compiled, privileges};
 
@@ -165,7 +166,8 @@ pub(super) fn load(
     let mptcp = u32::from(features.mptcp);
     let reads_tasks = u32::from(features.offsets.is_ok());
     let offsets = features.offsets.clone().unwrap_or_default();
-    let ingress = u32::from(features.ingress_interface);
+    let tells_interface = u32::from(features.ingress_interface);
+    let router_ends = u32::from(ingress::is_by_links(settings.ingress));
     let shortcut = u32::from(features.sockets.is_ok() && features.offsets.is_ok());
     let sockets = features.sockets.clone().unwrap_or_default();
     let queues = features.queues.clone().unwrap_or_default();
@@ -183,7 +185,8 @@ pub(super) fn load(
         .override_global(aya_log::LEVEL, &log_level, true)
         .override_global("HAS_SET_RETVAL", &set_retval, true)
         .override_global("HAS_MPTCP", &mptcp, true)
-        .override_global("HAS_INGRESS", &ingress, true)
+        .override_global("HAS_INGRESS", &tells_interface, true)
+        .override_global("ROUTER_ENDS", &router_ends, true)
         .override_global("READS_TASKS", &reads_tasks, true)
         .override_global("TASK_MM", &offsets.task_mm, true)
         .override_global("TASK_PID", &offsets.task_pid, true)

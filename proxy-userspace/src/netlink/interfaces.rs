@@ -1,11 +1,15 @@
-//! Which interfaces there are.
+//! Which interfaces there are, and which addresses.
 
-use std::io;
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::{
-    RouteNetlinkMessage,
-    link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
+    link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
 };
 
 use super::Conversation;
@@ -19,8 +23,23 @@ pub struct Interface {
     pub name: String,
     /// Whether packets that it gets were sent by this host.
     pub is_loopback: bool,
-    /// Whether packets that it gets are another interface's: it is a port of a bridge or bond.
-    pub is_port: bool,
+    /// What it is a port of.
+    pub port: Port,
+    /// Whether packets have Ethernet headers.
+    pub is_ethernet: bool,
+    /// Bytes of the longest IP packet that it can send.
+    pub mtu: u32,
+}
+
+/// What an interface is a port of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// Nothing that is known here.
+    None,
+    /// A bridge or bond, whose packets are those that it gets.
+    Link,
+    /// A VRF: its packets are routed by tables of their own.
+    Table,
 }
 
 impl Conversation {
@@ -38,6 +57,23 @@ impl Conversation {
         })?;
         Ok(interfaces)
     }
+
+    /// All addresses of IPv4.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn addresses_v4(&mut self) -> io::Result<Vec<Ipv4Addr>> {
+        let mut question = AddressMessage::default();
+        question.header.family = AddressFamily::Inet;
+        let mut addresses = Vec::new();
+        let all = RouteNetlinkMessage::GetAddress(question);
+        self.ask(all, NLM_F_DUMP, |answer| {
+            if let RouteNetlinkMessage::NewAddress(address) = answer {
+                addresses.extend(address.attributes.iter().filter_map(own));
+            }
+        })?;
+        Ok(addresses)
+    }
 }
 
 impl Interface {
@@ -49,22 +85,42 @@ impl Interface {
                 LinkAttribute::IfName(name) => Some(name.clone()),
                 _ => None,
             })?;
-        let is_port = link.attributes.iter().any(|attribute| match attribute {
-            LinkAttribute::LinkInfo(infos) => infos.iter().any(|info| {
-                matches!(
-                    info,
-                    LinkInfo::PortKind(
-                        InfoPortKind::Bond | InfoPortKind::Bridge | InfoPortKind::Team
-                    )
-                )
-            }),
-            _ => false,
-        });
+        let mtu = link
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Mtu(mtu) => Some(*mtu),
+                _ => None,
+            });
+        let port = link
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+                    LinkInfo::PortKind(kind) => Some(kind),
+                    _ => None,
+                }),
+                _ => None,
+            });
         Some(Self {
             number: link.header.index,
             name,
             is_loopback: link.header.flags.contains(LinkFlags::Loopback),
-            is_port,
+            port: match port {
+                Some(InfoPortKind::Bond | InfoPortKind::Bridge | InfoPortKind::Team) => Port::Link,
+                Some(InfoPortKind::Vrf) => Port::Table,
+                _ => Port::None,
+            },
+            is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
+            mtu: mtu.unwrap_or_default(),
         })
+    }
+}
+
+/// An address of this host, not of the other end of a link.
+const fn own(attribute: &AddressAttribute) -> Option<Ipv4Addr> {
+    match attribute {
+        AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        _ => None,
     }
 }

@@ -52,12 +52,15 @@ pub(super) fn lacking(config: &Config) -> impl Iterator<Item = String> {
         .into_iter()
         .filter(|name| socket::interface_number(name).is_some());
     let forwards_nothing = there.filter(|name| !Forwarding::of(name).any());
-    forwards_nothing.map(|name| {
-        format!(
-            "forwarding on {name}, without which nothing passes through; sysctl -w net.ipv4.ip_forward=1 \
-             net.ipv6.conf.all.forwarding=1"
-        )
-    })
+    forwards_nothing.map(no_forwarding)
+}
+
+/// Of an interface.
+pub(super) fn no_forwarding(name: &str) -> String {
+    format!(
+        "forwarding on {name}, without which nothing passes through; sysctl -w net.ipv4.ip_forward=1 \
+         net.ipv6.conf.all.forwarding=1"
+    )
 }
 
 fn interfaces(config: &Config) -> BTreeSet<&str> {

@@ -4,7 +4,7 @@ use std::{fs::File, net::Ipv4Addr, os::fd::AsFd as _, path::Path};
 
 use proxy_common::names;
 
-use super::gateway;
+use super::{gateway, router};
 use crate::{
     cgroup::Cgroup2,
     config::{Config, LogTarget},
@@ -57,6 +57,9 @@ impl Needs {
         }
         if !config.gateway.is_empty() {
             needs.interfaces = vec![names::GATEWAY];
+        }
+        if config.router.is_on() {
+            needs.interfaces.push(names::ROUTER);
         }
         let guard = GuardNeeds::of(config.roles());
         if guard.forward {
@@ -144,6 +147,7 @@ pub(super) fn lacking_around(
         ));
     }
     lacking.extend(gateway::lacking(config));
+    lacking.extend(router::lacking(config));
     if let Some(log) = &config.daemon.access_log
         && let LogTarget::File(path) = &log.target
         && !path.parent().is_some_and(Path::is_dir)

@@ -1,7 +1,8 @@
 //! How a proxy ends, and how its place is taken.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
+use proxy_common::Doubts;
 use tokio::time::{Instant, sleep};
 
 use super::{Proxy, ProxyError};
@@ -28,6 +29,9 @@ impl Proxy {
         // relayed from then on, and stays until that is over.
         if let Err(error) = self.interceptor.reduce_guard(false, false, true) {
             tracing::error!(%error, "a pin is left; `culvert detach` removes it");
+        }
+        if let Err(error) = self.interceptor.route(&BTreeMap::new(), &Doubts::default()) {
+            tracing::error!(%error, "the fast path ends with this process");
         }
         self.interceptor.detach();
         let now = Instant::now();

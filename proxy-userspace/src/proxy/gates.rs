@@ -7,18 +7,19 @@ use std::{
     sync::Arc,
 };
 
-use super::{BACKLOG, Proxy, ProxyError, Rules, Shown};
+use super::{BACKLOG, Proxy, ProxyError, Rules, Shown, router::FastPath};
 use crate::{
     delivery::{Delivery, Want},
     forwarding::Forwarding,
-    netlink::Conversation,
+    netlink::{Conversation, Port},
     socket,
 };
 
 /// Interfaces by which packets of other hosts come in: all but loopback and those whose packets are another interface's.
 fn outer() -> io::Result<impl Iterator<Item = Arc<str>>> {
     let interfaces = Conversation::open()?.interfaces()?.into_iter();
-    let outer = interfaces.filter(|interface| !interface.is_loopback && !interface.is_port);
+    let outer =
+        interfaces.filter(|interface| !interface.is_loopback && interface.port != Port::Link);
     Ok(outer.map(|interface| interface.name.into()))
 }
 
@@ -33,6 +34,8 @@ pub(super) struct Gates {
     delivery: Option<Delivery>,
     /// Whether what passes through is to be guarded.
     pub(super) is_guarded: bool,
+    /// Between which interfaces the rest is sent on.
+    pub(super) fast_path: FastPath,
 }
 
 impl Proxy {

@@ -32,6 +32,7 @@ const LAYERS: [&[&str]; 11] = [
         "delivery",
         "exec",
         "metrics",
+        "netfilter",
         "peek",
         "policy",
         "privileges",

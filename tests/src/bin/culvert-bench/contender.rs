@@ -2,6 +2,7 @@
 
 mod copy;
 mod culvert;
+mod gateway;
 mod haproxy;
 mod nginx;
 mod peer;
@@ -12,6 +13,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use culvert_tests::{
     Culvert, Sandbox,
+    netns::Netns,
     sandbox::{OTHER_V4, SERVER_V4},
 };
 use serde::{Deserialize, Serialize};
@@ -52,10 +54,18 @@ enum Job {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Direct,
-    Culvert { path: &'static str, job: Job },
+    Culvert {
+        path: &'static str,
+        job: Job,
+    },
+    /// On a host between client and server.
+    OnTheWay(gateway::Way),
     Copy(Form),
     Nginx(Form),
-    Haproxy { splice: bool, form: Form },
+    Haproxy {
+        splice: bool,
+        form: Form,
+    },
     Redsocks,
 }
 
@@ -158,6 +168,39 @@ pub(crate) const CONTENDERS: [Contender; 23] = [
     },
 ];
 
+const fn on_the_way(name: &'static str, way: gateway::Way) -> Contender {
+    let kind = Kind::OnTheWay(way);
+    Contender { name, kind }
+}
+
+/// Those on a host that client and server are routed by; what the others are compared with comes first.
+pub(crate) const ON_THE_WAY: [Contender; 12] = [
+    on_the_way("routed", gateway::Way::Routed),
+    on_the_way("culvert-gateway-auto", gateway::relayed("auto", false)),
+    on_the_way("culvert-gateway-copy", gateway::relayed("copy", false)),
+    on_the_way("culvert-gateway-splice", gateway::relayed("splice", false)),
+    on_the_way(
+        "culvert-gateway-sockmap",
+        gateway::relayed("sockmap", false),
+    ),
+    on_the_way(
+        "culvert-gateway-keep-source",
+        gateway::relayed("auto", true),
+    ),
+    on_the_way("haproxy-tproxy", gateway::by_haproxy(false, false)),
+    on_the_way("haproxy-splice-tproxy", gateway::by_haproxy(true, false)),
+    on_the_way(
+        "haproxy-tproxy-keep-source",
+        gateway::by_haproxy(false, true),
+    ),
+    on_the_way(
+        "haproxy-splice-tproxy-keep-source",
+        gateway::by_haproxy(true, true),
+    ),
+    on_the_way("nginx-gateway", gateway::by_nginx(false)),
+    on_the_way("nginx-gateway-keep-source", gateway::by_nginx(true)),
+];
+
 /// A proxy that runs.
 pub(crate) enum Relay<'a> {
     /// None.
@@ -177,6 +220,7 @@ impl Contender {
         match self.kind {
             Kind::Direct => Family::Direct,
             Kind::Culvert { .. } => Family::Culvert,
+            Kind::OnTheWay(way) => way.family(),
             _ => Family::Peer,
         }
     }
@@ -185,6 +229,7 @@ impl Contender {
     pub(crate) fn path(&self) -> Option<&'static str> {
         match self.kind {
             Kind::Culvert { path, .. } => Some(path),
+            Kind::OnTheWay(way) => way.path(),
             _ => None,
         }
     }
@@ -199,6 +244,7 @@ impl Contender {
             Kind::Culvert {
                 job: Job::Reverse, ..
             } => "arrived_relayed",
+            Kind::OnTheWay(_) => "transit_relayed",
             _ => "relayed",
         }
     }
@@ -209,6 +255,7 @@ impl Contender {
             Kind::Nginx(_) => &nginx::PROGRAMS,
             Kind::Haproxy { .. } => &haproxy::PROGRAMS,
             Kind::Redsocks => &redsocks::PROGRAMS,
+            Kind::OnTheWay(way) => way.programs(),
             Kind::Culvert {
                 job: Job::ForwardOverSocks,
                 ..
@@ -226,6 +273,7 @@ impl Contender {
         let own = match self.kind {
             Kind::Direct => String::new(),
             Kind::Culvert { path, job } => culvert::configuration(path, job, workers),
+            Kind::OnTheWay(way) => way.configuration(workers),
             Kind::Copy(form) => copy::arguments(form, workers).join(" "),
             Kind::Nginx(form) => nginx::configuration(form, workers),
             Kind::Haproxy { splice, form } => haproxy::configuration(splice, form, workers),
@@ -244,6 +292,7 @@ impl Contender {
         match self.kind {
             Kind::Direct => Ok(Relay::Nobody),
             Kind::Culvert { path, job } => culvert::start(sandbox, path, job, workers, is_logged),
+            Kind::OnTheWay(way) => way.start(sandbox, workers, is_logged),
             Kind::Copy(form) => copy::start(sandbox, form, workers),
             Kind::Nginx(form) => nginx::start(sandbox, form, workers),
             Kind::Haproxy { splice, form } => haproxy::start(sandbox, splice, form, workers),
@@ -253,9 +302,26 @@ impl Contender {
 
     /// Where the client connects.
     pub(crate) fn target(&self) -> SocketAddr {
+        if self.is_on_the_way() {
+            return gateway::server();
+        }
         match self.form() {
             Some(Form::Explicit) => (SERVER_V4, PROXY_PORT).into(),
             Some(Form::Redirect) | None => server(),
+        }
+    }
+
+    /// Whether client and server are other hosts.
+    pub(crate) fn is_on_the_way(&self) -> bool {
+        matches!(self.kind, Kind::OnTheWay(_))
+    }
+
+    /// Has the host between client and server give connections to a peer.
+    pub(crate) fn lay_the_way(&self, host: &Netns) {
+        if let Kind::OnTheWay(way) = self.kind {
+            for (tool, arguments) in way.commands() {
+                host.tool(tool, &arguments);
+            }
         }
     }
 
@@ -264,7 +330,7 @@ impl Contender {
             Kind::Culvert {
                 job: Job::Reverse, ..
             } => Some(Form::Explicit),
-            Kind::Direct | Kind::Culvert { .. } => None,
+            Kind::Direct | Kind::Culvert { .. } | Kind::OnTheWay(_) => None,
             Kind::Copy(form) | Kind::Nginx(form) | Kind::Haproxy { form, .. } => Some(form),
             Kind::Redsocks => Some(Form::Redirect),
         }

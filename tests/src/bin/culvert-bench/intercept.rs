@@ -132,7 +132,7 @@ struct Subject<'a> {
 
 impl<'a> Subject<'a> {
     fn start(case: Case, sandbox: &'a Sandbox, threads: Threads) -> Result<Self> {
-        let load = Pair::start(sandbox, threads.load)?;
+        let load = Pair::start(sandbox, None, threads.load)?;
         let settings = Settings {
             without_access_log: true,
             ..Settings::daemon(&format!("workers = {}", threads.relay))

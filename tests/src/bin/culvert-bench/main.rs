@@ -50,6 +50,9 @@ struct Bench {
     /// Run everything on one core, the first or the one that is named, so that rates show what the work costs
     #[arg(long, value_name = "CORE", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     pin: Option<usize>,
+    /// Measure on a host that client and server, two others, are routed by: what passes through, without idle and slow-reader
+    #[arg(long)]
+    gateway: bool,
     /// Measure only work whose name begins so: rr, rr-64-1, bulk-up, connect, idle, slow-reader, intercept
     #[arg(long, value_name = "WORK")]
     only: Vec<String>,

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
-use culvert_tests::{Culvert, Sandbox, eventually::in_time, record::CloseRecord};
+use culvert_tests::{Culvert, eventually::in_time, record::CloseRecord};
 
 use crate::{
     contender::{Contender, Family, Relay},
     interrupt, progress,
     results::{Failure, Missing, Sample, Way},
-    scene::{self, Scene, Threads},
+    scene::{Scene, Stage, Threads},
     work::{Effort, Setting, Work},
 };
 
@@ -34,11 +34,11 @@ pub(crate) struct Plan<'a> {
 impl Plan<'_> {
     /// Measures everything.
     pub(crate) fn run(self, findings: &mut Findings) -> Result<()> {
-        let sandboxes: Vec<_> = self.contenders.iter().map(|_| scene::sandbox()).collect();
+        let stages: Vec<_> = self.contenders.iter().copied().map(Stage::of).collect();
         for setting in [Setting::Shared, Setting::Unlogged] {
-            self.run_together(setting, &sandboxes, findings)?;
+            self.run_together(setting, &stages, findings)?;
         }
-        self.run_fresh(&sandboxes, findings)
+        self.run_fresh(&stages, findings)
     }
 
     fn works_of(self, setting: Setting) -> Vec<Work> {
@@ -50,7 +50,7 @@ impl Plan<'_> {
     fn run_together(
         self,
         setting: Setting,
-        sandboxes: &[Sandbox],
+        stages: &[Stage],
         findings: &mut Findings,
     ) -> Result<()> {
         let works = self.works_of(setting);
@@ -58,9 +58,9 @@ impl Plan<'_> {
             return Ok(());
         }
         let mut scenes = Vec::new();
-        for (contender, sandbox) in self.contenders.iter().zip(sandboxes) {
+        for (contender, stage) in self.contenders.iter().zip(stages) {
             progress::step(&format!("starting {}", contender.name));
-            scenes.extend(self.start(*contender, sandbox, setting, findings)?);
+            scenes.extend(self.start(*contender, stage, setting, findings)?);
         }
         for work in works {
             progress::step(&format!("{work}: {}", work.title()));
@@ -87,13 +87,13 @@ impl Plan<'_> {
     }
 
     /// One contender runs at a time.
-    fn run_fresh(self, sandboxes: &[Sandbox], findings: &mut Findings) -> Result<()> {
+    fn run_fresh(self, stages: &[Stage], findings: &mut Findings) -> Result<()> {
         for work in self.works_of(Setting::Fresh) {
             progress::step(&format!("{work}: {}", work.title()));
             for round in 0..self.effort.fresh_rounds {
-                for (contender, sandbox) in self.contenders.iter().zip(sandboxes) {
+                for (contender, stage) in self.contenders.iter().zip(stages) {
                     interrupt::check()?;
-                    let scene = self.start(*contender, sandbox, Setting::Fresh, findings)?;
+                    let scene = self.start(*contender, stage, Setting::Fresh, findings)?;
                     if let Some(mut scene) = scene {
                         self.measure(&mut scene, work, round, findings);
                         let expected = match work {
@@ -114,11 +114,11 @@ impl Plan<'_> {
     fn start<'a>(
         self,
         contender: Contender,
-        sandbox: &'a Sandbox,
+        stage: &'a Stage,
         setting: Setting,
         findings: &mut Findings,
     ) -> Result<Option<Scene<'a>>> {
-        match Scene::start(contender, sandbox, self.threads, setting) {
+        match Scene::start(contender, stage, self.threads, setting) {
             Ok(scene) => Ok(Some(scene)),
             Err(error) if contender.family() == Family::Peer => {
                 findings.miss(contender, &format!("{error:#}"));

@@ -11,7 +11,7 @@ use nix::{
 
 use crate::{
     Bench, comparison,
-    contender::{CONTENDERS, Contender, Family},
+    contender::{CONTENDERS, Contender, Family, ON_THE_WAY},
     intercept, interrupt,
     machine::{Machine, cores},
     report,
@@ -35,11 +35,11 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     }
     let mut remarks = Vec::new();
     let effort = effort(bench, &mut remarks)?;
-    let (works, with_intercept) = works(&bench.only)?;
+    let (works, with_intercept) = bench.works()?;
     let threads = threads();
     let mut findings = Findings::default();
     let mut contenders = Vec::new();
-    for contender in CONTENDERS.into_iter().filter(|one| bench.wants(one)) {
+    for contender in bench.all().iter().copied().filter(|one| bench.wants(one)) {
         match version(contender, &machine.revision) {
             Ok(version) => contenders.push((contender, version)),
             Err(missing) => findings.miss(contender, &missing),
@@ -98,7 +98,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
     // What a peer fails at is in the report; it is no mistake of this program.
     let failed = results.failures.iter().filter(|failure| {
         let contender = |one: &&Contender| one.name == failure.contender;
-        let contender = CONTENDERS.iter().find(contender);
+        let contender = bench.all().iter().find(contender);
         contender.is_none_or(|contender| contender.family() != Family::Peer)
     });
     match failed.count() {
@@ -108,8 +108,26 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
 }
 
 impl Bench {
+    /// Everybody who can be measured.
+    const fn all(&self) -> &'static [Contender] {
+        if self.gateway {
+            &ON_THE_WAY
+        } else {
+            &CONTENDERS
+        }
+    }
+
+    /// What is done, and whether the cost of the hooks is measured.
+    fn works(&self) -> Result<(Vec<Work>, bool)> {
+        let (mut works, with_intercept) = works(&self.only)?;
+        if self.gateway {
+            works.retain(|work| !matches!(work, Work::Idle | Work::SlowReader));
+        }
+        Ok((works, with_intercept && !self.gateway))
+    }
+
     fn wants(&self, contender: &Contender) -> bool {
-        let names = || CONTENDERS.iter().map(|contender| contender.name);
+        let names = || self.all().iter().map(|contender| contender.name);
         self.contender.is_empty()
             || contender.family() == Family::Direct
             || self

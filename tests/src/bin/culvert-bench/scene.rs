@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, thread, time::Duration};
 
 use anyhow::{Result, bail};
-use culvert_tests::Sandbox;
+use culvert_tests::{Sandbox, hosts::Hosts, netns::Netns};
 
 use crate::{
     contender::{Contender, Relay},
@@ -38,21 +38,45 @@ pub(crate) type Figures = BTreeMap<Metric, f64>;
 /// A sandbox in which so many connections one after the other do not run out of ports.
 pub(crate) fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
-    let netns = sandbox.netns();
+    spare_ports(sandbox.netns());
+    sandbox
+}
+
+fn spare_ports(netns: &Netns) {
     netns.sysctl("net.ipv4.ip_local_port_range", "10000 65535");
     // Ports of closed connections can be used again after a second.
     netns.sysctl("net.ipv4.tcp_tw_reuse", "1");
-    sandbox
+}
+
+/// Where a contender is measured.
+pub(crate) struct Stage {
+    /// Those of client and server, where they are others.
+    hosts: Option<Hosts>,
+    sandbox: Sandbox,
+}
+
+impl Stage {
+    pub(crate) fn of(contender: Contender) -> Self {
+        let sandbox = sandbox();
+        let hosts = contender.is_on_the_way().then(|| {
+            let hosts = Hosts::around(&sandbox);
+            spare_ports(hosts.client(0));
+            contender.lay_the_way(sandbox.netns());
+            hosts
+        });
+        Self { hosts, sandbox }
+    }
 }
 
 impl<'a> Scene<'a> {
     pub(crate) fn start(
         contender: Contender,
-        sandbox: &'a Sandbox,
+        stage: &'a Stage,
         threads: Threads,
         setting: Setting,
     ) -> Result<Self> {
-        let load = Pair::start(sandbox, threads.load)?;
+        let sandbox = &stage.sandbox;
+        let load = Pair::start(sandbox, stage.hosts.as_ref(), threads.load)?;
         let is_logged = setting != Setting::Unlogged;
         let relay = contender.start(sandbox, threads.relay, is_logged)?;
         Ok(Self {

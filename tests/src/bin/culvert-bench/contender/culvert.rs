@@ -3,7 +3,9 @@
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
-use culvert_tests::{Sandbox, daemon::Settings, eventually::eventually, sandbox::SERVER_V4};
+use culvert_tests::{
+    Culvert, Sandbox, daemon::Settings, eventually::eventually, sandbox::SERVER_V4,
+};
 
 use super::{Form, Job, PROXY_PORT, Relay, redsocks};
 
@@ -12,7 +14,7 @@ pub(super) fn configuration(path: &str, job: Job, workers: usize) -> String {
     format!("[daemon]\n{}\n{}", daemon(workers), rules(path, job))
 }
 
-fn daemon(workers: usize) -> String {
+pub(super) fn daemon(workers: usize) -> String {
     format!("workers = {workers}\ncalibrate = \"start\"")
 }
 
@@ -60,19 +62,31 @@ pub(super) fn start<'a>(
     workers: usize,
     is_logged: bool,
 ) -> Result<Relay<'a>> {
+    let socks = (job == Job::ForwardOverSocks)
+        .then(|| redsocks::start_socks(sandbox))
+        .transpose()?;
+    let culvert = run(sandbox, path, &rules(path, job), workers, is_logged);
+    Ok(Relay::Culvert { culvert, socks })
+}
+
+/// A daemon that has measured the paths, if its path asks for that.
+pub(super) fn run<'a>(
+    sandbox: &'a Sandbox,
+    path: &str,
+    rules: &str,
+    workers: usize,
+    is_logged: bool,
+) -> Box<Culvert<'a>> {
     let settings = Settings {
         without_access_log: !is_logged,
         ..Settings::daemon(&daemon(workers))
     };
-    let socks = (job == Job::ForwardOverSocks)
-        .then(|| redsocks::start_socks(sandbox))
-        .transpose()?;
-    let culvert = Box::new(sandbox.culvert_with(&settings, &rules(path, job)));
+    let culvert = Box::new(sandbox.culvert_with(&settings, rules));
     if path.starts_with("auto") || path.starts_with("shortcut") {
         // In the background, a moment after the start; a daemon has it behind itself for most of its life.
         eventually("the paths to be measured", || {
             culvert.log().contains("measured the paths").then_some(())
         });
     }
-    Ok(Relay::Culvert { culvert, socks })
+    culvert
 }

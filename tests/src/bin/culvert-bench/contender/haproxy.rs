@@ -10,7 +10,11 @@ pub(super) const PROGRAMS: [(&str, &str); 1] = [("haproxy", "-v")];
 /// `maxconn` is what the limit of open files allows, as `HAProxy` itself works it out; by default it keeps a quarter of that for
 /// pipes, of which every direction of a connection that splices has one.
 pub(super) fn configuration(splice: bool, form: Form, workers: usize) -> String {
-    let upstream = form.upstream();
+    written(splice, "", &form.upstream().to_string(), workers)
+}
+
+/// With parameters of the listener, and where it connects.
+pub(super) fn written(splice: bool, listener: &str, upstream: &str, workers: usize) -> String {
     let (pipes, splice) = if splice {
         ("maxpipes 256", "option splice-auto")
     } else {
@@ -31,7 +35,7 @@ defaults
     timeout tunnel 1h
     {splice}
 listen bench
-    bind :{PROXY_PORT} backlog 4096
+    bind :{PROXY_PORT} backlog 4096 {listener}
     server server {upstream}
 "
     )
@@ -43,10 +47,18 @@ pub(super) fn start(
     form: Form,
     workers: usize,
 ) -> Result<Relay<'_>> {
-    let mut peer = Peer::new(sandbox);
+    let peer = Peer::new(sandbox);
     peer.redirect(form);
+    run(sandbox, peer, &configuration(splice, form, workers))
+}
+
+pub(super) fn run<'a>(
+    sandbox: &Sandbox,
+    mut peer: Peer<'a>,
+    configuration: &str,
+) -> Result<Relay<'a>> {
     let file = sandbox.directory().join("haproxy.cfg");
-    write_private(&file, &configuration(splice, form, workers));
+    write_private(&file, configuration);
     let file = file.to_string_lossy();
     peer.run("haproxy", &["-db", "-f", &file], PROXY_PORT)?;
     Ok(Relay::Peer(peer))

@@ -1,5 +1,7 @@
 //! nginx with its stream module.
 
+use std::net::SocketAddr;
+
 use anyhow::Result;
 use culvert_tests::{Sandbox, process::write_private};
 
@@ -9,7 +11,11 @@ pub(super) const PROGRAMS: [(&str, &str); 1] = [("nginx", "-v")];
 
 /// A buffer of 64 KiB is four times the default: larger ones move no more, and cost each connection their size.
 pub(super) fn configuration(form: Form, workers: usize) -> String {
-    let upstream = form.upstream();
+    written("", form.upstream(), workers)
+}
+
+/// With more directives, and where it connects.
+pub(super) fn written(more: &str, upstream: SocketAddr, workers: usize) -> String {
     format!(
         "\
 load_module modules/ngx_stream_module.so;
@@ -26,6 +32,7 @@ stream {{
         listen {PROXY_PORT} reuseport backlog=4096;
         tcp_nodelay on;
         proxy_pass {upstream};
+        {more}
         proxy_buffer_size 64k;
         proxy_connect_timeout 10s;
         proxy_timeout 1h;
@@ -36,12 +43,20 @@ stream {{
 }
 
 pub(super) fn start(sandbox: &Sandbox, form: Form, workers: usize) -> Result<Relay<'_>> {
-    let mut peer = Peer::new(sandbox);
+    let peer = Peer::new(sandbox);
     peer.redirect(form);
+    run(sandbox, peer, &configuration(form, workers))
+}
+
+pub(super) fn run<'a>(
+    sandbox: &Sandbox,
+    mut peer: Peer<'a>,
+    configuration: &str,
+) -> Result<Relay<'a>> {
     let directory = sandbox.directory();
     let file = directory.join("nginx.conf");
     let pid = format!("pid {};\n", directory.join("nginx.pid").display());
-    write_private(&file, &(pid + &configuration(form, workers)));
+    write_private(&file, &(pid + configuration));
     let file = file.to_string_lossy();
     peer.run("nginx", &["-e", "stderr", "-c", &file], PROXY_PORT)?;
     Ok(Relay::Peer(peer))

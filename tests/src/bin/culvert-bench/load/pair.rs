@@ -9,12 +9,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use culvert_tests::{Sandbox, cgroup::Cgroup, eventually::in_time, process::Running};
+use culvert_tests::{
+    Sandbox, cgroup::Cgroup, eventually::in_time, hosts::Hosts, process::Running,
+    sandbox::command_at,
+};
 
 use super::order::{Done, Order, Reply};
 use crate::contender::SERVER_PORT;
 
-/// A client in the cgroup that is intercepted, and a server, in one sandbox.
+/// A client in the cgroup that is intercepted, and a server, in one sandbox or on hosts around it.
 pub(crate) struct Pair {
     client: Child,
     input: ChildStdin,
@@ -25,13 +28,16 @@ pub(crate) struct Pair {
 
 impl Pair {
     /// Starts both, each with so many threads.
-    pub(crate) fn start(sandbox: &Sandbox, threads: usize) -> Result<Self> {
+    pub(crate) fn start(sandbox: &Sandbox, hosts: Option<&Hosts>, threads: usize) -> Result<Self> {
         let own = std::env::current_exe().context("the path of this program")?;
         let threads = threads.to_string();
         let server_cgroup = Arc::new(sandbox.cgroup().child("server"));
-        let server = start_server(sandbox, &server_cgroup, &own, &threads)?;
-        let mut client = sandbox
-            .command(own)
+        let server = start_server(sandbox, hosts, &server_cgroup, &own, &threads)?;
+        let mut client = match hosts {
+            None => sandbox.command(own),
+            Some(hosts) => sandbox.command_elsewhere(hosts.client(0), own),
+        };
+        let mut client = client
             .args(["client", "--threads", &threads])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -72,18 +78,23 @@ impl Drop for Pair {
 
 fn start_server(
     sandbox: &Sandbox,
+    hosts: Option<&Hosts>,
     cgroup: &Arc<Cgroup>,
     own: &PathBuf,
     threads: &str,
 ) -> Result<Running> {
-    let mut command = sandbox.command_in(cgroup, own);
+    let mut command = match hosts {
+        None => sandbox.command_in(cgroup, own),
+        Some(hosts) => command_at(hosts.server(0), cgroup, own),
+    };
     command
         .args(["server", "--port", &SERVER_PORT.to_string()])
         .args(["--threads", threads]);
     let server = Running::start(&mut command);
     // At an address that is never redirected to a proxy.
     let address = (Ipv4Addr::LOCALHOST, SERVER_PORT);
-    let connects = || sandbox.within(|| TcpStream::connect(address).ok());
+    let netns = hosts.map_or_else(|| sandbox.netns(), |hosts| &**hosts.server(0));
+    let connects = || netns.within(|| TcpStream::connect(address).ok());
     in_time(connects).context("the server does not listen")?;
     Ok(server)
 }
