@@ -64,10 +64,11 @@ const SMALL_READ: u64 = 8 * 1024;
 /// More bytes than these one way before the other answers, on average, make bulk.
 const LONG_TURN: u64 = 128 * 1024;
 
-/// Windows in a row that make a kind steady where both sides speak. The first one alone may be a greeting before a transfer.
-const STEADY: u8 = 2;
-/// The same where only one does: so begins a transfer, too, as long as the congestion window is small.
-const STEADY_ONE_WAY: u8 = 16;
+/// What makes a kind steady: so many windows in a row in which only one side speaks. So begins a transfer, too, as long as the
+/// congestion window is small.
+const STEADY: u8 = 16;
+/// For so many counts one in which both do: two are enough. The first one alone may be a greeting before a transfer.
+const OF_CONVERSATION: u8 = STEADY / 2;
 /// Turns in a window from which on both sides speak.
 const CONVERSATION: u32 = 2;
 
@@ -86,9 +87,8 @@ pub(super) struct Watch {
     kind: Option<Kind>,
     /// What the last window was, where it was not `kind`.
     doubt: Option<Kind>,
-    /// Windows in a row that were the same, and whether both sides spoke in the last one.
+    /// Windows in a row that were the same, as they count for [`STEADY`].
     agreeing: u8,
-    is_conversation: bool,
 }
 
 impl Watch {
@@ -103,18 +103,12 @@ impl Watch {
             kind: None,
             doubt: None,
             agreeing: 0,
-            is_conversation: false,
         }
     }
 
     /// Whether enough windows say the same to do what cannot be undone.
     pub(super) fn is_steady(&self) -> bool {
-        let enough = if self.is_conversation {
-            STEADY
-        } else {
-            STEADY_ONE_WAY
-        };
-        self.agreeing >= enough
+        self.agreeing >= STEADY
     }
 
     /// To be called after each turn of work. Returns the kind at the end of each window.
@@ -139,14 +133,18 @@ impl Watch {
             return None;
         }
         let judged = Kind::of(bytes, reads_made, self.turns);
-        self.is_conversation = self.turns >= CONVERSATION;
+        let counts = if self.turns >= CONVERSATION {
+            OF_CONVERSATION
+        } else {
+            1
+        };
         (self.began, self.turns) = ((total, reads), 0);
         // What the window before was: the doubt, or without one the kind.
         let is_same = self.doubt.or(self.kind) == Some(judged);
         self.agreeing = if is_same {
-            self.agreeing.saturating_add(1)
+            self.agreeing.saturating_add(counts)
         } else {
-            1
+            counts
         };
         if self.kind.is_none() || self.doubt == Some(judged) {
             self.kind = Some(judged);
