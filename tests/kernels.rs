@@ -1,5 +1,5 @@
 //! The tests that `cargo xtask test --kernels` runs on other kernels, in one program: it is all that a guest has to unpack, and
-//! has what all of them share once. The tests themselves are those of the running kernel, and here they are not run.
+//! has what all of them share once. All but those of `guests` are tests of the running kernel, and none of them is run here.
 
 #[path = "tests/crash.rs"]
 mod crash;
@@ -35,9 +35,13 @@ mod reverse_crash;
 mod reverse_steer;
 #[path = "tests/rewrite/main.rs"]
 mod rewrite;
+#[path = "tests/router.rs"]
+mod router;
 #[path = "tests/sidecar/main.rs"]
 mod sidecar;
 #[path = "tests/truth.rs"]
 mod truth;
 #[path = "tests/unreachable.rs"]
 mod unreachable;
+#[path = "guests/vlan.rs"]
+mod vlan;

@@ -5,7 +5,6 @@ use std::{
     fs,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     path::Path,
-    process::Command,
     time::Duration,
 };
 
@@ -20,8 +19,6 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 use proxy_common::{COUNTERS, Lane, LaneKey, OwnKey, Record, RecordKey, Relay, Sent, names};
-
-use crate::{netns::Netns, process::attempt};
 
 /// What an app sees that a rule refuses: hooks of `connect()` may say so since Linux 6.1 (dea6a4e17013), before it is always EPERM.
 pub fn refusal() -> Errno {
@@ -47,15 +44,6 @@ pub fn is_confidential() -> bool {
     // Not mounted, or built without: it is not.
     let states = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
     states.contains("[confidentiality]")
-}
-
-/// Whether this kernel has VLANs (`8021q`).
-pub fn has_vlans() -> bool {
-    let mut command = Command::new("ip");
-    command.args([
-        "link", "add", "link", "lo", "name", "tagged", "type", "vlan", "id", "5",
-    ]);
-    Netns::new().within(|| attempt(&mut command).status.success())
 }
 
 /// The first two numbers of the running kernel's release.

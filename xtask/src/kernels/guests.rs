@@ -122,7 +122,7 @@ pub(super) struct Test {
 const FLOOR: (u32, u32) = (5, 10);
 
 /// All tests that guests run.
-pub(super) static TESTS: [Test; 34] = {
+pub(super) static TESTS: [Test; 36] = {
     use Need::{Ipv6, Memory, Types};
     [
         test(FORWARD, "intercept::ipv4").brief(),
@@ -210,6 +210,16 @@ pub(super) static TESTS: [Test; 34] = {
         )
         .needs(&[Ipv6]),
         test(
+            GATEWAY,
+            "vlan::what_is_tagged_comes_in_by_the_interface_of_its_vlan",
+        )
+        .needs(&[Ipv6]),
+        test(
+            ROUTER,
+            "router::what_passes_between_named_interfaces_is_sent_on",
+        )
+        .needs(&[Ipv6]),
+        test(
             SOURCE_GATEWAY,
             "gateway_source::a_server_sees_the_address_and_port_of_the_client",
         )
@@ -256,6 +266,7 @@ pub(super) static TESTS: [Test; 34] = {
 pub(super) const FORWARD: &str = "forward";
 pub(super) const SELECTORS: &str = "selectors";
 pub(super) const FAILURE: &str = "failure";
+pub(super) const ROUTER: &str = "router";
 pub(super) const SIDECAR: &str = "sidecar";
 pub(super) const REVERSE: &str = "reverse";
 pub(super) const BY_INTERFACE: &str = "reverse by interface";
@@ -314,7 +325,7 @@ fn version(release: &str) -> (u32, u32) {
 pub(super) const PROGRAMS: [&str; 2] = ["ip", "tc"];
 
 /// Kernel modules that tests need, and culvert: those of filters are loaded when they are asked for where there is `modprobe`.
-pub(super) const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
+pub(super) const MODULES: [&str; 4] = ["veth", "8021q", "sch_ingress", "cls_bpf"];
 
 #[cfg(test)]
 mod tests {

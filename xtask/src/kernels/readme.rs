@@ -22,7 +22,7 @@ enum Row {
     Tests(&'static str),
 }
 
-const ROWS: [(&str, Row); 21] = [
+const ROWS: [(&str, Row); 22] = [
     ("`[[forward]]` rules", Row::Tests(guests::FORWARD)),
     (
         "a refused `connect()` sees ECONNREFUSED",
@@ -47,6 +47,7 @@ const ROWS: [(&str, Row); 21] = [
         "those with `keep_source`",
         Row::Tests(guests::SOURCE_GATEWAY),
     ),
+    ("`[router] fast_path`", Row::Tests(guests::ROUTER)),
     (
         "fail modes, and nothing left after a kill",
         Row::Tests(guests::FAILURE),
