@@ -10,11 +10,8 @@ use culvert_tests::{
     netns::Netns,
     peer::Server,
     process::app_binary,
+    rules::passing,
 };
-
-fn through(interfaces: &[&str]) -> String {
-    format!("[[gateway]]\nname = \"lan\"\ninterface = {interfaces:?}\nvia = \"original\"\n")
-}
 
 /// Another client, behind VLAN tags on a link of its own, the outer one first. The interface is `tagged` and a number, the one
 /// without a tag `trunk` and the number.
@@ -70,7 +67,7 @@ fn what_is_tagged_comes_in_by_the_interface_of_its_vlan() {
     for ingress in ["auto", "clsact"] {
         let settings = Settings::daemon(&format!("ingress = \"{ingress}\""));
         for (interfaces, route) in [(&below[..], Route::Direct), (&all[..], Route::Relayed)] {
-            let culvert = sandbox.culvert_with(&settings, &through(interfaces));
+            let culvert = sandbox.culvert_with(&settings, &passing(interfaces, ""));
             for app in &apps {
                 for mirror in &mirrors {
                     assert_eq!(app.probe(mirror.address()), Ok(route), "{interfaces:?}");

@@ -38,6 +38,11 @@ pub fn relayed(name: &str, matches: &str) -> String {
     )
 }
 
+/// What passes through by these interfaces is relayed to where it goes.
+pub fn passing(interfaces: &[&str], more: &str) -> String {
+    format!("[[gateway]]\nname = \"lan\"\ninterface = {interfaces:?}\nvia = \"original\"\n{more}\n")
+}
+
 /// The upstream of [`relayed`], which must be there once.
 pub const RELAY: &str = r#"
 [upstream.relay]

@@ -22,7 +22,7 @@ use crate::{
     leak,
     mounts::Mounts,
     netns::Netns,
-    peer::NameServer,
+    peer::{NameServer, Server},
     process::app_binary,
     watchdog::Watched,
 };
@@ -147,6 +147,16 @@ impl Sandbox {
     /// Starts a program that makes connections as it is told.
     pub fn app(&self) -> App {
         App::start(&mut self.command(app_binary()))
+    }
+
+    /// Has an app exchange a thousand bytes with an echo server.
+    pub fn exchange(&self) {
+        let server = self.within(|| Server::echo((SERVER_V4, 0)));
+        let app = self.app();
+        let socket = app.tcp(server.address());
+        socket.connect(server.address()).expect("a connection");
+        socket.exchange(1, 1000).expect("an exchange");
+        socket.close();
     }
 
     /// A command that will run as an app: in this network namespace, and in the cgroup of apps.

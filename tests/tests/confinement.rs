@@ -12,8 +12,7 @@
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use culvert_tests::{
-    Culvert, Sandbox, daemon::Settings, eventually, eventually::in_time, peer::Server, rules::ALL,
-    sandbox::SERVER_V4,
+    Culvert, Sandbox, daemon::Settings, eventually, eventually::in_time, rules::ALL,
 };
 use nix::{
     sys::{
@@ -130,16 +129,6 @@ fn unconfined(culvert: &Culvert<'_>, main: &[u32], strangers: &[u32]) -> Vec<Str
     wrong
 }
 
-/// Has an app exchange a thousand bytes with an echo server.
-fn exchange(sandbox: &Sandbox) {
-    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
-    let app = sandbox.app();
-    let socket = app.tcp(server.address());
-    socket.connect(server.address()).unwrap();
-    socket.exchange(1, 1000).unwrap();
-    socket.close();
-}
-
 #[test]
 fn every_thread_has_only_what_it_needs() {
     let sandbox = Sandbox::new();
@@ -149,7 +138,7 @@ fn every_thread_has_only_what_it_needs() {
     assert_confined(&culvert, &MAIN, &STRANGERS);
     // What it has left is enough for all that may come: other rules, a pin, a log that was moved away.
     culvert.reload(&format!("{rules}on_relay_failure = \"refuse\"\n"));
-    exchange(&sandbox);
+    sandbox.exchange();
     let record = culvert.the_record();
     assert!(record.exe.is_some(), "{record:?}");
     assert_confined(&culvert, &MAIN, &STRANGERS);
@@ -201,7 +190,7 @@ fn a_daemon_one_of_whose_threads_hangs_gives_no_sign_of_life() {
     });
     ptrace::detach(worker, None).unwrap();
     culvert.await_notice(ALIVE);
-    exchange(&sandbox);
+    sandbox.exchange();
     culvert.the_record();
 }
 

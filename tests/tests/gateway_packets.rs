@@ -24,12 +24,9 @@ use culvert_tests::{
     netns::Netns,
     peer::Server,
     process::run,
+    rules::passing,
     usage::resident,
 };
-
-fn through(interfaces: &[&str], more: &str) -> String {
-    format!("[[gateway]]\nname = \"lan\"\ninterface = {interfaces:?}\nvia = \"original\"\n{more}\n")
-}
 
 /// Also where no VLAN has an interface. A tag with number 0 is none: it has a priority only.
 #[test]
@@ -38,7 +35,7 @@ fn frames_with_tags_are_none_of_the_interface_below() {
     const OUTER_TAG: u16 = 0x88a8;
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
-    let culvert = sandbox.culvert(&through(&LAN[..1], ""));
+    let culvert = sandbox.culvert(&passing(&LAN[..1], ""));
     let [(IpAddr::V4(from), IpAddr::V4(to))] = [(hosts::client(0)[0], hosts::server(0)[0])] else {
         panic!("the first address is one of IPv4");
     };
@@ -83,7 +80,7 @@ type Setting<'a> = (i32, i32, &'a [u8]);
 fn connections_with_options_and_extension_headers_are_relayed() {
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
-    let culvert = sandbox.culvert(&through(&LAN[..1], ""));
+    let culvert = sandbox.culvert(&passing(&LAN[..1], ""));
     let app = hosts.app(&sandbox, 0);
     // Nothing, as often as there is room for; and padding in a header of 8 bytes.
     let (nothing, padding) = ([1; 40], [0, 0, 1, 4, 0, 0, 0, 0]);
@@ -125,7 +122,7 @@ fn connections_with_options_and_extension_headers_are_relayed() {
 fn fragments_pass_as_if_nobody_were_there() {
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
-    let culvert = sandbox.culvert(&through(&LAN, "on_relay_failure = \"refuse\""));
+    let culvert = sandbox.culvert(&passing(&LAN, "on_relay_failure = \"refuse\""));
     for datagrams in Datagrams::both(&hosts) {
         for length in [10, 4000, 60_000] {
             datagrams.assert_arrives(length);
@@ -144,7 +141,7 @@ fn each_leg_agrees_on_options_of_its_own() {
     router.sysctl("net.ipv4.tcp_ecn", "2");
     server.sysctl("net.ipv4.tcp_ecn", "2");
     server.sysctl("net.ipv4.tcp_timestamps", "0");
-    let _culvert = sandbox.culvert(&through(&LAN[..1], ""));
+    let _culvert = sandbox.culvert(&passing(&LAN[..1], ""));
     let app = hosts.app(&sandbox, 0);
     for address in hosts::server(0) {
         let agreed = |netns: &Netns, filter: &str| {
@@ -196,7 +193,7 @@ fn a_flood_of_syns_is_bounded_and_harms_nobody() {
     let echo = hosts.server(0).within(|| Server::echo((server, 1001 + 2)));
     let culvert = sandbox.culvert_with(
         &Settings::daemon("workers = 1"),
-        &through(
+        &passing(
             &LAN,
             "match = { port = [1001, 1003] }\non_relay_failure = \"refuse\"",
         ),

@@ -14,9 +14,7 @@ use culvert_tests::{
     Culvert, Sandbox,
     daemon::Settings,
     eventually,
-    peer::Server,
     rules::{ALL, relayed},
-    sandbox::SERVER_V4,
 };
 use serde_json::Value;
 
@@ -37,21 +35,11 @@ fn status_json(sandbox: &Sandbox, culvert: &Culvert<'_>) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Has an app exchange a thousand bytes with an echo server.
-fn exchange(sandbox: &Sandbox) {
-    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
-    let app = sandbox.app();
-    let socket = app.tcp(server.address());
-    socket.connect(server.address()).unwrap();
-    socket.exchange(1, 1000).unwrap();
-    socket.close();
-}
-
 #[test]
 fn a_daemon_tells_how_it_is() {
     let sandbox = Sandbox::new();
     let culvert = sandbox.culvert(&format!("{ALL}path = \"sockmap\"\n"));
-    exchange(&sandbox);
+    sandbox.exchange();
     culvert.await_records(1);
 
     let told = status_json(&sandbox, &culvert);
@@ -134,7 +122,7 @@ fn an_admin_socket_that_is_taken_does_not_keep_a_daemon_from_its_work() {
     fs::write(&place, "not a socket").unwrap();
     let settings = Settings::daemon(&format!("admin = \"{}\"", place.display()));
     let culvert = sandbox.culvert_with(&settings, ALL);
-    exchange(&sandbox);
+    sandbox.exchange();
     assert_eq!(culvert.the_record().reason, "done");
     assert!(culvert.log().contains("is no socket"), "{}", culvert.log());
     assert_eq!(fs::read_to_string(&place).unwrap(), "not a socket");
