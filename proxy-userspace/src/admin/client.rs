@@ -98,23 +98,15 @@ pub async fn tell(place: &Path, path: &str, what: &impl Serialize) -> Result<Byt
 /// # Errors
 /// When nobody answers there, or what it says why not.
 pub async fn probe(address: SocketAddr) -> Result<Bytes, AskError> {
-    let place = || PathBuf::from(address.to_string());
     let asked = async {
         let stream = TcpStream::connect(address)
             .await
             .map_err(|source| AskError::NoProbe { address, source })?;
-        exchange(stream, Method::GET, super::READY_PROBE, Bytes::new())
-            .await
-            .map_err(|source| AskError::Protocol {
-                place: place(),
-                source,
-            })
+        let place = address.to_string();
+        let path = super::READY_PROBE;
+        answer(place.as_ref(), stream, Method::GET, path, Bytes::new()).await
     };
-    answered(
-        timeout(PATIENCE, asked)
-            .await
-            .map_err(|_| AskError::Late)??,
-    )
+    timeout(PATIENCE, asked).await.map_err(|_| AskError::Late)?
 }
 
 async fn request(place: &Path, method: Method, path: &str, body: Bytes) -> Result<Bytes, AskError> {
@@ -124,17 +116,24 @@ async fn request(place: &Path, method: Method, path: &str, body: Bytes) -> Resul
             place: place.to_owned(),
             source,
         })?;
-    let answer = timeout(PATIENCE, exchange(stream, method, path, body))
+    let asked = answer(place, stream, method, path, body);
+    timeout(PATIENCE, asked).await.map_err(|_| AskError::Late)?
+}
+
+/// Asks over a connection, whatever kind it is of.
+async fn answer(
+    place: &Path,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Bytes, AskError> {
+    let (status, body) = exchange(stream, method, path, body)
         .await
-        .map_err(|_| AskError::Late)?
         .map_err(|source| AskError::Protocol {
             place: place.to_owned(),
             source,
         })?;
-    answered(answer)
-}
-
-fn answered((status, body): (u16, Bytes)) -> Result<Bytes, AskError> {
     if status == 200 {
         return Ok(body);
     }

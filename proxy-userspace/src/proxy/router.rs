@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::Ipv4Addr,
 };
 
 use proxy_common::{Doubts, FAST_LINK_NUMBERS, FastLink, asks};
@@ -107,14 +106,18 @@ impl Proxy {
         let mut links = BTreeMap::new();
         let mut doubts = Doubts::default();
         if is_allowed && self.gates.fast_path.wanted.is_on() {
-            let interfaces = named(&self.gates.fast_path.wanted.fast_path)?;
+            let mut kernel = Conversation::open().map_err(RouterError::Interfaces)?;
+            let wanted = &self.gates.fast_path.wanted.fast_path;
+            let interfaces = named(&mut kernel, wanted).map_err(RouterError::Interfaces)?;
+            // What claims to come from one of this host's addresses is not sent on.
+            let own = kernel.addresses_v4().map_err(RouterError::Interfaces)?;
             links.extend(
                 interfaces
                     .iter()
                     .filter(|interface| obstacle(interface).is_none())
                     .map(|interface| (interface.number, link(interface))),
             );
-            for address in addresses()? {
+            for address in own {
                 doubts.add(u32::from(address).to_be());
             }
         }
@@ -123,7 +126,13 @@ impl Proxy {
 
     /// Tells of those that it cannot be on.
     fn warn_of_interfaces(&self) {
-        for interface in named(&self.gates.fast_path.wanted.fast_path).unwrap_or_default() {
+        let wanted = &self.gates.fast_path.wanted;
+        if !wanted.is_on() {
+            return;
+        }
+        let interfaces =
+            Conversation::open().and_then(|mut kernel| named(&mut kernel, &wanted.fast_path));
+        for interface in interfaces.unwrap_or_default() {
             if let Some(why) = obstacle(&interface) {
                 tracing::warn!(interface = interface.name, "no fast path there: {why}");
             }
@@ -132,22 +141,10 @@ impl Proxy {
 }
 
 /// Those of some interfaces that are there.
-fn named(names: &BTreeSet<String>) -> Result<Vec<Interface>, RouterError> {
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut interfaces = Conversation::open()
-        .and_then(|mut kernel| kernel.interfaces())
-        .map_err(RouterError::Interfaces)?;
+fn named(kernel: &mut Conversation, names: &BTreeSet<String>) -> io::Result<Vec<Interface>> {
+    let mut interfaces = kernel.interfaces()?;
     interfaces.retain(|interface| names.contains(&interface.name));
     Ok(interfaces)
-}
-
-/// Those of this host: what claims to come from one of them is not sent on.
-fn addresses() -> Result<Vec<Ipv4Addr>, RouterError> {
-    Conversation::open()
-        .and_then(|mut kernel| kernel.addresses_v4())
-        .map_err(RouterError::Interfaces)
 }
 
 /// What keeps the fast path from an interface.

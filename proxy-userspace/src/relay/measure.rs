@@ -36,6 +36,8 @@ use crate::{rule::PathChoice, socket};
 const ROUNDS: usize = 7;
 /// Times that work is tried in a round, at most.
 const TURNS: usize = 9;
+/// The same of [`Kind::Bulk`].
+const BULK_TURNS: usize = 5;
 /// Time between two rounds.
 const PAUSE: Duration = Duration::from_millis(150);
 /// No further round begins after this, on a machine that is slow or busy.
@@ -112,12 +114,9 @@ impl Work {
         }
     }
 
-    /// Whether this is one of the turns in which it is tried.
+    /// Whether it is tried in this one of [`TURNS`]. Bulk takes longest, and needs fewer.
     const fn is_in(self, turn: usize) -> bool {
-        match self.kind {
-            Kind::Messages | Kind::Blocks => turn < TURNS,
-            Kind::Bulk => turn < 5,
-        }
+        !matches!(self.kind, Kind::Bulk) || turn < BULK_TURNS
     }
 }
 
