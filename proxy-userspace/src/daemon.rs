@@ -31,7 +31,7 @@ use crate::{
     proxy::GuardedBy,
     service::Service,
 };
-use manager::{Watchdog, tell, tell_of_end};
+use manager::Manager;
 use place::Place;
 
 /// Runs until SIGTERM or SIGINT.
@@ -168,30 +168,28 @@ async fn run_until_told(
     let mut dashboard = open_scrapes(service.config().daemon.dashboard, Offer::Dashboard);
     let mut probes = open_scrapes(service.config().daemon.health, Offer::Health);
     privileges::keep_what_a_running_daemon_needs(mounts)?;
+    let mut manager = Manager::new();
     if relieved {
-        tell(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
+        manager.tell(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
     } else {
-        tell(&[NotifyState::Ready]);
+        manager.tell(&[NotifyState::Ready]);
     }
     tracing::info!(rules = service.config().roles().count(), cgroup, "running");
     service.calibrate();
-    let mut watchdog = Watchdog::new();
 
     loop {
         tokio::select! {
             never = service.run() => match never {},
             told = signals.next() => match told {
                 Told::End => break,
-                Told::Reload => reload(&mut service, file),
+                Told::Reload => reload(&mut service, file, &mut manager),
                 Told::Rotate => service.reopen_access_log(),
             },
             asked = next_question(admin.as_mut()) => answer(asked, &mut service),
             asked = next_scrape(scrapes.as_mut()) => answer(asked, &mut service),
             asked = next_scrape(probes.as_mut()) => answer(asked, &mut service),
             asked = next_scrape(dashboard.as_mut()) => answer(asked, &mut service),
-            () = watchdog.due() => if service.turns() {
-                tell(&[NotifyState::Watchdog]);
-            },
+            () = manager.due() => manager.beat(service.turns()),
             () = place.vacated() => service.forget_predecessor(),
         }
     }
@@ -204,7 +202,7 @@ async fn run_until_told(
             "another culvert has taken over; open connections may finish"
         );
     } else {
-        tell_of_end(service.config().daemon.drain_timeout);
+        manager.tell_of_end(service.config().daemon.drain_timeout);
         tracing::info!("detaching; open connections may finish");
     }
     let drain_timeout = service.config().daemon.drain_timeout;
@@ -299,8 +297,8 @@ fn answer(asked: Asked, service: &mut Service) {
 }
 
 /// Puts the file's rules and upstreams in force. A wrong file changes nothing.
-fn reload(service: &mut Service, file: &Path) {
-    tell(&[NotifyState::Reloading]);
+fn reload(service: &mut Service, file: &Path, manager: &mut Manager) {
+    manager.tell(&[NotifyState::Reloading]);
     match load(file).and_then(|config| service.reload(config)) {
         Ok(()) => {
             tracing::info!(rules = service.config().roles().count(), "reloaded");
@@ -310,7 +308,7 @@ fn reload(service: &mut Service, file: &Path) {
             tracing::error!("not reloaded; the running configuration stays in force\n{error:#}");
         }
     }
-    tell(&[NotifyState::Ready]);
+    manager.tell(&[NotifyState::Ready]);
 }
 
 /// The signals that a daemon listens to.

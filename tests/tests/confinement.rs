@@ -17,6 +17,7 @@ use culvert_tests::{
 use nix::{
     sys::{
         ptrace,
+        signal::Signal,
         wait::{WaitPidFlag, waitpid},
     },
     unistd::Pid,
@@ -192,6 +193,25 @@ fn a_daemon_one_of_whose_threads_hangs_gives_no_sign_of_life() {
     culvert.await_notice(ALIVE);
     sandbox.exchange();
     culvert.the_record();
+}
+
+#[test]
+fn a_service_manager_that_does_not_read_holds_nothing_up() {
+    let sandbox = Sandbox::new();
+    let settings = Settings {
+        watchdog: Some(Duration::from_millis(40)),
+        ..Settings::default()
+    };
+    let culvert = sandbox.culvert_with(&settings, ALL);
+    // Ten messages fill its socket, and a hundred are due.
+    std::thread::sleep(Duration::from_secs(1));
+    sandbox.exchange();
+    culvert.the_record();
+    culvert.signal(Signal::SIGHUP);
+    eventually("a reload", || culvert.log().contains("reloaded").then_some(()));
+    // It hears of that when it reads.
+    culvert.await_notice("RELOADING=1");
+    culvert.await_notice("READY=1");
 }
 
 #[test]

@@ -17,7 +17,6 @@ use anyhow::{Context, Result, bail};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::epoll::EpollTimeout,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -153,9 +152,7 @@ impl Clock {
 
 /// Runs tasks until each has found that the time is over.
 fn count<T: Task<Shared = Clock>>(mut reactor: Reactor<T>) -> Result<Counted> {
-    while !reactor.is_idle() {
-        reactor.turn(EpollTimeout::NONE)?;
-    }
+    reactor.finish(PATIENCE)?;
     let Clock {
         from, last, times, ..
     } = reactor.shared;

@@ -1,8 +1,12 @@
 //! Many sockets on one thread.
 
-use std::{io, os::fd::AsFd};
+use std::{io, os::fd::AsFd, time::Duration};
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use anyhow::{Result, bail};
+use nix::{
+    errno::Errno,
+    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+};
 
 /// Sockets that are served for one system call.
 const EVENTS: usize = 256;
@@ -57,16 +61,24 @@ impl<T: Task> Reactor<T> {
         Ok(())
     }
 
-    pub(crate) fn is_idle(&self) -> bool {
-        self.free.len() == self.tasks.len()
+    /// Serves its tasks until all have ended. Fails when for so long none of their sockets is ready.
+    pub(crate) fn finish(&mut self, patience: Duration) -> Result<()> {
+        let timeout = EpollTimeout::try_from(patience)?;
+        while let left @ 1.. = self.tasks.len() - self.free.len() {
+            if self.turn(timeout)? == 0 {
+                bail!("nothing happened for {patience:?} on the {left} connections that are left");
+            }
+        }
+        Ok(())
     }
 
-    /// Waits until sockets are ready and serves them, or until the time is over.
-    pub(crate) fn turn(&mut self, timeout: EpollTimeout) -> io::Result<()> {
-        let count = match self.epoll.wait(&mut self.events, timeout) {
-            Ok(count) => count,
-            Err(nix::errno::Errno::EINTR) => 0,
-            Err(error) => return Err(error.into()),
+    /// Waits until sockets are ready and serves them, or until the time is over. How many were ready.
+    pub(crate) fn turn(&mut self, timeout: EpollTimeout) -> io::Result<usize> {
+        let count = loop {
+            match self.epoll.wait(&mut self.events, timeout) {
+                Err(Errno::EINTR) => {}
+                waited => break waited?,
+            }
         };
         for event in self.events.iter().take(count) {
             let place = usize::try_from(event.data()).unwrap_or(usize::MAX);
@@ -92,7 +104,7 @@ impl<T: Task> Reactor<T> {
                 }
             }
         }
-        Ok(())
+        Ok(count)
     }
 }
 

@@ -9,9 +9,9 @@ use std::{
 };
 
 use anyhow::Result;
-use nix::sys::epoll::{EpollFlags, EpollTimeout};
+use nix::sys::epoll::EpollFlags;
 
-use super::open;
+use super::{PATIENCE, open};
 use crate::load::{
     job::Job,
     pattern::{CHUNK, Pattern},
@@ -41,9 +41,7 @@ pub(super) fn run(
         let wanted = transfer.wanted();
         reactor.add(Moving { stream, transfer }, wanted)?;
     }
-    while !reactor.is_idle() {
-        reactor.turn(EpollTimeout::NONE)?;
-    }
+    reactor.finish(PATIENCE)?;
     Ok((begun, Instant::now()))
 }
 
