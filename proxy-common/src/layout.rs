@@ -3,8 +3,8 @@
 use crate::{
     Action, Areas, Cell, CellKey, Doubts, FastLink, Hop, KernelSide, Lane, LaneKey, MAX_CANDIDATES,
     MAX_DEPTH, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey,
-    Redirect, Relay, RelaySide, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sequence, Socket,
-    WORDS, Wheels,
+    Redirect, Relay, RelaySide, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sequence, Sighting,
+    Socket, WORDS, Wheels,
 };
 
 const RULE_SET: usize = WORDS * 8;
@@ -40,6 +40,7 @@ const _: () = {
     assert!(size_of::<LaneKey>() == 8 + 8);
     assert!(size_of::<Lane>() == 4 + 4);
     assert!(size_of::<Sent>() == 6 * 8 + 4 + 4);
+    assert!(size_of::<Sighting>() == 6 * 8 + 3 * 16 + 4 * 2 + 4 * 4 + 16);
     assert!(size_of::<Replies>() == 16 + 3 * 8 + (8 + 4 * 4) + 4 * 4);
 };
 
@@ -48,7 +49,7 @@ mod pod {
     use super::{
         Action, Areas, Cell, CellKey, Doubts, FastLink, Lane, LaneKey, MemberKey, Membership,
         OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat,
-        SeatKey, Sent, Socket, Wheels,
+        SeatKey, Sent, Sighting, Socket, Wheels,
     };
 
     macro_rules! pod {
@@ -64,6 +65,6 @@ mod pod {
     pod!(
         Action, Areas, Cell, CellKey, Doubts, FastLink, Lane, LaneKey, OwnKey, MemberKey,
         Membership, Passage, Policy, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat,
-        SeatKey, Sent, Socket, Wheels,
+        SeatKey, Sent, Sighting, Socket, Wheels,
     );
 }

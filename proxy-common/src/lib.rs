@@ -26,6 +26,7 @@ mod replies;
 mod ruleset;
 mod select;
 mod shortcut;
+mod sighting;
 mod tables;
 mod transit;
 
@@ -41,6 +42,7 @@ pub use select::{
     Areas, Arrival, Bindings, Cell, CellKey, MAX_CANDIDATES, MAX_DEPTH, MAX_HOSTS, select,
 };
 pub use shortcut::{Lane, LaneKey, Sent, standing};
+pub use sighting::{Sighting, outcome, watched};
 pub use tables::{
     Action, Dimensions, Doubts, FAST_LINK_NUMBERS, Family, FastLink, GATES, HOPS, Hop, MemberKey,
     MemberKind, Membership, Passage, Policy, PrefixKey, PrefixKind, Relay, asks, fail_mode,

@@ -98,6 +98,17 @@ pub const REDIRECT_EVENTS: &str = "REDIRECT_EVENTS";
 /// Ring buffer of the cookies of upstream sockets whose relay rests and has got a reply.
 pub const REPLY_EVENTS: &str = "REPLY_EVENTS";
 
+/// Array of one `u32`, of [`watched`](crate::watched).
+pub const WATCHED: &str = "WATCHED";
+/// Socket storage of [`Sighting`](crate::Sighting): connections under way that are watched.
+pub const UNDER_WAY: &str = "UNDER_WAY";
+/// LRU hash of a socket cookie to the [`Sighting`](crate::Sighting) of the connection that it is to be, until a packet of that is sent.
+pub const CALLING: &str = "CALLING";
+/// Ring buffer of [`Sighting`](crate::Sighting) whose outcome is known.
+pub const SIGHTINGS: &str = "SIGHTINGS";
+/// Per-CPU array of one `u64`: those that there was no room for.
+pub const UNSEEN: &str = "UNSEEN";
+
 /// `cgroup/connect4`.
 pub const CONNECT4: &str = "connect4";
 /// `cgroup/connect6`.
@@ -144,9 +155,17 @@ pub const REPLY: &str = "reply";
 /// `raw_tracepoint`, never attached: the relay runs it with the cookie of an upstream socket and gets a
 /// [`Delivery`](crate::Delivery).
 pub const DELIVERED: &str = "delivered";
+/// `cgroup/connect4`: looks on.
+pub const WATCH4: &str = "watch4";
+/// `cgroup/connect6`: looks on.
+pub const WATCH6: &str = "watch6";
+/// `sockops`: tells what becomes of a connection.
+pub const WATCH_EVENTS: &str = "watch_events";
+/// `cgroup/sock_release`: tells of connections of which no packet was sent.
+pub const WATCH_RELEASE: &str = "watch_release";
 
 /// Every map of the object.
-pub const MAPS: [&str; 45] = [
+pub const MAPS: [&str; 50] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -192,10 +211,15 @@ pub const MAPS: [&str; 45] = [
     PAIRS,
     REDIRECT_EVENTS,
     REPLY_EVENTS,
+    WATCHED,
+    UNDER_WAY,
+    CALLING,
+    SIGHTINGS,
+    UNSEEN,
 ];
 
 /// Every program of the object.
-pub const PROGRAMS: [&str; 22] = [
+pub const PROGRAMS: [&str; 26] = [
     CONNECT4,
     CONNECT6,
     GUARD4,
@@ -218,4 +242,8 @@ pub const PROGRAMS: [&str; 22] = [
     GATEWAY_GUARD,
     ROUTER,
     VERDICT,
+    WATCH4,
+    WATCH6,
+    WATCH_EVENTS,
+    WATCH_RELEASE,
 ];

@@ -17,7 +17,7 @@ use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Doubts, FAST_LINK_NUMBERS,
     FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MemberKey,
     Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
-    RuleRef, RuleSet, Seat, SeatKey, Sent, Socket, Wheels, listener, ours, relay,
+    RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Wheels, listener, ours, relay,
 };
 
 use crate::{globals::has_mptcp, inherited::InheritedStorage};
@@ -168,6 +168,23 @@ pub static REDIRECT_EVENTS: RingBuf<u64, 1_048_576> = RingBuf::new();
 #[btf_map]
 pub static REPLY_EVENTS: RingBuf<u64, 524_288> = RingBuf::new();
 
+#[btf_map]
+pub static WATCHED: Array<u32, 1> = Array::new();
+
+#[btf_map]
+pub static UNDER_WAY: SkStorage<Sighting> = SkStorage::new();
+
+// Sockets of failed calls that are kept for long make room for others.
+#[btf_map]
+pub static CALLING: LruHashMap<u64, Sighting, 4096> = LruHashMap::new();
+
+/// Room for some seven thousand.
+#[btf_map]
+pub static SIGHTINGS: RingBuf<Sighting, 1_048_576> = RingBuf::new();
+
+#[btf_map]
+pub static UNSEEN: PerCpuArray<u64, 1> = PerCpuArray::new();
+
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub fn count(counter: Counter) {
@@ -181,7 +198,7 @@ pub fn hit(hit: Hit, rule: RuleRef) {
 }
 
 #[inline(always)]
-fn add_one(counter: Option<*mut u64>) {
+pub fn add_one(counter: Option<*mut u64>) {
     if let Some(value) = counter {
         // SAFETY: the kernel returned a pointer to this CPU's slot; programs of these types do not migrate while
         // they run. One that interrupts us between read and write costs a count, nothing else.
@@ -239,15 +256,21 @@ pub fn is_foreign(sk: *mut bpf_sock) -> bool {
 /// What hangs on a socket, from hooks whose context has a socket pointer but is no `SockAddrContext`.
 #[inline(always)]
 pub fn socket_of(sk: *mut bpf_sock) -> Option<&'static mut Socket> {
+    stored(&SOCKETS, sk)
+}
+
+/// As [`socket_of`], of any map.
+#[inline(always)]
+pub fn stored<T>(map: &'static SkStorage<T>, sk: *mut bpf_sock) -> Option<&'static mut T> {
     if sk.is_null() {
         return None;
     }
     // SAFETY: `sk` comes from the context of the running program and the verifier has seen the null check; the
     // storage lives as long as the socket, which outlives the program run.
     unsafe {
-        let map = ptr::from_ref(&SOCKETS).cast_mut().cast();
+        let map = ptr::from_ref(map).cast_mut().cast();
         bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0)
-            .cast::<Socket>()
+            .cast::<T>()
             .as_mut()
     }
 }

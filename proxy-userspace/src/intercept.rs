@@ -21,6 +21,7 @@ mod redirects;
 mod returns;
 mod router;
 mod shortcut;
+mod sightings;
 pub mod standing;
 pub mod survey;
 mod syscall;
@@ -53,6 +54,7 @@ pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shap
 pub use predecessor::{Predecessor, PredecessorError};
 pub use redirects::{Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
+pub use sightings::{Scope, Sightings};
 pub use wheels::Wheels;
 
 use crate::{policy::Compiled, relay::shortcut::Proofs, rule::IngressHook};
@@ -525,11 +527,7 @@ impl Interceptor {
         if self.follows_tasks {
             return Ok(());
         }
-        for (name, tracepoint) in TASK_EVENTS {
-            let program: &mut RawTracePoint = self.program(name)?;
-            program.load().map_err(load_error(name))?;
-            program.attach(tracepoint).map_err(attach_error(name))?;
-        }
+        follow_tasks(&mut self.ebpf)?;
         self.follows_tasks = true;
         Ok(())
     }
@@ -565,6 +563,16 @@ impl Interceptor {
             .and_then(|program| program.try_into().ok())
             .ok_or(InterceptError::Missing(name))
     }
+}
+
+/// Starts following forks and exits of processes in `DESCENDANTS`.
+fn follow_tasks(ebpf: &mut Ebpf) -> Result<(), InterceptError> {
+    for (name, tracepoint) in TASK_EVENTS {
+        let program: &mut RawTracePoint = arrivals::program(ebpf, name)?;
+        program.load().map_err(load_error(name))?;
+        program.attach(tracepoint).map_err(attach_error(name))?;
+    }
+    Ok(())
 }
 
 /// Links always allow several programs on one hook; the mode flags are for the older way of attaching and the
