@@ -17,7 +17,7 @@ use crate::{
     config, daemon, delivery, demo, doctor, exec,
     failure::{Class, Failure},
     intercept::{guard, ingress, standing},
-    paint, plan, privileges,
+    observe, paint, plan, privileges,
     proxy::ProxyError,
     run_command,
 };
@@ -76,6 +76,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Restore(args) => remote::restore(args)?,
         Command::Detach(args) => detach(args)?,
         Command::Exec(args) => return run_command::run(args, cli.verbose > 0),
+        Command::Watch(args) => return observe::run(args),
         Command::Reap { cgroup } => exec::reaper::main(cgroup)?,
         Command::Plan(arg) => return plan::run(&arg.config),
         Command::Doctor { json } => return Ok(doctor::run(*json)),

@@ -16,13 +16,14 @@ use thiserror::Error;
 use self::outcome::Outcome;
 use crate::{
     cgroup::{Cgroup2, CgroupError},
-    config,
+    config::{self, Config},
     group::SettingsByName,
     policy::{
         CompileError, Names, compile,
         memory::MemoryTables,
         reason::{self, Key},
     },
+    resolve,
     routes::Upstreams,
     rule::Roles,
     socket,
@@ -88,6 +89,39 @@ pub(crate) fn explain(
         hooks: Vec::new(),
         connection,
     })
+}
+
+/// As [`explain()`], by rules of a file as if they were in force.
+pub(crate) fn by_file(
+    config: &Config,
+    cgroups: &Cgroup2,
+    connection: Request,
+) -> Result<Explanation, ExplainError> {
+    let names = resolve::resolve(config.roles(), cgroups, &Names::default());
+    let is_named = |pid: u32| {
+        let mut rules = config.forward.iter();
+        rules.any(|rule| {
+            let pids = &rule.matches.pid;
+            pids.include
+                .iter()
+                .chain(&pids.exclude)
+                .any(|it| *it == pid)
+        })
+    };
+    let policy = InForce {
+        roles: config.roles(),
+        names: &names,
+        upstreams: &config.upstreams,
+        groups: &config.groups,
+        cgroups,
+        attach_point: &cgroups.mount().join(&config.daemon.cgroup),
+        daemon: None,
+        listeners: Vec::new(),
+        network_namespace: None,
+        // Who descends from whom is known only to who was there.
+        root_of: &|pid| is_named(pid).then_some(pid),
+    };
+    explain(&policy, connection)
 }
 
 type Explained = (Vec<RuleReason>, Outcome);

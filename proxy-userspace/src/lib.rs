@@ -55,7 +55,7 @@
 //! | groups | [`group`] | words and pieces |
 //! | threads | [`live`], [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
 //! | whole | [`proxy`] (start and stop order), [`drain`], `pulse`, `explain`, `service`, [`config`] | everything below |
-//! | commands | [`daemon`], [`exec`], `run_command`, [`commands`], [`cli`] | everything |
+//! | commands | [`daemon`], [`exec`], `run_command`, `observe`, [`commands`], [`cli`] | everything |
 //!
 //! # Decisions, and what was rejected
 //!
@@ -180,6 +180,7 @@ pub mod lock;
 pub mod metrics;
 pub mod netfilter;
 pub mod netlink;
+mod observe;
 mod origin;
 mod paint;
 pub mod peek;

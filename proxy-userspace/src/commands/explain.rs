@@ -12,13 +12,11 @@ use crate::{
     daemon,
     exec::{account::Accounts, identity::RunAs},
     explain::{
-        self, InForce, hooks,
+        self, hooks,
         subject::{self, Changes},
     },
     failure::Failure,
     paint::{self, Paint},
-    policy::Names,
-    resolve,
     status::explanation::{Explanation, Request},
 };
 
@@ -117,29 +115,5 @@ fn by_daemon(args: &ExplainArgs, connection: &Request) -> Result<Explanation> {
 /// By those of a file, as if they were in force.
 fn by_file(file: &Path, cgroups: &Cgroup2, connection: Request) -> Result<Explanation> {
     let config = daemon::load(file)?;
-    let names = resolve::resolve(config.roles(), cgroups, &Names::default());
-    let is_named = |pid: u32| {
-        let mut rules = config.forward.iter();
-        rules.any(|rule| {
-            let pids = &rule.matches.pid;
-            pids.include
-                .iter()
-                .chain(&pids.exclude)
-                .any(|it| *it == pid)
-        })
-    };
-    let policy = InForce {
-        roles: config.roles(),
-        names: &names,
-        upstreams: &config.upstreams,
-        groups: &config.groups,
-        cgroups,
-        attach_point: &cgroups.mount().join(&config.daemon.cgroup),
-        daemon: None,
-        listeners: Vec::new(),
-        network_namespace: None,
-        // Who descends from whom is known only to who was there.
-        root_of: &|pid| is_named(pid).then_some(pid),
-    };
-    Ok(explain::explain(&policy, connection)?)
+    Ok(explain::by_file(&config, cgroups, connection)?)
 }
