@@ -6,6 +6,8 @@ use std::{
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+
 use crate::{cgroup::Cgroup, kernel::bpf, netns::Netns};
 
 // Of `linux/bpf.h`.
@@ -88,6 +90,8 @@ fn load(kind: u32, attach_kind: u32, offset: u16, word: u32) -> OwnedFd {
         instruction(0xb7, 0, 0, 0),
         instruction(0x95, 0, 0, 0),
     ];
+    // Before Linux 5.11 programs count as locked memory.
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).expect("a limit");
     let load = Load {
         kind,
         count: u32::try_from(code.len()).expect("a few"),
