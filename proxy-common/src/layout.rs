@@ -40,7 +40,7 @@ const _: () = {
     assert!(size_of::<LaneKey>() == 8 + 8);
     assert!(size_of::<Lane>() == 4 + 4);
     assert!(size_of::<Sent>() == 6 * 8 + 4 + 4);
-    assert!(size_of::<Sighting>() == 6 * 8 + 3 * 16 + 4 * 2 + 4 * 4 + 16);
+    assert!(size_of::<Sighting>() == 7 * 8 + 3 * 16 + 4 * 2 + 4 * 4 + 16);
     assert!(size_of::<Replies>() == 16 + 3 * 8 + (8 + 4 * 4) + 4 * 4);
 };
 

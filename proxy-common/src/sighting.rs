@@ -14,6 +14,8 @@ pub struct Sighting {
     pub thread: u64,
     /// Its cgroup.
     pub cgroup_id: u64,
+    /// Network namespace of the socket (`bpf_get_netns_cookie`, kernel 5.7).
+    pub netns_cookie: u64,
     /// Inode number of its executable; 0 where that cannot be told.
     pub exe_inode: u64,
     /// And its device.

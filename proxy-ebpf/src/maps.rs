@@ -256,20 +256,19 @@ pub fn is_foreign(sk: *mut bpf_sock) -> bool {
 /// What hangs on a socket, from hooks whose context has a socket pointer but is no `SockAddrContext`.
 #[inline(always)]
 pub fn socket_of(sk: *mut bpf_sock) -> Option<&'static mut Socket> {
-    stored(&SOCKETS, sk)
+    stored(&raw const SOCKETS, sk)
 }
 
 /// As [`socket_of`], of any map.
 #[inline(always)]
-pub fn stored<T>(map: &'static SkStorage<T>, sk: *mut bpf_sock) -> Option<&'static mut T> {
+pub fn stored<T>(map: *const SkStorage<T>, sk: *mut bpf_sock) -> Option<&'static mut T> {
     if sk.is_null() {
         return None;
     }
     // SAFETY: `sk` comes from the context of the running program and the verifier has seen the null check; the
     // storage lives as long as the socket, which outlives the program run.
     unsafe {
-        let map = ptr::from_ref(map).cast_mut().cast();
-        bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0)
+        bpf_sk_storage_get(map.cast_mut().cast(), sk.cast(), ptr::null_mut(), 0)
             .cast::<T>()
             .as_mut()
     }

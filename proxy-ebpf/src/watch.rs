@@ -14,7 +14,10 @@ use aya_ebpf::{
     },
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        generated::{bpf_get_current_cgroup_id, bpf_get_socket_cookie, bpf_ktime_get_ns},
+        generated::{
+            bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie,
+            bpf_ktime_get_ns,
+        },
     },
     programs::{SockAddrContext, SockContext, SockOpsContext},
 };
@@ -79,12 +82,19 @@ fn describe(sighting: &mut Sighting, version: &Version, ctx: &SockAddrContext, t
     let (dest, dest_port) = version.addr(ctx);
     let ids = bpf_get_current_uid_gid();
     let (inode, device) = current_exe().unwrap_or_default();
-    // SAFETY: no arguments, plain numbers out.
-    let (now, cgroup) = unsafe { (bpf_ktime_get_ns(), bpf_get_current_cgroup_id()) };
+    // SAFETY: plain helper calls.
+    let (now, cgroup, netns) = unsafe {
+        (
+            bpf_ktime_get_ns(),
+            bpf_get_current_cgroup_id(),
+            bpf_get_netns_cookie(ctx.as_ptr()),
+        )
+    };
     sighting.begun_ns = now;
     sighting.ended_ns = now;
     sighting.thread = thread;
     sighting.cgroup_id = cgroup;
+    sighting.netns_cookie = netns;
     sighting.exe_inode = inode;
     sighting.exe_device = device;
     sighting.dest = dest;
@@ -171,7 +181,7 @@ fn is_udp(ctx: &SockAddrContext) -> bool {
 /// The sighting of a socket, as long as its outcome is not told.
 #[inline(always)]
 fn under_way(sk: *mut bpf_sock) -> Option<&'static mut Sighting> {
-    stored(&UNDER_WAY, sk).filter(|sighting| sighting.outcome == outcome::UNDER_WAY)
+    stored(&raw const UNDER_WAY, sk).filter(|sighting| sighting.outcome == outcome::UNDER_WAY)
 }
 
 /// Tells the outcome, once.

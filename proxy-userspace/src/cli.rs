@@ -348,15 +348,20 @@ pub struct ExecArgs {
 #[derive(Debug, Args)]
 pub struct RunAsArgs {
     /// Run the command as this user (name or number) instead of the one who called sudo.
-    #[arg(long, value_name = "USER", conflicts_with = "root")]
+    #[arg(
+        long,
+        value_name = "USER",
+        conflicts_with = "root",
+        requires = "command"
+    )]
     pub user: Option<String>,
 
     /// Run the command as root, also when called through sudo.
-    #[arg(long)]
+    #[arg(long, requires = "command")]
     pub root: bool,
 
     /// When the command ends but processes it started go on, wait for them instead of ending them.
-    #[arg(long)]
+    #[arg(long, requires = "command")]
     pub wait: bool,
 }
 

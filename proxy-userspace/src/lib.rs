@@ -149,6 +149,10 @@
 //!   whether they are still there. So about every second one packet to each, on each core, goes by the kernel's.
 //! - **It rests while netfilter has rules**, also when they come later. A firewall that is switched on and does not see the packets is worse than
 //!   a slow one.
+//! - **Who watches hangs on sockets, not on calls.** `culvert watch` sees the call in the hook and the outcome in the states of the socket,
+//!   with programs that detach by themselves and cost nobody else anything. Probes and `fexit` would tell what `connect()` returned, but
+//!   kernels may lack them or refuse them, and a tracepoint of a system call slows down every call of every process. So a call that
+//!   sends no packet is told of when its socket is closed, and its error is a guess that is called one.
 //! - **One runtime per core, no work stealing.** A connection stays on the core that accepted it; buffers are per thread and
 //!   used only while bytes wait, which is what lets ten thousand idle connections cost little.
 

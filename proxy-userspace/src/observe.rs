@@ -3,6 +3,7 @@
 //! [`crate::intercept`] looks on; here is told what it sees ([`mod@line`]), what a configuration would do about it ([`outlook`]), and how
 //! much there was ([`summary`]).
 
+mod guess;
 mod line;
 mod outlook;
 mod report;

@@ -49,6 +49,8 @@ pub(super) struct Line<'a> {
     pub(super) outcome: &'static str,
     /// The error of one that failed.
     pub(super) error: Option<String>,
+    /// Why no packet was sent, as far as that can be guessed.
+    pub(super) likely_error: Option<String>,
     /// From `connect()` until the outcome, microseconds; absent where no packet was sent.
     pub(super) latency_us: Option<u64>,
     /// What a configuration would do about it.
@@ -60,6 +62,7 @@ impl<'a> Line<'a> {
     pub(super) fn new(
         sighting: &Sighting,
         cgroup: Option<&'a Path>,
+        likely_error: Option<Errno>,
         outlook: Option<&'a Outlook>,
     ) -> Self {
         let destination = sighting.dest.with_port(sighting.dest_port);
@@ -81,6 +84,7 @@ impl<'a> Line<'a> {
             redirected_to: (was_sent && peer != destination).then_some(peer),
             outcome: called(sighting),
             error: error(sighting).map(|error| format!("{error:?}")),
+            likely_error: likely_error.map(|error| format!("{error:?}")),
             latency_us: was_sent.then_some(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX)),
             outlook,
         }
@@ -116,6 +120,9 @@ impl<'a> Line<'a> {
         }
         if let Some(error) = &self.error {
             _ = write!(text, " ({error})");
+        }
+        if let Some(error) = &self.likely_error {
+            _ = write!(text, " (probably {error})");
         }
         if let Some(cgroup) = self.cgroup.filter(|_| shows_cgroup) {
             _ = write!(text, " cgroup {}", harmless(&cgroup.to_string_lossy()));

@@ -8,11 +8,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use proxy_common::Sighting;
+use proxy_common::{Sighting, outcome};
 use serde::Serialize;
 
 use super::{
-    line::{Line, pid},
+    guess::Guess,
+    line::{Line, destination, pid, protocol},
     outlook::Prospect,
     summary::Tally,
 };
@@ -32,6 +33,7 @@ pub(super) struct Report {
     shows_cgroup: bool,
     cgroups: Cgroup2,
     names: HashMap<u64, Option<PathBuf>>,
+    guess: Guess,
     prospect: Option<Prospect>,
     tally: Tally,
     lost: u64,
@@ -75,6 +77,7 @@ impl Report {
             shows_cgroup: args.command.is_empty(),
             cgroups: cgroups.clone(),
             names: HashMap::new(),
+            guess: Guess::new(),
             prospect,
             tally: Tally::default(),
             lost: 0,
@@ -103,13 +106,22 @@ impl Report {
 
     /// One connection.
     pub(super) fn tell(&mut self, sighting: &Sighting) -> Result<()> {
+        if protocol(sighting) == "udp" && pid(sighting) == std::process::id() {
+            // Our own guesses.
+            return Ok(());
+        }
+        let likely_error = if sighting.outcome == outcome::UNSENT {
+            self.guess.why(destination(sighting), sighting)
+        } else {
+            None
+        };
         let cgroup = self.cgroup(sighting);
         let mut prospect = self.prospect.take();
         let outlook = prospect
             .as_mut()
             .and_then(|prospect| prospect.of(sighting, cgroup.as_deref()));
         self.tally.add(sighting, outlook);
-        let line = Line::new(sighting, cgroup.as_deref(), outlook);
+        let line = Line::new(sighting, cgroup.as_deref(), likely_error, outlook);
         let told = if self.json {
             self.object(&line)
         } else {

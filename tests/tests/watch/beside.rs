@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 
 use culvert_tests::{
-    Sandbox, app::Route, kernel::version, peer::Server, rules::ALL, sandbox::SERVER_V4,
+    Sandbox, app::Route, daemon::Settings, kernel::version, peer::Server, rules::ALL,
+    sandbox::SERVER_V4,
 };
 use nix::{errno::Errno, sys::signal::Signal};
 
@@ -58,6 +59,34 @@ fn a_daemon_of_the_same_cgroup() {
     assert_eq!(told.summary()["failed"], 0);
     // And it captures as before.
     assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+}
+
+/// It starts, is replaced, and ends as if nobody watched.
+#[test]
+fn a_daemon_that_comes_later() {
+    let sandbox = Sandbox::new();
+    let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let told = Told::new(&sandbox);
+    let _watch = told.start(&sandbox, &["--cgroup", &in_hierarchy(&sandbox)]);
+    let mut culvert = sandbox.culvert(ALL);
+    let app = sandbox.app();
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+    let seen = told.connections(mirror.address(), 2);
+    let of_app = seen.iter().find(|it| it["pid"] == app.pid()).unwrap();
+    assert_eq!(of_app["redirected_to"], culvert.listener_v4().to_string());
+    let mut next = sandbox.launch(
+        &Settings {
+            takeover: true,
+            ..Settings::default()
+        },
+        ALL,
+    );
+    next.await_notice("READY=1");
+    assert!(culvert.wait().success());
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+    assert!(next.stop().success());
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Direct));
+    assert_eq!(told.connections(mirror.address(), 5).len(), 5);
 }
 
 /// A call that the daemon refuses sends no packet.
