@@ -200,3 +200,104 @@ fn wall_clock_millis(monotonic_ns: u64) -> u64 {
         .saturating_sub(ago);
     u64::try_from(at.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use proxy_common::BePort;
+
+    use super::*;
+
+    fn refused() -> Sighting {
+        let dest: IpAddr = [192, 0, 2, 1].into();
+        let source: IpAddr = [192, 0, 2, 2].into();
+        Sighting {
+            begun_ns: 1,
+            ended_ns: 59_001,
+            thread: 7 << 32 | 8,
+            dest: dest.into(),
+            dest_port: BePort::new(80),
+            peer: dest.into(),
+            peer_port: BePort::new(80),
+            source: source.into(),
+            source_port: BePort::new(40_000),
+            uid: 1000,
+            gid: 1001,
+            outcome: outcome::FAILED,
+            error: libc::ECONNREFUSED.unsigned_abs(),
+            comm: *b"a\nb\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            ..Sighting::default()
+        }
+    }
+
+    #[test]
+    fn the_keys_stay() {
+        let outlook = Outlook {
+            verdict: "relay".into(),
+            rule: Some("web".into()),
+            via: None,
+        };
+        let line = Line {
+            at_ms: 5,
+            ..Line::new(&refused(), Some(Path::new("/a")), None, Some(&outlook))
+        };
+        let json: serde_json::Value = serde_json::to_value(&line).unwrap();
+        let expected = serde_json::json!({
+            "event": "connection", "at_ms": 5, "pid": 7, "comm": "a\nb", "uid": 1000, "gid": 1001, "cgroup": "/a",
+            "protocol": "tcp", "source": "192.0.2.2:40000", "destination": "192.0.2.1:80", "redirected_to": null,
+            "outcome": "refused", "error": "ECONNREFUSED", "likely_error": null, "latency_us": 59,
+            "verdict": "relay", "rule": "web", "via": null,
+        });
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn a_line_is_one_line() {
+        let line = Line {
+            at_ms: 0,
+            ..Line::new(&refused(), Some(Path::new("/a\x1bb")), None, None)
+        };
+        assert_eq!(
+            line.text(Paint::plain(), true),
+            "1970-01-01T00:00:00.000Z refused       59us a\\nb[7] uid 1000 tcp 192.0.2.2:40000 -> 192.0.2.1:80 \
+             (ECONNREFUSED) cgroup /a\\u{1b}b"
+        );
+    }
+
+    #[test]
+    fn what_sent_no_packet_has_no_source_and_no_latency() {
+        let unsent = Sighting {
+            outcome: outcome::UNSENT,
+            error: 0,
+            source_port: BePort(0),
+            ..refused()
+        };
+        let line = Line::new(&unsent, None, Some(Errno::ENETUNREACH), None);
+        assert_eq!(line.outcome, "unsent");
+        assert_eq!((line.source, line.latency_us), (None, None));
+        assert!(
+            line.text(Paint::plain(), true)
+                .ends_with("uid 1000 tcp -> 192.0.2.1:80 (probably ENETUNREACH)")
+        );
+    }
+
+    #[test]
+    fn outcomes_have_names() {
+        let of = |outcome, error: i32| {
+            called(&Sighting {
+                outcome,
+                error: error.unsigned_abs(),
+                ..refused()
+            })
+        };
+        assert_eq!(of(outcome::ESTABLISHED, 0), "established");
+        assert_eq!(of(outcome::FAILED, libc::ETIMEDOUT), "timed-out");
+        assert_eq!(of(outcome::FAILED, libc::EHOSTUNREACH), "unreachable");
+        assert_eq!(of(outcome::FAILED, libc::ENETUNREACH), "unreachable");
+        assert_eq!(of(outcome::FAILED, libc::EPROTO), "failed");
+        assert_eq!(of(outcome::FAILED, 0), "abandoned");
+        assert_eq!(of(outcome::UNTOLD, 0), "failed");
+        assert_eq!(of(outcome::ADDRESSED, 0), "addressed");
+    }
+}
