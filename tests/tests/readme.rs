@@ -38,7 +38,7 @@ use nix::{
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
 
 /// What cannot be run by a test, since it runs the tests, makes what they need, or has the machine for itself.
-const NOT_FROM_A_TEST: [&str; 11] = [
+const NOT_FROM_A_TEST: [&str; 12] = [
     "cargo xtask bench --json figures.json --html figures.html",
     "cargo xtask bench --quick",
     "cargo xtask bench --pin --only rr --only bulk-up-1 --compare figures.json",
@@ -47,6 +47,7 @@ const NOT_FROM_A_TEST: [&str; 11] = [
     "cargo xtask run",
     "cargo xtask test",
     "cargo xtask setup",
+    "cargo xtask soak",
     "cargo xtask test half",
     "cargo xtask test --kernels",
     "cargo xtask lint",
