@@ -45,6 +45,10 @@ pub const DOUBTS: &str = "DOUBTS";
 pub const NEXT_HOPS: &str = "NEXT_HOPS";
 /// Array of [`Relay`](crate::Relay), by [`relay`](crate::relay).
 pub const RELAY: &str = "RELAY";
+/// Hash of the cookie of a network namespace to [`Space`](crate::Space).
+pub const SPACES: &str = "SPACES";
+/// Ring buffer of `u64`: the process that a rule with [`spaces`](crate::Action::spaces) selected in a network namespace without listeners.
+pub const SPACE_EVENTS: &str = "SPACE_EVENTS";
 /// Array of one `u64`: when the relay was last known to be alive, nanoseconds of `CLOCK_MONOTONIC`.
 pub const HEARTBEAT: &str = "HEARTBEAT";
 /// Array of one `u64`: when [`RECORDS`] was last found full, nanoseconds of `CLOCK_MONOTONIC`.
@@ -146,7 +150,7 @@ pub const REPLY: &str = "reply";
 pub const DELIVERED: &str = "delivered";
 
 /// Every map of the object.
-pub const MAPS: [&str; 45] = [
+pub const MAPS: [&str; 47] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -168,6 +172,8 @@ pub const MAPS: [&str; 45] = [
     NEXT_HOPS,
     OWN,
     RELAY,
+    SPACES,
+    SPACE_EVENTS,
     HEARTBEAT,
     RECORDS_FULL,
     OURS,

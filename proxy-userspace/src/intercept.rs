@@ -21,6 +21,7 @@ mod redirects;
 mod returns;
 mod router;
 mod shortcut;
+mod spaces;
 pub mod standing;
 pub mod survey;
 mod syscall;
@@ -53,7 +54,10 @@ pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shap
 pub use predecessor::{Predecessor, PredecessorError};
 pub use redirects::{Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
+pub use spaces::Spaces;
 pub use wheels::Wheels;
+
+use tokio::sync::Notify;
 
 use crate::{policy::Compiled, relay::shortcut::Proofs, rule::IngressHook};
 use arrivals::{Arrivals, Services};
@@ -479,6 +483,14 @@ impl Interceptor {
     /// When the process is out of file descriptors.
     pub fn wheels(&self) -> Result<(Arc<Wheels>, Events), InterceptError> {
         Wheels::new(&self.ebpf)
+    }
+
+    /// Where the hooks find listeners in other network namespaces, once; and what tells `wanted` that some are missing.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn spaces(&self, wanted: Arc<Notify>) -> Result<(Spaces, Events), InterceptError> {
+        Spaces::new(&self.ebpf, wanted)
     }
 
     /// The kernel side of the sockmap path, once.

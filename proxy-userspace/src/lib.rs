@@ -49,7 +49,7 @@
 //!
 //! | layer | modules | may know |
 //! |---|---|---|
-//! | words | [`rule`], [`close`], [`clock`], [`balance`], [`lock`], [`netlink`] | nothing of ours |
+//! | words | [`rule`], [`close`], [`clock`], [`balance`], [`lock`], [`netlink`], [`netns`] | nothing of ours |
 //! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`], [`delivery`], [`netfilter`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
 //! | groups | [`group`] | words and pieces |
@@ -180,6 +180,7 @@ pub mod lock;
 pub mod metrics;
 pub mod netfilter;
 pub mod netlink;
+pub mod netns;
 mod origin;
 mod paint;
 pub mod peek;

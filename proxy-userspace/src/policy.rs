@@ -284,6 +284,7 @@ fn action(rule: &Rule) -> Action {
         shortcut: u32::from(rule.path.is_shortcut()),
         // Known once its endpoints are where the hook finds them.
         group: 0,
+        spaces: u32::from(rule.enters_namespaces()),
     }
 }
 
@@ -298,6 +299,7 @@ fn arrival_action(rule: &Reverse) -> Action {
         on_relay_failure: on_relay_failure(rule.on_relay_failure),
         shortcut: 0,
         group: 0,
+        spaces: 0,
     }
 }
 
@@ -311,6 +313,7 @@ fn transit_action(rule: &Gateway) -> Action {
         on_relay_failure: on_relay_failure(rule.on_relay_failure),
         shortcut: 0,
         group: 0,
+        spaces: 0,
     }
 }
 

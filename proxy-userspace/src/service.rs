@@ -6,10 +6,11 @@ mod explain;
 mod look;
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     future::pending,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -25,9 +26,9 @@ use crate::{
     intercept::Predecessor,
     policy::Names,
     privileges,
-    proxy::{GuardNeeds, GuardedBy, Proxy, ProxyError, Rules, Settings, Shown},
+    proxy::{Container, GuardNeeds, GuardedBy, Proxy, ProxyError, Rules, Settings, Shown},
     resolve,
-    rule::{Calibrate, Reverse, Rule, Via},
+    rule::{Calibrate, Reverse, Rule, Via, container_in},
     socket,
     status::{DrainStatus, Status, counted, readiness::Readiness},
     watch::{Watched, Watcher},
@@ -84,10 +85,18 @@ impl Service {
             guarded_by,
             log_faults,
         };
+        let enters = enters_namespaces(&config, guarded_by);
+        if enters {
+            privileges::require_all(&[privileges::ENTER])?;
+        }
         let mut proxy = Proxy::start(&settings, predecessor)?;
+        if enters {
+            proxy.enter_namespaces(config.daemon.drain_timeout)?;
+        }
         let watcher = watcher(&config, &cgroups);
         let names = resolve::resolve(config.roles(), &cgroups, &Names::default());
         proxy.install(&rules(&config, &names))?;
+        proxy.serve_containers(containers(&config, &cgroups, &attach_point));
         proxy.attach(&attach_point, &cgroups.own_dir()?)?;
         warn_of_unresolved(&names);
         Ok(Self {
@@ -155,6 +164,12 @@ impl Service {
         if routes_otherwise {
             config.router.allow().map_err(ProxyError::from)?;
         }
+        if enters_namespaces(&config, self.guarded_by) && !self.proxy.enters_namespaces() {
+            return Err(Failure::missing(
+                "it has given up what the first rule with `container` needs (CAP_SYS_ADMIN): restart it, or have another one take over",
+            )
+            .into());
+        }
         let watcher = watcher(&config, &self.cgroups);
         let names = resolve::resolve(config.roles(), &self.cgroups, &self.names);
         // What is needed of a guard comes before the rules that need it; what is not goes after them.
@@ -168,6 +183,8 @@ impl Service {
             tracing::error!(%error, "a pin is left; `culvert detach` removes it");
         }
         installed?;
+        self.proxy
+            .serve_containers(containers(&config, &self.cgroups, &self.attach_point));
         if !routes_otherwise {
             self.proxy.follow_router();
         } else if let Err(error) = self.proxy.route(&config.router) {
@@ -340,11 +357,45 @@ impl Service {
                     "cgroups, executables or interfaces that rules name have changed; rules updated"
                 );
                 self.names = names;
+                self.proxy.serve_containers(containers(
+                    &self.config,
+                    &self.cgroups,
+                    &self.attach_point,
+                ));
                 self.proxy.follow_router();
             }
             Err(error) => tracing::error!(%error, "cannot update the rules"),
         }
     }
+}
+
+/// Whether listeners are opened in the network namespaces of containers. Those of a pod share one, which is a sidecar's, too.
+pub(crate) fn enters_namespaces(config: &Config, guarded_by: GuardedBy) -> bool {
+    guarded_by == GuardedBy::Pins && config.forward.iter().any(Rule::enters_namespaces)
+}
+
+/// The containers below a cgroup that rules name and whose connections are relayed.
+fn containers(config: &Config, cgroups: &Cgroup2, below: &Path) -> Vec<Container> {
+    let rules = config
+        .forward
+        .iter()
+        .filter(|rule| rule.enters_namespaces());
+    let names = rules.flat_map(|rule| &rule.matches.cgroup.include);
+    let names: BTreeSet<_> = names
+        .filter_map(|it| Some((it, container_in(it)?)))
+        .collect();
+    let found = names.into_iter().flat_map(|(reference, name)| {
+        let found = reference.parse().map(|it| cgroups.resolve(&it));
+        let found = found.unwrap_or_default().into_iter();
+        found.filter_map(move |cgroup| {
+            Some(Container {
+                name: name.to_owned(),
+                directory: cgroups.dir(&cgroup.path).ok()?,
+            })
+        })
+    });
+    let served = found.filter(|container| container.directory.starts_with(below));
+    served.collect()
 }
 
 fn guard_needs(config: &Config) -> GuardNeeds {

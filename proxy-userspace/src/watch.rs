@@ -133,11 +133,13 @@ impl Watched {
     /// is read.
     fn pass_directories(&self, cgroups: &Cgroup2, pass: &mut dyn FnMut(&Path)) {
         match self {
-            // A unit can be anywhere: a user's manager has a tree of its own.
-            Self::Cgroup(Reference::Unit(_)) => cgroup::walk(cgroups.mount(), &mut |dir| {
-                pass(dir);
-                true
-            }),
+            // A unit can be anywhere: a user's manager has a tree of its own. And so can a container.
+            Self::Cgroup(Reference::Unit(_) | Reference::Container(_)) => {
+                cgroup::walk(cgroups.mount(), &mut |dir| {
+                    pass(dir);
+                    true
+                });
+            }
             Self::Cgroup(Reference::Path(path)) => {
                 if let Ok(dir) = cgroups.dir(path) {
                     let mut above: Vec<&Path> = dir.ancestors().skip(1).collect();

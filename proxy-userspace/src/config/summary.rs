@@ -14,7 +14,7 @@ use crate::{
     group::Settings,
     rule::{
         Calibrate, FailMode, Gateway, IngressHook, Listen, Match, Names, PathChoice, ProxyHeader,
-        Reverse, ReverseVia, Router, Rule, Selector, Via,
+        Reverse, ReverseVia, Router, Rule, Selector, Via, container_in,
     },
     upstream::{Hop, Host, Scheme, Upstream},
 };
@@ -531,8 +531,10 @@ fn selected(matches: &Match) -> String {
 }
 
 fn selectors(matches: &Match) -> Vec<String> {
+    let (containers, cgroups) = apart(&matches.cgroup);
     let parts = [
-        values("cgroup", &matches.cgroup, String::clone),
+        values("cgroup", &cgroups, String::clone),
+        values("container", &containers, String::clone),
         values("exe", &matches.exe, |path| path.display().to_string()),
         values("uid", &matches.uid, range),
         values("gid", &matches.gid, range),
@@ -541,6 +543,27 @@ fn selectors(matches: &Match) -> Vec<String> {
         values("port", &matches.port, range),
     ];
     parts.into_iter().flatten().collect()
+}
+
+/// Those that are containers, as files have them, and the others.
+fn apart(cgroups: &Selector<String>) -> (Selector<String>, Selector<String>) {
+    let split = |values: &[String]| {
+        let container = |value: &String| container_in(value).map(str::to_owned);
+        let others = values.iter().filter(|value| container_in(value).is_none());
+        (
+            values.iter().filter_map(container).collect(),
+            others.cloned().collect(),
+        )
+    };
+    let (included, include) = split(&cgroups.include);
+    let (excluded, exclude) = split(&cgroups.exclude);
+    (
+        Selector {
+            include: included,
+            exclude: excluded,
+        },
+        Selector { include, exclude },
+    )
 }
 
 fn destination(prefix: &IpNet) -> String {
