@@ -77,6 +77,19 @@ pub struct Names {
     pub exes: BTreeMap<PathBuf, Vec<ExeRef>>,
     /// Numbers of interfaces by name.
     pub interfaces: BTreeMap<String, Option<u32>>,
+    /// Containers by what rules call them. Their cgroups are among the others.
+    pub containers: BTreeMap<String, Containers>,
+}
+
+/// What the name of a container, or the first digits of its id, stand for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Containers {
+    /// Its whole id, if it runs, or what is known of it.
+    pub id: Option<String>,
+    /// The directories of its cgroups.
+    pub directories: Vec<PathBuf>,
+    /// Why it is not known.
+    pub problem: Option<String>,
 }
 
 /// A compiled policy, ready to be written to the maps under some generation.

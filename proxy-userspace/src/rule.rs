@@ -136,6 +136,15 @@ pub struct Match {
     pub port: Selector<RangeInclusive<u16>>,
 }
 
+impl Match {
+    /// Whether the cgroups are those of containers.
+    #[must_use]
+    pub fn names_containers(&self) -> bool {
+        let mut cgroups = self.cgroup.include.iter().chain(&self.cgroup.exclude);
+        cgroups.any(|it| container_in(it).is_some())
+    }
+}
+
 /// What stays on this host; `connect()` takes the unspecified addresses for loopback, too.
 pub const LOOPBACK: [IpNet; 4] = [
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),

@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 use crate::{
     access_log::{self, OpenLog},
-    cgroup::Cgroup2,
+    cgroup::{Cgroup2, runtime::is_id},
     config::Config,
     drain,
     failure::Failure,
@@ -96,7 +96,7 @@ impl Service {
         let watcher = watcher(&config, &cgroups);
         let names = resolve::resolve(config.roles(), &cgroups, &Names::default());
         proxy.install(&rules(&config, &names))?;
-        proxy.serve_containers(containers(&config, &cgroups, &attach_point));
+        proxy.serve_containers(containers(&config, &names, &attach_point));
         proxy.attach(&attach_point, &cgroups.own_dir()?)?;
         warn_of_unresolved(&names);
         Ok(Self {
@@ -184,7 +184,7 @@ impl Service {
         }
         installed?;
         self.proxy
-            .serve_containers(containers(&config, &self.cgroups, &self.attach_point));
+            .serve_containers(containers(&config, &names, &self.attach_point));
         if !routes_otherwise {
             self.proxy.follow_router();
         } else if let Err(error) = self.proxy.route(&config.router) {
@@ -335,7 +335,7 @@ impl Service {
         self.looked = Instant::now();
         let is_same =
             |(name, number): (&String, &Option<u32>)| socket::interface_number(name) == *number;
-        if !self.names.interfaces.iter().all(is_same) {
+        if !self.names.interfaces.iter().all(is_same) || has_unknown(&self.names) {
             self.names_changed();
         }
         self.proxy.steer(&self.config.reverse);
@@ -359,7 +359,7 @@ impl Service {
                 self.names = names;
                 self.proxy.serve_containers(containers(
                     &self.config,
-                    &self.cgroups,
+                    &self.names,
                     &self.attach_point,
                 ));
                 self.proxy.follow_router();
@@ -375,27 +375,26 @@ pub(crate) fn enters_namespaces(config: &Config, guarded_by: GuardedBy) -> bool 
 }
 
 /// The containers below a cgroup that rules name and whose connections are relayed.
-fn containers(config: &Config, cgroups: &Cgroup2, below: &Path) -> Vec<Container> {
+fn containers(config: &Config, names: &Names, below: &Path) -> Vec<Container> {
     let rules = config
         .forward
         .iter()
         .filter(|rule| rule.enters_namespaces());
-    let names = rules.flat_map(|rule| &rule.matches.cgroup.include);
-    let names: BTreeSet<_> = names
-        .filter_map(|it| Some((it, container_in(it)?)))
-        .collect();
-    let found = names.into_iter().flat_map(|(reference, name)| {
-        let found = reference.parse().map(|it| cgroups.resolve(&it));
-        let found = found.unwrap_or_default().into_iter();
-        found.filter_map(move |cgroup| {
-            Some(Container {
-                name: name.to_owned(),
-                directory: cgroups.dir(&cgroup.path).ok()?,
-            })
+    let included = rules.flat_map(|rule| &rule.matches.cgroup.include);
+    let included: BTreeSet<_> = included.filter_map(|it| container_in(it)).collect();
+    let known = included
+        .into_iter()
+        .filter_map(|name| names.containers.get_key_value(name));
+    let all = known.flat_map(|(name, known)| {
+        let directories = known.directories.iter();
+        directories.map(|directory| Container {
+            name: name.clone(),
+            id: known.id.clone().unwrap_or_default(),
+            directory: directory.clone(),
         })
     });
-    let served = found.filter(|container| container.directory.starts_with(below));
-    served.collect()
+    all.filter(|container| container.directory.starts_with(below))
+        .collect()
 }
 
 fn guard_needs(config: &Config) -> GuardNeeds {
@@ -446,8 +445,10 @@ fn watcher(config: &Config, cgroups: &Cgroup2) -> Watcher {
     let references = resolve::cgroups_of(&config.forward);
     let watched_cgroups = references
         .iter()
-        .filter_map(|text| text.parse().ok())
-        .map(Watched::Cgroup);
+        .filter_map(|text| match container_in(text) {
+            Some(name) if !is_id(name) => Some(Watched::Containers),
+            _ => text.parse().ok().map(Watched::Cgroup),
+        });
     let watched_exes = resolve::exes_of(&config.forward)
         .into_iter()
         .map(Watched::Exe);
@@ -465,6 +466,7 @@ fn keeps_sources(config: &Config) -> bool {
 async fn time_to_look(config: &Config, names: &Names, looked: Instant) {
     let is_steered = |rule: &Reverse| rule.steered_to().is_some();
     let wants = !names.interfaces.is_empty()
+        || has_unknown(names)
         || keeps_sources(config)
         || config.router.is_on()
         || config.reverse.iter().any(is_steered);
@@ -472,6 +474,11 @@ async fn time_to_look(config: &Config, names: &Names, looked: Instant) {
         return pending().await;
     }
     sleep(LOOK_INTERVAL.saturating_sub(looked.elapsed())).await;
+}
+
+/// Whether there are containers that no runtime knows, or that none could be asked for.
+fn has_unknown(names: &Names) -> bool {
+    names.containers.values().any(|it| it.problem.is_some())
 }
 
 /// How soon it is known that an interface has come or gone, that a service was restarted, or that an endpoint has moved.

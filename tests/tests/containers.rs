@@ -9,8 +9,10 @@
 )]
 
 use std::{
-    io::{Read, Write},
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    os::unix::net::UnixListener,
     process::Command,
     sync::{
         Arc,
@@ -35,6 +37,7 @@ use culvert_tests::{
     rules::RELAY,
     sandbox::{OTHER_V4, SERVER_V4, SERVER_V6, command_at},
 };
+use nix::errno::Errno;
 
 /// An id as a runtime makes them: no other container of the machine has it, nor its first digits.
 fn id() -> String {
@@ -137,6 +140,47 @@ fn a_container_that_starts_later_is_captured_on_demand() {
     let elsewhere = network(&sandbox, 2);
     let other = Container::alone(&sandbox, &other_id, &elsewhere);
     assert_eq!(other.start_app().probe(mirror.address()), Ok(Route::Direct));
+}
+
+#[test]
+fn every_path_leads_from_one_namespace_to_another() {
+    let one = id();
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let netns = network(&sandbox, 1);
+    let container = Container::alone(&sandbox, &one, &netns);
+    let app = container.start_app();
+    container.pid();
+    let rules =
+        |path: &str, from: &str| relayed(&[&one], &format!("path = \"{path}\"\nfrom = \"{from}\""));
+    let culvert = sandbox.culvert(&rules("copy", "host"));
+    let mut count = 0;
+    for path in ["splice", "sockmap", "shortcut-without-fionread"] {
+        for from in ["host", "container"] {
+            culvert.reload(&rules(path, from));
+            let socket = app.tcp(server.address());
+            if path.starts_with("shortcut") {
+                socket.set_nonblocking(true);
+            }
+            match socket.connect(server.address()) {
+                Ok(()) => {}
+                Err(Errno::EINPROGRESS) => socket.finish_connect().unwrap(),
+                Err(error) => panic!("{path} from {from}: {error}"),
+            }
+            socket.converse(3, 200, 700).unwrap();
+            socket.close();
+            count += 1;
+            let records = culvert.await_records(count);
+            let record = &records[count - 1];
+            assert_eq!(
+                (record.up, record.down, record.reason.as_str()),
+                (140_000, 140_000, "done"),
+                "{path} from {from}: {record:?}"
+            );
+            let moved = record.path.as_deref().unwrap();
+            assert!(path.starts_with(moved), "{path} from {from}: {record:?}");
+        }
+    }
 }
 
 #[test]
@@ -409,4 +453,117 @@ fn after_a_kill_the_fail_mode_decides_in_a_container_too() {
         let detached = sandbox.detach();
         assert_eq!(app.probe(mirror.address()), Ok(Route::Direct), "{detached}");
     }
+}
+
+/// Answers as the API of Docker and Podman does, in the view of daemons: each name has an id.
+fn runtime(sandbox: &Sandbox, socket: &str, names: &[(&str, &str)]) {
+    let listener = sandbox.mounts().within(|| {
+        std::fs::create_dir_all(std::path::Path::new(socket).parent().unwrap()).unwrap();
+        let _ = std::fs::remove_file(socket);
+        UnixListener::bind(socket).unwrap()
+    });
+    let names: BTreeMap<String, String> = names
+        .iter()
+        .map(|(name, id)| ((*name).to_owned(), (*id).to_owned()))
+        .collect();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            BufReader::new(stream.try_clone().unwrap())
+                .read_line(&mut line)
+                .unwrap();
+            let name = line
+                .strip_prefix("GET /containers/")
+                .and_then(|rest| rest.split_once("/json "))
+                .map(|(name, _)| name);
+            let (status, body) = match name.and_then(|name| Some((name, names.get(name)?))) {
+                Some((name, id)) => (
+                    "200 OK",
+                    format!("{{\"Id\":\"{id}\",\"Name\":\"/{name}\"}}"),
+                ),
+                None => (
+                    "404 Not Found",
+                    "{\"message\":\"no such container\"}".to_owned(),
+                ),
+            };
+            // Who asks may have gone.
+            _ = write!(
+                stream,
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+        }
+    });
+}
+
+#[test]
+fn a_container_is_found_by_the_name_that_its_runtime_knows() {
+    let [one, unknown] = [id(), id()];
+    let sandbox = Sandbox::new();
+    let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    runtime(
+        &sandbox,
+        "/run/docker.sock",
+        &[("web", &one), ("db", &unknown)],
+    );
+    let culvert = sandbox.culvert(&relayed(&["web", "nobody"], ""));
+    assert!(
+        culvert.log().contains("\"web\": it does not run"),
+        "{}",
+        culvert.log()
+    );
+    assert!(
+        culvert.log().contains("\"nobody\": no runtime knows it"),
+        "{}",
+        culvert.log()
+    );
+    let netns = network(&sandbox, 1);
+    let container = Container::alone(&sandbox, &one, &netns);
+    let app = container.start_app();
+    await_capture(&app, mirror.address());
+    let status = culvert.status();
+    let [known] = &status["containers"].as_array().unwrap()[..] else {
+        panic!("{status}");
+    };
+    assert_eq!(known["container"], "web");
+    assert_eq!(known["id"], one);
+    assert!(
+        known["listener_v4"]
+            .as_str()
+            .unwrap()
+            .starts_with("127.0.0.1:")
+    );
+    assert!(known["problem"].is_null(), "{known}");
+    // Made anew it has another id, and the same name.
+    let other = id();
+    runtime(&sandbox, "/run/docker.sock", &[("web", &other)]);
+    drop((app, container, netns));
+    let netns = network(&sandbox, 2);
+    let container = Container::alone(&sandbox, &other, &netns);
+    await_capture(&container.start_app(), mirror.address());
+}
+
+#[test]
+fn what_may_be_several_containers_is_none_and_said_so() {
+    let [one, other] = [id(), id()];
+    let sandbox = Sandbox::new();
+    runtime(&sandbox, "/run/docker.sock", &[("web", &one)]);
+    runtime(&sandbox, "/run/podman/podman.sock", &[("web", &other)]);
+    let alike = [one.replace("5a5a", "a5a5"), one.clone()];
+    let cgroups = alike
+        .iter()
+        .map(|id| sandbox.cgroup().child(&format!("docker-{id}.scope")))
+        .collect::<Vec<_>>();
+    let culvert = sandbox.culvert(&relayed(&["web", &one[..12]], ""));
+    for part in [
+        format!("{one} of docker or {other} of podman; name it by id"),
+        format!(
+            "it may be any of {}, {}; write more digits",
+            alike[1], alike[0]
+        ),
+    ] {
+        assert!(culvert.log().contains(&part), "{part}: {}", culvert.log());
+    }
+    drop(cgroups);
 }

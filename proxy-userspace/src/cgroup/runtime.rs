@@ -49,10 +49,16 @@ impl Cgroup2 {
     /// The containers whose ids begin so, with their cgroups, sorted. With another text than one that [`is_id`] there are none.
     #[must_use]
     pub fn containers(&self, id: &str) -> Vec<(String, Cgroup)> {
-        let mut found = Vec::new();
-        if !is_id(id) {
-            return found;
+        if is_id(id) {
+            self.all_containers(id)
+        } else {
+            Vec::new()
         }
+    }
+
+    /// As [`Cgroup2::containers`], whatever the text; with none, all that there are.
+    pub(crate) fn all_containers(&self, id: &str) -> Vec<(String, Cgroup)> {
+        let mut found = Vec::new();
         walk(self.mount(), &mut |directory| {
             let whole = id_of(directory).filter(|whole| whole.starts_with(id));
             let cgroup = whole.and_then(|whole| Some((whole.to_owned(), self.at(directory)?)));

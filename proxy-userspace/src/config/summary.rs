@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use crate::{
     group::Settings,
     rule::{
-        Calibrate, FailMode, Gateway, IngressHook, Listen, Match, Names, PathChoice, ProxyHeader,
-        Reverse, ReverseVia, Router, Rule, Selector, Via, container_in,
+        Calibrate, Departure, FailMode, Gateway, IngressHook, Listen, Match, Names, PathChoice,
+        ProxyHeader, Reverse, ReverseVia, Router, Rule, Selector, Via, container_in,
     },
     upstream::{Hop, Host, Scheme, Upstream},
 };
@@ -365,7 +365,10 @@ fn action(rule: &Rule) -> String {
     if rule.rewrite {
         return format!("{relayed}, rewritten where there is an endpoint for the socket");
     }
-    relayed
+    match rule.from {
+        Departure::Host => relayed,
+        Departure::Container => format!("{relayed}, from the container's network"),
+    }
 }
 
 fn relayed(upstream: &str, path: PathChoice, on_relay_failure: FailMode) -> String {
@@ -531,10 +534,15 @@ fn selected(matches: &Match) -> String {
 }
 
 fn selectors(matches: &Match) -> Vec<String> {
-    let (containers, cgroups) = apart(&matches.cgroup);
+    let cgroup = if matches.names_containers() {
+        "container"
+    } else {
+        "cgroup"
+    };
     let parts = [
-        values("cgroup", &cgroups, String::clone),
-        values("container", &containers, String::clone),
+        values(cgroup, &matches.cgroup, |it| {
+            container_in(it).unwrap_or(it).to_owned()
+        }),
         values("exe", &matches.exe, |path| path.display().to_string()),
         values("uid", &matches.uid, range),
         values("gid", &matches.gid, range),
@@ -543,27 +551,6 @@ fn selectors(matches: &Match) -> Vec<String> {
         values("port", &matches.port, range),
     ];
     parts.into_iter().flatten().collect()
-}
-
-/// Those that are containers, as files have them, and the others.
-fn apart(cgroups: &Selector<String>) -> (Selector<String>, Selector<String>) {
-    let split = |values: &[String]| {
-        let container = |value: &String| container_in(value).map(str::to_owned);
-        let others = values.iter().filter(|value| container_in(value).is_none());
-        (
-            values.iter().filter_map(container).collect(),
-            others.cloned().collect(),
-        )
-    };
-    let (included, include) = split(&cgroups.include);
-    let (excluded, exclude) = split(&cgroups.exclude);
-    (
-        Selector {
-            include: included,
-            exclude: excluded,
-        },
-        Selector { include, exclude },
-    )
 }
 
 fn destination(prefix: &IpNet) -> String {

@@ -200,7 +200,7 @@ fn names() -> Names {
             (PathBuf::from("/bin/x"), vec![exe(1), exe(2)]),
             (PathBuf::from("/bin/y"), vec![exe(3)]),
         ]),
-        interfaces: BTreeMap::new(),
+        ..Names::default()
     }
 }
 

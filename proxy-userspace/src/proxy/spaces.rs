@@ -7,15 +7,15 @@
 mod opener;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
-    net::TcpListener,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use proxy_common::Space;
+use proxy_common::{BePort, Space};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
@@ -23,13 +23,15 @@ use tokio::{
 
 use self::opener::{OpenError, Opened, Opener};
 use super::{Proxy, ProxyError, port};
-use crate::{cgroup, close::CloseReason, intercept, netns::Id};
+use crate::{cgroup, close::CloseReason, intercept, netns::Id, status::SpaceStatus};
 
 /// A container that rules name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
     /// As rules name it.
     pub name: String,
+    /// Its id.
+    pub id: String,
     /// The directory of its cgroup.
     pub directory: PathBuf,
 }
@@ -46,8 +48,8 @@ pub(super) struct Spaces {
     staff: Option<Staff>,
     containers: Vec<Container>,
     open: BTreeMap<Id, Open>,
-    /// Those that cannot have listeners, which was told.
-    refused: BTreeSet<Id>,
+    /// Those that cannot have listeners, which was told, and why.
+    refused: BTreeMap<Id, (Container, String)>,
     /// Those that nobody is left in, and connections may be of.
     leaving: BTreeMap<u64, Instant>,
     looked: Option<Instant>,
@@ -63,6 +65,8 @@ struct Staff {
 /// A namespace with listeners.
 struct Open {
     cookie: u64,
+    space: Space,
+    container: Container,
 }
 
 /// A process in a namespace, and the container that it is of.
@@ -112,13 +116,15 @@ impl Proxy {
             return;
         };
         let inhabited = inhabited(&self.spaces.containers);
-        self.spaces.refused.retain(|id| inhabited.contains_key(id));
+        self.spaces
+            .refused
+            .retain(|id, _| inhabited.contains_key(id));
         for (id, inhabitant) in &inhabited {
-            if self.spaces.open.contains_key(id) || self.spaces.refused.contains(id) {
+            if self.spaces.open.contains_key(id) || self.spaces.refused.contains_key(id) {
                 continue;
             }
             let Inhabitant { pid, container } = inhabitant;
-            match staff.open(*pid, *id, &self.supervisor) {
+            match staff.open(inhabitant, *id, &self.supervisor) {
                 Ok(open) => {
                     tracing::info!(
                         container = container.name,
@@ -132,13 +138,14 @@ impl Proxy {
                 // It is looked at again.
                 Err(Unopened::Not(OpenError::Gone | OpenError::LoopbackDown)) => {}
                 Err(why) => {
+                    let why = why.sentence();
                     tracing::error!(
                         container = container.name,
                         pid,
-                        "no listeners for a container: {}",
-                        why.sentence()
+                        "no listeners for a container: {why}"
                     );
-                    self.spaces.refused.insert(*id);
+                    let container = Container::clone(container);
+                    self.spaces.refused.insert(*id, (container, why));
                 }
             }
         }
@@ -191,9 +198,42 @@ impl Spaces {
         }
     }
 
+    /// How they are.
+    pub(super) fn status(&self) -> Vec<SpaceStatus> {
+        let open = self.open.iter().map(|(id, open)| SpaceStatus {
+            listener_v4: listener(Ipv4Addr::LOCALHOST.into(), open.space.port_v4),
+            listener_v6: listener(Ipv6Addr::LOCALHOST.into(), open.space.port_v6),
+            ..SpaceStatus::of(&open.container, *id)
+        });
+        let refused = self
+            .refused
+            .iter()
+            .map(|(id, (container, problem))| SpaceStatus {
+                problem: Some(problem.clone()),
+                ..SpaceStatus::of(container, *id)
+            });
+        open.chain(refused).collect()
+    }
+
     fn is_idle(&self) -> bool {
         self.containers.is_empty() && self.open.is_empty() && self.leaving.is_empty()
     }
+}
+
+impl SpaceStatus {
+    fn of(container: &Container, id: Id) -> Self {
+        Self {
+            container: container.name.clone(),
+            id: container.id.clone(),
+            cgroup: container.directory.display().to_string(),
+            namespace: id.number(),
+            ..Self::default()
+        }
+    }
+}
+
+fn listener(ip: IpAddr, port: BePort) -> Option<SocketAddr> {
+    (port.get() != 0).then(|| SocketAddr::new(ip, port.get()))
 }
 
 /// Why a namespace has no listeners.
@@ -218,14 +258,26 @@ impl Unopened {
 }
 
 impl Staff {
-    fn open(&mut self, pid: u32, id: Id, workers: &super::Supervisor) -> Result<Open, Unopened> {
-        let Opened { cookie, v4, v6 } = self.opener.open(pid, id).map_err(Unopened::Not)?;
+    fn open(
+        &mut self,
+        inhabitant: &Inhabitant<'_>,
+        id: Id,
+        workers: &super::Supervisor,
+    ) -> Result<Open, Unopened> {
+        let Opened { cookie, v4, v6 } = self
+            .opener
+            .open(inhabitant.pid, id)
+            .map_err(Unopened::Not)?;
         let space = Space {
             port_v4: port(&v4),
             port_v6: port(&v6),
         };
         workers.open_in(cookie, in_pairs(v4, v6));
-        let open = Open { cookie };
+        let open = Open {
+            cookie,
+            space,
+            container: inhabitant.container.clone(),
+        };
         // Last: whoever is sent there is accepted.
         if let Err(error) = self.kernel.insert(cookie, space) {
             workers.close_in(cookie);
