@@ -65,6 +65,11 @@ pub(crate) const ENTER: Privilege = (
     Capability::CAP_SYS_ADMIN,
     "open listeners in the network namespaces of containers (`container`; one thread has it, all others give it up)",
 );
+/// What they need beside it.
+pub(crate) const SEE_NAMESPACES: Privilege = (
+    Capability::CAP_SYS_PTRACE,
+    "see which network namespaces processes of containers are in (`container`)",
+);
 /// What the demonstration needs.
 pub(crate) const NAMESPACE: Privilege = (
     Capability::CAP_SYS_ADMIN,
@@ -196,11 +201,7 @@ pub(crate) fn keep_nothing() -> Result<()> {
 /// # Errors
 /// When the kernel refuses to take them.
 pub(crate) fn keep_what_entering_needs() -> Result<()> {
-    keep_only(&HashSet::from([
-        ENTER.0,
-        // To look at processes of other users.
-        Capability::CAP_SYS_PTRACE,
-    ]))
+    keep_only(&HashSet::from([ENTER.0, SEE_NAMESPACES.0]))
 }
 
 /// Gives up what a thread that relays has no use for; whether it connects from addresses of clients is for the caller to say.

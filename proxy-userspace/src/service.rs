@@ -87,7 +87,7 @@ impl Service {
         };
         let enters = enters_namespaces(&config, guarded_by);
         if enters {
-            privileges::require_all(&[privileges::ENTER])?;
+            privileges::require_all(&[privileges::ENTER, privileges::SEE_NAMESPACES])?;
         }
         let mut proxy = Proxy::start(&settings, predecessor)?;
         if enters {

@@ -76,7 +76,9 @@ impl Needs {
             needs.privileges.push(privileges::MOUNT);
         }
         if config.forward.iter().any(Rule::enters_namespaces) {
-            needs.privileges.push(privileges::ENTER);
+            needs
+                .privileges
+                .extend([privileges::ENTER, privileges::SEE_NAMESPACES]);
         }
         needs
     }

@@ -48,8 +48,8 @@ pub(super) struct Spaces {
     staff: Option<Staff>,
     containers: Vec<Container>,
     open: BTreeMap<Id, Open>,
-    /// Those that cannot have listeners, which was told, and why.
-    refused: BTreeMap<Id, (Container, String)>,
+    /// Those that have none.
+    refused: BTreeMap<Id, Refused>,
     /// Those that nobody is left in, and connections may be of.
     leaving: BTreeMap<u64, Instant>,
     looked: Option<Instant>,
@@ -67,6 +67,24 @@ struct Open {
     cookie: u64,
     space: Space,
     container: Container,
+}
+
+/// A namespace without.
+struct Refused {
+    container: Container,
+    why: String,
+    /// Whether that will never change.
+    is_final: bool,
+}
+
+impl Refused {
+    fn new(container: &Container, why: &Unopened) -> Self {
+        Self {
+            container: container.clone(),
+            why: why.sentence(),
+            is_final: matches!(why, Unopened::Not(OpenError::Users)),
+        }
+    }
 }
 
 /// A process in a namespace, and the container that it is of.
@@ -120,7 +138,8 @@ impl Proxy {
             .refused
             .retain(|id, _| inhabited.contains_key(id));
         for (id, inhabitant) in &inhabited {
-            if self.spaces.open.contains_key(id) || self.spaces.refused.contains_key(id) {
+            let refused = self.spaces.refused.get(id);
+            if self.spaces.open.contains_key(id) || refused.is_some_and(|it| it.is_final) {
                 continue;
             }
             let Inhabitant { pid, container } = inhabitant;
@@ -132,20 +151,24 @@ impl Proxy {
                         namespace = id.number(),
                         "listening in the network namespace of a container"
                     );
+                    self.spaces.refused.remove(id);
                     self.spaces.leaving.remove(&open.cookie);
                     self.spaces.open.insert(*id, open);
                 }
-                // It is looked at again.
-                Err(Unopened::Not(OpenError::Gone | OpenError::LoopbackDown)) => {}
+                Err(Unopened::Not(OpenError::Gone)) => {}
                 Err(why) => {
-                    let why = why.sentence();
-                    tracing::error!(
-                        container = container.name,
-                        pid,
-                        "no listeners for a container: {why}"
-                    );
-                    let container = Container::clone(container);
-                    self.spaces.refused.insert(*id, (container, why));
+                    let now = Refused::new(container, &why);
+                    // What is not set up yet is not worth a line.
+                    let is_usual = matches!(why, Unopened::Not(OpenError::LoopbackDown));
+                    if !is_usual && refused.is_none_or(|before| before.why != now.why) {
+                        tracing::error!(
+                            container = container.name,
+                            pid,
+                            "no listeners for a container: {}",
+                            now.why
+                        );
+                    }
+                    self.spaces.refused.insert(*id, now);
                 }
             }
         }
@@ -205,13 +228,10 @@ impl Spaces {
             listener_v6: listener(Ipv6Addr::LOCALHOST.into(), open.space.port_v6),
             ..SpaceStatus::of(&open.container, *id)
         });
-        let refused = self
-            .refused
-            .iter()
-            .map(|(id, (container, problem))| SpaceStatus {
-                problem: Some(problem.clone()),
-                ..SpaceStatus::of(container, *id)
-            });
+        let refused = self.refused.iter().map(|(id, refused)| SpaceStatus {
+            problem: Some(refused.why.clone()),
+            ..SpaceStatus::of(&refused.container, *id)
+        });
         open.chain(refused).collect()
     }
 
