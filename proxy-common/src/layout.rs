@@ -4,7 +4,7 @@ use crate::{
     Action, Areas, Cell, CellKey, Doubts, FastLink, Hop, KernelSide, Lane, LaneKey, MAX_CANDIDATES,
     MAX_DEPTH, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey,
     Redirect, Relay, RelaySide, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sequence, Sighting,
-    Socket, WORDS, Wheels,
+    Socket, Space, WORDS, Wheels,
 };
 
 const RULE_SET: usize = WORDS * 8;
@@ -16,8 +16,9 @@ const _: () = {
     assert!(size_of::<PrefixKey>() == 4 + 4 + 16);
     assert!(size_of::<MemberKey>() == 4 + 4 + 8 + 8);
     assert!(size_of::<Membership>() == 2 * RULE_SET);
-    assert!(size_of::<Action>() == 4 + 4 + 4 + 4);
+    assert!(size_of::<Action>() == 5 * 4);
     assert!(size_of::<Relay>() == 8 + 8 + 2 + 2 + 4);
+    assert!(size_of::<Space>() == 2 + 2);
     assert!(size_of::<Passage>() == 4 + 4);
     assert!(size_of::<FastLink>() == 4 + 4);
     assert!(size_of::<Doubts>() == 64 * 8);
@@ -49,7 +50,7 @@ mod pod {
     use super::{
         Action, Areas, Cell, CellKey, Doubts, FastLink, Lane, LaneKey, MemberKey, Membership,
         OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat,
-        SeatKey, Sent, Sighting, Socket, Wheels,
+        SeatKey, Sent, Sighting, Socket, Space, Wheels,
     };
 
     macro_rules! pod {
@@ -65,6 +66,6 @@ mod pod {
     pod!(
         Action, Areas, Cell, CellKey, Doubts, FastLink, Lane, LaneKey, OwnKey, MemberKey,
         Membership, Passage, Policy, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat,
-        SeatKey, Sent, Sighting, Socket, Wheels,
+        SeatKey, Sent, Sighting, Socket, Space, Wheels,
     );
 }

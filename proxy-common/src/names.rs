@@ -45,6 +45,10 @@ pub const DOUBTS: &str = "DOUBTS";
 pub const NEXT_HOPS: &str = "NEXT_HOPS";
 /// Array of [`Relay`](crate::Relay), by [`relay`](crate::relay).
 pub const RELAY: &str = "RELAY";
+/// Hash of the cookie of a network namespace to [`Space`](crate::Space).
+pub const SPACES: &str = "SPACES";
+/// Ring buffer of `u64`: the process that a rule with [`spaces`](crate::Action::spaces) selected in a network namespace without listeners.
+pub const SPACE_EVENTS: &str = "SPACE_EVENTS";
 /// Array of one `u64`: when the relay was last known to be alive, nanoseconds of `CLOCK_MONOTONIC`.
 pub const HEARTBEAT: &str = "HEARTBEAT";
 /// Array of one `u64`: when [`RECORDS`] was last found full, nanoseconds of `CLOCK_MONOTONIC`.
@@ -165,7 +169,7 @@ pub const WATCH_EVENTS: &str = "watch_events";
 pub const WATCH_RELEASE: &str = "watch_release";
 
 /// Every map of the object.
-pub const MAPS: [&str; 50] = [
+pub const MAPS: [&str; 52] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -187,6 +191,8 @@ pub const MAPS: [&str; 50] = [
     NEXT_HOPS,
     OWN,
     RELAY,
+    SPACES,
+    SPACE_EVENTS,
     HEARTBEAT,
     RECORDS_FULL,
     OURS,

@@ -15,9 +15,10 @@ use aya_ebpf::{
 };
 use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Doubts, FAST_LINK_NUMBERS,
-    FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MemberKey,
-    Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
-    RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Wheels, listener, ours, relay,
+    FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MAX_SPACES,
+    MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay,
+    Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Wheels, listener,
+    ours, relay,
 };
 
 use crate::{globals::has_mptcp, inherited::InheritedStorage};
@@ -90,6 +91,12 @@ pub static OWN: HashMap<OwnKey, u32, 65_536, { BPF_F_NO_PREALLOC as usize }> = H
 
 #[btf_map]
 pub static RELAY: Array<Relay, { relay::COUNT }> = Array::new();
+
+#[btf_map]
+pub static SPACES: HashMap<u64, Space, MAX_SPACES, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static SPACE_EVENTS: RingBuf<u64, 4096> = RingBuf::new();
 
 #[btf_map]
 pub static HEARTBEAT: Array<u64, 1> = Array::new();

@@ -51,7 +51,7 @@ pub fn to_endpoint(
 /// While both are attached the hook of whoever takes our place runs next, and could not tell an endpoint from where the app wanted
 /// to go. It has no part in our [`SOCKETS`], but in [`OURS`].
 #[inline(always)]
-fn tell_successor(ctx: &SockAddrContext, addr: &Addr, port: BePort) {
+pub fn tell_successor(ctx: &SockAddrContext, addr: &Addr, port: BePort) {
     let has_one = RELAY
         .get(relay::SUCCESSOR)
         .is_some_and(|relay| relay.netns_cookie != 0);

@@ -144,7 +144,13 @@ fn opened(
     let mut rules = Vec::new();
     for rule in policy.roles.forward {
         let key = reason::not_opened(rule, policy.names, &calling)?;
-        let wanted = |key: Key| config::wanted(rule, key.name());
+        let wanted = |key: Key| {
+            let name = match key {
+                Key::Cgroup if rule.matches.names_containers() => "container",
+                key => key.name(),
+            };
+            (name, config::wanted(rule, name))
+        };
         rules.push(because(&rule.name, key, wanted, |key| calling.seen(key)));
     }
     let outcome = if directory.starts_with(policy.attach_point) {
@@ -174,7 +180,7 @@ fn arrived(policy: &InForce<'_>, connection: &Request) -> Result<Explained, Expl
     let mut rules = Vec::new();
     for rule in policy.roles.reverse {
         let key = reason::not_arrived(rule, policy.names, &arriving)?;
-        let wanted = |key: Key| config::wanted_of_arrivals(rule, key.name());
+        let wanted = |key: Key| (key.name(), config::wanted_of_arrivals(rule, key.name()));
         rules.push(because(&rule.name, key, wanted, |key| arriving.seen(key)));
     }
     Ok((rules, outcome::arrived(policy, connection, decision)))
@@ -183,14 +189,15 @@ fn arrived(policy: &InForce<'_>, connection: &Request) -> Result<Explained, Expl
 fn because(
     name: &str,
     key: Option<Key>,
-    wanted: impl Fn(Key) -> String,
+    wanted: impl Fn(Key) -> (&'static str, String),
     seen: impl Fn(Key) -> String,
 ) -> RuleReason {
+    let (named, wanted) = key.map(wanted).unzip();
     RuleReason {
         name: name.to_owned(),
         selects: key.is_none(),
-        key: key.map(|key| key.name().to_owned()),
-        wanted: key.map(wanted),
+        key: named.map(str::to_owned),
+        wanted,
         seen: key.map(seen),
     }
 }

@@ -22,6 +22,7 @@ mod returns;
 mod router;
 mod shortcut;
 mod sightings;
+mod spaces;
 pub mod standing;
 pub mod survey;
 mod syscall;
@@ -55,7 +56,10 @@ pub use predecessor::{Predecessor, PredecessorError};
 pub use redirects::{Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
 pub use sightings::{Scope, Sightings};
+pub use spaces::Spaces;
 pub use wheels::Wheels;
+
+use tokio::sync::Notify;
 
 use crate::{policy::Compiled, relay::shortcut::Proofs, rule::IngressHook};
 use arrivals::{Arrivals, Services};
@@ -481,6 +485,14 @@ impl Interceptor {
     /// When the process is out of file descriptors.
     pub fn wheels(&self) -> Result<(Arc<Wheels>, Events), InterceptError> {
         Wheels::new(&self.ebpf)
+    }
+
+    /// Where the hooks find listeners in other network namespaces, once; and what tells `wanted` that some are missing.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn spaces(&self, wanted: Arc<Notify>) -> Result<(Spaces, Events), InterceptError> {
+        Spaces::new(&self.ebpf, wanted)
     }
 
     /// The kernel side of the sockmap path, once.

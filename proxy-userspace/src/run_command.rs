@@ -23,7 +23,7 @@ use crate::{
     failure::Failure,
     privileges,
     proxy::GuardedBy,
-    rule::{FailMode, Match, PathChoice, Router, Rule, Via},
+    rule::{Departure, FailMode, Match, PathChoice, Router, Rule, Via},
     service::Service,
 };
 
@@ -136,6 +136,7 @@ fn through(urls: &[String]) -> Result<Config> {
         on_relay_failure: FailMode::Refuse,
         path: PathChoice::Auto,
         rewrite: false,
+        from: Departure::Host,
     };
     Ok(Config {
         daemon: Daemon {

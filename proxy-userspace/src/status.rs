@@ -4,11 +4,14 @@ pub mod connections;
 pub mod explanation;
 pub mod readiness;
 pub mod rules;
+mod spaces;
 pub mod upstreams;
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use serde::{Deserialize, Serialize};
+
+pub use spaces::SpaceStatus;
 
 use crate::paint::{Paint, Tone, wrapped};
 
@@ -35,6 +38,9 @@ pub struct Status {
     /// What gets no new connections, by `culvert drain`.
     #[serde(default)]
     pub drains: Vec<DrainStatus>,
+    /// Network namespaces of containers that rules name.
+    #[serde(default)]
+    pub containers: Vec<SpaceStatus>,
     /// What `path = "auto"` takes, by the kind of connection; empty while nothing was measured.
     pub auto: Vec<AutoStatus>,
     /// Times that a direction of a connection, now closed, was given to a better path than copying.
@@ -256,6 +262,7 @@ impl Status {
         self.write_connections(text, paint)?;
         self.write_groups(text, paint)?;
         self.write_drains(text, paint)?;
+        spaces::write(&self.containers, text, paint)?;
         self.write_paths(text, paint)?;
         writeln!(text, "\n{}", paint.text(Tone::Strong, "Hooks"))?;
         writeln!(text, "  {}", wrapped(2, &listed(&self.hooks)))

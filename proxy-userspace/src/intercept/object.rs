@@ -294,6 +294,7 @@ mod tests {
             names::REPLY_EVENTS,
             names::UNMADE_EVENTS,
             names::SIGHTINGS,
+            names::SPACE_EVENTS,
         ];
         let has_values = |shape: &MapShape| shape.value > 0 || rings.contains(&shape.name);
         assert!(shapes.iter().all(has_values));

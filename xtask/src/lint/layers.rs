@@ -21,6 +21,7 @@ const LAYERS: [&[&str]; 11] = [
         "forwarding",
         "lock",
         "netlink",
+        "netns",
         "paint",
         "process",
         "rule",
