@@ -121,7 +121,15 @@ fn every_command_of_the_readme_is_run_by_a_test() {
     let mut commands = commands();
     commands.sort_unstable();
     assert_eq!(commands, known);
-    assert_eq!(blocks("toml").len(), 10);
+    assert_eq!(blocks("toml").len(), 11);
+}
+
+/// What becomes of containers is shown elsewhere, by more than this file.
+#[test]
+fn the_file_for_containers_is_one() {
+    let machine = Machine::new();
+    machine.write("containers.toml");
+    output(&mut machine.command("culvert check containers.toml"));
 }
 
 /// The machine of the README.
