@@ -43,6 +43,7 @@ mod caller;
 mod connect;
 mod gateway;
 mod getsockopt;
+mod glance;
 mod globals;
 mod guard;
 mod headers;
@@ -65,6 +66,7 @@ mod sequence;
 mod shortcut;
 mod sockops;
 mod tasks;
+mod traces;
 mod verdict;
 mod version;
 

@@ -13,6 +13,7 @@ pub mod guard;
 mod handles;
 mod hits;
 pub mod ingress;
+mod memory;
 mod namespace;
 mod object;
 mod predecessor;
@@ -25,6 +26,7 @@ pub mod standing;
 pub mod survey;
 mod syscall;
 mod tables;
+mod traces;
 pub mod trial;
 mod wheels;
 

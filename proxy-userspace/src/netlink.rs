@@ -16,7 +16,7 @@ use nix::errno::Errno;
 
 pub use self::{
     chains::Chain,
-    interfaces::{Interface, Port},
+    interfaces::{Header, Interface, Port},
 };
 
 /// Longest message of the kernel's (`netlink_dump()` in `net/netlink/af_netlink.c`).

@@ -40,6 +40,7 @@ pub mod sandbox;
 pub mod screen;
 pub mod stress;
 pub mod terminal;
+pub mod tun;
 pub mod usage;
 mod watchdog;
 pub mod ways;

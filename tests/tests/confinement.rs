@@ -208,7 +208,9 @@ fn a_service_manager_that_does_not_read_holds_nothing_up() {
     sandbox.exchange();
     culvert.the_record();
     culvert.signal(Signal::SIGHUP);
-    eventually("a reload", || culvert.log().contains("reloaded").then_some(()));
+    eventually("a reload", || {
+        culvert.log().contains("reloaded").then_some(())
+    });
     // It hears of that when it reads.
     culvert.await_notice("RELOADING=1");
     culvert.await_notice("READY=1");
