@@ -157,9 +157,9 @@ fn other_protocols_and_fragments_are_routed() {
             sender
                 .send_to(&sent, receiver.local_addr().unwrap())
                 .unwrap();
-            let mut received = vec![0; 10_000];
-            let (count, from) = receiver.recv_from(&mut received).unwrap();
-            assert_eq!((&received[..count], from.ip()), (&sent[..], client));
+            let mut buffer = vec![0; 10_000];
+            let (count, from) = receiver.recv_from(&mut buffer).unwrap();
+            assert_eq!((&buffer[..count], from.ip()), (&sent[..], client));
         }
     }
     assert_eq!(culvert.counter("transit"), 0);
