@@ -39,6 +39,8 @@ mod rewrite;
 mod router;
 #[path = "tests/sidecar/main.rs"]
 mod sidecar;
+#[path = "tests/strangers.rs"]
+mod strangers;
 #[path = "tests/truth.rs"]
 mod truth;
 #[path = "tests/unreachable.rs"]

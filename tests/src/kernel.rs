@@ -71,22 +71,27 @@ pub fn take_off(pid: u32, program: &str) {
         .find(|link| ids.contains(&link.program_id()))
         .expect("a link");
     let (by_id, detach) = (30, 34);
-    let link = i32::try_from(bpf(by_id, link.id())).expect("a descriptor");
+    // SAFETY: the attributes are numbers.
+    let link = unsafe { bpf(by_id, &[link.id(), 0, 0, 0]) };
+    let link = i32::try_from(link).expect("a descriptor");
     // SAFETY: the kernel has just made it, and nobody else knows of it.
     let link = unsafe { OwnedFd::from_raw_fd(link) };
-    bpf(detach, link.as_raw_fd().unsigned_abs());
+    // SAFETY: the attributes are numbers.
+    unsafe { bpf(detach, &[link.as_raw_fd().unsigned_abs(), 0, 0, 0]) };
 }
 
-/// A command of `bpf(2)` whose attribute is one number (`BPF_LINK_GET_FD_BY_ID`, `BPF_LINK_DETACH`).
-fn bpf(command: libc::c_int, number: u32) -> i64 {
-    let attribute = [number, 0, 0, 0];
-    // SAFETY: the kernel reads as many bytes as we say, which are there.
+/// A command of `bpf(2)`. Panics when it fails.
+///
+/// # Safety
+/// What the attributes point at is as long as they say, and is not written by the command.
+pub(crate) unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> i64 {
+    // SAFETY: the kernel reads as many bytes as we say, which are there; for the rest the caller answers.
     let called = unsafe {
         libc::syscall(
             libc::SYS_bpf,
             command,
-            attribute.as_ptr(),
-            size_of_val(&attribute),
+            std::ptr::from_ref(attributes),
+            size_of::<T>(),
         )
     };
     Errno::result(called).expect("a call of bpf(2)")

@@ -38,6 +38,7 @@ pub mod record;
 pub mod rules;
 pub mod sandbox;
 pub mod screen;
+pub mod stranger;
 pub mod stress;
 pub mod terminal;
 pub mod tun;

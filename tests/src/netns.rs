@@ -1,6 +1,13 @@
 //! A network namespace without a name: it is there while somebody holds it, and nothing can be left of it.
 
-use std::{fs::File, io, net::IpAddr, os::fd::AsFd, process::Command, thread};
+use std::{
+    fs::File,
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd},
+    process::Command,
+    thread,
+};
 
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -10,6 +17,12 @@ use crate::process::{output_of, run};
 #[derive(Debug)]
 pub struct Netns {
     file: File,
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl Netns {

@@ -64,6 +64,12 @@ enum Task {
         #[arg(long, requires = "kernels")]
         if_possible: bool,
     },
+    /// Run verified traffic in all roles while everything around it changes, and look that nothing is lost and nothing grows
+    Soak {
+        /// For how long
+        #[arg(long, default_value_t = 60)]
+        minutes: u64,
+    },
     /// Measure culvert beside its peers
     Bench {
         /// Arguments for the benchmark: --quick, --pin, --only, --json, --html, --compare; --help tells all
@@ -118,6 +124,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             return kernels::test(&workspace, &wanted);
         }
         Task::Test { filter, .. } => return test::test(&workspace, filter.as_deref()),
+        Task::Soak { minutes } => test::soak(&workspace, minutes)?,
         Task::Bench { arguments } => bench::bench(&workspace, &arguments)?,
         Task::Dist { debug, binary, out } => {
             let wanted = dist::Wanted {

@@ -4,6 +4,7 @@ mod again;
 mod tally;
 
 use std::{
+    ffi::OsString,
     io::{self, BufRead as _, BufReader, Write as _},
     process::{Command, ExitCode},
 };
@@ -44,6 +45,8 @@ const PROGRAMS: [(&str, &str); 17] = [
     ("/lib/systemd/systemd", "systemd"),
     ("wrk", "wrk"),
 ];
+/// How long the test takes that is `cargo xtask soak`.
+const SOAK_SECONDS: &str = "CULVERT_SOAK_SECONDS";
 /// The crates with tests; all in one Cargo call, so that their dependencies are built once for all.
 const PACKAGES: [&str; 8] = [
     "--package",
@@ -62,34 +65,11 @@ const MOST_REPEATED: usize = 3;
 
 /// Runs the tests whose name contains `filter` and prints their number last.
 pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<ExitCode> {
-    let as_root = as_root()?;
-    provide_programs()?;
-    let binary = build::build(workspace, Profile::Release)?;
-    let cargo_test = |selection: &[&str]| {
-        let mut cargo = command::cargo(&workspace.root);
-        cargo.arg("test").args(selection).env(BINARY, &binary);
-        cargo
-    };
+    let runner = Runner::new(workspace)?;
     progress::step("building the tests (from scratch usually two to four minutes)");
-    command::run(cargo_test(&PACKAGES).arg("--no-run"))?;
+    command::run(runner.cargo(&PACKAGES).arg("--no-run"))?;
 
-    let runner = |mut cargo: Command| {
-        if as_root == AsRoot::Sudo {
-            // Only the test programs become root: Cargo's folders keep their owner. sudo drops the environment,
-            // and the variables it adds would make culvert act for the user behind it.
-            let mut words: Vec<_> = ["sudo", "env", "-uSUDO_UID", "-uSUDO_GID", "-uSUDO_USER"]
-                .map(str::to_owned)
-                .into();
-            words.push(format!("{BINARY}={}", binary.display()));
-            words.extend(command::cargo_variables());
-            let words: Vec<_> = words.iter().map(|word| format!("'{word}'")).collect();
-            cargo
-                .arg("--config")
-                .arg(format!("target.'cfg(all())'.runner=[{}]", words.join(",")));
-        }
-        cargo
-    };
-    let mut cargo = runner(cargo_test(&PACKAGES));
+    let mut cargo = runner.cargo(&PACKAGES);
     cargo.arg("--no-fail-fast").args(filter);
     progress::step(&command::line(&cargo));
     let (mut tally, failures) = watch(cargo)?;
@@ -98,7 +78,7 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<ExitCo
             continue;
         }
         let selection: Vec<_> = program.selection.split(' ').collect();
-        let mut cargo = runner(cargo_test(&selection));
+        let mut cargo = runner.cargo(&selection);
         cargo.args(["--", "--exact"]).args(&program.names);
         progress::step(&format!(
             "once more, by themselves: {}",
@@ -114,6 +94,59 @@ pub(crate) fn test(workspace: &Workspace, filter: Option<&str>) -> Result<ExitCo
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Runs the one test that goes on for as long as it is told.
+pub(crate) fn soak(workspace: &Workspace, minutes: u64) -> Result<()> {
+    let mut runner = Runner::new(workspace)?;
+    let seconds = (minutes * 60).to_string();
+    runner.variables.push((SOAK_SECONDS, seconds.into()));
+    let mut cargo = runner.cargo(&["--package", "culvert-tests", "--test", "soak"]);
+    cargo.args(["--", "--nocapture"]);
+    progress::step(&command::line(&cargo));
+    command::run(&mut cargo)
+}
+
+/// Starts Cargo so that its test programs run as root and know what they test.
+struct Runner<'a> {
+    workspace: &'a Workspace,
+    as_root: AsRoot,
+    variables: Vec<(&'static str, OsString)>,
+}
+
+impl<'a> Runner<'a> {
+    /// Provides what tests need, and builds what they test.
+    fn new(workspace: &'a Workspace) -> Result<Self> {
+        let as_root = as_root()?;
+        provide_programs()?;
+        let binary = build::build(workspace, Profile::Release)?;
+        Ok(Self {
+            workspace,
+            as_root,
+            variables: vec![(BINARY, binary.into())],
+        })
+    }
+
+    fn cargo(&self, selection: &[&str]) -> Command {
+        let mut cargo = command::cargo(&self.workspace.root);
+        cargo.arg("test");
+        if self.as_root == AsRoot::Sudo {
+            // Only the test programs become root: Cargo's folders keep their owner. sudo drops the environment,
+            // and the variables it adds would make culvert act for the user behind it.
+            let mut words: Vec<_> = ["sudo", "env", "-uSUDO_UID", "-uSUDO_GID", "-uSUDO_USER"]
+                .map(str::to_owned)
+                .into();
+            let own = self.variables.iter();
+            words.extend(own.map(|(name, value)| format!("{name}={}", value.display())));
+            words.extend(command::cargo_variables());
+            let words: Vec<_> = words.iter().map(|word| format!("'{word}'")).collect();
+            cargo
+                .arg("--config")
+                .arg(format!("target.'cfg(all())'.runner=[{}]", words.join(",")));
+        }
+        cargo.args(selection).envs(self.variables.iter().cloned());
+        cargo
+    }
 }
 
 #[derive(PartialEq, Eq)]

@@ -10,6 +10,8 @@ use super::{Kind, Path};
 
 /// Gain over the copy path from which on another path is worth it, in the median round.
 const WORTH: f64 = 1.05;
+/// The same over any other path for the sockmap, which is not left again for one that is a little better.
+const WORTH_STAYING: f64 = 1.1;
 /// Gain that all rounds but [`OUTLIERS`] and the best times must show.
 const CLEAR: f64 = 1.02;
 /// Rounds in which anything may happen.
@@ -76,13 +78,15 @@ impl Calibration {
         let Some(costs) = self.costs(kind) else {
             return Path::Copy;
         };
-        let candidates = [(Path::Splice, costs.splice), (Path::Sockmap, costs.sockmap)];
+        let candidates = [
+            (Path::Splice, costs.splice, WORTH),
+            (Path::Sockmap, costs.sockmap, WORTH_STAYING),
+        ];
         let mut best = (Path::Copy, 1.0);
-        for (path, gain) in candidates {
-            // The path that can be left comes first, and the next has to be as much better than it as than copying.
+        for (path, gain, worth) in candidates {
             if let Some(gain) = gain
                 && gain.clear
-                && gain.median >= best.1 * WORTH
+                && gain.median >= best.1 * worth
                 && may_take(path)
             {
                 best = (path, gain.median);
@@ -166,6 +170,9 @@ mod tests {
         let fastest = COPY.map(|micros| micros * 8 / 10);
         assert_eq!(chosen(&COPY, &COPY, &faster), Path::Sockmap);
         assert_eq!(chosen(&COPY, &faster, &fastest), Path::Sockmap);
+        let a_little_faster = COPY.map(|micros| micros * 92 / 100);
+        assert_eq!(chosen(&COPY, &a_little_faster, &COPY), Path::Splice);
+        assert_eq!(chosen(&COPY, &COPY, &a_little_faster), Path::Copy);
         assert_eq!(chosen(&COPY, &fastest, &faster), Path::Splice);
         assert_eq!(chosen(&COPY, &faster, &faster), Path::Splice, "a tie");
         let hardly_faster = COPY.map(|micros| micros * 87 / 100);

@@ -37,7 +37,7 @@ const ROUNDS: usize = 7;
 /// Times that work is tried in a round, at most.
 const TURNS: usize = 9;
 /// The same of [`Kind::Bulk`].
-const BULK_TURNS: usize = 5;
+const BULK_TURNS: usize = 3;
 /// Time between two rounds.
 const PAUSE: Duration = Duration::from_millis(150);
 /// No further round begins after this, on a machine that is slow or busy.
@@ -110,7 +110,7 @@ impl Work {
             Kind::Messages => (64, 12),
             Kind::Blocks => (64 * 1024, 4),
             // More than any credit for bytes in flight: what fits into it says nothing of a stream.
-            Kind::Bulk => (256 * 1024, 16),
+            Kind::Bulk => (256 * 1024, 32),
         }
     }
 

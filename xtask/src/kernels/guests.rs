@@ -122,12 +122,13 @@ pub(super) struct Test {
 const FLOOR: (u32, u32) = (5, 10);
 
 /// All tests that guests run.
-pub(super) static TESTS: [Test; 36] = {
+pub(super) static TESTS: [Test; 38] = {
     use Need::{Ipv6, Memory, Types};
     [
         test(FORWARD, "intercept::ipv4").brief(),
         test(FORWARD, "intercept::ipv6").needs(&[Ipv6]).brief(),
         test(FORWARD, "truth::the_original_destination").needs(&[Ipv6]),
+        test(FORWARD, "strangers::on_the_hook_of_connect").brief(),
         test(
             FORWARD,
             "unreachable::a_rule_that_refuses_fails_the_connect_itself",
@@ -182,6 +183,7 @@ pub(super) static TESTS: [Test; 36] = {
         )
         .needs(&[Ipv6]),
         test(REVERSE, "reverse::both_roles_at_once").brief(),
+        test(REVERSE, "strangers::on_the_hook_of_arrivals").brief(),
         test(
             BY_INTERFACE,
             "reverse::interfaces_choose_also_when_they_appear_later",

@@ -1,0 +1,113 @@
+//! Programs of another owner on hooks that culvert uses, too.
+
+use std::{
+    fs::File,
+    net::SocketAddr,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+};
+
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+
+use crate::{cgroup::Cgroup, kernel::bpf, netns::Netns};
+
+// Of `linux/bpf.h`.
+const PROG_LOAD: libc::c_int = 5;
+const LINK_CREATE: libc::c_int = 28;
+const PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+const PROG_TYPE_SK_LOOKUP: u32 = 30;
+const CGROUP_INET4_CONNECT: u32 = 10;
+const SK_LOOKUP: u32 = 36;
+/// Offsets of `user_port` in `struct bpf_sock_addr`, and of `local_port` in `struct bpf_sk_lookup`.
+const USER_PORT: u16 = 24;
+const LOCAL_PORT: u16 = 60;
+
+/// A program on a hook, until this goes.
+#[derive(Debug)]
+pub struct Stranger {
+    _link: OwnedFd,
+}
+
+impl Stranger {
+    /// Refuses IPv4 connections of a cgroup to a port (`EPERM`), after the programs that are there, and lets others go on.
+    pub fn refuses_connects(cgroup: &Cgroup, port: u16) -> Self {
+        let program = load(
+            PROG_TYPE_CGROUP_SOCK_ADDR,
+            CGROUP_INET4_CONNECT,
+            USER_PORT,
+            u32::from(port.to_be()),
+        );
+        let cgroup = File::open(cgroup.path()).expect("a cgroup");
+        Self::attach(&program, &cgroup, CGROUP_INET4_CONNECT)
+    }
+
+    /// Drops connections that arrive in a network namespace at the port of an address, after the programs that are there, and
+    /// lets others go on.
+    pub fn drops_arrivals(netns: &Netns, address: SocketAddr) -> Self {
+        let port = u32::from(address.port());
+        let program = load(PROG_TYPE_SK_LOOKUP, SK_LOOKUP, LOCAL_PORT, port);
+        Self::attach(&program, netns, SK_LOOKUP)
+    }
+
+    fn attach(program: &OwnedFd, target: &impl AsFd, kind: u32) -> Self {
+        let target = target.as_fd().as_raw_fd();
+        let [program, target] = [program.as_raw_fd(), target].map(RawFd::unsigned_abs);
+        Self {
+            _link: descriptor(LINK_CREATE, &[program, target, kind, 0]),
+        }
+    }
+}
+
+/// The beginning of what the kernel calls `union bpf_attr`, for `BPF_PROG_LOAD`.
+#[repr(C)]
+#[derive(Default)]
+struct Load {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log: [u32; 4],
+    version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    attach_kind: u32,
+}
+
+/// A program that answers 0 where the word at an offset of its context is this one, and 1 otherwise.
+fn load(kind: u32, attach_kind: u32, offset: u16, word: u32) -> OwnedFd {
+    let instruction = |code: u8, registers: u8, offset: u16, value: u32| {
+        u64::from(code)
+            | u64::from(registers) << 8
+            | u64::from(offset) << 16
+            | u64::from(value) << 32
+    };
+    let code = [
+        // r0 = 1; r2 = context[offset]
+        instruction(0xb7, 0, 0, 1),
+        instruction(0x61, 0x12, offset, 0),
+        // if r2 == word then r0 = 0
+        instruction(0x55, 2, 1, word),
+        instruction(0xb7, 0, 0, 0),
+        instruction(0x95, 0, 0, 0),
+    ];
+    // Before Linux 5.11 programs count as locked memory.
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).expect("a limit");
+    let load = Load {
+        kind,
+        count: u32::try_from(code.len()).expect("a few"),
+        instructions: code.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        attach_kind,
+        ..Load::default()
+    };
+    descriptor(PROG_LOAD, &load)
+}
+
+fn descriptor<T>(command: libc::c_int, attributes: &T) -> OwnedFd {
+    debug_assert_eq!(size_of::<T>() % 4, 0, "no byte without a value");
+    // SAFETY: what attributes point at outlives the call.
+    let made = unsafe { bpf(command, attributes) };
+    let made = RawFd::try_from(made).expect("a descriptor");
+    // SAFETY: the kernel has just made it, and nobody else knows of it.
+    unsafe { OwnedFd::from_raw_fd(made) }
+}

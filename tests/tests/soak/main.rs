@@ -1,0 +1,171 @@
+//! Everything at once, in all roles: endpoints are killed, hang, come back, are drained, listed and no longer listed, rules come
+//! and go, a container starts again and again, packets are lost, while verified traffic runs on every kind of path.
+//!
+//! What is promised: a connection fails only if it was on an endpoint in the moment in which that was killed. One that the hook has
+//! rewritten also fails when it is made to a killed endpoint before anybody has noticed. Each ends as it should, at last: nothing
+//! is left. And however long it takes, the daemon needs no more than in the beginning.
+//!
+//! It takes `CULVERT_SOAK_SECONDS` (120 if that is not set); `cargo xtask soak` sets it. `CULVERT_SOAK_SEED` has it do the same again.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, in what it is made of too"
+)]
+
+mod farm;
+mod traffic;
+mod vitals;
+
+use std::{
+    collections::BTreeMap,
+    env,
+    sync::atomic::AtomicBool,
+    thread,
+    time::{Duration, Instant},
+};
+
+use culvert_tests::{
+    Culvert, Sandbox,
+    app::protocol::Visit,
+    container::Pod,
+    daemon::Settings,
+    eventually,
+    hosts::{Hosts, WAN},
+    sandbox::SERVER_V4,
+};
+use fastrand::Rng;
+
+use self::{
+    farm::{Death, Farm},
+    traffic::{FRONTS, LENGTHS, NOWHERE, OF_APPS, Stop, is_explained, keep_up, start_again},
+    vitals::{Vitals, WORKERS},
+};
+
+fn told<T: std::str::FromStr>(variable: &str) -> Option<T> {
+    let told = env::var(variable).ok()?;
+    let Ok(told) = told.parse() else {
+        panic!("{variable}={told} is no number");
+    };
+    Some(told)
+}
+
+#[test]
+fn nothing_is_lost_and_nothing_grows() {
+    let seconds = told("CULVERT_SOAK_SECONDS").unwrap_or(120);
+    let seed = told("CULVERT_SOAK_SEED").unwrap_or_else(|| fastrand::u64(..));
+    println!("CULVERT_SOAK_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+    let sandbox = Sandbox::new();
+    sandbox.allow(Duration::from_secs(seconds));
+    let hosts = Hosts::around(&sandbox);
+    let way = format!("route add {NOWHERE} dev {}", WAN[0]);
+    sandbox.netns().ip(&way);
+    let mut farm = Farm::new(&sandbox);
+    let settings = Settings::daemon(&format!("workers = {WORKERS}"));
+    let culvert = sandbox.culvert_with(&settings, &farm.rules(&mut rng));
+    // What is loaded and opened when it is first used is there before the first look.
+    let warm = traffic::storm(&FRONTS[..OF_APPS], LENGTHS[2]);
+    assert!(
+        sandbox
+            .app()
+            .visit(&warm)
+            .iter()
+            .all(|visit| visit.error.is_none())
+    );
+    culvert.reload(&farm.rules(&mut rng));
+    await_rest(&culvert);
+    let mut vitals = Vitals::new(&culvert);
+    sandbox.netns().lose_one_packet_in(100);
+
+    let pod = Pod::new(&sandbox);
+    let container = pod.app("app");
+    let stop = AtomicBool::new(false);
+    let mut done = BTreeMap::<_, u32>::new();
+    let visits: Vec<Visit> = thread::scope(|scope| {
+        let stop = &stop;
+        let mut loads = Vec::new();
+        for length in LENGTHS {
+            let app = sandbox.app();
+            loads.push(scope.spawn(move || keep_up(&app, &FRONTS[..OF_APPS], length, stop)));
+        }
+        let host = hosts.app(&sandbox, 0);
+        loads.push(scope.spawn(move || keep_up(&host, &FRONTS[6..7], LENGTHS[1], stop)));
+        let container = &container;
+        loads.push(scope.spawn(move || start_again(|| container.start_app(), FRONTS[7], stop)));
+
+        let stopping = Stop(stop);
+        let end = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < end {
+            if let Some(deed) = farm.step(&culvert, &mut rng) {
+                *done.entry(deed).or_default() += 1;
+                thread::sleep(farm::pause(&mut rng));
+            }
+            vitals.look(&culvert);
+        }
+        farm.calm(&culvert);
+        culvert.reload(&farm.rules(&mut rng));
+        drop(stopping);
+        loads
+            .into_iter()
+            .flat_map(|load| load.join().unwrap())
+            .collect()
+    });
+
+    println!("{done:?}\n{vitals}");
+    assert_explained(&visits, &farm.deaths);
+    let surprises = surprises(&culvert, &farm.deaths);
+    assert!(surprises.is_empty(), "{surprises:#?}");
+    await_rest(&culvert);
+    vitals.assert_flat(&culvert);
+}
+
+fn assert_explained(visits: &[Visit], deaths: &[Death]) {
+    for (name, port) in FRONTS {
+        let its = || visits.iter().filter(|visit| visit.address.port() == port);
+        let failed = its().filter(|visit| visit.error.is_some()).count();
+        println!("{name}: {} connections, {failed} lost", its().count());
+        assert!(its().count() > failed + 20);
+    }
+    for visit in visits.iter().filter(|visit| visit.error.is_some()) {
+        println!("{visit:?}, after {} ms", visit.ended_ms - visit.begun_ms);
+    }
+    let time = |visit: &&Visit| visit.ended_ms - visit.begun_ms;
+    println!("the slowest: {:?}", visits.iter().max_by_key(time));
+    let lost: Vec<_> = visits
+        .iter()
+        .filter(|visit| visit.error.is_some() && !is_explained(visit, deaths))
+        .collect();
+    assert!(lost.is_empty(), "{lost:#?}\n{deaths:#?}");
+}
+
+/// Lines of the log that warn of anything else than of an endpoint that was killed.
+fn surprises(culvert: &Culvert<'_>, deaths: &[Death]) -> Vec<String> {
+    let log = culvert.log();
+    let of_the_dead = |line: &str| {
+        let named = |death: &Death| line.contains(&format!("{SERVER_V4}:{}", death.port));
+        line.contains("refused") && deaths.iter().any(named)
+    };
+    log.lines()
+        .filter(|line| line.contains("WARN") || line.contains("ERROR"))
+        .filter(|line| !of_the_dead(line))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Waits until nothing is left of any connection.
+fn await_rest(culvert: &Culvert<'_>) {
+    eventually("the end of all connections", || {
+        let status = culvert.status();
+        let groups = status["groups"].as_array().unwrap();
+        let over = groups.iter().all(|group| group["live"] == 0);
+        (over && status["connections"]["live"] == 0).then_some(())
+    });
+    eventually("empty tables", || {
+        let maps = culvert.maps();
+        (maps.records().is_empty() && maps.own().is_empty() && maps.lanes().is_empty())
+            .then_some(())
+    });
+}
