@@ -12,12 +12,13 @@ use crate::{
     daemon,
     exec::{account::Accounts, identity::RunAs},
     explain::{
-        self, InForce, hooks,
+        self, FastPath, InForce, hooks,
         subject::{self, Changes},
     },
     failure::Failure,
     paint::{self, Paint},
     policy::Names,
+    proxy::obstacle,
     resolve,
     status::explanation::{Explanation, Request},
 };
@@ -43,8 +44,8 @@ pub(super) fn run(args: &ExplainArgs) -> Result<()> {
 
 /// What is asked about.
 fn connection(args: &ExplainArgs, cgroups: &Cgroup2) -> Result<Request> {
-    let arrives = args.inbound.is_some();
-    let process = if arrives {
+    let source = args.inbound.or(args.passing);
+    let process = if source.is_some() {
         None
     } else {
         let pid = args.pid.unwrap_or_else(parent_id);
@@ -54,8 +55,9 @@ fn connection(args: &ExplainArgs, cgroups: &Cgroup2) -> Result<Request> {
     Ok(Request {
         to: args.to,
         process,
-        source: args.inbound,
+        source,
         interface: args.interface.clone(),
+        passes: args.passing.is_some(),
     })
 }
 
@@ -130,6 +132,11 @@ fn by_file(file: &Path, cgroups: &Cgroup2, connection: Request) -> Result<Explan
     };
     let policy = InForce {
         roles: config.roles(),
+        fast_path: FastPath {
+            router: &config.router,
+            rests: config.router.allow().err().map(|error| error.to_string()),
+            obstacle,
+        },
         names: &names,
         upstreams: &config.upstreams,
         groups: &config.groups,
