@@ -2,6 +2,7 @@
 
 pub mod connections;
 pub mod explanation;
+pub mod interfaces;
 pub mod readiness;
 pub mod rules;
 pub mod upstreams;
@@ -10,6 +11,7 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::interfaces::InterfaceStatus;
 use crate::paint::{Paint, Tone, wrapped};
 
 /// How a daemon is. The names of the fields are those of the JSON form and stay.
@@ -46,6 +48,9 @@ pub struct Status {
     /// Close records, where they are written.
     #[serde(default)]
     pub access_log: Option<AccessLogStatus>,
+    /// The interfaces whose packets programs see.
+    #[serde(default)]
+    pub interfaces: Vec<InterfaceStatus>,
     /// What the programs in the kernel counted.
     pub hooks: BTreeMap<String, u64>,
 }
@@ -257,6 +262,7 @@ impl Status {
         self.write_groups(text, paint)?;
         self.write_drains(text, paint)?;
         self.write_paths(text, paint)?;
+        self.write_interfaces(text, paint)?;
         writeln!(text, "\n{}", paint.text(Tone::Strong, "Hooks"))?;
         writeln!(text, "  {}", wrapped(2, &listed(&self.hooks)))
     }

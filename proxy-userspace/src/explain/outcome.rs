@@ -11,6 +11,7 @@ use super::{
 use crate::{
     config,
     forwarding::Forwarding,
+    netlink::Way,
     rule::{PathChoice, ReverseVia, Via},
     status::explanation::{Opener, Request},
 };
@@ -184,10 +185,13 @@ pub(super) fn passed(
             "{interface} forwards no {family}, so nothing passes through there"
         ));
     }
-    let way = match passage::way(passing) {
-        Ok(way) => way,
-        Err(outcome) => return outcome,
-    };
+    // A gateway takes also what nobody knows the way to.
+    let way = passage::way(passing);
+    if way == Way::Here {
+        return Outcome::direct(
+            "it is for this host itself; what arrives is asked about by `--inbound`",
+        );
+    }
     let Some((rule, action)) = chosen(decision, policy.roles.gateway) else {
         return passage::left(&policy.fast_path, passing, way, "no rule selects it");
     };

@@ -25,21 +25,14 @@ pub(super) struct Passing {
     pub(super) by: u32,
 }
 
-/// Where it goes, or why that is nobody's business here.
-pub(super) fn way(passing: &Passing) -> Result<Way, Outcome> {
+/// Where it goes.
+pub(super) fn way(passing: &Passing) -> Way {
     let asked = Conversation::open()
         .and_then(|mut kernel| kernel.way(passing.from, passing.to.ip(), passing.by));
-    match asked {
-        Ok(Way::Here) => Err(Outcome::direct(
-            "it is for this host itself; what arrives is asked about by `--inbound`",
-        )),
-        Ok(way) => Ok(way),
-        // A gateway takes also what nobody knows the way to.
-        Err(error) => {
-            tracing::debug!(%error, "no way");
-            Ok(Way::Nowhere)
-        }
-    }
+    asked.unwrap_or_else(|error| {
+        tracing::debug!(%error, "no way");
+        Way::Nowhere
+    })
 }
 
 /// Of what no rule has the relay take, as the beginning of the reason says.

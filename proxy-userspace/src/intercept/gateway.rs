@@ -141,6 +141,13 @@ impl Gateway {
         Ok(())
     }
 
+    /// Where programs of this are, but for pinned ones.
+    pub(super) fn attached(&self) -> impl Iterator<Item = (u32, &'static str, &Attachment)> {
+        let of = |name| move |(number, it): (&u32, _)| (*number, name, it);
+        let links = self.links.iter().map(of(names::GATEWAY));
+        links.chain(self.guards.iter().map(of(names::GATEWAY_GUARD)))
+    }
+
     /// Has traces of what was relayed fade, now and then. To be called often.
     pub(super) fn follow(&mut self) -> Result<(), InterceptError> {
         self.fading.as_mut().map_or(Ok(()), Fading::follow)
