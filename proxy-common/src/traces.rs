@@ -98,8 +98,10 @@ const fn mixed(address: Addr) -> u32 {
         let folded = folded.wrapping_mul(0x9e37_79b1) ^ c;
         folded.wrapping_mul(0x9e37_79b1) ^ d
     };
-    let mixed = folded.wrapping_mul(0x9e37_79b1);
-    mixed ^ mixed >> 15
+    // Neighbours differ in the highest byte of the word, which has to reach all others before two such are added.
+    let mixed = (folded ^ folded >> 16).wrapping_mul(0x7feb_352d);
+    let mixed = (mixed ^ mixed >> 15).wrapping_mul(0x846c_a68b);
+    mixed ^ mixed >> 16
 }
 
 /// How packets of an interface begin, in the map [`BEGINNINGS`](crate::names::BEGINNINGS).
