@@ -4,7 +4,7 @@ use crate::{
     Action, Areas, Cell, CellKey, Doubts, FastLink, Hop, KernelSide, Lane, LaneKey, MAX_CANDIDATES,
     MAX_DEPTH, MemberKey, Membership, OwnKey, PLACES, Passage, Policy, PortSet, PrefixKey, Record,
     RecordKey, Redirect, Relay, RelaySide, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent,
-    Sequence, Socket, Traces, WORDS, Wheels,
+    Sequence, Sighting, Socket, Space, Traces, WORDS, Wheels,
 };
 
 const RULE_SET: usize = WORDS * 8;
@@ -16,8 +16,9 @@ const _: () = {
     assert!(size_of::<PrefixKey>() == 4 + 4 + 16);
     assert!(size_of::<MemberKey>() == 4 + 4 + 8 + 8);
     assert!(size_of::<Membership>() == 2 * RULE_SET);
-    assert!(size_of::<Action>() == 4 + 4 + 4 + 4);
+    assert!(size_of::<Action>() == 5 * 4);
     assert!(size_of::<Relay>() == 8 + 8 + 2 + 2 + 4);
+    assert!(size_of::<Space>() == 2 + 2);
     assert!(size_of::<Passage>() == 4 + 4);
     assert!(size_of::<PortSet>() == 1024 * 8);
     assert!(size_of::<Traces>() == 1 + 7 + PLACES);
@@ -42,6 +43,7 @@ const _: () = {
     assert!(size_of::<LaneKey>() == 8 + 8);
     assert!(size_of::<Lane>() == 4 + 4);
     assert!(size_of::<Sent>() == 6 * 8 + 4 + 4);
+    assert!(size_of::<Sighting>() == 7 * 8 + 3 * 16 + 4 * 2 + 4 * 4 + 16);
     assert!(size_of::<Replies>() == 16 + 3 * 8 + (8 + 4 * 4) + 4 * 4);
 };
 
@@ -50,7 +52,7 @@ mod pod {
     use super::{
         Action, Areas, Cell, CellKey, Doubts, FastLink, Lane, LaneKey, MemberKey, Membership,
         OwnKey, Passage, Policy, PortSet, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet,
-        Seat, SeatKey, Sent, Socket, Wheels,
+        Seat, SeatKey, Sent, Sighting, Socket, Space, Wheels,
     };
 
     macro_rules! pod {
@@ -66,6 +68,6 @@ mod pod {
     pod!(
         Action, Areas, Cell, CellKey, Doubts, FastLink, Lane, LaneKey, OwnKey, MemberKey,
         Membership, Passage, Policy, PortSet, PrefixKey, Record, RecordKey, Relay, Replies,
-        RuleSet, Seat, SeatKey, Sent, Socket, Wheels,
+        RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Wheels,
     );
 }

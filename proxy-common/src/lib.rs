@@ -27,6 +27,7 @@ mod replies;
 mod ruleset;
 mod select;
 mod shortcut;
+mod sighting;
 mod tables;
 mod traces;
 mod transit;
@@ -44,13 +45,14 @@ pub use select::{
     Areas, Arrival, Bindings, Cell, CellKey, MAX_CANDIDATES, MAX_DEPTH, MAX_HOSTS, select,
 };
 pub use shortcut::{Lane, LaneKey, Sent, standing};
+pub use sighting::{Sighting, outcome, watched};
 pub use tables::{
-    Action, Dimensions, Doubts, FAST_LINK_NUMBERS, Family, FastLink, GATES, HOPS, Hop, MemberKey,
-    MemberKind, Membership, Passage, Policy, PrefixKey, PrefixKind, Relay, asks, fail_mode,
-    listener, ours, relay, verb,
+    Action, Dimensions, Doubts, FAST_LINK_NUMBERS, Family, FastLink, GATES, HOPS, Hop, MAX_SPACES,
+    MemberKey, MemberKind, Membership, Passage, Policy, PrefixKey, PrefixKind, Relay, Space, asks,
+    fail_mode, listener, ours, relay, verb,
 };
 pub use traces::{PLACES, Pair, Period, Traces, beginning};
 pub use transit::{Crossings, Transit, transit};
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;

@@ -51,6 +51,10 @@ pub const DOUBTS: &str = "DOUBTS";
 pub const NEXT_HOPS: &str = "NEXT_HOPS";
 /// Array of [`Relay`](crate::Relay), by [`relay`](crate::relay).
 pub const RELAY: &str = "RELAY";
+/// Hash of the cookie of a network namespace to [`Space`](crate::Space).
+pub const SPACES: &str = "SPACES";
+/// Ring buffer of `u64`: the process that a rule with [`spaces`](crate::Action::spaces) selected in a network namespace without listeners.
+pub const SPACE_EVENTS: &str = "SPACE_EVENTS";
 /// Array of one `u64`: when the relay was last known to be alive, nanoseconds of `CLOCK_MONOTONIC`.
 pub const HEARTBEAT: &str = "HEARTBEAT";
 /// Array of one `u64`: when [`RECORDS`] was last found full, nanoseconds of `CLOCK_MONOTONIC`.
@@ -104,6 +108,17 @@ pub const REDIRECT_EVENTS: &str = "REDIRECT_EVENTS";
 /// Ring buffer of the cookies of upstream sockets whose relay rests and has got a reply.
 pub const REPLY_EVENTS: &str = "REPLY_EVENTS";
 
+/// Array of one `u32`, of [`watched`](crate::watched).
+pub const WATCHED: &str = "WATCHED";
+/// Socket storage of [`Sighting`](crate::Sighting): connections under way that are watched.
+pub const UNDER_WAY: &str = "UNDER_WAY";
+/// LRU hash of a socket cookie to the [`Sighting`](crate::Sighting) of the connection that it is to be, until a packet of that is sent.
+pub const CALLING: &str = "CALLING";
+/// Ring buffer of [`Sighting`](crate::Sighting) whose outcome is known.
+pub const SIGHTINGS: &str = "SIGHTINGS";
+/// Per-CPU array of one `u64`: those that there was no room for.
+pub const UNSEEN: &str = "UNSEEN";
+
 /// `cgroup/connect4`.
 pub const CONNECT4: &str = "connect4";
 /// `cgroup/connect6`.
@@ -150,9 +165,17 @@ pub const REPLY: &str = "reply";
 /// `raw_tracepoint`, never attached: the relay runs it with the cookie of an upstream socket and gets a
 /// [`Delivery`](crate::Delivery).
 pub const DELIVERED: &str = "delivered";
+/// `cgroup/connect4`: looks on.
+pub const WATCH4: &str = "watch4";
+/// `cgroup/connect6`: looks on.
+pub const WATCH6: &str = "watch6";
+/// `sockops`: tells what becomes of a connection.
+pub const WATCH_EVENTS: &str = "watch_events";
+/// `cgroup/sock_release`: tells of connections of which no packet was sent.
+pub const WATCH_RELEASE: &str = "watch_release";
 
 /// Every map of the object.
-pub const MAPS: [&str; 48] = [
+pub const MAPS: [&str; 55] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -177,6 +200,8 @@ pub const MAPS: [&str; 48] = [
     NEXT_HOPS,
     OWN,
     RELAY,
+    SPACES,
+    SPACE_EVENTS,
     HEARTBEAT,
     RECORDS_FULL,
     OURS,
@@ -201,10 +226,15 @@ pub const MAPS: [&str; 48] = [
     PAIRS,
     REDIRECT_EVENTS,
     REPLY_EVENTS,
+    WATCHED,
+    UNDER_WAY,
+    CALLING,
+    SIGHTINGS,
+    UNSEEN,
 ];
 
 /// Every program of the object.
-pub const PROGRAMS: [&str; 22] = [
+pub const PROGRAMS: [&str; 26] = [
     CONNECT4,
     CONNECT6,
     GUARD4,
@@ -227,4 +257,8 @@ pub const PROGRAMS: [&str; 22] = [
     GATEWAY_GUARD,
     ROUTER,
     VERDICT,
+    WATCH4,
+    WATCH6,
+    WATCH_EVENTS,
+    WATCH_RELEASE,
 ];

@@ -183,6 +183,8 @@ pub struct Action {
     pub shortcut: u32,
     /// Number of the group whose endpoints the hook itself chooses from, as long as it can; 0 when it does not.
     pub group: u32,
+    /// Whether the relay opens listeners in the network namespaces of those whom the rule selects: 0 or 1.
+    pub spaces: u32,
 }
 
 impl Action {
@@ -231,18 +233,57 @@ pub struct Relay {
 }
 
 impl Relay {
+    /// Where it listens in its own network namespace.
+    #[inline(always)]
+    #[must_use]
+    pub const fn space(&self) -> Space {
+        Space {
+            port_v4: self.port_v4,
+            port_v6: self.port_v6,
+        }
+    }
+
     /// Whether a destination is one of the listeners, in their network namespace.
     #[inline(always)]
     #[must_use]
     pub const fn listens_on(&self, addr: &Addr, port: BePort) -> bool {
-        let listener = if addr.is_v4() {
+        self.space().listens_on(addr, port)
+    }
+}
+
+/// Where the relay listens in a network namespace that is not its own; element of the map [`SPACES`](crate::names::SPACES).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Port of the listeners on `127.0.0.1`; 0 when there is none.
+    pub port_v4: BePort,
+    /// Port of the listeners on `::1`; 0 when there is none.
+    pub port_v6: BePort,
+}
+
+impl Space {
+    /// Whether a destination in that namespace is one of the listeners.
+    #[inline(always)]
+    #[must_use]
+    pub const fn listens_on(&self, addr: &Addr, port: BePort) -> bool {
+        let listener = self.port(addr);
+        port.0 == listener.0 && listener.0 != 0 && addr.is_loopback()
+    }
+
+    /// The port of the listeners of an address's family.
+    #[inline(always)]
+    #[must_use]
+    pub const fn port(&self, addr: &Addr) -> BePort {
+        if addr.is_v4() {
             self.port_v4
         } else {
             self.port_v6
-        };
-        port.0 == listener.0 && listener.0 != 0 && addr.is_loopback()
+        }
     }
 }
+
+/// Network namespaces that the relay can listen in at a time.
+pub const MAX_SPACES: usize = 4096;
 
 /// Index into the map [`RELAY`](crate::names::RELAY).
 pub mod relay {

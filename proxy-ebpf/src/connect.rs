@@ -17,16 +17,16 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::debug;
 use proxy_common::{
-    Action, Addr, BePort, Counter, Decision, Family, Hit, Relay, RuleRef, Socket, decide,
+    Action, Addr, BePort, Counter, Decision, Family, Hit, Relay, RuleRef, Socket, Space, decide,
     fail_mode, relay, role, standing, verb,
 };
 
 use crate::{
     caller::{free_of_device, is_own, is_tcp, sk_of},
     globals::{self, has_shortcut},
-    maps::{RECORDS_FULL, RELAY, SOCKETS, count, hit, mptcp_socket_of},
+    maps::{RECORDS_FULL, RELAY, SOCKETS, SPACE_EVENTS, count, hit, mptcp_socket_of},
     policy::{Connector, KernelTables},
-    relay::{is_alive, is_listener, is_taken},
+    relay::{is_alive, is_listener, is_taken, space_of},
     rewrite,
     version::Version,
 };
@@ -131,14 +131,58 @@ fn send(
     if !is_alive(relay, now) {
         return Err(Fault(Counter::FailHeartbeat));
     }
-    if netns_cookie != relay.netns_cookie {
-        return Err(Fault(Counter::FailNetns));
-    }
-    if action.group != 0 && rewrite::to_endpoint(version, ctx, action.group, addr, port).is_some() {
+    let is_ours = netns_cookie == relay.netns_cookie;
+    let place = Place {
+        netns_cookie,
+        space: if is_ours {
+            relay.space()
+        } else {
+            elsewhere(action, netns_cookie)?
+        },
+    };
+    if is_ours
+        && action.group != 0
+        && rewrite::to_endpoint(version, ctx, action.group, addr, port).is_some()
+    {
         return Ok(Counter::Rewritten);
     }
-    to_relay(version, ctx, relay, rule, action, addr, port, now)?;
+    to_relay(version, ctx, &place, rule, action, addr, port, now)?;
+    if !is_ours {
+        rewrite::tell_successor(
+            ctx,
+            &listener_addr(family_of(&addr)),
+            place.space.port(&addr),
+        );
+    }
     Ok(Counter::Relayed)
+}
+
+/// A network namespace, and where the relay listens in it.
+struct Place {
+    netns_cookie: u64,
+    space: Space,
+}
+
+/// Where the relay listens in a network namespace that is not its own. Where a rule wants that and it does not yet, it is told of the
+/// process, in whose namespace it then opens listeners.
+#[inline(always)]
+fn elsewhere(action: &Action, netns_cookie: u64) -> Result<Space, Fault> {
+    if action.spaces == 0 {
+        return Err(Fault(Counter::FailNetns));
+    }
+    if let Some(space) = space_of(netns_cookie) {
+        return Ok(space);
+    }
+    // Where there is no room there are events enough to have the relay look.
+    let _ = SPACE_EVENTS.output(bpf_get_current_pid_tgid() >> 32, 0);
+    Err(Fault(Counter::FailNetns))
+}
+
+/// The family of the listener that an address is sent to. An IPv6 socket keeps to IPv4 for an IPv4-mapped destination: it may be
+/// bound to a mapped address.
+#[inline(always)]
+fn family_of(addr: &Addr) -> u16 {
+    if addr.is_v4() { Family::V4 } else { Family::V6 }
 }
 
 /// Remembers the connection on its socket, then points the call at the listener.
@@ -147,19 +191,14 @@ fn send(
 fn to_relay(
     version: &Version,
     ctx: &SockAddrContext,
-    relay: &Relay,
+    place: &Place,
     rule: RuleRef,
     action: &Action,
     addr: Addr,
     port: BePort,
     now: u64,
 ) -> Result<(), Fault> {
-    // An IPv6 socket keeps to IPv4 for an IPv4-mapped destination: it may be bound to a mapped address.
-    let (listener_family, listener_port) = if addr.is_v4() {
-        (Family::V4, relay.port_v4)
-    } else {
-        (Family::V6, relay.port_v6)
-    };
+    let (listener_family, listener_port) = (family_of(&addr), place.space.port(&addr));
     if listener_port.0 == 0 {
         return Err(Fault(Counter::FailFamily));
     }
@@ -179,7 +218,7 @@ fn to_relay(
     socket.listener_family = listener_family;
     socket.listener_port = listener_port;
     socket.record.connect_ns = now;
-    socket.record.netns_cookie = relay.netns_cookie;
+    socket.record.netns_cookie = place.netns_cookie;
     // SAFETY: a plain helper call; in this hook it takes the context. (Kernel 4.18.)
     socket.record.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     socket.record.shortcut = if action.shortcut == 0 || !has_shortcut() {

@@ -10,7 +10,7 @@ use aya_ebpf::{
     },
 };
 
-use crate::globals::{Offsets, reads_tasks};
+use crate::globals::{Offsets, reads_sockets, reads_tasks};
 
 /// Reads a field of a kernel struct.
 #[inline(always)]
@@ -33,6 +33,16 @@ pub fn struct_of(sk: *mut bpf_sock) -> *const u8 {
     unsafe { bpf_skc_to_tcp_sock(sk.cast()) }
         .cast_const()
         .cast()
+}
+
+/// The error that a TCP socket has, 0 for none; `None` where it cannot be told.
+#[inline(always)]
+pub fn error_of(sk: *mut bpf_sock) -> Option<u32> {
+    if reads_sockets() {
+        field::<u32>(struct_of(sk), Offsets::sk_err())
+    } else {
+        None
+    }
 }
 
 /// Inode number and device of the executable of the current process: the same for all its threads, since they

@@ -19,6 +19,9 @@
 //! | `gateway_guard` | `tc` ingress, pinned | 5.10 | keeps what was relayed, or is to be refused, from being routed on without the daemon |
 //! | `router` | `tc` ingress of interfaces | 5.10 | sends on what passes between them, past netfilter |
 //! | `netns` | `cgroup/connect4`, on the daemon's cgroup for a moment | 5.8 | tells the daemon its network namespace, before 5.14 |
+//! | `watch4`, `watch6` | `cgroup/connect4,6` | 5.8 | look on, for `culvert watch` |
+//! | `watch_events` | `sockops` | 5.9 | tells it what becomes of the connection |
+//! | `watch_release` | `cgroup/sock_release` | 5.9 | tells it of those of which no packet was sent |
 //! | `task_fork`, `task_exit` | raw tracepoints | 4.17 | follow the children of processes that rules name |
 
 #![no_std]
@@ -69,17 +72,18 @@ mod tasks;
 mod traces;
 mod verdict;
 mod version;
+mod watch;
 
 use core::ffi::c_void;
 
 use aya_ebpf::{
     macros::{
-        cgroup_sock_addr, cgroup_sockopt, classifier, raw_tracepoint, sk_lookup, sk_msg, sock_ops,
-        stream_verdict,
+        cgroup_sock, cgroup_sock_addr, cgroup_sockopt, classifier, raw_tracepoint, sk_lookup,
+        sk_msg, sock_ops, stream_verdict,
     },
     programs::{
         RawTracePointContext, SkBuffContext, SkLookupContext, SkMsgContext, SockAddrContext,
-        SockOpsContext, SockoptContext, TcContext,
+        SockContext, SockOpsContext, SockoptContext, TcContext,
     },
 };
 
@@ -202,6 +206,30 @@ pub fn router(ctx: TcContext) -> i32 {
 #[cgroup_sock_addr(connect4)]
 pub fn netns(ctx: SockAddrContext) -> i32 {
     namespace::tell(&ctx)
+}
+
+/// `connect()` on an IPv4 socket is watched.
+#[cgroup_sock_addr(connect4)]
+pub fn watch4(ctx: SockAddrContext) -> i32 {
+    watch::connect(&version::V4, &ctx)
+}
+
+/// `connect()` on an IPv6 socket is watched.
+#[cgroup_sock_addr(connect6)]
+pub fn watch6(ctx: SockAddrContext) -> i32 {
+    watch::connect(&version::V6, &ctx)
+}
+
+/// Events of TCP sockets that are watched.
+#[sock_ops]
+pub fn watch_events(ctx: SockOpsContext) -> u32 {
+    watch::events(&ctx)
+}
+
+/// A socket is closed that may have been watched.
+#[cgroup_sock(sock_release)]
+pub fn watch_release(ctx: SockContext) -> i32 {
+    watch::released(&ctx)
 }
 
 /// A task was forked.

@@ -15,9 +15,10 @@ use aya_ebpf::{
 };
 use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Doubts, FAST_LINK_NUMBERS,
-    FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MemberKey,
-    Membership, OwnKey, Passage, Policy, PortSet, PrefixKey, Record, RecordKey, Redirect, Relay,
-    Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Socket, Traces, Wheels, listener, ours, relay,
+    FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MAX_SPACES,
+    MemberKey, Membership, OwnKey, Passage, Policy, PortSet, PrefixKey, Record, RecordKey,
+    Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space,
+    Traces, Wheels, listener, ours, relay,
 };
 
 use crate::{globals::has_mptcp, inherited::InheritedStorage};
@@ -102,6 +103,12 @@ pub static OWN: HashMap<OwnKey, u32, 65_536, { BPF_F_NO_PREALLOC as usize }> = H
 pub static RELAY: Array<Relay, { relay::COUNT }> = Array::new();
 
 #[btf_map]
+pub static SPACES: HashMap<u64, Space, MAX_SPACES, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static SPACE_EVENTS: RingBuf<u64, 4096> = RingBuf::new();
+
+#[btf_map]
 pub static HEARTBEAT: Array<u64, 1> = Array::new();
 
 #[btf_map]
@@ -178,6 +185,23 @@ pub static REDIRECT_EVENTS: RingBuf<u64, 1_048_576> = RingBuf::new();
 #[btf_map]
 pub static REPLY_EVENTS: RingBuf<u64, 524_288> = RingBuf::new();
 
+#[btf_map]
+pub static WATCHED: Array<u32, 1> = Array::new();
+
+#[btf_map]
+pub static UNDER_WAY: SkStorage<Sighting> = SkStorage::new();
+
+// Sockets of failed calls that are kept for long make room for others.
+#[btf_map]
+pub static CALLING: LruHashMap<u64, Sighting, 4096> = LruHashMap::new();
+
+/// Room for some seven thousand.
+#[btf_map]
+pub static SIGHTINGS: RingBuf<Sighting, 1_048_576> = RingBuf::new();
+
+#[btf_map]
+pub static UNSEEN: PerCpuArray<u64, 1> = PerCpuArray::new();
+
 /// Adds one to a counter of this CPU.
 #[inline(always)]
 pub fn count(counter: Counter) {
@@ -191,7 +215,7 @@ pub fn hit(hit: Hit, rule: RuleRef) {
 }
 
 #[inline(always)]
-fn add_one(counter: Option<*mut u64>) {
+pub fn add_one(counter: Option<*mut u64>) {
     if let Some(value) = counter {
         // SAFETY: the kernel returned a pointer to this CPU's slot; programs of these types do not migrate while
         // they run. One that interrupts us between read and write costs a count, nothing else.
@@ -249,15 +273,20 @@ pub fn is_foreign(sk: *mut bpf_sock) -> bool {
 /// What hangs on a socket, from hooks whose context has a socket pointer but is no `SockAddrContext`.
 #[inline(always)]
 pub fn socket_of(sk: *mut bpf_sock) -> Option<&'static mut Socket> {
+    stored(&raw const SOCKETS, sk)
+}
+
+/// As [`socket_of`], of any map.
+#[inline(always)]
+pub fn stored<T>(map: *const SkStorage<T>, sk: *mut bpf_sock) -> Option<&'static mut T> {
     if sk.is_null() {
         return None;
     }
     // SAFETY: `sk` comes from the context of the running program and the verifier has seen the null check; the
     // storage lives as long as the socket, which outlives the program run.
     unsafe {
-        let map = ptr::from_ref(&SOCKETS).cast_mut().cast();
-        bpf_sk_storage_get(map, sk.cast(), ptr::null_mut(), 0)
-            .cast::<Socket>()
+        bpf_sk_storage_get(map.cast_mut().cast(), sk.cast(), ptr::null_mut(), 0)
+            .cast::<T>()
             .as_mut()
     }
 }

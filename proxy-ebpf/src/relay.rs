@@ -3,10 +3,10 @@
 use aya_ebpf::{
     EbpfContext as _, helpers::generated::bpf_get_netns_cookie, programs::SockAddrContext,
 };
-use proxy_common::{Addr, BePort, Relay, relay};
+use proxy_common::{Addr, BePort, Relay, Space, relay};
 
 use crate::{
-    maps::{HEARTBEAT, RELAY},
+    maps::{HEARTBEAT, RELAY, SPACES},
     rewrite,
 };
 
@@ -22,12 +22,27 @@ pub fn is_taken(ctx: &SockAddrContext, addr: &Addr, port: BePort) -> bool {
         })
 }
 
-/// Whether a destination is one of our listeners, which are on the loopback of one network namespace only.
+/// Whether a destination is one of a relay's listeners, which are on loopback: of its own network namespace, or, where the relay is
+/// ours, of one that it has opened some in.
 #[inline(always)]
 pub fn is_listener(ctx: &SockAddrContext, relay: &Relay, addr: &Addr, port: BePort) -> bool {
-    relay.listens_on(addr, port)
-        // SAFETY: a plain helper call.
-        && unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == relay.netns_cookie
+    if !addr.is_loopback() {
+        return false;
+    }
+    // SAFETY: a plain helper call.
+    let netns_cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    if netns_cookie == relay.netns_cookie {
+        relay.listens_on(addr, port)
+    } else {
+        space_of(netns_cookie).is_some_and(|space| space.listens_on(addr, port))
+    }
+}
+
+/// Where we listen in a network namespace that is not our own.
+#[inline(always)]
+pub fn space_of(netns_cookie: u64) -> Option<Space> {
+    // SAFETY: taken by value; in a hash without preallocation an element that is removed is freed only when no program runs any more.
+    unsafe { SPACES.get(netns_cookie) }.copied()
 }
 
 /// Whether the relay gave a sign of life within the timeout.

@@ -11,8 +11,7 @@ use proxy_common::{Addr, BePort, draw, ours, relay, role};
 
 use crate::{
     caller::{is_bound, sk_of},
-    globals::{Offsets, reads_sockets},
-    kernel::{field, struct_of},
+    kernel::error_of,
     maps::{MADE, OURS, RELAY, SOCKETS, UNMADE_EVENTS, mptcp_socket_of, socket_of},
     policy::KernelTables,
     version::Version,
@@ -52,7 +51,7 @@ pub fn to_endpoint(
 /// While both are attached the hook of whoever takes our place runs next, and could not tell an endpoint from where the app wanted
 /// to go. It has no part in our [`SOCKETS`], but in [`OURS`].
 #[inline(always)]
-fn tell_successor(ctx: &SockAddrContext, addr: &Addr, port: BePort) {
+pub fn tell_successor(ctx: &SockAddrContext, addr: &Addr, port: BePort) {
     let has_one = RELAY
         .get(relay::SUCCESSOR)
         .is_some_and(|relay| relay.netns_cookie != 0);
@@ -111,15 +110,11 @@ pub fn unmade(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     let Some(socket) = socket_of(sk) else {
         return;
     };
-    let error = if reads_sockets() {
-        field::<i32>(struct_of(sk), Offsets::sk_err()).unwrap_or(0)
-    } else {
-        0
-    };
+    let error = error_of(sk).unwrap_or(0);
     // SAFETY: the context is valid while the program runs.
     let repeated = unsafe { (&raw const (*ctx.ops).total_retrans).read_volatile() };
     if error != 0 || repeated != 0 {
-        let event = u64::from(error.cast_unsigned()) << 32 | u64::from(socket.endpoint);
+        let event = u64::from(error) << 32 | u64::from(socket.endpoint);
         // Where there is no room many such events wait already.
         let _ = UNMADE_EVENTS.output(event, 0);
     }

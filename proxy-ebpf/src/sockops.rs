@@ -83,7 +83,7 @@ fn publish(ctx: &SockOpsContext) {
 
 /// From here on the states of the socket are told.
 #[inline(always)]
-fn see_states(ctx: &SockOpsContext) {
+pub fn see_states(ctx: &SockOpsContext) {
     let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32);
 }
 
@@ -142,7 +142,7 @@ fn withdraw(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
-fn sk_of(ctx: &SockOpsContext) -> *mut bpf_sock {
+pub fn sk_of(ctx: &SockOpsContext) -> *mut bpf_sock {
     // SAFETY: the context is valid while the program runs.
     unsafe { (*ctx.ops).__bindgen_anon_2.sk }
 }
@@ -174,25 +174,33 @@ fn key_of(ctx: &SockOpsContext, socket: &Socket) -> RecordKey {
 fn own_key_of(ctx: &SockOpsContext) -> OwnKey {
     // The daemon dials IPv4-mapped destinations as the IPv4 addresses they are.
     let is_v4 = ctx.family() == u32::from(Family::V4);
+    let (dest, dest_port) = remote(ctx, is_v4);
+    OwnKey {
+        source: local_addr(ctx, is_v4),
+        dest,
+        source_port: BePort::new(ctx.local_port() as u16),
+        dest_port,
+    }
+}
+
+/// Address and port of the other side.
+#[inline(always)]
+pub fn remote(ctx: &SockOpsContext, is_v4: bool) -> (Addr, BePort) {
     // SAFETY: the context is valid while the program runs; see `address`.
-    let dest = unsafe {
+    let addr = unsafe {
         address(
             is_v4,
             &raw const (*ctx.ops).remote_ip4,
             (&raw const (*ctx.ops).remote_ip6).cast(),
         )
     };
-    OwnKey {
-        source: local_addr(ctx, is_v4),
-        dest,
-        source_port: BePort::new(ctx.local_port() as u16),
-        // In network byte order in the upper half of a big-endian word (`sock_ops_convert_ctx_access()`).
-        dest_port: BePort::new(u32::from_be(ctx.remote_port()) as u16),
-    }
+    // In network byte order in the upper half of a big-endian word (`sock_ops_convert_ctx_access()`).
+    let port = BePort::new(u32::from_be(ctx.remote_port()) as u16);
+    (addr, port)
 }
 
 #[inline(always)]
-fn local_addr(ctx: &SockOpsContext, is_v4: bool) -> Addr {
+pub fn local_addr(ctx: &SockOpsContext, is_v4: bool) -> Addr {
     // SAFETY: the context is valid while the program runs; see `address`.
     unsafe {
         address(

@@ -60,6 +60,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+pub(crate) use client::get;
 pub use client::{AskError, ask, probe, tell};
 pub use scrape::{Offer, Scrapes, ScrapesError};
 

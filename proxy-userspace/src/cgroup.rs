@@ -18,6 +18,7 @@ use thiserror::Error;
 pub mod container;
 pub mod own;
 pub mod reference;
+pub mod runtime;
 
 pub use own::OwnCgroup;
 pub use reference::{Reference, ReferenceError};

@@ -42,6 +42,8 @@ pub enum LogFormat {
 pub enum Command {
     /// Run one command with all its TCP connections proxied; exits with the command's status.
     Exec(ExecArgs),
+    /// Show where programs connect, live, and proxy nothing; ends with the command, or by Ctrl-C.
+    Watch(WatchArgs),
     /// Run the proxy in the foreground: SIGTERM drains and ends it, SIGHUP reloads the file, SIGUSR1 opens the access
     /// log again.
     Run(RunArgs),
@@ -332,21 +334,74 @@ pub struct ExecArgs {
     #[arg(long, value_name = "FILE")]
     pub access_log: Option<PathBuf>,
 
-    /// Run the command as this user (name or number) instead of the one who called sudo.
-    #[arg(long, value_name = "USER", conflicts_with = "root")]
-    pub user: Option<String>,
-
-    /// Run the command as root, also when called through sudo.
-    #[arg(long)]
-    pub root: bool,
-
-    /// When the command ends but processes it started go on, wait for them instead of ending them.
-    #[arg(long)]
-    pub wait: bool,
+    /// As whom, and until when.
+    #[command(flatten)]
+    pub run_as: RunAsArgs,
 
     /// The command and its arguments.
     #[arg(
         required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// As whom a command runs, and when it is over.
+#[derive(Debug, Args)]
+pub struct RunAsArgs {
+    /// Run the command as this user (name or number) instead of the one who called sudo.
+    #[arg(
+        long,
+        value_name = "USER",
+        conflicts_with = "root",
+        requires = "command"
+    )]
+    pub user: Option<String>,
+
+    /// Run the command as root, also when called through sudo.
+    #[arg(long, requires = "command")]
+    pub root: bool,
+
+    /// When the command ends but processes it started go on, wait for them instead of ending them.
+    #[arg(long, requires = "command")]
+    pub wait: bool,
+}
+
+/// Whom to watch, and how to tell.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// Only what runs in this cgroup and those below it (path in the hierarchy, or systemd unit).
+    #[arg(long, value_name = "CGROUP", conflicts_with = "command")]
+    pub cgroup: Option<String>,
+
+    /// Only this process and what descends from it; ends when they have.
+    #[arg(long, value_name = "PID", conflicts_with_all = ["cgroup", "command"])]
+    pub pid: Option<u32>,
+
+    /// Tell of each TCP connection what the rules of this file would do about it, which are not put in force.
+    #[arg(short, long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Tell of `connect()` on UDP sockets, too.
+    #[arg(long)]
+    pub udp: bool,
+
+    /// Write one JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Write to a file, instead of to standard output, or with a command to standard error.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// As whom, and until when.
+    #[command(flatten)]
+    pub run_as: RunAsArgs,
+
+    /// A command to run and to watch, and its arguments; without any, what runs on the machine is watched.
+    #[arg(
         trailing_var_arg = true,
         allow_hyphen_values = true,
         value_name = "COMMAND"

@@ -51,11 +51,13 @@ pub enum CloseReason {
     Drained,
     /// Somebody told the daemon to end it.
     Ended,
+    /// Nobody is left in the network namespace of the app, and the time for its connections is over.
+    NamespaceGone,
 }
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Done,
         Self::DownstreamReset,
         Self::UpstreamReset,
@@ -79,6 +81,7 @@ impl CloseReason {
         Self::NameRefused,
         Self::Drained,
         Self::Ended,
+        Self::NamespaceGone,
     ];
 
     /// The stable name in logs, records and counters.
@@ -108,6 +111,7 @@ impl CloseReason {
             Self::NameRefused => "name_refused",
             Self::Drained => "drained",
             Self::Ended => "ended",
+            Self::NamespaceGone => "namespace_gone",
         }
     }
 }

@@ -16,8 +16,8 @@ use crate::{
     cli::{Cli, Command, DetachArgs, LogFormat},
     config, daemon, delivery, demo, doctor, exec,
     failure::{Class, Failure},
-    intercept::{guard, ingress, standing},
-    paint, plan, privileges,
+    intercept::{InterceptError, guard, ingress, standing},
+    observe, paint, plan, privileges,
     proxy::ProxyError,
     run_command,
 };
@@ -76,6 +76,7 @@ pub fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Restore(args) => remote::restore(args)?,
         Command::Detach(args) => detach(args)?,
         Command::Exec(args) => return run_command::run(args, cli.verbose > 0),
+        Command::Watch(args) => return observe::run(args),
         Command::Reap { cgroup } => exec::reaper::main(cgroup)?,
         Command::Plan(arg) => return plan::run(&arg.config),
         Command::Doctor { json } => return Ok(doctor::run(*json)),
@@ -117,14 +118,19 @@ pub fn sentence(error: &anyhow::Error) -> String {
     }
 }
 
-/// The class of an error: what a [`Failure`] in its chain says, or what kind of [`ProxyError`] it is.
+/// The class of an error: what a [`Failure`] in its chain says, or what kind of [`ProxyError`] or [`InterceptError`] it is.
 #[must_use]
 pub fn class_of(error: &anyhow::Error) -> Class {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return failure.class();
     }
-    match error.downcast_ref::<ProxyError>() {
-        Some(error) if error.is_missing_feature() => Class::Missing,
-        _ => Class::Failed,
+    let of_proxy = error.downcast_ref::<ProxyError>();
+    let of_programs = error.downcast_ref::<InterceptError>();
+    if of_proxy.is_some_and(ProxyError::is_missing_feature)
+        || of_programs.is_some_and(InterceptError::is_missing_feature)
+    {
+        Class::Missing
+    } else {
+        Class::Failed
     }
 }

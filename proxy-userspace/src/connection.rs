@@ -18,10 +18,10 @@ use crate::{
         Ended, Path, Reason, Relay, Side,
         shortcut::{Lane, Obstacle, of_app},
     },
-    rule::{Name, PathChoice},
+    rule::{Departure, Name, PathChoice},
     shared::{Counted, Door, Worker},
     socket::{self, Handle},
-    upstream::{Source, Timings, UpstreamStream},
+    upstream::{Dialer, Source, Space, Timings, UpstreamStream},
 };
 
 use self::by_name::Named;
@@ -247,7 +247,10 @@ impl Flow<'_> {
         }
         let upstream = &self.origin.route.upstream;
         let (dialer, destination) = (&self.worker.dialer, self.destination());
-        let dialled = if self.origin.route.keep_source {
+        let dialled = if let Some(inside) = self.inside() {
+            // Boxed: as below.
+            Box::pin(async move { inside.dial(upstream, destination).await }).await
+        } else if self.origin.route.keep_source {
             let source = Source {
                 client: self.origin.client,
                 met: self.origin.orig_dst,
@@ -267,6 +270,22 @@ impl Flow<'_> {
         Ok(connected.stream)
     }
 
+    /// A dialer in the network namespace of the app, where it is to be connected from there: the rule says so, or it leads to the app's
+    /// own loopback addresses, which are others here.
+    fn inside(&self) -> Option<Box<Dialer>> {
+        let Origin { route, app, .. } = &self.origin;
+        let cookie = app.as_ref()?.space?;
+        let is_own = route.group.is_none()
+            && route.upstream.entrance().is_none()
+            && self.destination().ip().to_canonical().is_loopback();
+        if route.from == Departure::Host && !is_own {
+            return None;
+        }
+        let abroad = Arc::clone(self.worker.shared.abroad.get()?);
+        let space = Space { cookie, abroad };
+        Some(Box::new(self.worker.dialer.within(space)))
+    }
+
     async fn dial_group(
         &mut self,
         group: &Arc<Group>,
@@ -277,7 +296,9 @@ impl Flow<'_> {
             authority: self.named.authority(),
             keep_source: self.origin.route.keep_source,
         };
-        match group.connect(&self.worker.dialer, &asked).await {
+        let inside = self.inside();
+        let dialer = inside.as_deref().unwrap_or(&self.worker.dialer);
+        match group.connect(dialer, &asked).await {
             Ok(reached) => {
                 let endpoint = (Arc::clone(group.name()), reached.permit.id());
                 // Only set here, and once.
@@ -379,6 +400,7 @@ fn begun(origin: &Origin) -> Begun {
         pid: app.record.pid,
         uid: app.record.uid,
         comm: app.record.comm,
+        space: app.space,
     };
     Begun {
         role: origin.role,

@@ -29,7 +29,7 @@ use crate::{
     paint::one_line,
     privileges,
     proxy::GuardedBy,
-    service::Service,
+    service::{self, Service},
 };
 use manager::Manager;
 use place::Place;
@@ -139,7 +139,9 @@ async fn run_until_told(
     // Without a bpffs of the system the guard mounts one, at a later reload too, and unmounts it.
     let guarded_by = post.kind.guarded_by();
     let mounts = guarded_by == GuardedBy::Pins && !guard::has_system_bpffs();
-    privileges::keep_what_a_daemon_needs(mounts)?;
+    // A thread of its own does that, which is started with the service.
+    let enters = service::enters_namespaces(&config, guarded_by);
+    privileges::keep_what_a_daemon_needs(mounts || enters)?;
     // Before anything is attached, so that none is missed.
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let mut service = Service::start(

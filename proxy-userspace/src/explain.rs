@@ -20,13 +20,14 @@ use thiserror::Error;
 use self::{outcome::Outcome, passage::Passing};
 use crate::{
     cgroup::{Cgroup2, CgroupError},
-    config,
+    config::{self, Config},
     group::SettingsByName,
     policy::{
         CompileError, Names, compile,
         memory::MemoryTables,
         reason::{self, Key},
     },
+    resolve,
     routes::Upstreams,
     rule::Roles,
     socket,
@@ -101,6 +102,41 @@ pub(crate) fn explain(
     })
 }
 
+/// As [`explain()`], by rules of a file as if they were in force.
+pub(crate) fn by_file(
+    config: &Config,
+    fast_path: FastPath<'_>,
+    cgroups: &Cgroup2,
+    connection: Request,
+) -> Result<Explanation, ExplainError> {
+    let names = resolve::resolve(config.roles(), cgroups, &Names::default());
+    let is_named = |pid: u32| {
+        let mut rules = config.forward.iter();
+        rules.any(|rule| {
+            let pids = &rule.matches.pid;
+            pids.include
+                .iter()
+                .chain(&pids.exclude)
+                .any(|it| *it == pid)
+        })
+    };
+    let policy = InForce {
+        roles: config.roles(),
+        fast_path,
+        names: &names,
+        upstreams: &config.upstreams,
+        groups: &config.groups,
+        cgroups,
+        attach_point: &cgroups.mount().join(&config.daemon.cgroup),
+        daemon: None,
+        listeners: Vec::new(),
+        network_namespace: None,
+        // Who descends from whom is known only to who was there.
+        root_of: &|pid| is_named(pid).then_some(pid),
+    };
+    explain(&policy, connection)
+}
+
 type Explained = (Vec<RuleReason>, Outcome);
 
 fn opened(
@@ -121,7 +157,13 @@ fn opened(
     let mut rules = Vec::new();
     for rule in policy.roles.forward {
         let key = reason::not_opened(rule, policy.names, &calling)?;
-        let wanted = |key: Key| config::wanted(rule, key.name());
+        let wanted = |key: Key| {
+            let name = match key {
+                Key::Cgroup if rule.matches.names_containers() => "container",
+                key => key.name(),
+            };
+            (name, config::wanted(rule, name))
+        };
         rules.push(because(&rule.name, key, wanted, |key| calling.seen(key)));
     }
     let outcome = if directory.starts_with(policy.attach_point) {
@@ -151,7 +193,7 @@ fn arrived(policy: &InForce<'_>, connection: &Request) -> Result<Explained, Expl
     let mut rules = Vec::new();
     for rule in policy.roles.reverse {
         let key = reason::not_arrived(rule, policy.names, &arriving)?;
-        let wanted = |key: Key| config::wanted_of_arrivals(rule, key.name());
+        let wanted = |key: Key| (key.name(), config::wanted_of_arrivals(rule, key.name()));
         rules.push(because(&rule.name, key, wanted, |key| arriving.seen(key)));
     }
     Ok((rules, outcome::arrived(policy, connection, decision)))
@@ -178,7 +220,7 @@ fn passed(
     let mut rules = Vec::new();
     for rule in policy.roles.gateway {
         let key = reason::not_passed(rule, policy.names, &passing)?;
-        let wanted = |key: Key| config::wanted_of_transits(rule, key.name());
+        let wanted = |key: Key| (key.name(), config::wanted_of_transits(rule, key.name()));
         let seen = |key: Key| match key {
             Key::Interface => name.to_owned(),
             Key::Source => source.to_string(),
@@ -193,14 +235,15 @@ fn passed(
 fn because(
     name: &str,
     key: Option<Key>,
-    wanted: impl Fn(Key) -> String,
+    wanted: impl Fn(Key) -> (&'static str, String),
     seen: impl Fn(Key) -> String,
 ) -> RuleReason {
+    let (named, wanted) = key.map(wanted).unzip();
     RuleReason {
         name: name.to_owned(),
         selects: key.is_none(),
-        key: key.map(|key| key.name().to_owned()),
-        wanted: key.map(wanted),
+        key: named.map(str::to_owned),
+        wanted,
         seen: key.map(seen),
     }
 }

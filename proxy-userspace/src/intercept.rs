@@ -22,6 +22,8 @@ mod redirects;
 mod returns;
 mod router;
 mod shortcut;
+mod sightings;
+mod spaces;
 pub mod standing;
 pub mod survey;
 mod syscall;
@@ -55,7 +57,11 @@ pub use object::{Features, LogReader, MapShape, MissingFeature, OBJECT, map_shap
 pub use predecessor::{Predecessor, PredecessorError};
 pub use redirects::{Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
+pub use sightings::{Scope, Sightings};
+pub use spaces::Spaces;
 pub use wheels::Wheels;
+
+use tokio::sync::Notify;
 
 use crate::{policy::Compiled, relay::shortcut::Proofs, rule::IngressHook};
 use arrivals::{Arrivals, Services};
@@ -483,6 +489,14 @@ impl Interceptor {
         Wheels::new(&self.ebpf)
     }
 
+    /// Where the hooks find listeners in other network namespaces, once; and what tells `wanted` that some are missing.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn spaces(&self, wanted: Arc<Notify>) -> Result<(Spaces, Events), InterceptError> {
+        Spaces::new(&self.ebpf, wanted)
+    }
+
     /// The kernel side of the sockmap path, once.
     ///
     /// # Errors
@@ -541,11 +555,7 @@ impl Interceptor {
         if self.follows_tasks {
             return Ok(());
         }
-        for (name, tracepoint) in TASK_EVENTS {
-            let program: &mut RawTracePoint = self.program(name)?;
-            program.load().map_err(load_error(name))?;
-            program.attach(tracepoint).map_err(attach_error(name))?;
-        }
+        follow_tasks(&mut self.ebpf)?;
         self.follows_tasks = true;
         Ok(())
     }
@@ -581,6 +591,16 @@ impl Interceptor {
             .and_then(|program| program.try_into().ok())
             .ok_or(InterceptError::Missing(name))
     }
+}
+
+/// Starts following forks and exits of processes in `DESCENDANTS`.
+fn follow_tasks(ebpf: &mut Ebpf) -> Result<(), InterceptError> {
+    for (name, tracepoint) in TASK_EVENTS {
+        let program: &mut RawTracePoint = arrivals::program(ebpf, name)?;
+        program.load().map_err(load_error(name))?;
+        program.attach(tracepoint).map_err(attach_error(name))?;
+    }
+    Ok(())
 }
 
 /// Links always allow several programs on one hook; the mode flags are for the older way of attaching and the

@@ -14,6 +14,9 @@
 //!    the [`upstream`], where it is a [`group`] an endpoint of it, and lets [`relay`] move the bytes.
 //! 6. The close record says what happened ([`record`], [`close`]).
 //!
+//! In a network namespace that is not the daemon's the second step needs listeners there, which `proxy`'s spaces open for containers that
+//! rules name. The record is found by the namespace as well, and which one that is the listener tells that accepted.
+//!
 //! A rule with `path = "rewrite"` needs no more than the first two steps: the hook draws an endpoint of the group
 //! ([`proxy_common::draw()`]) and rewrites the address to that. Where there is none for the socket it goes on with step 3.
 //!
@@ -49,13 +52,13 @@
 //!
 //! | layer | modules | may know |
 //! |---|---|---|
-//! | words | [`rule`], [`close`], [`clock`], [`balance`], [`lock`], [`netlink`] | nothing of ours |
+//! | words | [`rule`], [`close`], [`clock`], [`balance`], [`lock`], [`netlink`], [`netns`] | nothing of ours |
 //! | pieces | [`policy`], [`routes`], [`record`], [`socket`], [`cgroup`], [`process`], [`proxy_protocol`], [`watch`], [`relay`], [`peek`], [`delivery`], [`netfilter`] | words, and pieces named in their heading |
 //! | kernel and network | [`intercept`] (the only user of aya), [`upstream`] | the above |
 //! | groups | [`group`] | words and pieces |
 //! | threads | [`live`], [`shared`], `origin`, `connection`, `listener`, [`worker`] | the above; the kernel side only through [`shared::OriginalDst`] and [`upstream::Exempt`] |
 //! | whole | [`proxy`] (start and stop order), [`drain`], `pulse`, `explain`, `service`, [`config`] | everything below |
-//! | commands | [`daemon`], [`exec`], `run_command`, [`commands`], [`cli`] | everything |
+//! | commands | [`daemon`], [`exec`], `run_command`, `observe`, [`commands`], [`cli`] | everything |
 //!
 //! # Decisions, and what was rejected
 //!
@@ -100,6 +103,13 @@
 //!   `CAP_SYS_ADMIN` for one look.
 //! - **The pod is its cgroup.** Attaching to each container as it appears would miss what it opens until then. With a namespace of its
 //!   own a process cannot tell where it is in the host's hierarchy; but it is listed there, by a number that only it can have.
+//! - **Listeners go into a container's namespace, not packets out of it.** Sending a connection to the daemon's namespace would need an
+//!   address there that the container can reach, and so routes, firewall rules and a port on a network that others see. A listener on
+//!   the container's own loopback needs nothing and is seen by nobody else. It holds the namespace, though; hence the look for who is
+//!   left in it. Whether a process is the last one there nothing tells, so processes are looked at rather than events believed.
+//! - **One thread enters namespaces, and comes back.** The capability for that is the mightiest of all and must not be where bytes of
+//!   strangers are; and a thread that stayed would hold the namespace. Sockets that it makes belong to where they were made, whoever
+//!   uses them.
 //! - **A takeover is an overlap.** The new daemon attaches its own hooks beside the old one's, which run first, and the old one ends
 //!   as it always does. Each marks and looks up own sockets in the same two maps, and the new one is told the listeners of the old
 //!   one; that is all they have to know of each other. Putting the new programs in the old links would need no second set of hooks,
@@ -149,6 +159,10 @@
 //!   whether they are still there. So about every second one packet to each, on each core, goes by the kernel's.
 //! - **It rests while netfilter has rules**, also when they come later. A firewall that is switched on and does not see the packets is worse than
 //!   a slow one.
+//! - **Who watches hangs on sockets, not on calls.** `culvert watch` sees the call in the hook and the outcome in the states of the socket,
+//!   with programs that detach by themselves and cost nobody else anything. Probes and `fexit` would tell what `connect()` returned, but
+//!   kernels may lack them or refuse them, and a tracepoint of a system call slows down every call of every process. So a call that
+//!   sends no packet is told of when its socket is closed, and its error is a guess that is called one.
 //! - **One runtime per core, no work stealing.** A connection stays on the core that accepted it; buffers are per thread and
 //!   used only while bytes wait, which is what lets ten thousand idle connections cost little.
 
@@ -180,6 +194,8 @@ pub mod lock;
 pub mod metrics;
 pub mod netfilter;
 pub mod netlink;
+pub mod netns;
+mod observe;
 mod origin;
 mod paint;
 pub mod peek;

@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     connection,
-    shared::{Door, Worker},
+    shared::{Door, DoorKind, Worker},
     socket,
 };
 
@@ -26,13 +26,29 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// What becomes of the listeners of a worker while it runs.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// One more.
+    Open(StdListener, DoorKind),
+    /// Those in another network namespace, by its cookie, are closed once nobody waits in them: who connected, sent and ended has bytes
+    /// there.
+    Close(u64),
+}
+
 /// The listeners of one worker, IPv4 and IPv6. One loop serves them all, so that one permit is enough to serve any.
 pub(crate) struct Listeners {
-    sockets: Vec<(TcpListener, Door)>,
-    /// Those that are opened later, for what passes through.
-    gates: UnboundedReceiver<StdListener>,
+    sockets: Vec<Listener>,
+    /// Those that come and go later, for what passes through and for other network namespaces.
+    changes: UnboundedReceiver<Change>,
     /// Which one is asked first; it moves on, so that a busy one cannot starve the other.
     first: usize,
+}
+
+struct Listener {
+    socket: TcpListener,
+    door: Door,
+    is_closing: bool,
 }
 
 impl Listeners {
@@ -42,15 +58,15 @@ impl Listeners {
     /// When the runtime cannot take one.
     pub(crate) fn new(
         sockets: Vec<StdListener>,
-        gates: UnboundedReceiver<StdListener>,
+        changes: UnboundedReceiver<Change>,
     ) -> io::Result<Self> {
-        let register = |socket| register(socket, false);
+        let register = |socket| Listener::new(socket, DoorKind::Own);
         Ok(Self {
             sockets: sockets
                 .into_iter()
                 .map(register)
                 .collect::<io::Result<_>>()?,
-            gates,
+            changes,
             first: 0,
         })
     }
@@ -59,29 +75,47 @@ impl Listeners {
     async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr, Door)> {
         self.first = self.first.wrapping_add(1);
         poll_fn(|cx| {
-            while let Poll::Ready(Some(gate)) = self.gates.poll_recv(cx) {
-                match register(gate, true) {
-                    Ok(gate) => self.sockets.push(gate),
-                    Err(error) => return Poll::Ready(Err(error)),
+            while let Poll::Ready(Some(change)) = self.changes.poll_recv(cx) {
+                if let Err(error) = self.change(change) {
+                    return Poll::Ready(Err(error));
                 }
             }
             let (before, after) = self
                 .sockets
                 .split_at(self.first % self.sockets.len().max(1));
-            for (listener, door) in after.iter().chain(before) {
-                if let Poll::Ready(accepted) = listener.poll_accept(cx) {
+            for Listener { socket, door, .. } in after.iter().chain(before) {
+                if let Poll::Ready(accepted) = socket.poll_accept(cx) {
                     return Poll::Ready(accepted.map(|(stream, client)| (stream, client, *door)));
                 }
             }
+            self.sockets.retain(|listener| !listener.is_closing);
             Poll::Pending
         })
         .await
     }
+
+    fn change(&mut self, change: Change) -> io::Result<()> {
+        match change {
+            Change::Open(socket, kind) => self.sockets.push(Listener::new(socket, kind)?),
+            Change::Close(space) => {
+                for listener in &mut self.sockets {
+                    listener.is_closing |= listener.door.space() == Some(space);
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
-fn register(socket: StdListener, is_gate: bool) -> io::Result<(TcpListener, Door)> {
-    let address = socket.local_addr()?;
-    Ok((TcpListener::from_std(socket)?, Door { address, is_gate }))
+impl Listener {
+    fn new(socket: StdListener, kind: DoorKind) -> io::Result<Self> {
+        let address = socket.local_addr()?;
+        Ok(Self {
+            socket: TcpListener::from_std(socket)?,
+            door: Door { address, kind },
+            is_closing: false,
+        })
+    }
 }
 
 /// Accepts until the worker stops.

@@ -63,6 +63,8 @@ pub struct Caller {
     pub uid: u32,
     /// What the thread was called.
     pub comm: [u8; 16],
+    /// Its network namespace, by its cookie, where that is not the daemon's.
+    pub space: Option<u64>,
 }
 
 /// Where a connection was brought to.

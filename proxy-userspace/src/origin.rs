@@ -20,7 +20,7 @@ use crate::{
     proxy_protocol,
     record::Role,
     routes::Route,
-    shared::{Door, Worker},
+    shared::{Door, DoorKind, Worker},
     socket,
 };
 
@@ -47,6 +47,8 @@ pub(crate) struct Origin {
 /// An app of this host.
 pub(crate) struct App {
     pub(crate) record: Record,
+    /// Its network namespace, by its cookie, where that is not the daemon's.
+    pub(crate) space: Option<u64>,
     pub(crate) process: Option<Arc<Process>>,
 }
 
@@ -67,8 +69,10 @@ pub(crate) async fn find(
     door: Door,
 ) -> Result<Origin, Rejected> {
     let listener = door.address;
-    if door.is_gate {
-        return passing(worker, downstream, client, listener);
+    match door.kind {
+        DoorKind::Gate => return passing(worker, downstream, client, listener),
+        DoorKind::Space(_) => return opened(worker, client, door),
+        DoorKind::Own => {}
     }
     // Without rules for what arrives nothing can, and the question is spared.
     if worker.shared.routes.take_arrivals()
@@ -77,14 +81,19 @@ pub(crate) async fn find(
     {
         return arrived(worker, downstream, client, local).await;
     }
-    opened(worker, client, listener)
+    opened(worker, client, door)
 }
 
 /// An app of this host opened it.
-fn opened(worker: &Worker, client: SocketAddr, listener: SocketAddr) -> Result<Origin, Rejected> {
+fn opened(worker: &Worker, client: SocketAddr, door: Door) -> Result<Origin, Rejected> {
     let accepted_at = clock::monotonic();
     let reject = |reason, orig_dst| Err(Rejected { reason, orig_dst });
-    let record = match worker.original_dst.borrow_mut().take(client, listener) {
+    let space = door.space();
+    let taken = worker
+        .original_dst
+        .borrow_mut()
+        .take(client, door.address, space);
+    let record = match taken {
         Ok(Some(record)) => record,
         Ok(None) => return reject(CloseReason::NotIntercepted, None),
         Err(error) => {
@@ -106,7 +115,11 @@ fn opened(worker: &Worker, client: SocketAddr, listener: SocketAddr) -> Result<O
         route: past_itself(worker, route, process.as_deref()),
         begun,
         intercept: accepted_at.saturating_sub(begun),
-        app: Some(App { record, process }),
+        app: Some(App {
+            record,
+            space,
+            process,
+        }),
     })
 }
 

@@ -39,8 +39,13 @@ pub(crate) enum Tone {
 impl Paint {
     /// For standard output.
     pub(crate) fn for_stdout() -> Self {
+        Self::on(&io::stdout())
+    }
+
+    /// For what is written to a stream.
+    pub(crate) fn on(stream: &impl IsTerminal) -> Self {
         Self {
-            on: is_wanted(&io::stdout()),
+            on: is_wanted(stream),
         }
     }
 

@@ -33,7 +33,7 @@ use crate::{
     paint::{self, Paint},
     policy::{self, Compiled, ExeRef, Names},
     privileges, resolve,
-    rule::Rule,
+    rule::{Rule, container_in},
 };
 
 /// Prints the plan; the exit code says whether something is missing.
@@ -193,7 +193,7 @@ fn listen(config: &Config) -> Vec<Row> {
     } else {
         wanted.to_string()
     };
-    vec![
+    let mut rows = vec![
         row(
             "addresses",
             "127.0.0.1 and [::1], on ports that the kernel chooses; nowhere else, whatever rules have in `listen`",
@@ -203,13 +203,32 @@ fn listen(config: &Config) -> Vec<Row> {
             format!("{}, each with listeners of its own", config.daemon.workers),
         ),
         row("connections", connections),
-    ]
+    ];
+    if config.forward.iter().any(Rule::enters_namespaces) {
+        rows.push(row(
+            "containers",
+            "the same addresses in the network namespaces of containers that rules name, by a thread of its own",
+        ));
+    }
+    rows
 }
 
 /// What the names in rules stand for now.
 fn resolved(config: &Config, cgroups: Option<&Cgroup2>, names: &Names) -> Vec<Row> {
     let mut rows = Vec::new();
-    for reference in names.cgroups.keys() {
+    for (name, known) in &names.containers {
+        let left = format!("container {name}");
+        let id = known.id.as_deref().unwrap_or_default();
+        if known.directories.is_empty() {
+            let problem = known.problem.as_deref();
+            let right = problem.unwrap_or("does not run; waits for it");
+            rows.push(row(left.clone(), right));
+        }
+        let directories = known.directories.iter();
+        rows.extend(directories.map(|it| row(left.clone(), format!("id {id}, {}", it.display()))));
+    }
+    let cgroups_alone = names.cgroups.keys().filter(|it| container_in(it).is_none());
+    for reference in cgroups_alone {
         let found = cgroups.zip(reference.parse::<Reference>().ok());
         let found = found.map_or_else(Vec::new, |(cgroups, parsed)| cgroups.resolve(&parsed));
         let left = format!("cgroup {reference}");

@@ -77,6 +77,19 @@ pub struct Names {
     pub exes: BTreeMap<PathBuf, Vec<ExeRef>>,
     /// Numbers of interfaces by name.
     pub interfaces: BTreeMap<String, Option<u32>>,
+    /// Containers by what rules call them. Their cgroups are among the others.
+    pub containers: BTreeMap<String, Containers>,
+}
+
+/// What the name of a container, or the first digits of its id, stand for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Containers {
+    /// Its whole id, if it runs, or what is known of it.
+    pub id: Option<String>,
+    /// The directories of its cgroups.
+    pub directories: Vec<PathBuf>,
+    /// Why it is not known.
+    pub problem: Option<String>,
 }
 
 /// A compiled policy, ready to be written to the maps under some generation.
@@ -288,6 +301,7 @@ fn action(rule: &Rule) -> Action {
         shortcut: u32::from(rule.path.is_shortcut()),
         // Known once its endpoints are where the hook finds them.
         group: 0,
+        spaces: u32::from(rule.enters_namespaces()),
     }
 }
 
@@ -302,6 +316,7 @@ fn arrival_action(rule: &Reverse) -> Action {
         on_relay_failure: on_relay_failure(rule.on_relay_failure),
         shortcut: 0,
         group: 0,
+        spaces: 0,
     }
 }
 
@@ -315,6 +330,7 @@ fn transit_action(rule: &Gateway) -> Action {
         on_relay_failure: on_relay_failure(rule.on_relay_failure),
         shortcut: 0,
         group: 0,
+        spaces: 0,
     }
 }
 

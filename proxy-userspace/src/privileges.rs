@@ -60,6 +60,16 @@ pub(crate) const FIND_GUARD: Privilege = (
     Capability::CAP_SYS_ADMIN,
     "find what a killed sidecar has left of rules with `on_relay_failure = \"refuse\"` (it is given up before anything is served)",
 );
+/// What rules with `container` need.
+pub(crate) const ENTER: Privilege = (
+    Capability::CAP_SYS_ADMIN,
+    "open listeners in the network namespaces of containers (`container`; one thread has it, all others give it up)",
+);
+/// What they need beside it.
+pub(crate) const SEE_NAMESPACES: Privilege = (
+    Capability::CAP_SYS_PTRACE,
+    "see which network namespaces processes of containers are in (`container`)",
+);
 /// What the demonstration needs.
 pub(crate) const NAMESPACE: Privilege = (
     Capability::CAP_SYS_ADMIN,
@@ -134,14 +144,15 @@ pub(crate) fn has(capability: Capability) -> bool {
     effective(capability) || implied && effective(Capability::CAP_SYS_ADMIN)
 }
 
-/// Gives up what a daemon has no use for, for good; whether it may have to mount something is for the caller to say. To be
+/// Gives up what a daemon has no use for, for good; whether it may have to mount something, or to enter namespaces, is for the caller
+/// to say. To be
 /// called before threads are started: all of it is per thread, and inherited. A daemon starts no other program.
 ///
 /// # Errors
 /// When the kernel refuses to take them.
-pub(crate) fn keep_what_a_daemon_needs(mounts: bool) -> Result<()> {
+pub(crate) fn keep_what_a_daemon_needs(is_admin: bool) -> Result<()> {
     prctl::set_no_new_privs().context("cannot keep programs from getting privileges")?;
-    let keep = of_a_daemon(mounts);
+    let keep = of_a_daemon(is_admin);
     bound(&keep);
     keep_only(&keep)
 }
@@ -156,10 +167,10 @@ pub(crate) fn keep_what_a_running_daemon_needs(mounts: bool) -> Result<()> {
     keep_only(&keep)
 }
 
-fn of_a_daemon(mounts: bool) -> CapsHashSet {
+fn of_a_daemon(is_admin: bool) -> CapsHashSet {
     let mut keep: CapsHashSet = NEEDED.iter().chain(&USEFUL).map(|(cap, _)| *cap).collect();
     let implies_bpf = !caps::has_cap(None, CapSet::Permitted, Capability::CAP_BPF).unwrap_or(false);
-    if mounts || implies_bpf {
+    if is_admin || implies_bpf {
         keep.insert(Capability::CAP_SYS_ADMIN);
     }
     keep
@@ -183,6 +194,14 @@ fn bound(keep: &CapsHashSet) {
 /// When the kernel refuses to take them.
 pub(crate) fn keep_nothing() -> Result<()> {
     keep_only(&CapsHashSet::new())
+}
+
+/// Gives up what a thread has no use for that enters namespaces of other processes.
+///
+/// # Errors
+/// When the kernel refuses to take them.
+pub(crate) fn keep_what_entering_needs() -> Result<()> {
+    keep_only(&HashSet::from([ENTER.0, SEE_NAMESPACES.0]))
 }
 
 /// Gives up what a thread that relays has no use for; whether it connects from addresses of clients is for the caller to say.

@@ -70,6 +70,29 @@ pub fn owner(pid: u32) -> io::Result<Owner> {
     })
 }
 
+/// A process and all that descend from it, as far as their parents have not ended.
+#[must_use]
+pub(crate) fn with_descendants(pid: u32) -> Vec<u32> {
+    let all = procfs::process::all_processes().into_iter().flatten();
+    let parents: Vec<_> = all
+        .filter_map(|process| process.ok()?.stat().ok())
+        .filter_map(|stat| {
+            Some((
+                u32::try_from(stat.pid).ok()?,
+                u32::try_from(stat.ppid).ok()?,
+            ))
+        })
+        .collect();
+    let mut found = vec![pid];
+    let mut looked = 0;
+    while let Some(parent) = found.get(looked).copied() {
+        let children = parents.iter().filter(|(_, above)| *above == parent);
+        found.extend(children.map(|(child, _)| *child));
+        looked += 1;
+    }
+    found
+}
+
 /// A descriptor of the listener of a service on this host, if it can be had: see `server`.
 #[must_use]
 pub(crate) fn listener_at(address: SocketAddr) -> Option<OwnedFd> {

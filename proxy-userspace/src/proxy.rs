@@ -15,6 +15,7 @@ mod look;
 mod needs;
 mod router;
 mod sources;
+mod spaces;
 mod status;
 mod steer;
 
@@ -39,6 +40,7 @@ pub use self::{
     needs::GuardNeeds,
     router::{RouterError, obstacle},
     sources::{Returns, Shown, SourceError, Unanswered},
+    spaces::Container,
 };
 pub(crate) use self::{
     hits::HitCount,
@@ -47,7 +49,7 @@ pub(crate) use self::{
 
 use self::{
     calibrator::Calibrator, gates::Gates, hits::Tally, keeper::Keeper, look::Moved,
-    sources::Sources,
+    sources::Sources, spaces::Spaces,
 };
 use crate::{
     delivery::DeliveryError,
@@ -198,6 +200,7 @@ pub struct Proxy {
     takes_arrivals: bool,
     sources: Sources,
     gates: Box<Gates>,
+    spaces: Spaces,
     guarded_by: GuardedBy,
 }
 
@@ -239,8 +242,7 @@ impl Proxy {
         }
         interceptor.set_relay(&Relay {
             netns_cookie,
-            heartbeat_timeout: u64::try_from(settings.heartbeat_timeout.as_nanos())
-                .unwrap_or(u64::MAX),
+            heartbeat_timeout: nanoseconds(settings.heartbeat_timeout),
             port_v4: port(&v4),
             port_v6: port(&v6),
             successor: 0,
@@ -290,6 +292,7 @@ impl Proxy {
             takes_arrivals: false,
             sources,
             gates: Box::default(),
+            spaces: Spaces::default(),
             guarded_by: settings.guarded_by,
         })
     }
@@ -463,6 +466,7 @@ impl Proxy {
                 never = self.supervisor.run() => match never {},
                 () = self.shared.paths.wanted() => self.calibrate_once(),
                 () = drain::time_to_sweep(&self.drains) => self.sweep(),
+                () = self.spaces.time_to_look() => self.follow_spaces(),
                 events = self.calibrator.finished() => self.supervisor.hear(events),
             }
         }
@@ -511,6 +515,7 @@ fn shared(settings: &Settings) -> Shared {
         idle_timeout: settings.idle_timeout,
         paths: Arc::new(Paths::default()),
         shortcut: OnceLock::new(),
+        abroad: OnceLock::new(),
     }
 }
 
@@ -533,6 +538,10 @@ fn port(listeners: &[TcpListener]) -> BePort {
         .first()
         .and_then(|listener| listener.local_addr().ok());
     address.map_or(BePort::default(), |address| BePort::new(address.port()))
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn open(cgroup: &Path) -> Result<File, ProxyError> {

@@ -64,6 +64,20 @@ impl Pulse {
         self.heartbeat.beat()
     }
 
+    fn open_in(&self, space: u64, listeners: impl IntoIterator<Item = Vec<TcpListener>>) {
+        for (worker, listeners) in self.workers.iter().zip(listeners) {
+            for listener in listeners {
+                worker.handle.open_in(space, listener);
+            }
+        }
+    }
+
+    fn close_in(&self, space: u64) {
+        for worker in &self.workers {
+            worker.handle.close_in(space);
+        }
+    }
+
     fn check(&mut self) {
         let now = Instant::now();
         self.all_turn = true;
@@ -91,6 +105,7 @@ pub(crate) struct Supervisor {
     redirects: Option<Events>,
     replies: Option<Events>,
     unmade: Option<Events>,
+    spaces: Option<Events>,
 }
 
 impl Supervisor {
@@ -104,6 +119,20 @@ impl Supervisor {
         self.pulse.open(gates);
     }
 
+    /// Gives each worker listeners in another network namespace, of this cookie.
+    pub(crate) fn open_in(
+        &self,
+        space: u64,
+        listeners: impl IntoIterator<Item = Vec<TcpListener>>,
+    ) {
+        self.pulse.open_in(space, listeners);
+    }
+
+    /// Has each worker close those that it has there, once nobody waits in them.
+    pub(crate) fn close_in(&self, space: u64) {
+        self.pulse.close_in(space);
+    }
+
     pub(crate) fn new(pulse: Pulse, counters: Counters, log: Option<LogReader>) -> Self {
         Self {
             pulse,
@@ -115,6 +144,7 @@ impl Supervisor {
             redirects: None,
             replies: None,
             unmade: None,
+            spaces: None,
         }
     }
 
@@ -143,6 +173,11 @@ impl Supervisor {
         self.unmade = Some(unmade);
     }
 
+    /// From now on it is heard of processes that rules select in network namespaces without listeners.
+    pub(crate) fn hear_spaces(&mut self, spaces: Events) {
+        self.spaces = Some(spaces);
+    }
+
     /// Never returns, and may be dropped and called again.
     pub(crate) async fn run(&mut self) -> Infallible {
         let mut beats = interval(self.pulse.interval);
@@ -168,6 +203,10 @@ impl Supervisor {
                 error = served(self.unmade.as_mut()) => {
                     tracing::error!(%error, "connections that are rewritten tell nothing of endpoints any more");
                     self.unmade = None;
+                }
+                error = served(self.spaces.as_mut()) => {
+                    tracing::error!(%error, "network namespaces of containers are found by looking only");
+                    self.spaces = None;
                 }
             }
         }

@@ -1,13 +1,15 @@
 //! What the names in rules stand for at the moment: cgroups by path or unit, executables by path, interfaces by
 //! name.
 
+mod containers;
+
 use std::{collections::BTreeSet, path::PathBuf};
 
 use crate::{
     cgroup::{Cgroup2, Reference},
     policy::{CgroupRef, ExeRef, Names},
     process::exe::exe_identity,
-    rule::{Roles, Rule},
+    rule::{Roles, Rule, container_in},
     socket,
 };
 
@@ -15,12 +17,22 @@ use crate::{
 /// started before an upgrade go on running the old file.
 #[must_use]
 pub fn resolve(roles: Roles<'_>, cgroups: &Cgroup2, before: &Names) -> Names {
-    let mut names = Names::default();
+    let mut names = Names {
+        containers: containers::resolve(roles.forward, cgroups, &before.containers),
+        ..Names::default()
+    };
     for reference in cgroups_of(roles.forward) {
-        let found = reference
-            .parse::<Reference>()
-            .map(|parsed| cgroups.resolve(&parsed))
-            .unwrap_or_default();
+        let container = container_in(&reference).and_then(|name| names.containers.get(name));
+        let found: Vec<_> = match container {
+            Some(container) => {
+                let directories = container.directories.iter();
+                directories.filter_map(|it| cgroups.at(it)).collect()
+            }
+            None => reference
+                .parse::<Reference>()
+                .map(|parsed| cgroups.resolve(&parsed))
+                .unwrap_or_default(),
+        };
         let found = found.iter().map(|cgroup| CgroupRef {
             id: cgroup.id,
             level: cgroup.level,
@@ -51,8 +63,16 @@ pub fn resolve(roles: Roles<'_>, cgroups: &Cgroup2, before: &Names) -> Names {
 pub fn unresolved(names: &Names) -> impl Iterator<Item = String> {
     let cgroups = names.cgroups.iter().filter(|(_, found)| found.is_empty());
     let exes = names.exes.iter().filter(|(_, files)| files.is_empty());
-    let cgroups = cgroups.map(|(reference, _)| {
-        format!("there is no cgroup {reference:?} yet; its rules apply as soon as it appears")
+    let cgroups = cgroups.map(|(reference, _)| match container_in(reference) {
+        None => {
+            format!("there is no cgroup {reference:?} yet; its rules apply as soon as it appears")
+        }
+        Some(name) => {
+            let known = names.containers.get(name);
+            let problem = known.and_then(|known| known.problem.as_deref());
+            let problem = problem.unwrap_or("it does not run; its rules apply as soon as it does");
+            format!("container {name:?}: {problem}")
+        }
     });
     let exes = exes.map(|(path, _)| {
         format!(

@@ -21,7 +21,7 @@ use thiserror::Error;
 use crate::{
     group::{Group, Groups},
     policy::{Compiled, memory::MemoryTables},
-    rule::{Gateway, Names, PathChoice, ProxyHeader, Reverse, ReverseVia, Rule, Via},
+    rule::{Departure, Gateway, Names, PathChoice, ProxyHeader, Reverse, ReverseVia, Rule, Via},
     upstream::Upstream,
 };
 
@@ -55,6 +55,8 @@ pub struct Route {
     pub send_proxy: Option<ProxyHeader>,
     /// Whether it is connected to from the client's address.
     pub keep_source: bool,
+    /// Where connections of containers are made from.
+    pub from: Departure,
     /// How bytes are moved.
     pub path: PathChoice,
 }
@@ -106,6 +108,7 @@ pub fn table(
             accept_proxy: Arc::default(),
             send_proxy: None,
             keep_source: false,
+            from: rule.from,
             path: rule.path,
         })),
     };
@@ -214,6 +217,7 @@ impl Ways<'_> {
             accept_proxy: Arc::default(),
             send_proxy: None,
             keep_source: false,
+            from: Departure::Host,
             path,
         })
     }
@@ -410,6 +414,7 @@ mod tests {
             accept_proxy: Arc::default(),
             send_proxy: None,
             keep_source: false,
+            from: Departure::Host,
             path: PathChoice::Auto,
         })])
     }

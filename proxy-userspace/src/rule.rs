@@ -94,9 +94,18 @@ pub struct Rule {
     /// Whether the hook itself is to choose an endpoint of the group, as long as there is one for the connection; it is relayed
     /// otherwise.
     pub rewrite: bool,
+    /// Where connections of containers are made from.
+    pub from: Departure,
 }
 
 impl Rule {
+    /// Whether listeners are opened in the network namespaces of those whom the rule selects: it names containers, and relays.
+    #[must_use]
+    pub fn enters_namespaces(&self) -> bool {
+        let mut cgroups = self.matches.cgroup.include.iter();
+        matches!(self.via, Via::Upstream(_)) && cgroups.any(|it| container_in(it).is_some())
+    }
+
     /// The group whose endpoints the hook chooses from.
     #[must_use]
     pub fn rewritten_to(&self) -> Option<&Arc<str>> {
@@ -110,7 +119,7 @@ impl Rule {
 /// The selectors of a rule. They are `ANDed`; an empty [`Selector`] selects everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Match {
-    /// Subtrees of the cgroup v2 hierarchy, by path below its root or by systemd unit name.
+    /// Subtrees of the cgroup v2 hierarchy, by path below its root, by systemd unit name or by container ([`of_container`]).
     pub cgroup: Selector<String>,
     /// Executables, by absolute path in the daemon's mount namespace.
     pub exe: Selector<PathBuf>,
@@ -125,6 +134,15 @@ pub struct Match {
     pub dest: Selector<IpNet>,
     /// Destination ports.
     pub port: Selector<RangeInclusive<u16>>,
+}
+
+impl Match {
+    /// Whether the cgroups are those of containers.
+    #[must_use]
+    pub fn names_containers(&self) -> bool {
+        let mut cgroups = self.cgroup.include.iter().chain(&self.cgroup.exclude);
+        cgroups.any(|it| container_in(it).is_some())
+    }
 }
 
 /// What stays on this host; `connect()` takes the unspecified addresses for loopback, too.
@@ -148,6 +166,27 @@ pub fn is_loopback(prefix: &IpNet) -> bool {
 pub fn is_unit_name(cgroup: &str) -> bool {
     let suffixes = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
     !cgroup.contains('/') && suffixes.iter().any(|suffix| cgroup.ends_with(suffix))
+}
+
+/// How a value of [`Match::cgroup`] begins that stands for the cgroup of a container.
+const CONTAINER: &str = "container:";
+
+/// What a container is called, as a value of [`Match::cgroup`].
+#[must_use]
+pub fn of_container(name: &str) -> String {
+    format!("{CONTAINER}{name}")
+}
+
+/// The container that a value of [`Match::cgroup`] stands for.
+#[must_use]
+pub fn container_in(cgroup: &str) -> Option<&str> {
+    cgroup.strip_prefix(CONTAINER)
+}
+
+/// Whether a value of [`Match::cgroup`] is a path, and not the name of something that is wherever the system puts it.
+#[must_use]
+pub fn is_cgroup_path(cgroup: &str) -> bool {
+    !is_unit_name(cgroup) && container_in(cgroup).is_none()
 }
 
 /// A list of alternatives and of exclusions: a value is selected when some `include` holds (or there is none)
@@ -198,6 +237,16 @@ pub enum Via {
     Refuse,
     /// The relay takes it and dials the named upstream.
     Upstream(Arc<str>),
+}
+
+/// Which network namespace connections of containers are made from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Departure {
+    /// The daemon's. Only what a container opens to its own loopback addresses is made from where it is.
+    #[default]
+    Host,
+    /// The container's.
+    Container,
 }
 
 /// What happens to connections of a rule that the relay cannot answer.

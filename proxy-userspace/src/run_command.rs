@@ -1,7 +1,8 @@
 //! `culvert exec`: one command, with all TCP connections of it and of what it starts sent through a proxy.
 
 use std::{
-    collections::BTreeMap, os::fd::AsFd, path::Path, process::ExitCode, sync::Arc, time::Duration,
+    collections::BTreeMap, ffi::OsString, os::fd::AsFd, path::Path, process::ExitCode, sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -9,7 +10,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     arguments,
     cgroup::Cgroup2,
-    cli::ExecArgs,
+    cli::{ExecArgs, RunAsArgs},
     config::{self, AccessLog, Config, Daemon, LogFormat, LogTarget},
     daemon,
     exec::{
@@ -22,7 +23,7 @@ use crate::{
     failure::Failure,
     privileges,
     proxy::GuardedBy,
-    rule::{FailMode, Match, PathChoice, Router, Rule, Via},
+    rule::{Departure, FailMode, Match, PathChoice, Router, Rule, Via},
     service::Service,
 };
 
@@ -42,17 +43,20 @@ pub(crate) fn run(args: &ExecArgs, log_faults: bool) -> Result<ExitCode> {
     let config = configuration(args)?;
     privileges::require()?;
     let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;
-    let command = command(args)?;
-    let leftovers = if args.wait {
-        Leftovers::Wait
-    } else {
-        Leftovers::End
-    };
+    let command = command(&args.run_as, &args.command)?;
+    let leftovers = leftovers(&args.run_as);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let ended = runtime.block_on(serve(config, cgroups, &command, leftovers, log_faults));
+    ended(runtime.block_on(serve(config, cgroups, &command, leftovers, log_faults)))
+}
+
+/// Ends as the command did, or with the status that a shell has for one that does not run.
+///
+/// # Errors
+/// Any other.
+pub(crate) fn ended(ended: Result<Ending>) -> Result<ExitCode> {
     match ended {
         Ok(ending) => Ok(ExitCode::from(ending.reproduce())),
         Err(error) => match error.downcast_ref::<JobError>() {
@@ -132,6 +136,7 @@ fn through(urls: &[String]) -> Result<Config> {
         on_relay_failure: FailMode::Refuse,
         path: PathChoice::Auto,
         rewrite: false,
+        from: Departure::Host,
     };
     Ok(Config {
         daemon: Daemon {
@@ -156,13 +161,26 @@ fn access_log(path: &Path) -> AccessLog {
     }
 }
 
-fn command(args: &ExecArgs) -> Result<Command> {
+/// What becomes of processes that outlive the command.
+pub(crate) const fn leftovers(args: &RunAsArgs) -> Leftovers {
+    if args.wait {
+        Leftovers::Wait
+    } else {
+        Leftovers::End
+    }
+}
+
+/// What to run, and as whom.
+///
+/// # Errors
+/// When there is no such user.
+pub(crate) fn command(args: &RunAsArgs, words: &[OsString]) -> Result<Command> {
     let run_as = match (&args.user, args.root) {
         (Some(user), _) => RunAs::User(user.clone()),
         (None, true) => RunAs::Root,
         (None, false) => RunAs::Invoker,
     };
-    let mut words = args.command.iter().cloned();
+    let mut words = words.iter().cloned();
     Ok(Command {
         program: words.next().unwrap_or_default(),
         args: words.collect(),

@@ -6,10 +6,11 @@ mod explain;
 mod look;
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     future::pending,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -18,16 +19,16 @@ use tokio::time::sleep;
 
 use crate::{
     access_log::{self, OpenLog},
-    cgroup::Cgroup2,
+    cgroup::{Cgroup2, runtime::is_id},
     config::Config,
     drain,
     failure::Failure,
     intercept::Predecessor,
     policy::Names,
     privileges,
-    proxy::{GuardNeeds, GuardedBy, Proxy, ProxyError, Rules, Settings, Shown},
+    proxy::{Container, GuardNeeds, GuardedBy, Proxy, ProxyError, Rules, Settings, Shown},
     resolve,
-    rule::{Calibrate, Reverse, Rule, Via},
+    rule::{Calibrate, Reverse, Rule, Via, container_in},
     socket,
     status::{DrainStatus, Status, counted, readiness::Readiness},
     watch::{Watched, Watcher},
@@ -84,10 +85,18 @@ impl Service {
             guarded_by,
             log_faults,
         };
+        let enters = enters_namespaces(&config, guarded_by);
+        if enters {
+            privileges::require_all(&[privileges::ENTER, privileges::SEE_NAMESPACES])?;
+        }
         let mut proxy = Proxy::start(&settings, predecessor)?;
+        if enters {
+            proxy.enter_namespaces(config.daemon.drain_timeout)?;
+        }
         let watcher = watcher(&config, &cgroups);
         let names = resolve::resolve(config.roles(), &cgroups, &Names::default());
         proxy.install(&rules(&config, &names))?;
+        proxy.serve_containers(containers(&config, &names, &attach_point));
         proxy.attach(&attach_point, &cgroups.own_dir()?)?;
         warn_of_unresolved(&names);
         Ok(Self {
@@ -155,6 +164,12 @@ impl Service {
         if routes_otherwise {
             config.router.allow().map_err(ProxyError::from)?;
         }
+        if enters_namespaces(&config, self.guarded_by) && !self.proxy.enters_namespaces() {
+            return Err(Failure::missing(
+                "it has given up what the first rule with `container` needs (CAP_SYS_ADMIN): restart it, or have another one take over",
+            )
+            .into());
+        }
         let watcher = watcher(&config, &self.cgroups);
         let names = resolve::resolve(config.roles(), &self.cgroups, &self.names);
         // What is needed of a guard comes before the rules that need it; what is not goes after them.
@@ -168,6 +183,8 @@ impl Service {
             tracing::error!(%error, "a pin is left; `culvert detach` removes it");
         }
         installed?;
+        self.proxy
+            .serve_containers(containers(&config, &names, &self.attach_point));
         if !routes_otherwise {
             self.proxy.follow_router();
         } else if let Err(error) = self.proxy.route(&config.router) {
@@ -318,7 +335,7 @@ impl Service {
         self.looked = Instant::now();
         let is_same =
             |(name, number): (&String, &Option<u32>)| socket::interface_number(name) == *number;
-        if !self.names.interfaces.iter().all(is_same) {
+        if !self.names.interfaces.iter().all(is_same) || has_unknown(&self.names) {
             self.names_changed();
         }
         self.proxy.steer(&self.config.reverse);
@@ -340,11 +357,44 @@ impl Service {
                     "cgroups, executables or interfaces that rules name have changed; rules updated"
                 );
                 self.names = names;
+                self.proxy.serve_containers(containers(
+                    &self.config,
+                    &self.names,
+                    &self.attach_point,
+                ));
                 self.proxy.follow_router();
             }
             Err(error) => tracing::error!(%error, "cannot update the rules"),
         }
     }
+}
+
+/// Whether listeners are opened in the network namespaces of containers. Those of a pod share one, which is a sidecar's, too.
+pub(crate) fn enters_namespaces(config: &Config, guarded_by: GuardedBy) -> bool {
+    guarded_by == GuardedBy::Pins && config.forward.iter().any(Rule::enters_namespaces)
+}
+
+/// The containers below a cgroup that rules name and whose connections are relayed.
+fn containers(config: &Config, names: &Names, below: &Path) -> Vec<Container> {
+    let rules = config
+        .forward
+        .iter()
+        .filter(|rule| rule.enters_namespaces());
+    let included = rules.flat_map(|rule| &rule.matches.cgroup.include);
+    let included: BTreeSet<_> = included.filter_map(|it| container_in(it)).collect();
+    let known = included
+        .into_iter()
+        .filter_map(|name| names.containers.get_key_value(name));
+    let all = known.flat_map(|(name, known)| {
+        let directories = known.directories.iter();
+        directories.map(|directory| Container {
+            name: name.clone(),
+            id: known.id.clone().unwrap_or_default(),
+            directory: directory.clone(),
+        })
+    });
+    all.filter(|container| container.directory.starts_with(below))
+        .collect()
 }
 
 fn guard_needs(config: &Config) -> GuardNeeds {
@@ -395,8 +445,10 @@ fn watcher(config: &Config, cgroups: &Cgroup2) -> Watcher {
     let references = resolve::cgroups_of(&config.forward);
     let watched_cgroups = references
         .iter()
-        .filter_map(|text| text.parse().ok())
-        .map(Watched::Cgroup);
+        .filter_map(|text| match container_in(text) {
+            Some(name) if !is_id(name) => Some(Watched::Containers),
+            _ => text.parse().ok().map(Watched::Cgroup),
+        });
     let watched_exes = resolve::exes_of(&config.forward)
         .into_iter()
         .map(Watched::Exe);
@@ -414,6 +466,7 @@ fn keeps_sources(config: &Config) -> bool {
 async fn time_to_look(config: &Config, names: &Names, looked: Instant) {
     let is_steered = |rule: &Reverse| rule.steered_to().is_some();
     let wants = !names.interfaces.is_empty()
+        || has_unknown(names)
         || keeps_sources(config)
         || config.router.is_on()
         || config.reverse.iter().any(is_steered);
@@ -421,6 +474,11 @@ async fn time_to_look(config: &Config, names: &Names, looked: Instant) {
         return pending().await;
     }
     sleep(LOOK_INTERVAL.saturating_sub(looked.elapsed())).await;
+}
+
+/// Whether there are containers that no runtime knows, or that none could be asked for.
+fn has_unknown(names: &Names) -> bool {
+    names.containers.values().any(|it| it.problem.is_some())
 }
 
 /// How soon it is known that an interface has come or gone, that a service was restarted, or that an endpoint has moved.

@@ -31,16 +31,22 @@ use crate::{
         shortcut::{Proofs, Shortcuts},
     },
     routes::Routes,
-    upstream::Dialer,
+    upstream::{Abroad, Dialer},
 };
 
 /// How the relay learns where a connection was going.
 pub trait OriginalDst: Send {
-    /// Takes the record of an accepted connection by its two addresses; `None` when it was not intercepted.
+    /// Takes the record of an accepted connection by its two addresses, and the network namespace that they are of, where that is
+    /// not the daemon's; `None` when it was not intercepted.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    fn take(&mut self, client: SocketAddr, listener: SocketAddr) -> io::Result<Option<Record>>;
+    fn take(
+        &mut self,
+        client: SocketAddr,
+        listener: SocketAddr,
+        space: Option<u64>,
+    ) -> io::Result<Option<Record>>;
 }
 
 /// What all workers share.
@@ -60,6 +66,8 @@ pub struct Shared {
     pub paths: Arc<Paths>,
     /// What this kernel's shortcut is worth, once a rule has asked for it.
     pub shortcut: OnceLock<Proofs>,
+    /// What makes sockets in other network namespaces, if rules may want that.
+    pub abroad: OnceLock<Arc<dyn Abroad>>,
 }
 
 /// Counters of the relay.
@@ -179,8 +187,29 @@ impl Stats {
 pub(crate) struct Door {
     /// The address of the listener itself.
     pub(crate) address: SocketAddr,
-    /// Whether it is for what passes through.
-    pub(crate) is_gate: bool,
+    /// What it is for.
+    pub(crate) kind: DoorKind,
+}
+
+impl Door {
+    /// The network namespace that it is in, by its cookie, where that is not the daemon's.
+    pub(crate) const fn space(&self) -> Option<u64> {
+        match self.kind {
+            DoorKind::Space(cookie) => Some(cookie),
+            DoorKind::Own | DoorKind::Gate => None,
+        }
+    }
+}
+
+/// What a listener is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DoorKind {
+    /// What apps open and what arrives.
+    Own,
+    /// What passes through.
+    Gate,
+    /// What apps open in another network namespace, which has this cookie.
+    Space(u64),
 }
 
 /// What the connections of one worker share.

@@ -5,6 +5,7 @@ pub mod explanation;
 pub mod interfaces;
 pub mod readiness;
 pub mod rules;
+mod spaces;
 pub mod upstreams;
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
@@ -12,6 +13,8 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use self::interfaces::InterfaceStatus;
+pub use spaces::SpaceStatus;
+
 use crate::paint::{Paint, Tone, wrapped};
 
 /// How a daemon is. The names of the fields are those of the JSON form and stay.
@@ -37,6 +40,9 @@ pub struct Status {
     /// What gets no new connections, by `culvert drain`.
     #[serde(default)]
     pub drains: Vec<DrainStatus>,
+    /// Network namespaces of containers that rules name.
+    #[serde(default)]
+    pub containers: Vec<SpaceStatus>,
     /// What `path = "auto"` takes, by the kind of connection; empty while nothing was measured.
     pub auto: Vec<AutoStatus>,
     /// Times that a direction of a connection, now closed, was given to a better path than copying.
@@ -261,6 +267,7 @@ impl Status {
         self.write_connections(text, paint)?;
         self.write_groups(text, paint)?;
         self.write_drains(text, paint)?;
+        spaces::write(&self.containers, text, paint)?;
         self.write_paths(text, paint)?;
         self.write_interfaces(text, paint)?;
         writeln!(text, "\n{}", paint.text(Tone::Strong, "Hooks"))?;

@@ -37,6 +37,8 @@ const MAX_LINKS: u32 = 40;
 pub enum Watched {
     /// The cgroups a rule names.
     Cgroup(Reference),
+    /// All containers: what is called by a name that a rule has only their runtimes know.
+    Containers,
     /// The executable a rule names, by absolute path.
     Exe(PathBuf),
 }
@@ -125,6 +127,10 @@ impl Watched {
     fn meaning(&self, cgroups: &Cgroup2) -> Meaning {
         match self {
             Self::Cgroup(reference) => Meaning::Cgroups(cgroups.resolve(reference)),
+            Self::Containers => {
+                let found = cgroups.all_containers("").into_iter();
+                Meaning::Cgroups(found.map(|(_, cgroup)| cgroup).collect())
+            }
             Self::Exe(path) => Meaning::Exe(exe_identity(path).ok()),
         }
     }
@@ -133,11 +139,13 @@ impl Watched {
     /// is read.
     fn pass_directories(&self, cgroups: &Cgroup2, pass: &mut dyn FnMut(&Path)) {
         match self {
-            // A unit can be anywhere: a user's manager has a tree of its own.
-            Self::Cgroup(Reference::Unit(_)) => cgroup::walk(cgroups.mount(), &mut |dir| {
-                pass(dir);
-                true
-            }),
+            // A unit can be anywhere: a user's manager has a tree of its own. And so can a container.
+            Self::Cgroup(Reference::Unit(_) | Reference::Container(_)) | Self::Containers => {
+                cgroup::walk(cgroups.mount(), &mut |dir| {
+                    pass(dir);
+                    true
+                });
+            }
             Self::Cgroup(Reference::Path(path)) => {
                 if let Ok(dir) = cgroups.dir(path) {
                     let mut above: Vec<&Path> = dir.ancestors().skip(1).collect();

@@ -25,11 +25,11 @@ use tokio::{
 
 use crate::{
     close::CloseReason,
-    listener::{self, Listeners},
+    listener::{self, Change, Listeners},
     privileges,
     process::Processes,
     relay::shortcut::Shortcuts,
-    shared::{OriginalDst, Shared, Worker},
+    shared::{DoorKind, OriginalDst, Shared, Worker},
     upstream::{Dialer, Exempt, Foreign},
 };
 
@@ -54,7 +54,7 @@ pub struct Parts {
 pub struct Handle {
     thread: JoinHandle<()>,
     pulse: Arc<AtomicU64>,
-    gates: UnboundedSender<TcpListener>,
+    listeners: UnboundedSender<Change>,
 }
 
 impl Handle {
@@ -66,8 +66,22 @@ impl Handle {
 
     /// Has it accept from a listener for what passes through, too.
     pub fn open(&self, gate: TcpListener) {
+        self.change(Change::Open(gate, DoorKind::Gate));
+    }
+
+    /// Has it accept from a listener in another network namespace, of this cookie, too.
+    pub fn open_in(&self, space: u64, listener: TcpListener) {
+        self.change(Change::Open(listener, DoorKind::Space(space)));
+    }
+
+    /// Has it close those that it has there, once nobody waits in them.
+    pub fn close_in(&self, space: u64) {
+        self.change(Change::Close(space));
+    }
+
+    fn change(&self, change: Change) {
         // A worker that is gone accepts nothing, and the heartbeat tells.
-        let _ = self.gates.send(gate);
+        let _ = self.listeners.send(change);
     }
 
     /// Waits for the thread after it was told to stop.
@@ -94,7 +108,7 @@ pub fn start(
     let pulse = Arc::new(AtomicU64::new(0));
     let beat = Arc::clone(&pulse);
     let (report, made) = mpsc::channel();
-    let (gates, opened) = unbounded_channel();
+    let (listeners, changes) = unbounded_channel();
     let thread = thread::Builder::new().name(name).spawn(move || {
         // Made here: it cannot leave its thread, and so its tasks need no locks between them.
         let runtime = Builder::new_current_thread()
@@ -111,20 +125,20 @@ pub fn start(
         if let Err(error) = privileges::keep_what_a_worker_needs(parts.foreign.is_some()) {
             tracing::warn!("{error:#}");
         }
-        runtime.block_on(run(parts, opened, shared, stop, beat));
+        runtime.block_on(run(parts, changes, shared, stop, beat));
     })?;
     made.recv()
         .map_err(|_| io::Error::other("the thread ended at once"))??;
     Ok(Handle {
         thread,
         pulse,
-        gates,
+        listeners,
     })
 }
 
 async fn run(
     parts: Parts,
-    gates: UnboundedReceiver<TcpListener>,
+    changes: UnboundedReceiver<Change>,
     shared: Arc<Shared>,
     mut stop: watch::Receiver<bool>,
     pulse: Arc<AtomicU64>,
@@ -139,7 +153,7 @@ async fn run(
         stop: stop.clone(),
         last_warnings: RefCell::default(),
     });
-    match Listeners::new(parts.listeners, gates) {
+    match Listeners::new(parts.listeners, changes) {
         Ok(listeners) => {
             tokio::task::spawn_local(listener::serve(Rc::clone(&worker), listeners));
         }
@@ -154,8 +168,8 @@ async fn run(
         tokio::select! {
             _ = interval.tick() => { pulse.fetch_add(1, Relaxed); }
             // An error means that the daemon itself is gone.
-            changed = stop.wait_for(|stop| *stop) => {
-                drop(changed);
+            told = stop.wait_for(|stop| *stop) => {
+                drop(told);
                 break;
             }
         }

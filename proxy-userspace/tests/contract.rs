@@ -14,9 +14,9 @@ use std::collections::BTreeMap;
 use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
     ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Doubts, FAST_LINK_NUMBERS, FastLink,
-    GATES, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MemberKey, Membership, OwnKey,
-    Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleRef, RuleSet,
-    Seat, SeatKey, Sent, Socket, Wheels, listener, names, relay,
+    GATES, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MAX_SPACES, MemberKey, Membership,
+    OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleRef,
+    RuleSet, Seat, SeatKey, Sent, Socket, Space, Wheels, listener, names, relay,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -194,7 +194,7 @@ fn shapes_for_transit() -> BTreeMap<&'static str, Shape> {
     ])
 }
 
-/// As [`shapes`], the maps for what is rewritten.
+/// As [`shapes`], the maps for what is rewritten, and for other network namespaces.
 fn shapes_for_endpoints() -> BTreeMap<&'static str, Shape> {
     use bpf_map_type::{
         BPF_MAP_TYPE_HASH as HASH, BPF_MAP_TYPE_PERCPU_HASH as PERCPU_HASH,
@@ -209,6 +209,11 @@ fn shapes_for_endpoints() -> BTreeMap<&'static str, Shape> {
         ),
         (names::MADE, (PERCPU_HASH, NUMBER, size_of::<u64>(), None)),
         (names::UNMADE_EVENTS, (RINGBUF, 0, 0, None)),
+        (
+            names::SPACES,
+            (HASH, size_of::<u64>(), size_of::<Space>(), Some(MAX_SPACES)),
+        ),
+        (names::SPACE_EVENTS, (RINGBUF, 0, 0, None)),
     ])
 }
 

@@ -24,7 +24,7 @@ use proxy_userspace::{
     record::{AccessLog, Format},
     relay::{COMPARED, Calibration, Path, Paths},
     routes::{ByRole, Generation, Route, Routes},
-    rule::PathChoice,
+    rule::{Departure, PathChoice},
     shared::{OriginalDst, Shared, Stats},
     socket,
     upstream::{NoExemption, Upstream},
@@ -37,7 +37,12 @@ use tokio::sync::watch;
 struct Table(Arc<Mutex<HashMap<SocketAddr, Record>>>);
 
 impl OriginalDst for Table {
-    fn take(&mut self, client: SocketAddr, _: SocketAddr) -> io::Result<Option<Record>> {
+    fn take(
+        &mut self,
+        client: SocketAddr,
+        _: SocketAddr,
+        _: Option<u64>,
+    ) -> io::Result<Option<Record>> {
         Ok(self.0.lock().unwrap().remove(&client))
     }
 }
@@ -94,6 +99,7 @@ impl Rig {
             accept_proxy: Arc::default(),
             send_proxy: None,
             keep_source: false,
+            from: Departure::Host,
             path,
         };
         routes.publish(&Generation::new(
@@ -112,6 +118,7 @@ impl Rig {
             idle_timeout: None,
             paths,
             shortcut: OnceLock::new(),
+            abroad: OnceLock::new(),
         });
         let socket = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 64).unwrap();
         let listener = socket.local_addr().unwrap();

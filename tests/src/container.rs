@@ -22,6 +22,7 @@ use crate::{
     cgroup::{Cgroup, mount},
     eventually,
     kernel::Objects,
+    netns::Netns,
     process::{app_binary, attempt, culvert_binary, program_beside},
 };
 
@@ -111,19 +112,19 @@ impl<'a> Pod<'a> {
 
     /// What a container is made of that runs apps of the test's: it has the host's libraries and the capabilities of none.
     pub fn app(&self, name: &str) -> Container<'a> {
-        let mut container = self.container(name, &app_binary(), vec!["/program".into()]);
-        for libraries in ["/lib", "/lib64", "/usr"] {
-            if let Ok(place) = fs::canonicalize(libraries) {
-                container.mount(&place, libraries);
-            }
-        }
-        container
+        Container::of_app(self.sandbox, None, self.cgroup.child(name))
     }
 
     /// What a container is made of that has nothing but culvert and its configuration.
     pub fn sidecar(&self, name: &str, rules: &str) -> Container<'a> {
         let command = ["/program", "sidecar", "--config", CONFIG];
-        let mut container = self.container(name, &culvert_binary(), command.map(Into::into).into());
+        let mut container = Container::new(
+            self.sandbox,
+            None,
+            self.cgroup.child(name),
+            &culvert_binary(),
+            command.map(Into::into).into(),
+        );
         container.write_rules(rules);
         let config = container.directory.path().join("culvert.toml");
         container.mount(&config, CONFIG);
@@ -132,16 +133,53 @@ impl<'a> Pod<'a> {
         container.spec.writable = Some("/run".to_owned());
         container
     }
+}
 
-    fn container(&self, name: &str, program: &Path, command: Vec<String>) -> Container<'a> {
-        let cgroup = Arc::new(self.cgroup.child(name));
+/// What a container is made of. Started again it is another container of the same cgroup path.
+#[derive(Debug)]
+pub struct Container<'a> {
+    sandbox: &'a Sandbox,
+    /// Its network, where that is not the sandbox's.
+    netns: Option<Arc<Netns>>,
+    /// May be changed before it is started.
+    pub spec: Spec,
+    _cgroup: Cgroup,
+    directory: TempDir,
+}
+
+impl<'a> Container<'a> {
+    /// What a container is made of that runs apps of the test's in a network of its own, as Docker makes it with systemd.
+    pub fn alone(sandbox: &'a Sandbox, id: &str, netns: &Arc<Netns>) -> Self {
+        let cgroup = sandbox.cgroup().child(&format!("docker-{id}.scope"));
+        Self::of_app(sandbox, Some(Arc::clone(netns)), cgroup)
+    }
+
+    fn of_app(sandbox: &'a Sandbox, netns: Option<Arc<Netns>>, cgroup: Cgroup) -> Self {
+        let command = vec!["/program".into()];
+        let mut container = Self::new(sandbox, netns, cgroup, &app_binary(), command);
+        for libraries in ["/lib", "/lib64", "/usr"] {
+            if let Ok(place) = fs::canonicalize(libraries) {
+                container.mount(&place, libraries);
+            }
+        }
+        container
+    }
+
+    fn new(
+        sandbox: &'a Sandbox,
+        netns: Option<Arc<Netns>>,
+        cgroup: Cgroup,
+        program: &Path,
+        command: Vec<String>,
+    ) -> Self {
         let directory = TempDir::with_prefix("culvert-tests-").expect("a temporary directory");
         let root = directory.path().join("root");
         for place in ["proc", "sys", "run", "host/cgroup"] {
             fs::create_dir_all(root.join(place)).expect("cannot make a root file system");
         }
-        let mut container = Container {
-            sandbox: self.sandbox,
+        let mut container = Self {
+            sandbox,
+            netns,
             spec: Spec {
                 cgroup: cgroup.path().join("cgroup.procs"),
                 hierarchy: mount(),
@@ -161,19 +199,7 @@ impl<'a> Pod<'a> {
         container.mount(program, "/program");
         container
     }
-}
 
-/// What a container is made of. Started again it is another container of the same cgroup path.
-#[derive(Debug)]
-pub struct Container<'a> {
-    sandbox: &'a Sandbox,
-    /// May be changed before it is started.
-    pub spec: Spec,
-    _cgroup: Arc<Cgroup>,
-    directory: TempDir,
-}
-
-impl Container<'_> {
     /// Shows it a file or directory of the host.
     fn mount(&mut self, of_host: &Path, place: &str) {
         let inside = self.spec.root.join(place.trim_start_matches('/'));
@@ -198,9 +224,11 @@ impl Container<'_> {
     fn command(&self) -> Command {
         // Of a container before this one.
         let _ = fs::remove_file(&self.spec.pid_file);
-        let mut command = self
-            .sandbox
-            .outsider(program_beside("culvert-test-runtime"));
+        let runtime = program_beside("culvert-test-runtime");
+        let mut command = match &self.netns {
+            None => self.sandbox.outsider(runtime),
+            Some(netns) => Sandbox::outsider_in(netns, runtime),
+        };
         command.arg(serde_json::to_string(&self.spec).expect("a container as JSON"));
         command.env_remove("RUST_LOG");
         command

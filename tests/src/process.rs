@@ -14,6 +14,20 @@ use nix::{
 
 use crate::eventually::in_time;
 
+/// Has a command know nothing of who may have called the tests through sudo.
+pub fn without_invoker(command: &mut Command) -> &mut Command {
+    for variable in [
+        "SUDO_UID",
+        "SUDO_GID",
+        "SUDO_USER",
+        "PKEXEC_UID",
+        "DOAS_USER",
+    ] {
+        command.env_remove(variable);
+    }
+    command
+}
+
 /// Runs a tool to its end and returns its standard output. Panics, with what it said, when it fails.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     output(Command::new(program).args(arguments))

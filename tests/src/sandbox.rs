@@ -172,7 +172,12 @@ impl Sandbox {
     /// A command that will run in this network namespace, but in no cgroup of the test's: nothing of it is
     /// intercepted.
     pub fn outsider(&self, program: impl AsRef<OsStr>) -> Command {
-        let netns = Arc::clone(&self.netns);
+        Self::outsider_in(&self.netns, program)
+    }
+
+    /// As [`Sandbox::outsider`], in another network namespace.
+    pub fn outsider_in(netns: &Arc<Netns>, program: impl AsRef<OsStr>) -> Command {
+        let netns = Arc::clone(netns);
         before_exec(program, move || netns.enter())
     }
 

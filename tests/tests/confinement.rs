@@ -12,7 +12,11 @@
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use culvert_tests::{
-    Culvert, Sandbox, daemon::Settings, eventually, eventually::in_time, rules::ALL,
+    Culvert, Sandbox,
+    daemon::Settings,
+    eventually,
+    eventually::in_time,
+    rules::{ALL, RELAY, relayed},
 };
 use nix::{
     sys::{
@@ -98,6 +102,7 @@ fn unconfined(culvert: &Culvert<'_>, main: &[u32], strangers: &[u32]) -> Vec<Str
             "culvert" => set(main),
             "access-log" => 0,
             "groups" => set(&STRANGERS),
+            "namespaces" => set(&[SYS_ADMIN, SYS_PTRACE]),
             name if name.starts_with("relay-") => set(strangers),
             name => {
                 wrong.push(format!("what is the thread {name} for?"));
@@ -105,7 +110,13 @@ fn unconfined(culvert: &Culvert<'_>, main: &[u32], strangers: &[u32]) -> Vec<Str
             }
         };
         // What a program could have that a thread became, were it not for `NoNewPrivs`.
-        let bounding = set(main) | set(&[NET_RAW]);
+        let enters = threads.iter().any(|thread| thread.name == "namespaces");
+        let more = if enters {
+            set(&[NET_RAW, SYS_ADMIN])
+        } else {
+            set(&[NET_RAW])
+        };
+        let bounding = set(main) | more;
         for (of, expected) in [
             ("CapPrm", allowed),
             ("CapEff", allowed),
@@ -161,6 +172,21 @@ fn only_threads_that_show_clients_addresses_may_send_from_them() {
     let culvert = sandbox.culvert(&format!("{GROUP}{rules}"));
     let strangers = [&STRANGERS[..], &[NET_RAW]].concat();
     assert_confined(&culvert, &MAIN, &strangers);
+}
+
+#[test]
+fn only_the_thread_that_enters_containers_may_do_that() {
+    let sandbox = Sandbox::new();
+    sandbox.mounts().mount_bpffs();
+    let boxes = relayed("boxes", "container = \"0123456789ab\"");
+    let rules = format!("{GROUP}{RELAY}{boxes}");
+    let culvert = sandbox.culvert(&rules);
+    assert_confined(&culvert, &MAIN, &STRANGERS);
+    assert!(
+        threads(&culvert)
+            .iter()
+            .any(|thread| thread.name == "namespaces")
+    );
 }
 
 #[test]

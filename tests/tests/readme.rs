@@ -38,7 +38,7 @@ use nix::{
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
 
 /// What cannot be run by a test, since it runs the tests, makes what they need, or has the machine for itself.
-const NOT_FROM_A_TEST: [&str; 11] = [
+const NOT_FROM_A_TEST: [&str; 12] = [
     "cargo xtask bench --json figures.json --html figures.html",
     "cargo xtask bench --quick",
     "cargo xtask bench --pin --only rr --only bulk-up-1 --compare figures.json",
@@ -47,6 +47,7 @@ const NOT_FROM_A_TEST: [&str; 11] = [
     "cargo xtask run",
     "cargo xtask test",
     "cargo xtask setup",
+    "cargo xtask soak",
     "cargo xtask test half",
     "cargo xtask test --kernels",
     "cargo xtask lint",
@@ -54,6 +55,7 @@ const NOT_FROM_A_TEST: [&str; 11] = [
 
 const EXEC: &str =
     "sudo culvert exec --via socks5://127.0.0.1:1080 -- curl -sS http://192.0.2.10:8000/";
+const WATCH: &str = "sudo culvert watch -- curl -sS http://192.0.2.10:8000/";
 const SERVICE: &str = "sudo culvert run --config service.toml";
 const USER: &str = "sudo culvert run --config user.toml";
 const REFUSE: &str = "sudo culvert run --config refuse.toml";
@@ -112,8 +114,8 @@ fn file(name: &str) -> String {
 fn every_command_of_the_readme_is_run_by_a_test() {
     let mut known: Vec<&str> = NOT_FROM_A_TEST.to_vec();
     known.extend([
-        EXEC, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, SOURCE, NAMES, GATEWAY, ROUTER, DRAIN,
-        RESTORE, CHECK, PLAN, PASSWORD,
+        EXEC, WATCH, SERVICE, USER, REFUSE, SERVERS, ROUTE, FRONT, SOURCE, NAMES, GATEWAY, ROUTER,
+        DRAIN, RESTORE, CHECK, PLAN, PASSWORD,
     ]);
     known.sort_unstable();
     let mut commands = commands();
@@ -252,6 +254,15 @@ fn one_program_through_a_socks_proxy() {
     let proxy = machine.sandbox.within(|| Socks5::start((LOCALHOST, 1080)));
     assert_page(&attempt(&mut machine.command(EXEC)));
     assert_eq!(proxy.requests(), [(WEB, WEB_PORT).into()]);
+}
+
+#[test]
+fn a_program_is_watched() {
+    let machine = Machine::new();
+    let output = attempt(&mut machine.command(WATCH));
+    assert_page(&output);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("-> 192.0.2.10:8000\n"), "{told}");
 }
 
 #[test]

@@ -155,6 +155,17 @@ fn error_in(body: &[u8]) -> String {
     )
 }
 
+/// Asks anybody who speaks HTTP/1 over a connection: the status, and the body.
+///
+/// # Errors
+/// When he does not.
+pub(crate) async fn get(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    path: &str,
+) -> Result<(u16, Bytes), Box<dyn std::error::Error + Send + Sync>> {
+    exchange(stream, Method::GET, path, Bytes::new()).await
+}
+
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     method: Method,

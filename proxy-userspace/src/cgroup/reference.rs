@@ -11,7 +11,7 @@ use std::{
 use thiserror::Error;
 
 use super::{Cgroup, Cgroup2, walk};
-use crate::rule::is_unit_name;
+use crate::rule::{container_in, is_unit_name, of_container};
 
 /// A cgroup as rules name it. Written out and read back it is the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -20,6 +20,8 @@ pub enum Reference {
     Path(PathBuf),
     /// A systemd unit, wherever it is in the tree.
     Unit(String),
+    /// A container by its id or the first digits of that, wherever its runtime has put it. Of a name only the runtime knows the id.
+    Container(String),
 }
 
 /// Why a text names no cgroup.
@@ -42,6 +44,9 @@ impl FromStr for Reference {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.is_empty() {
             return Err(ReferenceError::Empty);
+        }
+        if let Some(name) = container_in(text) {
+            return Ok(Self::Container(name.to_owned()));
         }
         if is_unit_name(text) {
             return Ok(Self::Unit(text.to_owned()));
@@ -71,6 +76,7 @@ impl std::fmt::Display for Reference {
         match self {
             Self::Path(path) => path.display().fmt(formatter),
             Self::Unit(name) => formatter.write_str(name),
+            Self::Container(name) => formatter.write_str(&of_container(name)),
         }
     }
 }
@@ -105,6 +111,10 @@ impl Cgroup2 {
                     true
                 });
                 dirs
+            }
+            Reference::Container(id) => {
+                let found = self.containers(id);
+                found.into_iter().map(|(_, cgroup)| cgroup).collect()
             }
         };
         found.sort();

@@ -12,14 +12,12 @@ use crate::{
     daemon,
     exec::{account::Accounts, identity::RunAs},
     explain::{
-        self, FastPath, InForce, hooks,
+        self, FastPath, hooks,
         subject::{self, Changes},
     },
     failure::Failure,
     paint::{self, Paint},
-    policy::Names,
     proxy::obstacle,
-    resolve,
     status::explanation::{Explanation, Request},
 };
 
@@ -119,34 +117,10 @@ fn by_daemon(args: &ExplainArgs, connection: &Request) -> Result<Explanation> {
 /// By those of a file, as if they were in force.
 fn by_file(file: &Path, cgroups: &Cgroup2, connection: Request) -> Result<Explanation> {
     let config = daemon::load(file)?;
-    let names = resolve::resolve(config.roles(), cgroups, &Names::default());
-    let is_named = |pid: u32| {
-        let mut rules = config.forward.iter();
-        rules.any(|rule| {
-            let pids = &rule.matches.pid;
-            pids.include
-                .iter()
-                .chain(&pids.exclude)
-                .any(|it| *it == pid)
-        })
+    let fast_path = FastPath {
+        router: &config.router,
+        rests: config.router.allow().err().map(|error| error.to_string()),
+        obstacle,
     };
-    let policy = InForce {
-        roles: config.roles(),
-        fast_path: FastPath {
-            router: &config.router,
-            rests: config.router.allow().err().map(|error| error.to_string()),
-            obstacle,
-        },
-        names: &names,
-        upstreams: &config.upstreams,
-        groups: &config.groups,
-        cgroups,
-        attach_point: &cgroups.mount().join(&config.daemon.cgroup),
-        daemon: None,
-        listeners: Vec::new(),
-        network_namespace: None,
-        // Who descends from whom is known only to who was there.
-        root_of: &|pid| is_named(pid).then_some(pid),
-    };
-    Ok(explain::explain(&policy, connection)?)
+    Ok(explain::by_file(&config, fast_path, cgroups, connection)?)
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use crate::rule::{Match, PathChoice, Rule, Selector, Via};
+use crate::rule::{Departure, Match, PathChoice, Rule, Selector, Via, container_in, of_container};
 
 use super::{
     accounts::{Accounts, Kind},
@@ -100,6 +100,7 @@ fn rule(
     let path_span = table.get("path").map(|value| value.span());
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
     let path = allow_shortcut(&mut table, path, relayed, findings);
+    let from = from(&mut table, matches.as_ref(), relayed, findings);
     table.finish(findings);
     let (name, place) = name?;
     Some(PlacedRule {
@@ -110,11 +111,42 @@ fn rule(
             on_relay_failure: on_relay_failure?,
             path: path?.0,
             rewrite: path?.1,
+            from: from?,
         },
         name: place,
         path: path_span,
         selectors,
     })
+}
+
+/// Reads `from`, which is about the network namespaces of containers.
+fn from(
+    table: &mut Table<'_>,
+    matches: Option<&Match>,
+    relayed: bool,
+    findings: &mut Findings,
+) -> Option<Departure> {
+    let places = [
+        ("host", Departure::Host),
+        ("container", Departure::Container),
+    ];
+    let span = table.get("from").map(|value| value.span());
+    let from = of_relay(table, "from", &places, relayed, findings)?;
+    let named = |matches: &Match| {
+        let mut cgroups = matches.cgroup.include.iter();
+        cgroups.any(|cgroup| container_in(cgroup).is_some())
+    };
+    if let Some(span) = span
+        && matches.is_some_and(|matches| !named(matches))
+    {
+        findings.push(
+            Finding::error("`from` is for rules that name containers")
+                .at(&span)
+                .help("leave it out, or say which: `match = { container = \"NAME\" }`"),
+        );
+        return None;
+    }
+    Some(from)
 }
 
 /// Reads `allow_shortcut`, which makes another path of `auto`. A path goes with whether it is for those only whom the hook finds no
@@ -181,6 +213,7 @@ fn matches(
     let cgroup = selector::optional(get("cgroup"), |value| {
         selector::read(value, "system.slice", findings, selector::cgroup)
     });
+    let cgroup = container(get("container"), cgroup, findings);
     let exe: Option<Selector<PathBuf>> = selector::optional(get("exe"), |value| {
         selector::read(value, "/usr/bin/curl", findings, selector::absolute_path)
     });
@@ -208,6 +241,33 @@ fn matches(
         pid: pid?,
         dest: dest?,
         port: port?,
+    })
+}
+
+/// Reads `container`: a container is a cgroup, wherever its runtime has put that.
+fn container(
+    value: Option<Value<'_>>,
+    cgroup: Option<Selector<String>>,
+    findings: &mut Findings,
+) -> Option<Selector<String>> {
+    let Some(value) = value else {
+        return cgroup;
+    };
+    let span = value.span();
+    let containers = selector::read(value, "web", findings, selector::container)?;
+    if !cgroup?.is_any() {
+        findings.push(
+            Finding::error("`container` and `cgroup` in one rule")
+                .at(&span)
+                .label("a container is a cgroup")
+                .help("leave out one of the two, or write two rules"),
+        );
+        return None;
+    }
+    let named = |names: Vec<String>| names.iter().map(|name| of_container(name)).collect();
+    Some(Selector {
+        include: named(containers.include),
+        exclude: named(containers.exclude),
     })
 }
 

@@ -40,7 +40,9 @@ impl<'a> Table<'a> {
 
     /// The value of a key, if it is there.
     pub(super) fn get(&mut self, key: &'static str) -> Option<Value<'a>> {
-        self.asked.push(key);
+        if !self.asked.contains(&key) {
+            self.asked.push(key);
+        }
         let inner = self.entries.get(key)?;
         Some(Value { inner, key })
     }

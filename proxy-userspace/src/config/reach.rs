@@ -11,7 +11,7 @@ use std::{net::Ipv4Addr, ops::RangeInclusive};
 
 use ipnet::IpNet;
 
-use crate::rule::{LOOPBACK, Match, Selector, is_loopback, is_unit_name};
+use crate::rule::{LOOPBACK, Match, Selector, is_cgroup_path, is_loopback};
 
 use super::{
     forward::PlacedRule,
@@ -78,7 +78,7 @@ impl<'r> Reach<'r> {
         let Match {
             cgroup, exe, pid, ..
         } = self.matches;
-        let outside = |path: &String| !is_unit_name(path) && apart(path, attached);
+        let outside = |path: &String| is_cgroup_path(path) && apart(path, attached);
         let detached = !cgroup.include.is_empty() && cgroup.include.iter().all(outside);
         [
             ("cgroup", all_excluded(cgroup, cgroup_within), EXCLUDED),
@@ -109,7 +109,7 @@ impl<'r> Reach<'r> {
             && covers(&ours.exe, &theirs.exe, PartialEq::eq, |_, _| false)
             && covers(&ours.pid, &theirs.pid, PartialEq::eq, |_, _| false)
             && covers(&ours.cgroup, &theirs.cgroup, cgroup_within, |a, b| {
-                !is_unit_name(a) && !is_unit_name(b) && apart(a, b)
+                is_cgroup_path(a) && is_cgroup_path(b) && apart(a, b)
             })
             && self.dest.covers(&later.dest)
     }
@@ -192,7 +192,7 @@ fn all_excluded<T>(selector: &Selector<T>, within: impl Fn(&T, &T) -> bool) -> b
 
 /// Whether one cgroup is the other or below it. Where a unit's cgroup is only the running system knows.
 fn cgroup_within(inner: &String, outer: &String) -> bool {
-    inner == outer || !is_unit_name(inner) && !is_unit_name(outer) && is_below(inner, outer)
+    inner == outer || is_cgroup_path(inner) && is_cgroup_path(outer) && is_below(inner, outer)
 }
 
 /// Whether neither of two cgroup paths is the other or below it.

@@ -10,7 +10,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::rule::Selector;
+use crate::rule::{Selector, container_in};
 
 use super::{
     accounts::Kind,
@@ -19,6 +19,8 @@ use super::{
     report::{Finding, Findings},
 };
 
+/// No name of a container is longer: it is a host name, too, or has one in it.
+const LONGEST_NAME: usize = 255;
 /// The kernel's own bound of a path, in bytes (`PATH_MAX`).
 const LONGEST_PATH: usize = 4096;
 /// How deep a cgroup may be for the kernel programs to tell its members.
@@ -100,12 +102,30 @@ fn complete<T>(selector: Selector<T>, count: usize) -> Option<Selector<T>> {
 
 /// A cgroup, by path below the root of the hierarchy or by systemd unit name.
 pub(super) fn cgroup(text: &str) -> Result<String, Finding> {
+    if let Some(name) = container_in(text) {
+        return Err(Finding::error(format!("{} is not a cgroup", quoted(text)))
+            .label(format!("write `container = \"{name}\"`")));
+    }
     let path = cgroup_path(text)?;
     if path.is_empty() {
         return Err(Finding::error("the root cgroup holds every process")
             .label("leave `cgroup` out to select all of them"));
     }
     Ok(path)
+}
+
+/// A container, by name or by id.
+pub(super) fn container(text: &str) -> Result<String, Finding> {
+    let letters = |letter: char| letter.is_ascii_alphanumeric() || "_.-".contains(letter);
+    let begins = text.starts_with(|letter: char| letter.is_ascii_alphanumeric());
+    if begins && text.len() <= LONGEST_NAME && text.chars().all(letters) {
+        return Ok(text.to_owned());
+    }
+    Err(
+        Finding::error(format!("{} is not a container", quoted(text))).label(
+            "expected a name such as `web`, or an id, of which the first 12 digits are enough",
+        ),
+    )
 }
 
 /// A path below the root of the hierarchy, without slashes around it; empty for the root itself.

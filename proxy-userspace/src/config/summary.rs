@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use crate::{
     group::Settings,
     rule::{
-        Calibrate, FailMode, Gateway, IngressHook, Listen, Match, Names, PathChoice, ProxyHeader,
-        Reverse, ReverseVia, Router, Rule, Selector, Via,
+        Calibrate, Departure, FailMode, Gateway, IngressHook, Listen, Match, Names, PathChoice,
+        ProxyHeader, Reverse, ReverseVia, Router, Rule, Selector, Via, container_in,
     },
     upstream::{Hop, Host, Scheme, Upstream},
 };
@@ -371,7 +371,10 @@ fn action(rule: &Rule) -> String {
     if rule.rewrite {
         return format!("{relayed}, rewritten where there is an endpoint for the socket");
     }
-    relayed
+    match rule.from {
+        Departure::Host => relayed,
+        Departure::Container => format!("{relayed}, from the container's network"),
+    }
 }
 
 fn relayed(upstream: &str, path: PathChoice, on_relay_failure: FailMode) -> String {
@@ -537,8 +540,15 @@ fn selected(matches: &Match) -> String {
 }
 
 fn selectors(matches: &Match) -> Vec<String> {
+    let cgroup = if matches.names_containers() {
+        "container"
+    } else {
+        "cgroup"
+    };
     let parts = [
-        values("cgroup", &matches.cgroup, String::clone),
+        values(cgroup, &matches.cgroup, |it| {
+            container_in(it).unwrap_or(it).to_owned()
+        }),
         values("exe", &matches.exe, |path| path.display().to_string()),
         values("uid", &matches.uid, range),
         values("gid", &matches.gid, range),

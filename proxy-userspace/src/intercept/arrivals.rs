@@ -178,6 +178,7 @@ fn link(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, InterceptError> 
         fd.as_fd(),
         namespace.as_fd(),
         bpf_attach_type::BPF_SK_LOOKUP as u32,
+        0,
     )
     .map_err(failed)
 }

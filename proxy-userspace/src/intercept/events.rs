@@ -1,4 +1,4 @@
-//! Rings by which programs wake tasks of the relay.
+//! Rings by which programs wake tasks of the relay, and tell what they see.
 
 use std::{
     convert::Infallible,
@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Map, MapData, RingBuf},
+    maps::{Map, MapData, RingBuf, ring_buf::RingBufItem},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -17,11 +17,44 @@ use super::{
     handles::{duplicate, map_error},
 };
 
+/// A ring, and its place in the runtime that reads it.
+pub(super) struct Ring {
+    ring: RingBuf<MapData>,
+    readable: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Ring {
+    pub(super) fn new(ebpf: &Ebpf, ring: &'static str) -> Result<Self, InterceptError> {
+        Ok(Self {
+            ring: RingBuf::try_from(Map::RingBuf(duplicate(ebpf, ring)?))
+                .map_err(map_error("open", ring))?,
+            readable: None,
+        })
+    }
+
+    /// Waits until there is something, or was a moment ago.
+    pub(super) async fn readable(&mut self) -> io::Result<()> {
+        if self.readable.is_none() {
+            let ring = self.ring.as_fd().try_clone_to_owned()?;
+            // SAFETY: an `OwnedFd` keeps the file open, whatever happens to the ring.
+            let readable = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
+            self.readable = Some(readable);
+        }
+        if let Some(readable) = &self.readable {
+            // Before the look, so that what comes during it is not missed.
+            readable.readable().await?.clear_ready();
+        }
+        Ok(())
+    }
+
+    pub(super) fn next(&mut self) -> Option<RingBufItem<'_>> {
+        self.ring.next()
+    }
+}
+
 /// What the kernel has to tell to the tasks that own something there. Each event is a number.
 pub struct Events {
-    ring: RingBuf<MapData>,
-    /// The ring in the runtime that serves it.
-    readable: Option<AsyncFd<OwnedFd>>,
+    ring: Ring,
     wake: Wake,
 }
 
@@ -31,9 +64,7 @@ type Wake = Box<dyn Fn(u64) + Send>;
 impl Events {
     pub(super) fn new(ebpf: &Ebpf, ring: &'static str, wake: Wake) -> Result<Self, InterceptError> {
         Ok(Self {
-            ring: RingBuf::try_from(Map::RingBuf(duplicate(ebpf, ring)?))
-                .map_err(map_error("open", ring))?,
-            readable: None,
+            ring: Ring::new(ebpf, ring)?,
             wake,
         })
     }
@@ -43,24 +74,15 @@ impl Events {
     /// # Errors
     /// When the runtime does not take the descriptor.
     pub async fn serve(&mut self) -> io::Result<Infallible> {
-        if self.readable.is_none() {
-            let ring = self.ring.as_fd().try_clone_to_owned()?;
-            // SAFETY: an `OwnedFd` keeps the file open, whatever happens to the ring.
-            let readable = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
-            self.readable = Some(readable);
-        }
         loop {
-            if let Some(readable) = &self.readable {
-                // Before the look, so that what comes during it is not missed.
-                readable.readable().await?.clear_ready();
-            }
+            self.ring.readable().await?;
             self.flush();
         }
     }
 
     /// Lets go of the runtime that served it, before that ends; another may serve it then.
     pub fn leave_runtime(&mut self) {
-        self.readable = None;
+        self.ring.readable = None;
     }
 
     fn flush(&mut self) {

@@ -41,8 +41,8 @@ impl Records {
         Ok(records)
     }
 
-    /// Takes the record of a connection that was accepted, by its two addresses. `None`: nobody was intercepted,
-    /// somebody connected to the listener itself.
+    /// Takes the record of a connection that was accepted, by its two addresses, and the network namespace that they are of, if it is
+    /// not the daemon's. `None`: nobody was intercepted, somebody connected to the listener itself.
     ///
     /// # Errors
     /// When the map cannot be read.
@@ -50,9 +50,10 @@ impl Records {
         &mut self,
         client: SocketAddr,
         listener: SocketAddr,
+        space: Option<u64>,
     ) -> Result<Option<Record>, InterceptError> {
         let key = RecordKey {
-            netns_cookie: self.netns_cookie,
+            netns_cookie: space.unwrap_or(self.netns_cookie),
             source: Addr::from(client.ip()),
             source_port: BePort::new(client.port()),
             listener_port: BePort::new(listener.port()),
@@ -104,8 +105,13 @@ impl Records {
 }
 
 impl OriginalDst for Records {
-    fn take(&mut self, client: SocketAddr, listener: SocketAddr) -> io::Result<Option<Record>> {
-        Self::take(self, client, listener).map_err(io::Error::other)
+    fn take(
+        &mut self,
+        client: SocketAddr,
+        listener: SocketAddr,
+        space: Option<u64>,
+    ) -> io::Result<Option<Record>> {
+        Self::take(self, client, listener, space).map_err(io::Error::other)
     }
 }
 

@@ -293,6 +293,8 @@ mod tests {
             names::REDIRECT_EVENTS,
             names::REPLY_EVENTS,
             names::UNMADE_EVENTS,
+            names::SIGHTINGS,
+            names::SPACE_EVENTS,
         ];
         let has_values = |shape: &MapShape| shape.value > 0 || rings.contains(&shape.name);
         assert!(shapes.iter().all(has_values));

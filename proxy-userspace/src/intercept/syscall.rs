@@ -62,7 +62,7 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Attaches a program to what a descriptor stands for: `BPF_LINK_CREATE` (kernel 5.7). aya makes such links, too, but does not
-/// give those of `sk_lookup` away, to be pinned.
+/// give those of `sk_lookup` away, to be pinned, and knows not all `flags`.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -70,11 +70,13 @@ pub(super) fn create_link(
     program: BorrowedFd<'_>,
     target: BorrowedFd<'_>,
     attach_type: u32,
+    flags: u32,
 ) -> io::Result<OwnedFd> {
     let mut attr = zeroed();
     attr.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd().unsigned_abs();
     attr.link_create.__bindgen_anon_2.target_fd = target.as_raw_fd().unsigned_abs();
     attr.link_create.attach_type = attach_type;
+    attr.link_create.flags = flags;
     // SAFETY: the call takes two descriptors and touches no memory of ours.
     let link = unsafe { bpf_result(bpf_cmd::BPF_LINK_CREATE, &mut attr)? };
     // SAFETY: the kernel has just made it, and nobody else knows of it.

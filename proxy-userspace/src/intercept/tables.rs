@@ -267,7 +267,7 @@ struct Attempt {
 }
 
 /// A process and its threads; just the process when it cannot be listed.
-fn threads(pid: u32) -> Vec<u32> {
+pub(super) fn threads(pid: u32) -> Vec<u32> {
     let mut tasks = vec![pid];
     if let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) {
         tasks.extend(

@@ -101,6 +101,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::RawTracePoint(program) => program.load(),
         Program::SkLookup(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
@@ -111,6 +112,7 @@ fn attach(program: &mut Program, name: &str, cgroup: BorrowedFd<'_>) -> Result<(
         Program::CgroupSockAddr(program) => program.attach(cgroup, MODE).map(drop),
         Program::CgroupSockopt(program) => program.attach(cgroup, MODE).map(drop),
         Program::SockOps(program) => program.attach(cgroup, MODE).map(drop),
+        Program::CgroupSock(program) => program.attach(cgroup, MODE).map(drop),
         // Attached to maps, not to a cgroup; what uses the maps does it.
         // Or to interfaces, each of which has an owner.
         Program::SkMsg(_) | Program::SkSkb(_) | Program::SchedClassifier(_) => Ok(()),

@@ -18,6 +18,7 @@ use crate::{
     policy::Compiled,
     privileges::{self, Privilege},
     proxy::GuardNeeds,
+    rule::Rule,
     socket,
 };
 
@@ -73,6 +74,11 @@ impl Needs {
         }
         if guard.any() && matches!(bpffs, Bpffs::Absent(_)) {
             needs.privileges.push(privileges::MOUNT);
+        }
+        if config.forward.iter().any(Rule::enters_namespaces) {
+            needs
+                .privileges
+                .extend([privileges::ENTER, privileges::SEE_NAMESPACES]);
         }
         needs
     }

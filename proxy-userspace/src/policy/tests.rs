@@ -16,7 +16,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use proxy_common::{Addr, BePort, Decision, RuleRef, Subject, decide};
 
 use super::{CgroupRef, Compiled, ExeRef, Names, action, compile, memory::MemoryTables};
-use crate::rule::{FailMode, Match, PathChoice, Roles, Rule, Selector, Via};
+use crate::rule::{Departure, FailMode, Match, PathChoice, Roles, Rule, Selector, Via};
 
 const GENERATION: u32 = 7;
 
@@ -183,6 +183,7 @@ fn rule() -> impl Strategy<Value = Rule> {
         },
         path: PathChoice::Auto,
         rewrite: false,
+        from: Departure::Host,
     })
 }
 
@@ -199,7 +200,7 @@ fn names() -> Names {
             (PathBuf::from("/bin/x"), vec![exe(1), exe(2)]),
             (PathBuf::from("/bin/y"), vec![exe(3)]),
         ]),
-        interfaces: BTreeMap::new(),
+        ..Names::default()
     }
 }
 
@@ -268,6 +269,7 @@ fn a_mapped_prefix_is_the_ipv4_prefix() {
         on_relay_failure: FailMode::Direct,
         path: PathChoice::Auto,
         rewrite: false,
+        from: Departure::Host,
     }];
     let tables = tables(&compile(Roles::from(rules.as_slice()), &Names::default()).unwrap());
     for dest in ["10.1.2.3", "::ffff:10.1.2.3"] {

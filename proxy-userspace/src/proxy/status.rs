@@ -36,6 +36,7 @@ impl Proxy {
                 .collect(),
             groups: self.groups(),
             drains: self.drains(),
+            containers: self.spaces.status(),
             auto: measured.map_or_else(Vec::new, |measured| {
                 Kind::ALL.map(|kind| auto(&measured, kind)).into()
             }),

@@ -1,8 +1,10 @@
 //! One TCP connection to one address, exempt from interception. The way out of the daemon.
 
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
 };
 
 use socket2::Socket;
@@ -65,11 +67,42 @@ pub(super) enum ConnectError {
     Source(#[from] Box<SourceError>),
 }
 
+/// Makes sockets in other network namespaces: what a socket connects from is where it was made.
+pub trait Abroad: Send + Sync {
+    /// As [`socket::for_upstream`], in the network namespace of this cookie.
+    fn socket(&self, space: u64, address: SocketAddr) -> Made<'_>;
+}
+
+/// A socket that somebody else makes.
+pub type Made<'a> = Pin<Box<dyn Future<Output = io::Result<Socket>> + Send + 'a>>;
+
+impl fmt::Debug for dyn Abroad {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Abroad")
+    }
+}
+
+/// A network namespace that is not the daemon's.
+#[derive(Clone, Debug)]
+pub struct Space {
+    /// Its cookie.
+    pub cookie: u64,
+    /// What makes sockets there.
+    pub abroad: Arc<dyn Abroad>,
+}
+
+/// Connects, in the daemon's network namespace unless in another one.
 pub(super) async fn connect(
     exempt: &dyn Exempt,
+    space: Option<&Space>,
     address: SocketAddr,
 ) -> Result<TcpStream, ConnectError> {
-    unconnected(exempt, address)?
+    let socket = match space {
+        None => unconnected(exempt, address)?,
+        // Boxed: few connections are made so.
+        Some(space) => Box::pin(unconnected_in(exempt, space, address)).await?,
+    };
+    socket
         .connect(address)
         .await
         .map_err(|source| ConnectError::Connect { address, source })
@@ -77,8 +110,27 @@ pub(super) async fn connect(
 
 /// Apart from [`connect`] so that its future holds nothing but the connect itself.
 fn unconnected(exempt: &dyn Exempt, address: SocketAddr) -> Result<TcpSocket, ConnectError> {
-    let failed = |step| move |source| ConnectError::Socket { step, source };
-    let socket = socket::for_upstream(address).map_err(failed("create a socket"))?;
+    let made = socket::for_upstream(address);
+    exempted(exempt, made.map_err(failed("create a socket"))?)
+}
+
+async fn unconnected_in(
+    exempt: &dyn Exempt,
+    space: &Space,
+    address: SocketAddr,
+) -> Result<TcpSocket, ConnectError> {
+    let made = space.abroad.socket(space.cookie, address).await;
+    let made = made.map_err(failed(
+        "create a socket in the container's network namespace",
+    ))?;
+    exempted(exempt, made)
+}
+
+fn failed(step: &'static str) -> impl FnOnce(io::Error) -> ConnectError {
+    move |source| ConnectError::Socket { step, source }
+}
+
+fn exempted(exempt: &dyn Exempt, socket: Socket) -> Result<TcpSocket, ConnectError> {
     exempt
         .exempt(&socket)
         .map_err(failed("exempt a socket from interception"))?;

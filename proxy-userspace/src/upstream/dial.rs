@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     Answer, DialError, Exempt, Hop, Host, Next, ResolveError, Scheme, Service, Target, Upstream,
     UpstreamStream,
-    connect::{ConnectError, connect},
+    connect::{ConnectError, Space, connect},
     error::HandshakeError,
     http,
     names::{Files, Names},
@@ -30,8 +30,10 @@ use super::{
 pub struct Dialer {
     exempt: Arc<dyn Exempt>,
     origins: Origins,
-    names: Names,
-    trust: Trust,
+    names: Arc<Names>,
+    trust: Arc<Trust>,
+    /// Where it connects from, if that is not the daemon's network namespace.
+    space: Option<Space>,
 }
 
 /// A connection whose next byte, both ways, is the app's and the destination's.
@@ -68,12 +70,25 @@ impl Dialer {
         self
     }
 
+    /// The same that connects from another network namespace. Names are still resolved in the daemon's.
+    #[must_use]
+    pub fn within(&self, space: Space) -> Self {
+        Self {
+            exempt: Arc::clone(&self.exempt),
+            origins: Origins::default(),
+            names: Arc::clone(&self.names),
+            trust: Arc::clone(&self.trust),
+            space: Some(space),
+        }
+    }
+
     pub(super) fn with_files(exempt: Arc<dyn Exempt>, files: Files) -> Self {
         Self {
-            names: Names::new(Arc::clone(&exempt), files),
+            names: Arc::new(Names::new(Arc::clone(&exempt), files)),
             exempt,
             origins: Origins::default(),
-            trust: Trust::default(),
+            trust: Arc::default(),
+            space: None,
         }
     }
 
@@ -207,7 +222,7 @@ impl Dialer {
         self.names.services(name).await
     }
 
-    pub(super) const fn trust(&self) -> &Trust {
+    pub(super) fn trust(&self) -> &Trust {
         &self.trust
     }
 
@@ -218,7 +233,11 @@ impl Dialer {
         target: Target,
     ) -> Result<Connected, DialError> {
         let begun = Instant::now();
-        let connected = timeout(limit, connect(self.exempt.as_ref(), address)).await;
+        let connected = timeout(
+            limit,
+            connect(self.exempt.as_ref(), self.space.as_ref(), address),
+        )
+        .await;
         first(connected, begun, limit, address, target)
     }
 
@@ -287,7 +306,7 @@ impl Dialer {
         let mut failure = too_late();
         for (tried, ip) in addresses.iter().enumerate() {
             let address = SocketAddr::new(*ip, hop.port);
-            let attempt = connect(self.exempt.as_ref(), address);
+            let attempt = connect(self.exempt.as_ref(), self.space.as_ref(), address);
             // An address that swallows packets leaves the others their share of the time.
             let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
             let share = deadline.saturating_duration_since(Instant::now()) / left;

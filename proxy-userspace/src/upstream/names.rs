@@ -369,7 +369,7 @@ impl RuntimeProvider for Exempted {
         let exempt = Arc::clone(&self.exempt);
         Box::pin(async move {
             let limit = limit.unwrap_or(TCP_TIMEOUT);
-            match timeout(limit, connect(exempt.as_ref(), server)).await {
+            match timeout(limit, connect(exempt.as_ref(), None, server)).await {
                 Ok(Ok(stream)) => Ok(AsyncIoTokioAsStd(stream)),
                 Ok(Err(error)) => Err(io::Error::other(error)),
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),

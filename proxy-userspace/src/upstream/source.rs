@@ -129,7 +129,7 @@ impl Origins {
         address: SocketAddr,
     ) -> Result<TcpStream, ConnectError> {
         let Some(plan) = self.plan(source, address).map_err(Box::new)? else {
-            return super::connect::connect(exempt, address).await;
+            return super::connect::connect(exempt, None, address).await;
         };
         let mut last = io::ErrorKind::AddrNotAvailable.into();
         for port in &plan.ports {

@@ -8,7 +8,7 @@ use std::{
 use culvert_tests::{
     Sandbox, eventually,
     peer::{Server, Socks5},
-    process::attempt,
+    process::{attempt, without_invoker},
     sandbox::SERVER_V4,
 };
 use nix::unistd::Pid;
@@ -62,15 +62,7 @@ impl Scene {
 /// `culvert exec` as root without sudo, and with these options.
 pub(crate) fn exec(sandbox: &Sandbox, options: &[&str]) -> Command {
     let mut command = sandbox.culvert_command();
-    for variable in [
-        "SUDO_UID",
-        "SUDO_GID",
-        "SUDO_USER",
-        "PKEXEC_UID",
-        "DOAS_USER",
-    ] {
-        command.env_remove(variable);
-    }
+    without_invoker(&mut command);
     command.arg("exec").args(options).arg("--");
     command
 }

@@ -21,6 +21,7 @@ const LAYERS: [&[&str]; 11] = [
         "forwarding",
         "lock",
         "netlink",
+        "netns",
         "paint",
         "process",
         "rule",
@@ -57,18 +58,19 @@ const LAYERS: [&[&str]; 11] = [
     &["service"],
     // What is done with it, and statements about a configuration and a machine.
     &["daemon", "demo", "doctor", "plan", "top"],
-    &["run_command"],
+    &["observe", "run_command"],
     // What the user typed.
     &["commands", "main"],
 ];
 
 /// What a module may use in its own layer.
-const SIBLINGS: [(&str, &[&str]); 10] = [
+const SIBLINGS: [(&str, &[&str]); 11] = [
     ("cgroup", &["rule"]),
     ("connection", &["origin"]),
     ("listener", &["connection"]),
     ("main", &["commands"]),
     ("metrics", &["status"]),
+    ("observe", &["run_command"]),
     ("plan", &["daemon"]),
     ("process", &["cgroup"]),
     ("proxy", &["pulse", "worker"]),
@@ -84,6 +86,7 @@ const REPORTERS: &[&str] = &[
     "demo",
     "doctor",
     "main",
+    "observe",
     "plan",
     "privileges",
     "run_command",
@@ -100,7 +103,7 @@ const OWNERS: [(&str, &[&str]); 9] = [
     (
         "serde",
         &[
-            "admin", "config", "demo", "doctor", "drain", "record", "status",
+            "admin", "config", "demo", "doctor", "drain", "observe", "record", "status",
         ],
     ),
     (

@@ -1,0 +1,347 @@
+//! Listeners in the network namespaces of containers that rules name: opened when the first process is there, closed after the last.
+//!
+//! A listener holds its namespace, so it has to be known when nobody else does. Nothing tells when a process enters or leaves a
+//! namespace: processes of the containers are looked at every second, at once when containers come and go, and when the hook has met
+//! one in a namespace without listeners.
+
+mod opener;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use proxy_common::{BePort, Space};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+use self::opener::{OpenError, Opened, Opener};
+use super::{Proxy, ProxyError, port};
+use crate::{cgroup, close::CloseReason, intercept, netns::Id, status::SpaceStatus};
+
+/// A container that rules name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// As rules name it.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// The directory of its cgroup.
+    pub directory: PathBuf,
+}
+
+/// How soon it is known that a namespace is new, or that nobody is left in one.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Shortest time between two looks, however many connections ask for one.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// The namespaces.
+#[derive(Default)]
+pub(super) struct Spaces {
+    /// There is none without rules that name containers, nor where nobody may be entered.
+    staff: Option<Staff>,
+    containers: Vec<Container>,
+    open: BTreeMap<Id, Open>,
+    /// Those that have none.
+    refused: BTreeMap<Id, Refused>,
+    /// Those that nobody is left in, and connections may be of.
+    leaving: BTreeMap<u64, Instant>,
+    looked: Option<Instant>,
+}
+
+struct Staff {
+    opener: Arc<Opener>,
+    kernel: intercept::Spaces,
+    wanted: Arc<Notify>,
+    drain_timeout: Duration,
+}
+
+/// A namespace with listeners.
+struct Open {
+    cookie: u64,
+    space: Space,
+    container: Container,
+}
+
+/// A namespace without.
+struct Refused {
+    container: Container,
+    why: String,
+    /// Whether that will never change.
+    is_final: bool,
+}
+
+impl Refused {
+    fn new(container: &Container, why: &Unopened) -> Self {
+        Self {
+            container: container.clone(),
+            why: why.sentence(),
+            is_final: matches!(why, Unopened::Not(OpenError::Users)),
+        }
+    }
+}
+
+/// A process in a namespace, and the container that it is of.
+struct Inhabitant<'a> {
+    pid: u32,
+    container: &'a Container,
+}
+
+impl Proxy {
+    /// Has listeners opened in the namespaces of containers from now on. To be called while this process may enter them
+    /// (`CAP_SYS_ADMIN`): the thread that does it keeps that.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn enter_namespaces(&mut self, drain_timeout: Duration) -> Result<(), ProxyError> {
+        let opener = Opener::start(self.supervisor.workers()).map_err(ProxyError::Worker)?;
+        let (opener, wanted) = (Arc::new(opener), Arc::new(Notify::new()));
+        let (kernel, events) = self.interceptor.spaces(Arc::clone(&wanted))?;
+        self.supervisor.hear_spaces(events);
+        // Only set here, and once.
+        _ = self.shared.abroad.set(Arc::clone(&opener) as _);
+        self.spaces.staff = Some(Staff {
+            opener,
+            kernel,
+            wanted,
+            drain_timeout,
+        });
+        Ok(())
+    }
+
+    /// Whether [`Proxy::enter_namespaces`] was called.
+    #[must_use]
+    pub fn enters_namespaces(&self) -> bool {
+        self.spaces.staff.is_some()
+    }
+
+    /// Opens listeners for these containers and no others. What is open of others ends as if they had.
+    pub fn serve_containers(&mut self, containers: Vec<Container>) {
+        self.spaces.containers = containers;
+        self.follow_spaces();
+    }
+
+    /// Looks who is where.
+    pub(super) fn follow_spaces(&mut self) {
+        self.spaces.looked = Some(Instant::now());
+        let Some(staff) = &mut self.spaces.staff else {
+            return;
+        };
+        let inhabited = inhabited(&self.spaces.containers);
+        self.spaces
+            .refused
+            .retain(|id, _| inhabited.contains_key(id));
+        for (id, inhabitant) in &inhabited {
+            let refused = self.spaces.refused.get(id);
+            if self.spaces.open.contains_key(id) || refused.is_some_and(|it| it.is_final) {
+                continue;
+            }
+            let Inhabitant { pid, container } = inhabitant;
+            match staff.open(inhabitant, *id, &self.supervisor) {
+                Ok(open) => {
+                    tracing::info!(
+                        container = container.name,
+                        cgroup = %container.directory.display(),
+                        namespace = id.number(),
+                        "listening in the network namespace of a container"
+                    );
+                    self.spaces.refused.remove(id);
+                    self.spaces.leaving.remove(&open.cookie);
+                    self.spaces.open.insert(*id, open);
+                }
+                Err(Unopened::Not(OpenError::Gone)) => {}
+                Err(why) => {
+                    let now = Refused::new(container, &why);
+                    // What is not set up yet is not worth a line.
+                    let is_usual = matches!(why, Unopened::Not(OpenError::LoopbackDown));
+                    if !is_usual && refused.is_none_or(|before| before.why != now.why) {
+                        tracing::error!(
+                            container = container.name,
+                            pid,
+                            "no listeners for a container: {}",
+                            now.why
+                        );
+                    }
+                    self.spaces.refused.insert(*id, now);
+                }
+            }
+        }
+        let left: Vec<Id> = self.spaces.open.keys().copied().collect();
+        for id in left.iter().filter(|id| !inhabited.contains_key(id)) {
+            if let Some(open) = self.spaces.open.remove(id) {
+                staff.close(&open, &self.supervisor);
+                let until = Instant::now() + staff.drain_timeout;
+                self.spaces.leaving.insert(open.cookie, until);
+            }
+        }
+        self.leave();
+    }
+
+    /// Lets go of namespaces that nobody is left in once their connections are over, or their time is.
+    fn leave(&mut self) {
+        let (live, now) = (&self.shared.live, Instant::now());
+        let Some(staff) = &self.spaces.staff else {
+            return;
+        };
+        self.spaces.leaving.retain(|cookie, until| {
+            let here = live.find(|open| {
+                let process = open.begun.process;
+                process.and_then(|process| process.space) == Some(*cookie)
+            });
+            if now >= *until {
+                for open in &here {
+                    open.end(CloseReason::NamespaceGone);
+                }
+            }
+            let stays = now < *until && !here.is_empty();
+            if !stays {
+                staff.opener.close(*cookie);
+            }
+            stays
+        });
+    }
+}
+
+impl Spaces {
+    /// Returns when it is time to look.
+    pub(super) async fn time_to_look(&self) {
+        let Some(staff) = self.staff.as_ref().filter(|_| !self.is_idle()) else {
+            return std::future::pending().await;
+        };
+        let looked = self.looked.unwrap_or_else(Instant::now);
+        tokio::select! {
+            () = sleep_until(looked + LOOK_INTERVAL) => {}
+            () = staff.wanted.notified() => sleep_until(looked + SETTLE).await,
+        }
+    }
+
+    /// How they are.
+    pub(super) fn status(&self) -> Vec<SpaceStatus> {
+        let open = self.open.iter().map(|(id, open)| SpaceStatus {
+            listener_v4: listener(Ipv4Addr::LOCALHOST.into(), open.space.port_v4),
+            listener_v6: listener(Ipv6Addr::LOCALHOST.into(), open.space.port_v6),
+            ..SpaceStatus::of(&open.container, *id)
+        });
+        let refused = self.refused.iter().map(|(id, refused)| SpaceStatus {
+            problem: Some(refused.why.clone()),
+            ..SpaceStatus::of(&refused.container, *id)
+        });
+        open.chain(refused).collect()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.containers.is_empty() && self.open.is_empty() && self.leaving.is_empty()
+    }
+}
+
+impl SpaceStatus {
+    fn of(container: &Container, id: Id) -> Self {
+        Self {
+            container: container.name.clone(),
+            id: container.id.clone(),
+            cgroup: container.directory.display().to_string(),
+            namespace: id.number(),
+            ..Self::default()
+        }
+    }
+}
+
+fn listener(ip: IpAddr, port: BePort) -> Option<SocketAddr> {
+    (port.get() != 0).then(|| SocketAddr::new(ip, port.get()))
+}
+
+/// Why a namespace has no listeners.
+enum Unopened {
+    Not(OpenError),
+    Untold(intercept::InterceptError),
+}
+
+impl Unopened {
+    fn sentence(&self) -> String {
+        let mut error: Option<&dyn std::error::Error> = Some(match self {
+            Self::Not(error) => error,
+            Self::Untold(error) => error,
+        });
+        let mut sentence = Vec::new();
+        while let Some(cause) = error {
+            sentence.push(cause.to_string());
+            error = cause.source();
+        }
+        sentence.join(": ")
+    }
+}
+
+impl Staff {
+    fn open(
+        &mut self,
+        inhabitant: &Inhabitant<'_>,
+        id: Id,
+        workers: &super::Supervisor,
+    ) -> Result<Open, Unopened> {
+        let Opened { cookie, v4, v6 } = self
+            .opener
+            .open(inhabitant.pid, id)
+            .map_err(Unopened::Not)?;
+        let space = Space {
+            port_v4: port(&v4),
+            port_v6: port(&v6),
+        };
+        workers.open_in(cookie, in_pairs(v4, v6));
+        let open = Open {
+            cookie,
+            space,
+            container: inhabitant.container.clone(),
+        };
+        // Last: whoever is sent there is accepted.
+        if let Err(error) = self.kernel.insert(cookie, space) {
+            workers.close_in(cookie);
+            self.opener.close(cookie);
+            return Err(Unopened::Untold(error));
+        }
+        Ok(open)
+    }
+
+    fn close(&mut self, open: &Open, workers: &super::Supervisor) {
+        if let Err(error) = self.kernel.remove(open.cookie) {
+            tracing::error!(%error, "connections from a network namespace are sent to listeners that are gone");
+        }
+        workers.close_in(open.cookie);
+    }
+}
+
+/// Of each worker those of both families.
+fn in_pairs(v4: Vec<TcpListener>, v6: Vec<TcpListener>) -> Vec<Vec<TcpListener>> {
+    let mut v6 = v6.into_iter();
+    v4.into_iter()
+        .map(|v4| std::iter::once(v4).chain(v6.next()).collect())
+        .collect()
+}
+
+/// The namespaces, other than our own, that processes of containers are in.
+fn inhabited(containers: &[Container]) -> BTreeMap<Id, Inhabitant<'_>> {
+    let own = Id::own().ok();
+    let mut found = BTreeMap::new();
+    for container in containers {
+        cgroup::walk(&container.directory, &mut |directory| {
+            for pid in processes(directory) {
+                // One that has ended meanwhile is nowhere.
+                if let Some(id) = Id::of(pid).ok().filter(|id| Some(*id) != own) {
+                    found.entry(id).or_insert(Inhabitant { pid, container });
+                }
+            }
+            true
+        });
+    }
+    found
+}
+
+fn processes(cgroup: &Path) -> Vec<u32> {
+    let list = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    list.lines().filter_map(|pid| pid.parse().ok()).collect()
+}
