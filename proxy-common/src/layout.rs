@@ -2,9 +2,9 @@
 
 use crate::{
     Action, Areas, Cell, CellKey, Doubts, FastLink, Hop, KernelSide, Lane, LaneKey, MAX_CANDIDATES,
-    MAX_DEPTH, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey,
-    Redirect, Relay, RelaySide, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sequence, Sighting,
-    Socket, Space, WORDS, Wheels,
+    MAX_DEPTH, MemberKey, Membership, OwnKey, PLACES, Passage, Policy, PortSet, PrefixKey, Record,
+    RecordKey, Redirect, Relay, RelaySide, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent,
+    Sequence, Sighting, Socket, Space, Traces, WORDS, Wheels,
 };
 
 const RULE_SET: usize = WORDS * 8;
@@ -20,6 +20,8 @@ const _: () = {
     assert!(size_of::<Relay>() == 8 + 8 + 2 + 2 + 4);
     assert!(size_of::<Space>() == 2 + 2);
     assert!(size_of::<Passage>() == 4 + 4);
+    assert!(size_of::<PortSet>() == 1024 * 8);
+    assert!(size_of::<Traces>() == 1 + 7 + PLACES);
     assert!(size_of::<FastLink>() == 4 + 4);
     assert!(size_of::<Doubts>() == 64 * 8);
     assert!(size_of::<Hop>() == 16 + 4 + 4);
@@ -49,8 +51,8 @@ const _: () = {
 mod pod {
     use super::{
         Action, Areas, Cell, CellKey, Doubts, FastLink, Lane, LaneKey, MemberKey, Membership,
-        OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat,
-        SeatKey, Sent, Sighting, Socket, Space, Wheels,
+        OwnKey, Passage, Policy, PortSet, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet,
+        Seat, SeatKey, Sent, Sighting, Socket, Space, Wheels,
     };
 
     macro_rules! pod {
@@ -65,7 +67,7 @@ mod pod {
 
     pod!(
         Action, Areas, Cell, CellKey, Doubts, FastLink, Lane, LaneKey, OwnKey, MemberKey,
-        Membership, Passage, Policy, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat,
-        SeatKey, Sent, Sighting, Socket, Space, Wheels,
+        Membership, Passage, Policy, PortSet, PrefixKey, Record, RecordKey, Relay, Replies,
+        RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Wheels,
     );
 }

@@ -20,6 +20,7 @@ mod decide;
 mod draw;
 mod layout;
 pub mod names;
+mod portset;
 mod record;
 mod redirect;
 mod replies;
@@ -28,12 +29,14 @@ mod select;
 mod shortcut;
 mod sighting;
 mod tables;
+mod traces;
 mod transit;
 
 pub use addr::{Addr, BePort};
 pub use counter::{COUNTERS, Counter, Hit};
 pub use decide::{Decision, Subject, Tables, decide};
 pub use draw::{Draws, Seat, SeatKey, Wheel, Wheels, draw};
+pub use portset::PortSet;
 pub use record::{OwnKey, Record, RecordKey, RuleRef, Socket, role};
 pub use redirect::{KernelSide, Redirect, RelaySide, Sequence, mode};
 pub use replies::{Delivery, Replies};
@@ -48,7 +51,8 @@ pub use tables::{
     MemberKey, MemberKind, Membership, Passage, Policy, PrefixKey, PrefixKind, Relay, Space, asks,
     fail_mode, listener, ours, relay, verb,
 };
+pub use traces::{PLACES, Pair, Period, Traces, beginning};
 pub use transit::{Crossings, Transit, transit};
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;

@@ -27,6 +27,8 @@ pub const SERVICES: &str = "SERVICES";
 pub const OWN: &str = "OWN";
 /// Array of [`Action`](crate::Action) for what passes through, two generations of [`MAX_RULES`](crate::MAX_RULES).
 pub const TRANSIT_ACTIONS: &str = "TRANSIT_ACTIONS";
+/// Array of two [`PortSet`](crate::PortSet), one a generation: where rules may hold something that passes through.
+pub const HELD_PORTS: &str = "HELD_PORTS";
 /// Sockmap of the listeners that connections passing through are given to: [`GATES`](crate::GATES) times those of
 /// [`listener`](crate::listener).
 pub const GATES: &str = "GATES";
@@ -37,6 +39,10 @@ pub const PASSAGE: &str = "PASSAGE";
 pub const ABROAD: &str = "ABROAD";
 /// LRU hash of [`OwnKey`](crate::OwnKey), as a set: connections of which some packet has reached such a socket.
 pub const RELAYED: &str = "RELAYED";
+/// Array of one [`Traces`](crate::Traces), which user space has in its memory: where such connections may be.
+pub const TRACES: &str = "TRACES";
+/// Array of [`beginning`](crate::beginning), by the number of an interface.
+pub const BEGINNINGS: &str = "BEGINNINGS";
 /// Array of [`FastLink`](crate::FastLink), by the number of an interface.
 pub const FAST_LINKS: &str = "FAST_LINKS";
 /// Array of one [`Doubts`](crate::Doubts): which sources may be addresses of this host.
@@ -169,7 +175,7 @@ pub const WATCH_EVENTS: &str = "watch_events";
 pub const WATCH_RELEASE: &str = "watch_release";
 
 /// Every map of the object.
-pub const MAPS: [&str; 52] = [
+pub const MAPS: [&str; 55] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -182,10 +188,13 @@ pub const MAPS: [&str; 52] = [
     LISTENERS,
     SERVICES,
     TRANSIT_ACTIONS,
+    HELD_PORTS,
     GATES,
     PASSAGE,
     ABROAD,
     RELAYED,
+    TRACES,
+    BEGINNINGS,
     FAST_LINKS,
     DOUBTS,
     NEXT_HOPS,

@@ -20,6 +20,8 @@
 //! What is not ours goes on as if we were not there: the verdict never ends the chain of programs, ours or anybody's
 //! (`TC_ACT_UNSPEC` of `cls_bpf` is `TCX_NEXT` of tcx links), except by dropping what a rule says to refuse.
 //!
+//! Most packets are nothing to us, and have to be told at next to no cost: see [`glance`](crate::glance).
+//!
 //! A connection is ours from its SYN on, and only a SYN makes one ours. The rest of what passes through is told by sockets. One
 //! that had a socket is remembered, so that its packets are not routed on to the server when the socket is gone: they are
 //! given to a listener, which has the kernel answer by a reset, or, without the daemon, dropped by the guard. (The sockets of
@@ -28,15 +30,18 @@
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
 use proxy_common::{
-    Action, Counter, Decision, Dimensions, Hit, Tables as _, fail_mode, relay, transit, verb,
+    Action, BePort, Counter, Decision, Dimensions, Hit, Tables as _, fail_mode, relay, transit,
+    verb,
 };
 
 use crate::{
-    maps::{RELAY, RELAYED, count, hit},
+    glance::is_worth_a_look,
+    maps::{HELD_PORTS, RELAY, RELAYED, count, hit},
     packet::Packet,
     policy::KernelTables,
     recipient::{Holder, assign_gate, holder, is_delivered},
     relay::is_alive,
+    traces,
 };
 
 /// `TC_ACT_UNSPEC`, which is `TCX_NEXT`: whoever comes next decides.
@@ -47,6 +52,9 @@ const DROP: i32 = 2;
 /// Decides about one packet.
 #[inline(always)]
 pub fn ingress(ctx: &TcContext) -> i32 {
+    if !is_worth_a_look(ctx, |_| false) {
+        return NEXT;
+    }
     let Some(packet) = Packet::of(ctx) else {
         return NEXT;
     };
@@ -65,7 +73,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
 /// What stays when the daemon is gone. It runs after [`ingress`], and needs no sign from it but the mark.
 #[inline(always)]
 pub fn guard(ctx: &TcContext) -> i32 {
-    if is_delivered(ctx) {
+    if is_delivered(ctx) || !is_worth_a_look(ctx, may_be_held) {
         return NEXT;
     }
     let Some(packet) = Packet::of(ctx) else {
@@ -89,12 +97,22 @@ pub fn guard(ctx: &TcContext) -> i32 {
     NEXT
 }
 
-/// Whether a rule selects it that lets nothing pass without the relay. Most configurations have none, and should not pay for every
-/// packet that is routed.
+/// Whether a rule may select what goes to a port that lets nothing pass without the relay. Most configurations have none, and those that
+/// have should not pay for every packet that is routed.
+#[inline(always)]
+fn may_be_held(port: BePort) -> bool {
+    KernelTables.policy().is_some_and(|policy| {
+        policy.dimensions & Dimensions::TRANSIT_HELD != 0
+            && HELD_PORTS
+                .get(policy.generation % 2)
+                .is_none_or(|ports| ports.contains(port))
+    })
+}
+
+/// Whether one does.
 #[inline(always)]
 fn is_held(packet: &Packet) -> bool {
-    let policy = KernelTables.policy();
-    policy.is_some_and(|policy| policy.dimensions & Dimensions::TRANSIT_HELD != 0)
+    may_be_held(packet.key.dest_port)
         && matches!(transit(&KernelTables, packet), Decision::Selected(_, action) if action.is_held())
 }
 
@@ -156,6 +174,7 @@ fn to_relay(ctx: &TcContext, packet: &Packet) -> Result<(), Counter> {
         return Err(Counter::FailHeartbeat);
     }
     if assign_gate(ctx, packet, |_| true) {
+        traces::leave(&packet.key);
         Ok(())
     } else {
         Err(Counter::FailListener)

@@ -13,11 +13,11 @@ use aya_ebpf::{
 use proxy_common::{Addr, Family};
 
 pub const IPPROTO_TCP: u8 = 6;
-const IPPROTO_ICMP: u8 = 1;
-const IPPROTO_ICMPV6: u8 = 58;
-const IPPROTO_HOPOPTS: u8 = 0;
-const IPPROTO_ROUTING: u8 = 43;
-const IPPROTO_DSTOPTS: u8 = 60;
+pub const IPPROTO_ICMP: u8 = 1;
+pub const IPPROTO_ICMPV6: u8 = 58;
+pub const IPPROTO_HOPOPTS: u8 = 0;
+pub const IPPROTO_ROUTING: u8 = 43;
+pub const IPPROTO_DSTOPTS: u8 = 60;
 /// Extension headers that are looked past; a packet with more is left alone.
 const MOST_EXTENSIONS: u32 = 8;
 

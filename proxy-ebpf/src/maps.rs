@@ -16,9 +16,9 @@ use aya_ebpf::{
 use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Doubts, FAST_LINK_NUMBERS,
     FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MAX_SPACES,
-    MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay,
-    Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Wheels, listener,
-    ours, relay,
+    MemberKey, Membership, OwnKey, Passage, Policy, PortSet, PrefixKey, Record, RecordKey,
+    Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space,
+    Traces, Wheels, listener, ours, relay,
 };
 
 use crate::{globals::has_mptcp, inherited::InheritedStorage};
@@ -64,6 +64,10 @@ pub static SERVICES: SockHash<u32, { 2 * MAX_RULES }> = SockHash::new();
 #[btf_map]
 pub static TRANSIT_ACTIONS: Array<Action, { 2 * MAX_RULES }> = Array::new();
 
+// Two generations.
+#[btf_map]
+pub static HELD_PORTS: Array<PortSet, 2> = Array::new();
+
 #[btf_map]
 pub static GATES: SockMap<{ GATE_COUNT * listener::COUNT }> = SockMap::new();
 
@@ -75,6 +79,12 @@ pub static ABROAD: InheritedStorage<u32> = InheritedStorage::new();
 
 #[btf_map]
 pub static RELAYED: LruHashMap<OwnKey, u32, 65_536> = LruHashMap::new();
+
+#[btf_map]
+pub static TRACES: Array<Traces, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+#[btf_map]
+pub static BEGINNINGS: Array<u32, FAST_LINK_NUMBERS> = Array::new();
 
 // By number, although most are of other interfaces: a hash is looked up in twice for each packet, at three times the cost.
 #[btf_map]

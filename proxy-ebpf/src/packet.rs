@@ -102,7 +102,7 @@ impl Packet {
     /// Whether it opens a connection.
     #[inline(always)]
     pub const fn opens(&self) -> bool {
-        self.flags & (SYN | ACK | RST | FIN) == SYN
+        opens(self.flags)
     }
 
     /// Whether it may be the end of a handshake by SYN cookie.
@@ -199,6 +199,12 @@ impl Transit for Packet {
     fn interface(&self) -> u32 {
         self.interface
     }
+}
+
+/// Whether a packet with these flags opens a connection.
+#[inline(always)]
+pub const fn opens(flags: u8) -> bool {
+    flags & (SYN | ACK | RST | FIN) == SYN
 }
 
 /// The outer VLAN tag, which the kernel has taken off; 0 without.

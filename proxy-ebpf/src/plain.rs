@@ -16,13 +16,13 @@ use crate::{
 
 const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ICMPV6: u8 = 58;
-const ETHERNET_LEN: usize = 14;
+pub const ETHERNET_LEN: usize = 14;
 /// A shorter frame is filled up to this length.
 const SHORTEST_FRAME: u32 = 60;
 /// An IPv4 header without options.
-const VERSION_LENGTH: u8 = 0x45;
+pub const VERSION_LENGTH: u8 = 0x45;
 /// Of the flags and the offset: that more fragments follow, or some come before.
-const FRAGMENT: u16 = 0x3fff_u16.to_be();
+pub const FRAGMENT: u16 = 0x3fff_u16.to_be();
 const UDP_LEN: u32 = 8;
 /// A hop limit that no router has touched: neighbours use it among themselves.
 const UNTOUCHED: u8 = 255;
@@ -273,7 +273,7 @@ impl Plain {
 
 /// A header that begins so many bytes behind the beginning of the frame.
 #[inline(always)]
-fn header<T>(ctx: &TcContext, at: usize) -> Option<&T> {
+pub fn header<T>(ctx: &TcContext, at: usize) -> Option<&T> {
     // SAFETY: the bytes are there, of which each pattern is a value of the integers that headers consist of.
     place(ctx, at).and_then(|place: *mut T| unsafe { place.as_ref() })
 }

@@ -244,11 +244,15 @@ pub struct ExplainArgs {
     pub exe: Option<PathBuf>,
 
     /// It is one that arrives at this host, from this address.
-    #[arg(long, value_name = "SOURCE", conflicts_with_all = ["pid", "user", "cgroup", "exe"])]
+    #[arg(long, value_name = "SOURCE", group = "from", conflicts_with_all = ["pid", "user", "cgroup", "exe"])]
     pub inbound: Option<std::net::IpAddr>,
 
-    /// By which interface it arrives.
-    #[arg(long, value_name = "NAME", requires = "inbound")]
+    /// It is one that passes through this host, from this address.
+    #[arg(long, value_name = "SOURCE", group = "from", requires = "interface", conflicts_with_all = ["pid", "user", "cgroup", "exe"])]
+    pub passing: Option<std::net::IpAddr>,
+
+    /// By which interface it comes in.
+    #[arg(long, value_name = "NAME", requires = "from")]
     pub interface: Option<String>,
 
     /// Ask the rules of this file as if they were in force, not those of the running daemon.

@@ -64,7 +64,10 @@ pub use self::{
     group::endpoint,
     report::Report,
     reverse::listens_of,
-    summary::{called, goes_to, passes, selects, summary, takes, wanted, wanted_of_arrivals, way},
+    summary::{
+        called, goes_to, passes, selects, summary, takes, wanted, wanted_of_arrivals,
+        wanted_of_transits, way,
+    },
 };
 
 /// A valid configuration.

@@ -1,19 +1,23 @@
 //! Why a connection is captured, or is not.
 //!
-//! The verdict is what [`decide()`] and [`select()`] say over the tables that the rules in force compile to, as in the kernel; what
+//! The verdict is what [`decide()`], [`select()`] and [`transit()`] say over the tables that the rules in force compile to, as in the kernel; what
 //! the hooks look at before and after that is applied here. Who asks gathers what is to be known of the process
 //! ([`subject`]) and of the hooks ([`hooks`]), since the daemon need not be allowed to look at either.
 
 pub(crate) mod hooks;
 mod outcome;
+mod passage;
 pub(crate) mod subject;
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
 
-use proxy_common::{Addr, Arrival, BePort, Subject, decide, select};
+use proxy_common::{Addr, Arrival, BePort, Subject, Transit, decide, select, transit};
 use thiserror::Error;
 
-use self::outcome::Outcome;
+use self::{outcome::Outcome, passage::Passing};
 use crate::{
     cgroup::{Cgroup2, CgroupError},
     config::{self, Config},
@@ -30,9 +34,12 @@ use crate::{
     status::explanation::{Explanation, Opener, Request, RuleReason},
 };
 
+pub(crate) use self::passage::FastPath;
+
 /// The rules in force, or that would be, and who serves them.
 pub(crate) struct InForce<'a> {
     pub(crate) roles: Roles<'a>,
+    pub(crate) fast_path: FastPath<'a>,
     pub(crate) names: &'a Names,
     pub(crate) upstreams: &'a Upstreams,
     pub(crate) groups: &'a SettingsByName,
@@ -58,6 +65,9 @@ pub(crate) enum ExplainError {
     /// The cgroup of the process is gone.
     #[error("there is no cgroup {0}")]
     NoCgroup(String),
+    /// It is to come by one.
+    #[error("what passes through comes in by an interface: say by which (--interface)")]
+    NoComing,
     /// No such interface.
     #[error("there is no interface {0}")]
     NoInterface(String),
@@ -73,6 +83,7 @@ pub(crate) fn explain(
 ) -> Result<Explanation, ExplainError> {
     let (rules, outcome) = match (&connection.process, connection.source) {
         (Some(process), None) => opened(policy, &connection, process)?,
+        (None, Some(source)) if connection.passes => passed(policy, &connection, source)?,
         (None, Some(_)) => arrived(policy, &connection)?,
         _ => return Err(ExplainError::Neither),
     };
@@ -94,6 +105,7 @@ pub(crate) fn explain(
 /// As [`explain()`], by rules of a file as if they were in force.
 pub(crate) fn by_file(
     config: &Config,
+    fast_path: FastPath<'_>,
     cgroups: &Cgroup2,
     connection: Request,
 ) -> Result<Explanation, ExplainError> {
@@ -110,6 +122,7 @@ pub(crate) fn by_file(
     };
     let policy = InForce {
         roles: config.roles(),
+        fast_path,
         names: &names,
         upstreams: &config.upstreams,
         groups: &config.groups,
@@ -184,6 +197,39 @@ fn arrived(policy: &InForce<'_>, connection: &Request) -> Result<Explained, Expl
         rules.push(because(&rule.name, key, wanted, |key| arriving.seen(key)));
     }
     Ok((rules, outcome::arrived(policy, connection, decision)))
+}
+
+fn passed(
+    policy: &InForce<'_>,
+    connection: &Request,
+    source: IpAddr,
+) -> Result<Explained, ExplainError> {
+    let name = connection
+        .interface
+        .as_deref()
+        .ok_or(ExplainError::NoComing)?;
+    let by =
+        socket::interface_number(name).ok_or_else(|| ExplainError::NoInterface(name.to_owned()))?;
+    let passing = Passing {
+        from: source,
+        to: connection.to,
+        by,
+    };
+    let compiled = compile(policy.roles, policy.names)?;
+    let decision = transit(&MemoryTables::new(1, &compiled), &passing);
+    let mut rules = Vec::new();
+    for rule in policy.roles.gateway {
+        let key = reason::not_passed(rule, policy.names, &passing)?;
+        let wanted = |key: Key| (key.name(), config::wanted_of_transits(rule, key.name()));
+        let seen = |key: Key| match key {
+            Key::Interface => name.to_owned(),
+            Key::Source => source.to_string(),
+            Key::Port => passing.to.port().to_string(),
+            _ => passing.to.ip().to_string(),
+        };
+        rules.push(because(&rule.name, key, wanted, seen));
+    }
+    Ok((rules, outcome::passed(policy, name, &passing, decision)))
 }
 
 fn because(
@@ -318,5 +364,23 @@ impl Arrival for Arriving<'_> {
 
     fn interface(&self) -> u32 {
         self.interface
+    }
+}
+
+impl Transit for Passing {
+    fn dest(&self) -> Addr {
+        self.to.ip().into()
+    }
+
+    fn port(&self) -> BePort {
+        BePort::new(self.to.port())
+    }
+
+    fn source(&self) -> Addr {
+        self.from.into()
+    }
+
+    fn interface(&self) -> u32 {
+        self.by
     }
 }

@@ -13,6 +13,7 @@ pub mod guard;
 mod handles;
 mod hits;
 pub mod ingress;
+mod memory;
 mod namespace;
 mod object;
 mod predecessor;
@@ -27,11 +28,12 @@ pub mod standing;
 pub mod survey;
 mod syscall;
 mod tables;
+mod traces;
 pub mod trial;
 mod wheels;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::TcpListener,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
@@ -505,6 +507,20 @@ impl Interceptor {
     ) -> Result<(Arc<Redirects>, Events), InterceptError> {
         features.allow_redirects()?;
         Redirects::new(&mut self.ebpf)
+    }
+
+    /// On which interfaces programs are, by number: how, and which.
+    #[must_use]
+    pub fn interfaces(&self) -> BTreeMap<u32, (&'static str, Vec<&'static str>)> {
+        let attached = self.gateway.attached().chain(self.returns.attached());
+        let mut interfaces = BTreeMap::new();
+        for (number, program, attachment) in attached.chain(self.router.attached()) {
+            let (_, programs) = interfaces
+                .entry(number)
+                .or_insert_with(|| (attachment.kind(), Vec::new()));
+            programs.push(program);
+        }
+        interfaces
     }
 
     /// What the hooks counted.

@@ -3,6 +3,7 @@
 
 mod chains;
 mod interfaces;
+mod way;
 
 use std::io;
 
@@ -16,7 +17,8 @@ use nix::errno::Errno;
 
 pub use self::{
     chains::Chain,
-    interfaces::{Interface, Port},
+    interfaces::{Header, Interface, Port},
+    way::Way,
 };
 
 /// Longest message of the kernel's (`netlink_dump()` in `net/netlink/af_netlink.c`).

@@ -2,6 +2,7 @@
 
 pub mod connections;
 pub mod explanation;
+pub mod interfaces;
 pub mod readiness;
 pub mod rules;
 mod spaces;
@@ -11,6 +12,7 @@ use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::interfaces::InterfaceStatus;
 pub use spaces::SpaceStatus;
 
 use crate::paint::{Paint, Tone, wrapped};
@@ -52,6 +54,9 @@ pub struct Status {
     /// Close records, where they are written.
     #[serde(default)]
     pub access_log: Option<AccessLogStatus>,
+    /// The interfaces whose packets programs see.
+    #[serde(default)]
+    pub interfaces: Vec<InterfaceStatus>,
     /// What the programs in the kernel counted.
     pub hooks: BTreeMap<String, u64>,
 }
@@ -264,6 +269,7 @@ impl Status {
         self.write_drains(text, paint)?;
         spaces::write(&self.containers, text, paint)?;
         self.write_paths(text, paint)?;
+        self.write_interfaces(text, paint)?;
         writeln!(text, "\n{}", paint.text(Tone::Strong, "Hooks"))?;
         writeln!(text, "  {}", wrapped(2, &listed(&self.hooks)))
     }

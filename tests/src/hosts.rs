@@ -27,15 +27,20 @@ pub const WAN: [&str; 2] = ["wan0", "wan1"];
 impl Hosts {
     /// Connects them to a sandbox, and has that forward.
     pub fn around(sandbox: &Sandbox) -> Self {
+        Self::around_router(sandbox.netns())
+    }
+
+    /// Connects them to a router without a sandbox.
+    pub fn around_router(router: &Netns) -> Self {
         let host = |side: u8, name: &str, number: usize| {
             let netns = Arc::new(Netns::new());
             let [near, far] = [1, 2].map(|host| v4(side, number, host));
             let link = (format!("{near}/24"), format!("{far}/24"));
-            sandbox.netns().link(name, &link.0, &netns, &link.1);
+            router.link(name, &link.0, &netns, &link.1);
             let default = |near: IpAddr| format!("route add default via {near}");
             let address = |own: Ipv6Addr| format!("addr add {own}/64 dev {name} nodad");
             let [near_v6, far] = [1, 2].map(|host| v6(side, number, host));
-            sandbox.netns().ip(&address(near_v6));
+            router.ip(&address(near_v6));
             netns.ip_all(&[default(near.into()), address(far), default(near_v6.into())]);
             netns
         };
@@ -43,8 +48,8 @@ impl Hosts {
             clients: [0, 1].map(|number| host(1, LAN[number], number)),
             servers: [0, 1].map(|number| host(2, WAN[number], number)),
         };
-        sandbox.netns().sysctl("net.ipv4.ip_forward", "1");
-        sandbox.netns().sysctl("net.ipv6.conf.all.forwarding", "1");
+        router.sysctl("net.ipv4.ip_forward", "1");
+        router.sysctl("net.ipv6.conf.all.forwarding", "1");
         hosts
     }
 

@@ -41,6 +41,7 @@ pub mod screen;
 pub mod stranger;
 pub mod stress;
 pub mod terminal;
+pub mod tun;
 pub mod usage;
 mod watchdog;
 pub mod ways;

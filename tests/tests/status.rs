@@ -12,8 +12,11 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Output};
 
 use culvert_tests::{
     Culvert, Sandbox,
+    app::Route,
     daemon::Settings,
     eventually,
+    hosts::{self, Hosts, LAN, WAN},
+    peer::Server,
     rules::{ALL, relayed},
 };
 use serde_json::Value;
@@ -126,4 +129,46 @@ fn an_admin_socket_that_is_taken_does_not_keep_a_daemon_from_its_work() {
     assert_eq!(culvert.the_record().reason, "done");
     assert!(culvert.log().contains("is no socket"), "{}", culvert.log());
     assert_eq!(fs::read_to_string(&place).unwrap(), "not a socket");
+}
+
+#[test]
+fn interfaces_say_which_programs_are_there_and_how() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let rules = format!(
+        "[[gateway]]\nname = \"web\"\ninterface = \"{0}\"\nmatch = {{ port = 1 }}\nvia = \"original\"\n\
+         [router]\nfast_path = [\"{0}\", \"{1}\"]\n",
+        LAN[0], WAN[0]
+    );
+    let app = hosts.app(&sandbox, 0);
+    let mirrors = [0, 1].map(|number| {
+        let server = hosts.server(number);
+        server.within(|| Server::mirror((hosts::server(number)[0], 0)))
+    });
+    for (setting, kinds) in [
+        ("ingress = \"auto\"", &["tcx", "clsact"][..]),
+        ("ingress = \"clsact\"", &["clsact"]),
+    ] {
+        let culvert = sandbox.culvert_with(&Settings::daemon(setting), &rules);
+        for mirror in &mirrors {
+            assert_eq!(app.probe(mirror.address()), Ok(Route::Direct));
+        }
+        let told = status_json(&sandbox, &culvert);
+        let interfaces = told["interfaces"].as_array().unwrap();
+        let programs = |name: &str| {
+            let found = interfaces.iter().find(|it| it["name"] == name);
+            let found = found.unwrap_or_else(|| panic!("{name}: {told:#}"));
+            assert!(kinds.contains(&found["attached"].as_str().unwrap()));
+            let programs = found["programs"].as_array().unwrap();
+            programs.contains(&"gateway".into()) && programs.contains(&"router".into())
+        };
+        assert!(programs(LAN[0]) && !programs(WAN[0]), "{told:#}");
+        assert_eq!(interfaces.len(), 2, "{told:#}");
+        for outcome in ["fast", "slow_elsewhere"] {
+            assert!(told["hooks"][outcome].as_u64().unwrap() > 0, "{told:#}");
+        }
+        let text = status(&sandbox, culvert.admin(), &[]);
+        let text = String::from_utf8(text.stdout).unwrap();
+        assert!(text.contains("Interfaces\n  lan0 "), "{text}");
+    }
 }

@@ -12,11 +12,12 @@ use crate::{
     daemon,
     exec::{account::Accounts, identity::RunAs},
     explain::{
-        self, hooks,
+        self, FastPath, hooks,
         subject::{self, Changes},
     },
     failure::Failure,
     paint::{self, Paint},
+    proxy::obstacle,
     status::explanation::{Explanation, Request},
 };
 
@@ -41,8 +42,8 @@ pub(super) fn run(args: &ExplainArgs) -> Result<()> {
 
 /// What is asked about.
 fn connection(args: &ExplainArgs, cgroups: &Cgroup2) -> Result<Request> {
-    let arrives = args.inbound.is_some();
-    let process = if arrives {
+    let source = args.inbound.or(args.passing);
+    let process = if source.is_some() {
         None
     } else {
         let pid = args.pid.unwrap_or_else(parent_id);
@@ -52,8 +53,9 @@ fn connection(args: &ExplainArgs, cgroups: &Cgroup2) -> Result<Request> {
     Ok(Request {
         to: args.to,
         process,
-        source: args.inbound,
+        source,
         interface: args.interface.clone(),
+        passes: args.passing.is_some(),
     })
 }
 
@@ -115,5 +117,10 @@ fn by_daemon(args: &ExplainArgs, connection: &Request) -> Result<Explanation> {
 /// By those of a file, as if they were in force.
 fn by_file(file: &Path, cgroups: &Cgroup2, connection: Request) -> Result<Explanation> {
     let config = daemon::load(file)?;
-    Ok(explain::by_file(&config, cgroups, connection)?)
+    let fast_path = FastPath {
+        router: &config.router,
+        rests: config.router.allow().err().map(|error| error.to_string()),
+        obstacle,
+    };
+    Ok(explain::by_file(&config, fast_path, cgroups, connection)?)
 }

@@ -55,6 +55,12 @@ pub fn wanted_of_arrivals(rule: &Reverse, key: &str) -> String {
     of_key(&taken(rule), key)
 }
 
+/// What a key of a rule for what passes through wants, as [`passes`] has it.
+#[must_use]
+pub fn wanted_of_transits(rule: &Gateway, key: &str) -> String {
+    of_key(&passing(rule), key)
+}
+
 fn of_key(selectors: &[String], key: &str) -> String {
     let mut selectors = selectors.iter();
     let of_it = selectors.find_map(|selector| selector.strip_prefix(key)?.strip_prefix(' '));

@@ -18,6 +18,9 @@ pub(crate) fn on_the_way(cgroups: &Cgroup2, connection: &Request) -> io::Result<
     let mut found = if let Some(process) = &connection.process {
         let directory = cgroups.dir(Path::new(&process.cgroup));
         on_cgroups(cgroups, &directory.map_err(io::Error::other)?, connection)?
+    } else if connection.passes {
+        // Programs on interfaces are listed by `bpftool net`.
+        return Ok(Vec::new());
     } else {
         let ids = survey::attached_to_namespace()?;
         found_at(names::REVERSE, "network namespace", ids)

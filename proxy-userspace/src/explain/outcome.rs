@@ -4,9 +4,14 @@ use std::net::SocketAddr;
 
 use proxy_common::{Action, Decision, fail_mode, verb};
 
-use super::InForce;
+use super::{
+    InForce,
+    passage::{self, Passing},
+};
 use crate::{
     config,
+    forwarding::Forwarding,
+    netlink::Way,
     rule::{PathChoice, ReverseVia, Via},
     status::explanation::{Opener, Request},
 };
@@ -160,6 +165,63 @@ pub(super) fn arrived(policy: &InForce<'_>, connection: &Request, decision: Deci
         return outcome.failing(&action, "the relay has no listener of its family");
     }
     outcome
+}
+
+/// Of one that passes through.
+pub(super) fn passed(
+    policy: &InForce<'_>,
+    interface: &str,
+    passing: &Passing,
+    decision: Decision,
+) -> Outcome {
+    let forwarding = Forwarding::of(interface);
+    let (forwards, family) = if passing.to.is_ipv4() {
+        (forwarding.v4, "IPv4")
+    } else {
+        (forwarding.v6, "IPv6")
+    };
+    if !forwards {
+        return Outcome::direct(format!(
+            "{interface} forwards no {family}, so nothing passes through there"
+        ));
+    }
+    // A gateway takes also what nobody knows the way to.
+    let way = passage::way(passing);
+    if way == Way::Here {
+        return Outcome::direct(
+            "it is for this host itself; what arrives is asked about by `--inbound`",
+        );
+    }
+    let Some((rule, action)) = chosen(decision, policy.roles.gateway) else {
+        return passage::left(&policy.fast_path, passing, way, "no rule selects it");
+    };
+    let outcome = Outcome {
+        verdict: verdict(&action),
+        why: format!("rule {:?} is the first that selects it", rule.name),
+        rule: Some(rule.name.to_string()),
+        ..Outcome::default()
+    };
+    match action.verb {
+        verb::RELAY => Outcome {
+            via: match &rule.via {
+                ReverseVia::Upstream(name) => Some(shown(policy, name)),
+                via => Some(config::goes_to(via)).filter(|via| !via.is_empty()),
+            },
+            on_relay_failure: Some(failure(&action).to_owned()),
+            path: Some(path(rule.path, false)),
+            ..outcome
+        },
+        verb::REFUSE => outcome,
+        _ => Outcome {
+            rule: outcome.rule,
+            ..passage::left(
+                &policy.fast_path,
+                passing,
+                way,
+                &(outcome.why + " and says `direct`"),
+            )
+        },
+    }
 }
 
 fn path(choice: PathChoice, rewrite: bool) -> String {

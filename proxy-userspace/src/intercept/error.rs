@@ -67,6 +67,9 @@ pub enum InterceptError {
         #[source]
         source: io::Error,
     },
+    /// The interfaces are not known.
+    #[error("cannot list the interfaces")]
+    Interfaces(#[source] io::Error),
     /// Another culvert takes what arrives in this network namespace: they would take each other's connections to services
     /// for a client's, round and round.
     #[error(
@@ -139,6 +142,7 @@ impl InterceptError {
             | Self::Missing(_)
             | Self::Map { .. }
             | Self::Handle { .. }
+            | Self::Interfaces(_)
             | Self::Guard(_) => false,
         }
     }

@@ -14,7 +14,7 @@ use aya::{
     maps::{Array, Map, MapData, SkStorage, SockMap},
     programs::SchedClassifier,
 };
-use proxy_common::{Passage, listener, names};
+use proxy_common::{FAST_LINK_NUMBERS, Passage, beginning, listener, names};
 
 use super::{
     InterceptError, Interceptor,
@@ -23,8 +23,12 @@ use super::{
     handles::{duplicate, map_error},
     ingress::{Attachment, Ingress},
     load_error,
+    traces::Fading,
 };
-use crate::socket;
+use crate::{
+    netlink::{Conversation, Header},
+    socket,
+};
 
 /// The hooks of this process. Dropping them detaches.
 #[derive(Default)]
@@ -32,7 +36,8 @@ pub(super) struct Gateway {
     links: BTreeMap<u32, Attachment>,
     /// What goes on without us, as far as it is not pinned.
     guards: BTreeMap<u32, Attachment>,
-    is_prepared: bool,
+    /// Once it is prepared.
+    fading: Option<Fading>,
 }
 
 impl Interceptor {
@@ -56,6 +61,15 @@ impl Interceptor {
         let (ebpf, ingress) = (&mut self.ebpf, &mut self.ingress);
         self.gateway.attach(ebpf, ingress, interfaces)
     }
+
+    /// Forgets where packets may have been that the hook on what passes through looks at twice, as far as that was long ago. To be
+    /// called often.
+    ///
+    /// # Errors
+    /// When a map cannot be read.
+    pub fn follow_gateway(&mut self) -> Result<(), InterceptError> {
+        self.gateway.follow()
+    }
 }
 
 impl Gateway {
@@ -67,7 +81,7 @@ impl Gateway {
         listeners: &[TcpListener],
     ) -> Result<(), InterceptError> {
         load(ebpf, names::GATEWAY)?;
-        if self.is_prepared {
+        if self.fading.is_some() {
             return Ok(());
         }
         let mut storage = SkStorage::try_from(Map::SkStorage(duplicate(ebpf, names::ABROAD)?))
@@ -97,7 +111,7 @@ impl Gateway {
         Array::try_from(Map::Array(duplicate(ebpf, names::PASSAGE)?))
             .and_then(|mut map: Array<MapData, Passage>| map.set(0, passage, 0))
             .map_err(map_error("write", names::PASSAGE))?;
-        self.is_prepared = true;
+        self.fading = Some(Fading::new(ebpf)?);
         Ok(())
     }
 
@@ -112,13 +126,31 @@ impl Gateway {
         // Their links are dead: the kernel detached the program with the interface.
         self.links
             .retain(|number, _| socket::has_interface(*number));
-        for number in interfaces {
-            if !self.links.contains_key(number) {
-                let link = link(ebpf, ingress, names::GATEWAY, *number)?;
-                self.links.insert(*number, link);
-            }
+        let new = interfaces.iter().copied();
+        let new: BTreeSet<_> = new
+            .filter(|number| !self.links.contains_key(number))
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        begin(ebpf, &new)?;
+        for number in new {
+            let link = link(ebpf, ingress, names::GATEWAY, number)?;
+            self.links.insert(number, link);
         }
         Ok(())
+    }
+
+    /// Where programs of this are, but for pinned ones.
+    pub(super) fn attached(&self) -> impl Iterator<Item = (u32, &'static str, &Attachment)> {
+        let of = |name| move |(number, it): (&u32, _)| (*number, name, it);
+        let links = self.links.iter().map(of(names::GATEWAY));
+        links.chain(self.guards.iter().map(of(names::GATEWAY_GUARD)))
+    }
+
+    /// Has traces of what was relayed fade, now and then. To be called often.
+    pub(super) fn follow(&mut self) -> Result<(), InterceptError> {
+        self.fading.as_mut().map_or(Ok(()), Fading::follow)
     }
 
     /// Attaches what goes on without us, behind each of our programs, and removes it where there is none. What ends with this process
@@ -173,6 +205,29 @@ impl Gateway {
         }
         Ok(())
     }
+}
+
+/// Tells how packets of interfaces begin.
+fn begin(ebpf: &Ebpf, interfaces: &BTreeSet<u32>) -> Result<(), InterceptError> {
+    let data: MapData = duplicate(ebpf, names::BEGINNINGS)?;
+    let mut map: Array<MapData, u32> =
+        Array::try_from(Map::Array(data)).map_err(map_error("open", names::BEGINNINGS))?;
+    let listed = Conversation::open().and_then(|mut kernel| kernel.interfaces());
+    let listed = listed.map_err(InterceptError::Interfaces)?;
+    // Those with higher numbers have no place: their packets are read in a way that is right for all.
+    let known = listed.iter().filter(|interface| {
+        interfaces.contains(&interface.number) && (interface.number as usize) < FAST_LINK_NUMBERS
+    });
+    for interface in known {
+        let beginning = match interface.header {
+            Header::Ethernet => beginning::ETHERNET,
+            Header::None => beginning::IP,
+            Header::Other => beginning::UNKNOWN,
+        };
+        map.set(interface.number, beginning, 0)
+            .map_err(map_error("write to", names::BEGINNINGS))?;
+    }
+    Ok(())
 }
 
 fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), InterceptError> {

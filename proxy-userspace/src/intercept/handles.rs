@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -15,7 +15,7 @@ use aya::{
 };
 use proxy_common::{Addr, BePort, COUNTERS, Record, RecordKey, Relay, names, ours, relay};
 
-use super::{InterceptError, syscall};
+use super::{InterceptError, syscall, traces::Traces};
 use crate::{clock, shared::OriginalDst, upstream::Exempt};
 
 /// Takes the records of accepted connections.
@@ -119,6 +119,7 @@ impl OriginalDst for Records {
 pub struct Exempter {
     ours: Mutex<SkStorage<MapData, u32>>,
     foreign: Mutex<SkStorage<MapData, u32>>,
+    traces: Traces,
 }
 
 impl Exempter {
@@ -131,6 +132,7 @@ impl Exempter {
         Ok(Self {
             ours: open(names::OURS)?,
             foreign: open(names::FOREIGN)?,
+            traces: Traces::open(ebpf)?,
         })
     }
 }
@@ -140,8 +142,14 @@ impl Exempt for Exempter {
         insert(&self.ours, socket, ours::OWN)
     }
 
-    fn exempt_foreign(&self, socket: &socket2::Socket) -> io::Result<()> {
+    fn exempt_foreign(
+        &self,
+        socket: &socket2::Socket,
+        from: IpAddr,
+        to: SocketAddr,
+    ) -> io::Result<()> {
         insert(&self.foreign, socket, 1)?;
+        self.traces.leave(from, to);
         self.exempt(socket)
     }
 }
@@ -262,6 +270,7 @@ pub(super) fn duplicate(ebpf: &Ebpf, name: &'static str) -> Result<MapData, Inte
     let (Map::Array(data)
     | Map::HashMap(data)
     | Map::LpmTrie(data)
+    | Map::LruHashMap(data)
     | Map::PerCpuArray(data)
     | Map::PerCpuHashMap(data)
     | Map::RingBuf(data)

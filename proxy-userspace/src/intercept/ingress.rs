@@ -40,6 +40,11 @@ pub(super) struct Attachment {
 }
 
 impl Attachment {
+    /// By what it is attached, as people call it.
+    pub(super) const fn kind(&self) -> &'static str {
+        if self.link.is_some() { "tcx" } else { "clsact" }
+    }
+
     /// The link that holds it, which can be pinned; a filter has none.
     pub(super) fn link(&self) -> Option<BorrowedFd<'_>> {
         self.link.as_ref().map(AsFd::as_fd)

@@ -8,10 +8,7 @@ mod proof;
 
 use std::{
     collections::VecDeque,
-    fmt, io,
-    num::NonZeroUsize,
-    os::fd::AsFd,
-    ptr::NonNull,
+    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{
@@ -28,13 +25,13 @@ use aya::{
     maps::{HashMap, Map, MapData, SockMap},
     programs::{SkSkb, sk_skb::SkSkbLink},
 };
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use proxy_common::{Redirect as Shared, RelaySide, mode, names};
 use tokio::net::TcpStream;
 
 use super::{
     Events, Features, InterceptError, Overlap, Settings,
     handles::{duplicate, map_error, typed},
+    memory::Memory,
     object,
 };
 use crate::{
@@ -54,7 +51,7 @@ pub struct Redirects {
     free: Mutex<VecDeque<u32>>,
     /// Bytes of [`BUDGET`] that connections have taken.
     taken: AtomicU64,
-    memory: Memory,
+    slots: Slots,
     ears: Arc<Ears>,
     myself: Weak<Self>,
 }
@@ -123,9 +120,9 @@ impl Redirects {
             .and_then(|id| program.take_link(id))
             .map_err(super::attach_error(NAME))?;
 
-        let memory = Memory::map(&duplicate(ebpf, names::REDIRECTS)?)?;
+        let slots = Slots::map(&duplicate(ebpf, names::REDIRECTS)?)?;
         let ears = Arc::new(Ears {
-            wakers: (0..memory.redirects).map(|_| AtomicWaker::new()).collect(),
+            wakers: (0..slots.redirects).map(|_| AtomicWaker::new()).collect(),
             are_open: AtomicBool::new(true),
         });
         let listening = Listening(Arc::clone(&ears));
@@ -138,9 +135,9 @@ impl Redirects {
         };
         let redirects = Arc::new_cyclic(|myself| Self {
             maps: Mutex::new(maps),
-            free: Mutex::new((0..memory.redirects / 2).collect()),
+            free: Mutex::new((0..slots.redirects / 2).collect()),
             taken: AtomicU64::new(0),
-            memory,
+            slots,
             ears,
             myself: Weak::clone(myself),
         });
@@ -234,7 +231,7 @@ impl Slot {
     fn enter(&self, downstream: &TcpStream, upstream: &TcpStream) -> Result<bool, Refusal> {
         let mut maps = lock(&self.redirects.maps);
         for (index, cookie) in (self.even..).zip(self.cookies) {
-            self.redirects.memory.reset(index);
+            self.redirects.slots.reset(index);
             maps.redirect_of
                 .insert(cookie, index, 0)
                 .map_err(|_| Refusal::Full)?;
@@ -272,12 +269,12 @@ impl Handle {
     fn word(&self, of: impl FnOnce(*mut Shared) -> *mut u64) -> &AtomicU64 {
         // SAFETY: the field is aligned and lies in the mapping, which `slot` keeps. The verdict program is the only other
         // one that uses it, by loads and stores of the whole word.
-        unsafe { AtomicU64::from_ptr(of(self.slot.redirects.memory.redirect(self.index))) }
+        unsafe { AtomicU64::from_ptr(of(self.slot.redirects.slots.redirect(self.index))) }
     }
 
     fn half_word(&self, of: impl FnOnce(*mut Shared) -> *mut u32) -> &AtomicU32 {
         // SAFETY: as above.
-        unsafe { AtomicU32::from_ptr(of(self.slot.redirects.memory.redirect(self.index))) }
+        unsafe { AtomicU32::from_ptr(of(self.slot.redirects.slots.redirect(self.index))) }
     }
 }
 
@@ -340,58 +337,33 @@ impl Redirect for Handle {
     }
 }
 
-/// The array of redirects in our memory.
+/// The array of redirects in our memory. Every access to one goes through atomics, or is of the one owner of its slot before the
+/// kernel knows the redirect.
 #[derive(Debug)]
-struct Memory {
-    start: NonNull<Shared>,
+struct Slots {
+    memory: Memory<Shared>,
     redirects: u32,
-    bytes: NonZeroUsize,
 }
 
-// SAFETY: it is plain shared memory; every access to a redirect goes through atomics, or is of the one owner of its slot
-// before the kernel knows the redirect.
-unsafe impl Send for Memory {}
-// SAFETY: as above.
-unsafe impl Sync for Memory {}
-
-impl Memory {
+impl Slots {
     fn map(data: &MapData) -> Result<Self, InterceptError> {
-        let failed = |source: io::Error| InterceptError::Handle {
-            map: names::REDIRECTS,
-            source,
-        };
         let redirects = data
             .info()
             .map_err(map_error("read", names::REDIRECTS))?
             .max_entries();
-        let bytes = redirects as usize * size_of::<Shared>();
-        let bytes = NonZeroUsize::new(bytes.next_multiple_of(page_size()))
-            .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a new mapping, anywhere, of the map's own memory (`BPF_F_MMAPABLE`, Linux 5.5).
-        let start = unsafe {
-            mmap(
-                None,
-                bytes,
-                protection,
-                MapFlags::MAP_SHARED,
-                data.fd().as_fd(),
-                0,
-            )
-        }
-        .map_err(|errno| failed(errno.into()))?;
-        Ok(Self {
-            start: start.cast(),
-            redirects,
-            bytes,
-        })
+        let memory = Memory::map(data, redirects as usize);
+        let memory = memory.map_err(|source| InterceptError::Handle {
+            map: names::REDIRECTS,
+            source,
+        })?;
+        Ok(Self { memory, redirects })
     }
 
     /// A redirect, by an index that came from the free list.
     fn redirect(&self, index: u32) -> *mut Shared {
         let index = index.min(self.redirects.saturating_sub(1)) as usize;
         // SAFETY: within the mapping, which has at least one redirect.
-        unsafe { self.start.as_ptr().add(index) }
+        unsafe { self.memory.start().as_ptr().add(index) }
     }
 
     /// Makes a redirect that nobody uses ready for use: everything is passed to the relay.
@@ -407,21 +379,6 @@ impl Memory {
         // SAFETY: in the mapping, aligned, and of a slot that is the caller's and that the kernel does not know yet.
         unsafe { self.redirect(index).write_volatile(fresh) };
     }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: the mapping of `map`, and nothing that points into it outlives this.
-        _ = unsafe { munmap(self.start.cast(), self.bytes.get()) };
-    }
-}
-
-fn page_size() -> usize {
-    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
-    size.ok()
-        .flatten()
-        .and_then(|size| usize::try_from(size).ok())
-        .unwrap_or(4096)
 }
 
 /// A panic cannot leave either of the two half-changed.

@@ -28,6 +28,12 @@ pub(super) struct Returns {
 }
 
 impl Returns {
+    /// Where the program is.
+    pub(super) fn attached(&self) -> impl Iterator<Item = (u32, &'static str, &Attachment)> {
+        let links = self.links.iter();
+        links.map(|(number, it)| (*number, names::RETURNS, it))
+    }
+
     /// Attaches the program to interfaces where it is not, and tells it the mark. It stays where it is as long as the interface
     /// does: connections may be open whose answers come in there.
     pub(super) fn attach(

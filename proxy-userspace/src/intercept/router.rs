@@ -42,6 +42,12 @@ impl Interceptor {
 }
 
 impl Router {
+    /// Where the program is.
+    pub(super) fn attached(&self) -> impl Iterator<Item = (u32, &'static str, &Attachment)> {
+        let links = self.links.iter();
+        links.map(|(number, (_, it))| (*number, names::ROUTER, it))
+    }
+
     /// Has the program look twice at some sources.
     fn doubt(&mut self, ebpf: &Ebpf, doubts: &Doubts) -> Result<(), InterceptError> {
         if self.doubts == *doubts {

@@ -25,10 +25,21 @@ pub struct Interface {
     pub is_loopback: bool,
     /// What it is a port of.
     pub port: Port,
-    /// Whether packets have Ethernet headers.
-    pub is_ethernet: bool,
+    /// What packets begin with.
+    pub header: Header,
     /// Bytes of the longest IP packet that it can send.
     pub mtu: u32,
+}
+
+/// What comes before the header of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    /// That of Ethernet.
+    Ethernet,
+    /// Nothing.
+    None,
+    /// Something else.
+    Other,
 }
 
 /// What an interface is a port of.
@@ -111,7 +122,11 @@ impl Interface {
                 Some(InfoPortKind::Vrf) => Port::Table,
                 _ => Port::None,
             },
-            is_ethernet: link.header.link_layer_type == LinkLayerType::Ether,
+            header: match link.header.link_layer_type {
+                LinkLayerType::Ether => Header::Ethernet,
+                LinkLayerType::None => Header::None,
+                _ => Header::Other,
+            },
             mtu: mtu.unwrap_or_default(),
         })
     }

@@ -119,8 +119,15 @@ fn ask(config: &Config, cgroups: &Cgroup2, sighting: &Sighting, cgroup: &Path) -
         process: Some(process),
         source: None,
         interface: None,
+        passes: false,
     };
-    match explain::by_file(config, cgroups, request) {
+    // What passes through is not asked about.
+    let fast_path = explain::FastPath {
+        router: &config.router,
+        rests: None,
+        obstacle: crate::proxy::obstacle,
+    };
+    match explain::by_file(config, fast_path, cgroups, request) {
         Ok(explanation) => Some(Outlook {
             verdict: explanation.verdict,
             rule: explanation.rule,

@@ -5,10 +5,10 @@
 
 use std::slice;
 
-use proxy_common::{Arrival, Decision, Subject, decide, select};
+use proxy_common::{Arrival, Decision, Subject, Transit, decide, select, transit};
 
 use super::{CompileError, Names, compile, memory::MemoryTables};
-use crate::rule::{Match, Reverse, Roles, Rule, Selector};
+use crate::rule::{Gateway, Match, Reverse, Roles, Rule, Selector};
 
 /// A key of a rule that selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +68,9 @@ const OPENED: [Key; 7] = [
 /// In the order in which [`select()`] looks at them.
 const ARRIVED: [Key; 3] = [Key::Listen, Key::Source, Key::Interface];
 
+/// In the order in which [`transit()`] looks at them.
+const PASSED: [Key; 4] = [Key::Interface, Key::Dest, Key::Port, Key::Source];
+
 /// The first key for which a rule does not select a connection that is opened; `None` when it does.
 ///
 /// # Errors
@@ -106,6 +109,32 @@ pub fn not_arrived(
         }
         let compiled = compile(Roles::from(slice::from_ref(&alone)), names)?;
         Ok(select(&MemoryTables::new(1, &compiled), arrival))
+    })
+}
+
+/// The first key for which a rule does not select a connection that passes through; `None` when it does.
+///
+/// # Errors
+/// When the rule does not fit the kernel's tables.
+pub fn not_passed(
+    rule: &Gateway,
+    names: &Names,
+    passing: &impl Transit,
+) -> Result<Option<Key>, CompileError> {
+    first_failing(&PASSED, |keys| {
+        // Every rule names interfaces.
+        let mut alone = rule.clone();
+        if !keys.contains(&Key::Dest) {
+            alone.dest = Selector::default();
+        }
+        if !keys.contains(&Key::Port) {
+            alone.port = Selector::default();
+        }
+        if !keys.contains(&Key::Source) {
+            alone.source = Selector::default();
+        }
+        let compiled = compile(Roles::from(slice::from_ref(&alone)), names)?;
+        Ok(transit(&MemoryTables::new(1, &compiled), passing))
     })
 }
 

@@ -101,7 +101,8 @@ impl Proxy {
             if interfaces != self.gates.interfaces {
                 self.deliver(interfaces)?;
             }
-            self.hook_transits()
+            self.hook_transits()?;
+            Ok(self.interceptor.follow_gateway()?)
         });
         if let Err(error) = followed {
             let error: &dyn std::error::Error = &error;

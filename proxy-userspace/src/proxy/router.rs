@@ -12,7 +12,7 @@ use super::{Proxy, ProxyError};
 use crate::{
     forwarding::{self, WayBack},
     netfilter,
-    netlink::{Conversation, Interface, Port},
+    netlink::{Conversation, Header, Interface, Port},
     rule::Router,
 };
 
@@ -150,7 +150,7 @@ fn named(kernel: &mut Conversation, names: &BTreeSet<String>) -> io::Result<Vec<
 /// What keeps the fast path from an interface.
 #[must_use]
 pub fn obstacle(interface: &Interface) -> Option<&'static str> {
-    if !interface.is_ethernet {
+    if interface.header != Header::Ethernet {
         Some("it is no Ethernet, whose headers the program reads")
     } else if interface.port == Port::Link {
         Some("its packets are those of the bridge or bond that it is part of; name that one")

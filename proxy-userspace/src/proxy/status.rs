@@ -7,7 +7,11 @@ use crate::{
     record::AccessLog,
     relay::{COMPARED, Calibration, Kind, Path, Reason, shortcut::Proof},
     shared::Stats,
-    status::{AccessLogStatus, AutoStatus, Connections, GroupStatus, PathStatus, Status, counted},
+    socket,
+    status::{
+        AccessLogStatus, AutoStatus, Connections, GroupStatus, InterfaceStatus, PathStatus, Status,
+        counted,
+    },
 };
 
 impl Proxy {
@@ -39,9 +43,21 @@ impl Proxy {
             promotions: stats.promotions.load(Relaxed),
             demotions: stats.demotions.load(Relaxed),
             repairs: stats.repairs.load(Relaxed),
+            interfaces: self.interfaces(),
             access_log: self.shared.access_log.as_ref().map(access_log),
             ..Status::default()
         }
+    }
+
+    fn interfaces(&self) -> Vec<InterfaceStatus> {
+        let interfaces = self.interceptor.interfaces().into_iter();
+        interfaces
+            .map(|(number, (attached, programs))| InterfaceStatus {
+                name: socket::interface_name(number).unwrap_or_else(|| number.to_string()),
+                attached: attached.to_owned(),
+                programs: programs.into_iter().map(str::to_owned).collect(),
+            })
+            .collect()
     }
 
     /// How the groups are.

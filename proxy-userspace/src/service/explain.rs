@@ -2,7 +2,8 @@
 
 use super::Service;
 use crate::{
-    explain::{self, ExplainError, InForce, subject},
+    explain::{self, ExplainError, FastPath, InForce, subject},
+    proxy::obstacle,
     rule::Roles,
     status::explanation::{Explanation, Request},
 };
@@ -15,6 +16,16 @@ impl Service {
             roles: Roles {
                 reverse: &reverse,
                 ..self.config.roles()
+            },
+            fast_path: FastPath {
+                router: &self.config.router,
+                rests: self
+                    .config
+                    .router
+                    .allow()
+                    .err()
+                    .map(|error| error.to_string()),
+                obstacle,
             },
             names: &self.names,
             upstreams: &self.config.upstreams,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::paint::{Paint, Tone, wrapped};
 
-/// A connection that there may be: one that a process opens, or one that arrives.
+/// A connection that there may be: one that a process opens, one that arrives, or one that passes through.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
@@ -24,6 +24,14 @@ pub struct Request {
     /// By which interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
+    /// Whether it is for another host.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub passes: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// A process as rules see it.
@@ -63,7 +71,7 @@ pub struct Executable {
 pub struct Explanation {
     /// The connection.
     pub connection: Request,
-    /// `direct`, `refuse`, `relay`, `rewrite` or `steer`.
+    /// `direct`, `refuse`, `relay`, `rewrite`, `steer` or `fast path`.
     pub verdict: String,
     /// Why.
     pub why: String,
@@ -240,6 +248,7 @@ mod tests {
                 process: None,
                 source: Some("198.51.100.1".parse().unwrap()),
                 interface: None,
+                passes: false,
             },
             verdict: "direct".into(),
             why: "no rule selects it".into(),

@@ -1,6 +1,11 @@
 //! One TCP connection to one address, exempt from interception. The way out of the daemon.
 
-use std::{fmt, io, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+};
 
 use socket2::Socket;
 use thiserror::Error;
@@ -20,12 +25,12 @@ pub trait Exempt: Send + Sync {
     /// Whatever the marking runs into; the socket is not used then.
     fn exempt(&self, socket: &Socket) -> io::Result<()>;
 
-    /// Marks one that connects from the address of a client, and whose answers are to come back.
+    /// Marks one that is to connect from the address of a client to a server whose answers are to come back.
     ///
     /// # Errors
     ///
     /// As [`Exempt::exempt`].
-    fn exempt_foreign(&self, socket: &Socket) -> io::Result<()> {
+    fn exempt_foreign(&self, socket: &Socket, _from: IpAddr, _to: SocketAddr) -> io::Result<()> {
         self.exempt(socket)
     }
 }

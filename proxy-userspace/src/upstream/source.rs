@@ -222,7 +222,7 @@ fn bound(
     let failed = |step| move |source| ConnectError::Socket { step, source };
     let socket = socket::for_upstream(address).map_err(failed("create a socket"))?;
     exempt
-        .exempt_foreign(&socket)
+        .exempt_foreign(&socket, plan.ip, address)
         .map_err(failed("exempt a socket from interception"))?;
     if let Some(mark) = plan.mark {
         socket

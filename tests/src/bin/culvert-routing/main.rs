@@ -1,8 +1,9 @@
 //! How many packets one core routes in a second of its time between two veth interfaces: by the fast path, and by the kernel between two others of
-//! the same host, in turn. Or by the kernel where a `[[gateway]]` rule has looked at them and let them pass.
+//! the same host, in turn. Or by the kernel where a `[[gateway]]` rule has looked at them and let them pass, and by that of a host that
+//! has no culvert.
 //!
 //! Each packet is received, routed, sent, and thrown away where it arrives, all on one core; what is not routing is the same for
-//! both. To be run as root on a quiet machine, with `CULVERT_BIN` naming a release build.
+//! all. To be run as root on a quiet machine, with `CULVERT_BIN` naming a release build.
 
 #![allow(
     clippy::expect_used,
@@ -20,7 +21,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use culvert_tests::{
     Sandbox,
     hosts::{self, Hosts, LAN, WAN},
@@ -51,67 +52,150 @@ struct Arguments {
     /// Have the kernel's packets go through a chain that knows connections.
     #[arg(long)]
     firewall: bool,
-    /// Instead of the fast path have a gateway, with rules for other connections than those that the packets are of.
-    #[arg(long)]
-    gateway: bool,
+    /// Instead of the fast path have a gateway, with a rule for other connections than those that the packets are of.
+    #[arg(long, value_name = "RULE")]
+    gateway: Option<Others>,
+}
+
+/// What a rule selects, other than packets to port 4000 of some hosts.
+#[derive(Clone, Copy, ValueEnum)]
+enum Others {
+    /// Another port.
+    Port,
+    /// That port, of other hosts.
+    Hosts,
+    /// Another port, without letting anything pass.
+    HeldPort,
+    /// That port of other hosts, without letting anything pass.
+    HeldHosts,
+}
+
+impl Others {
+    fn rule(self) -> String {
+        let (matches, mode) = match self {
+            Self::Port => ("port = 443", "direct"),
+            Self::Hosts => ("port = 4000, dest = \"198.51.100.0/24\"", "direct"),
+            Self::HeldPort => ("port = 443", "refuse"),
+            Self::HeldHosts => ("port = 4000, dest = \"198.51.100.0/24\"", "refuse"),
+        };
+        format!(
+            "[[gateway]]\nname = \"others\"\ninterface = \"{}\"\nmatch = {{ {matches} }}\nvia = \"original\"\n\
+             on_relay_failure = \"{mode}\"\n",
+            LAN[FAST]
+        )
+    }
 }
 
 impl Arguments {
     fn configuration(&self) -> String {
-        if self.gateway {
-            return format!(
-                "[[gateway]]\nname = \"others\"\ninterface = \"{}\"\nmatch = {{ port = 443 }}\nvia = \"original\"\n",
-                LAN[FAST]
-            );
+        match self.gateway {
+            Some(others) => others.rule(),
+            None => format!(
+                "[router]\nfast_path = [\"{}\", \"{}\"]\nforce = {}\n",
+                LAN[FAST], WAN[FAST], self.firewall
+            ),
         }
-        format!(
-            "[router]\nfast_path = [\"{}\", \"{}\"]\nforce = {}\n",
-            LAN[FAST], WAN[FAST], self.firewall
-        )
-    }
-
-    const fn protocol(&self) -> Protocol {
-        if self.gateway {
-            Protocol::Tcp
-        } else {
-            Protocol::Udp
-        }
-    }
-
-    const fn name(&self) -> &'static str {
-        if self.gateway { "gateway" } else { "fast path" }
     }
 }
 
-/// The first interfaces are those of the fast path, the second ones are the kernel's.
+/// The first interfaces of a host are those of the fast path or the gateway, the second ones are the kernel's.
 const FAST: usize = 0;
 const KERNEL: usize = 1;
+
+/// Where packets are routed.
+struct Lane<'a> {
+    name: &'static str,
+    router: &'a Netns,
+    /// Of its interfaces.
+    number: usize,
+    generator: Generator,
+    /// Packets a second, round by round.
+    rates: Vec<f64>,
+}
+
+impl<'a> Lane<'a> {
+    fn new(
+        name: &'static str,
+        (router, hosts): (&'a Netns, &Hosts),
+        number: usize,
+        protocol: Protocol,
+    ) -> Result<Self> {
+        sink(router, hosts.server(number), number);
+        let hardware = router.hardware(LAN[number]);
+        let IpAddr::V4(source) = hosts::client(number)[0] else {
+            bail!("an IPv4 address comes first");
+        };
+        let generator = router.within(|| {
+            let interface = if_nametoindex(LAN[number])?;
+            Generator::new(interface, hardware, source, beyond(number), protocol)
+        })?;
+        Ok(Self {
+            name,
+            router,
+            number,
+            generator,
+            rates: Vec::new(),
+        })
+    }
+
+    fn rate(&self, packets: u32) -> Result<f64> {
+        self.router.within(|| {
+            let by = WAN[self.number];
+            let (before, begun) = (sent(by)?, used()?);
+            self.generator.run(packets)?;
+            let (taken, routed) = (used()?.saturating_sub(begun), sent(by)? - before);
+            ensure!(
+                routed >= u64::from(packets) / 100 * 99,
+                "{routed} of {packets} packets arrived"
+            );
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let routed = routed as f64;
+            Ok(routed / taken.as_secs_f64())
+        })
+    }
+}
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let sandbox = Sandbox::new();
-    let hosts = Hosts::around(&sandbox);
-    let router = sandbox.netns();
-    for number in [FAST, KERNEL] {
-        sink(router, hosts.server(number), number);
-    }
+    let (router, other) = (sandbox.netns(), Netns::new());
+    let here = (router, &Hosts::around(&sandbox));
+    let there = (&other, &Hosts::around_router(&other));
+    let ruled = Netns::new();
+    let with_rule = (&ruled, &Hosts::around_router(&ruled));
+    // The kernel comes first, which the others are compared with.
+    let mut lanes = if arguments.gateway.is_some() {
+        vec![
+            Lane::new("kernel", there, FAST, Protocol::Tcp)?,
+            Lane::new("gateway", here, FAST, Protocol::Tcp)?,
+            Lane::new("beside", here, KERNEL, Protocol::Tcp)?,
+            Lane::new("one rule", with_rule, FAST, Protocol::Tcp)?,
+        ]
+    } else {
+        vec![
+            Lane::new("kernel", here, KERNEL, Protocol::Udp)?,
+            Lane::new("fast path", here, FAST, Protocol::Udp)?,
+        ]
+    };
+    ruled.ip("rule add fwmark 7 lookup 77");
     if arguments.firewall {
-        router.tool("nft", "add table inet wall");
-        let chain = "add chain inet wall through { type filter hook forward priority 0 ; }";
-        router.tool("nft", chain);
-        router.tool("nft", "add rule inet wall through ct state invalid drop");
+        for router in [router, &other] {
+            router.tool("nft", "add table inet wall");
+            let chain = "add chain inet wall through { type filter hook forward priority 0 ; }";
+            router.tool("nft", chain);
+            router.tool("nft", "add rule inet wall through ct state invalid drop");
+        }
     }
     let culvert = sandbox.culvert(&arguments.configuration());
     let before = culvert.counter("fast");
-    let hardware = [FAST, KERNEL].map(|number| router.hardware(LAN[number]));
-    let rates = router.within(|| rounds(&arguments, hardware))?;
+    rounds(&arguments, &mut lanes)?;
     let sent_on = culvert.counter("fast") - before;
     let expected = u64::from(arguments.packets) * (arguments.rounds as u64 + 1);
     ensure!(
-        arguments.gateway || sent_on >= expected / 100 * 99,
+        arguments.gateway.is_some() || sent_on >= expected / 100 * 99,
         "the fast path sent on {sent_on} of {expected} packets"
     );
-    report(&rates, arguments.name());
+    report(&lanes);
     Ok(())
 }
 
@@ -139,47 +223,21 @@ fn sink(router: &Netns, server: &Netns, number: usize) {
     });
 }
 
-/// Packets a second, round by round: of the fast path, and of the kernel.
-fn rounds(arguments: &Arguments, hardware: [[u8; 6]; 2]) -> Result<[Vec<f64>; 2]> {
+/// Measures all in turn.
+fn rounds(arguments: &Arguments, lanes: &mut [Lane<'_>]) -> Result<()> {
     let mut core = CpuSet::new();
     core.set(arguments.core)?;
     sched_setaffinity(Pid::from_raw(0), &core).context("cannot stay on one core")?;
-    let generators = [
-        generator(FAST, hardware[FAST], arguments.protocol())?,
-        generator(KERNEL, hardware[KERNEL], arguments.protocol())?,
-    ];
-    let mut rates = [Vec::new(), Vec::new()];
     // The first round is to warm up.
     for round in 0..=arguments.rounds {
-        for number in [FAST, KERNEL] {
-            let rate = rate(&generators[number], number, arguments.packets)?;
+        for lane in &mut *lanes {
+            let rate = lane.rate(arguments.packets)?;
             if round > 0 {
-                rates[number].push(rate);
+                lane.rates.push(rate);
             }
         }
     }
-    Ok(rates)
-}
-
-fn generator(number: usize, hardware: [u8; 6], protocol: Protocol) -> Result<Generator> {
-    let IpAddr::V4(source) = hosts::client(number)[0] else {
-        bail!("an IPv4 address comes first");
-    };
-    let interface = if_nametoindex(LAN[number])?;
-    Generator::new(interface, hardware, source, beyond(number), protocol)
-}
-
-fn rate(generator: &Generator, number: usize, packets: u32) -> Result<f64> {
-    let (before, begun) = (sent(WAN[number])?, used()?);
-    generator.run(packets)?;
-    let (taken, routed) = (used()?.saturating_sub(begun), sent(WAN[number])? - before);
-    ensure!(
-        routed >= u64::from(packets) / 100 * 99,
-        "{routed} of {packets} packets arrived"
-    );
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-    let routed = routed as f64;
-    Ok(routed / taken.as_secs_f64())
+    Ok(())
 }
 
 /// What this thread has used of its core: the kernel routes in its time, and others on the core do not count.
@@ -198,19 +256,19 @@ fn sent(interface: &str) -> Result<u64> {
     Ok(field.context("no counters")?.parse()?)
 }
 
-fn report(rates: &[Vec<f64>; 2], name: &str) {
-    let mut ratios: Vec<_> = rates[FAST]
-        .iter()
-        .zip(&rates[KERNEL])
-        .map(|(fast, kernel)| fast / kernel)
-        .collect();
-    for (name, number) in [("kernel", KERNEL), (name, FAST)] {
-        let mut sorted = rates[number].clone();
-        let (median, least, most) = spread(&mut sorted);
-        println!("{name:9}  {median:>10.0} packets/s  ({least:.0} to {most:.0})");
+fn report(lanes: &[Lane<'_>]) {
+    for Lane { name, rates, .. } in lanes {
+        let mut ratios: Vec<_> = rates
+            .iter()
+            .zip(&lanes[0].rates)
+            .map(|(rate, kernel)| rate / kernel)
+            .collect();
+        let (median, least, most) = spread(&mut rates.clone());
+        let (ratio, lowest, highest) = spread(&mut ratios);
+        println!(
+            "{name:9}  {median:>10.0} packets/s  ({least:.0} to {most:.0})  {ratio:.3}  ({lowest:.3} to {highest:.3}, round by round)"
+        );
     }
-    let (median, least, most) = spread(&mut ratios);
-    println!("ratio      {median:>10.2}            ({least:.2} to {most:.2}, round by round)");
 }
 
 /// The middle one, the least and the greatest.
