@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod gateway;
 pub mod guard;
+mod guarding;
 mod handles;
 mod hits;
 pub mod ingress;
@@ -35,8 +36,7 @@ mod wheels;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::TcpListener,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
-    path::Path,
+    os::fd::{AsRawFd, BorrowedFd},
     sync::Arc,
 };
 
@@ -134,9 +134,6 @@ const SOCK_ADDR: [&str; 4] = [
     names::GETPEERNAME4,
     names::GETPEERNAME6,
 ];
-
-/// The pinned programs of the `connect` hooks.
-const GUARDS: [&str; 2] = [names::GUARD4, names::GUARD6];
 
 /// The programs that follow processes, with their tracepoints.
 const TASK_EVENTS: [(&str, &str); 2] = [
@@ -317,110 +314,6 @@ impl Interceptor {
         self.returns.attach(ebpf, ingress, mark, interfaces)
     }
 
-    /// Attaches the guard to a cgroup and pins it, so that rules with `on_relay_failure = "refuse"` hold even
-    /// after `SIGKILL`. To be called after [`Interceptor::attach`]: programs of one cgroup run in that order.
-    ///
-    /// # Errors
-    /// When there is no place to pin, or the kernel refuses a program.
-    pub fn attach_guard(
-        &mut self,
-        cgroup: BorrowedFd<'_>,
-        place: &Path,
-    ) -> Result<(), InterceptError> {
-        for name in GUARDS {
-            if !self.guard(place)?.has(name) {
-                let link = self.attach_guard_program(name, cgroup)?;
-                let link = guard::duplicate(name, link)?;
-                self.guard(place)?.pin(name, link.as_fd())?;
-            }
-        }
-        Ok(())
-    }
-
-    /// As [`Interceptor::attach_guard`], for what arrives.
-    ///
-    /// # Errors
-    /// As [`Interceptor::attach_guard`].
-    pub fn attach_arrivals_guard(&mut self, place: &Path) -> Result<(), InterceptError> {
-        if !self.guard(place)?.has(names::REVERSE_GUARD) {
-            let mut guard = self.guard.take();
-            let pinned = guard
-                .as_mut()
-                .map_or(Ok(()), |guard| arrivals::pin_guard(&mut self.ebpf, guard));
-            self.guard = guard;
-            pinned?;
-        }
-        Ok(())
-    }
-
-    /// Removes the parts of the guard that rules of a role need which are not wanted.
-    ///
-    /// # Errors
-    /// When a pin cannot be removed.
-    pub fn reduce_guard(
-        &mut self,
-        forward: bool,
-        reverse: bool,
-        gateway: bool,
-    ) -> Result<(), InterceptError> {
-        if !gateway {
-            self.gateway.remove_guards();
-        }
-        let Some(guard) = &mut self.guard else {
-            return Ok(());
-        };
-        if !forward {
-            guard.unpin(&GUARDS)?;
-        }
-        if !reverse {
-            guard.unpin(&[names::REVERSE_GUARD])?;
-        }
-        if !gateway {
-            guard.unpin(&guard.begin_with(names::GATEWAY_GUARD))?;
-        }
-        if guard.is_empty() {
-            return self.remove_pins();
-        }
-        Ok(())
-    }
-
-    /// As [`Interceptor::attach_guard`], for what passes through, by the interfaces that the hook on that is attached to. To be called
-    /// after [`Interceptor::attach_gateway`]: programs of one interface run in that order.
-    ///
-    /// # Errors
-    /// As [`Interceptor::attach_guard`].
-    pub fn attach_gateway_guard(&mut self) -> Result<(), InterceptError> {
-        if self.ingress.ends_with_process() {
-            self.guard(&guard::place()?)?;
-        }
-        let (ebpf, ingress) = (&mut self.ebpf, &mut self.ingress);
-        self.gateway.guard(ebpf, ingress, self.guard.as_mut())
-    }
-
-    fn guard(&mut self, place: &Path) -> Result<&mut Guard, InterceptError> {
-        let guard = match self.guard.take() {
-            Some(guard) => guard,
-            None => Guard::create(place.to_owned())?,
-        };
-        Ok(self.guard.insert(guard))
-    }
-
-    /// Removes the guard, if there is one.
-    ///
-    /// # Errors
-    /// When a pin cannot be removed.
-    pub fn detach_guard(&mut self) -> Result<(), InterceptError> {
-        self.gateway.remove_guards();
-        self.remove_pins()
-    }
-
-    fn remove_pins(&mut self) -> Result<(), InterceptError> {
-        match self.guard.take() {
-            Some(guard) => Ok(guard.remove()?),
-            None => Ok(()),
-        }
-    }
-
     /// Detaches the `connect` hooks and the hook on what arrives, and has that on what passes through take nothing new: new connections
     /// go direct. The other hooks stay until `self` is dropped, so that the connections already redirected keep their records, their
     /// packets and their apps the right answers.
@@ -558,18 +451,6 @@ impl Interceptor {
         follow_tasks(&mut self.ebpf)?;
         self.follows_tasks = true;
         Ok(())
-    }
-
-    fn attach_guard_program(
-        &mut self,
-        name: &'static str,
-        cgroup: BorrowedFd<'_>,
-    ) -> Result<CgroupSockAddrLink, InterceptError> {
-        let program: &mut CgroupSockAddr = self.program(name)?;
-        if program.fd().is_err() {
-            program.load().map_err(load_error(name))?;
-        }
-        self.attach_connect(name, cgroup)
     }
 
     fn attach_connect(

@@ -5,7 +5,7 @@ use std::{fs::File, os::fd::AsFd as _, path::Path, time::Duration};
 
 use proxy_common::names;
 
-use super::{GUARDS, InterceptError, Interceptor, survey};
+use super::{InterceptError, Interceptor, guarding::GUARDS, survey};
 use crate::clock;
 
 impl Interceptor {

@@ -16,7 +16,9 @@ use aya::programs::{CgroupSockAddr, ProgramFd, ProgramInfo, loaded_programs};
 use proxy_common::names;
 
 use super::{
-    GUARDS, InterceptError, Interceptor, guard, load_error,
+    InterceptError, Interceptor, guard,
+    guarding::GUARDS,
+    load_error,
     survey::{self, HOOKS, Hook},
     syscall,
 };
