@@ -1,6 +1,8 @@
 //! The tests that `cargo xtask test --kernels` runs on other kernels, in one program: it is all that a guest has to unpack, and
 //! has what all of them share once. All but those of `guests` are tests of the running kernel, and none of them is run here.
 
+#[path = "tests/containers.rs"]
+mod containers;
 #[path = "tests/crash.rs"]
 mod crash;
 #[path = "tests/exec/main.rs"]
@@ -13,6 +15,8 @@ mod gateway;
 mod gateway_crash;
 #[path = "tests/gateway_filters.rs"]
 mod gateway_filters;
+#[path = "tests/gateway_rest.rs"]
+mod gateway_rest;
 #[path = "tests/gateway_source.rs"]
 mod gateway_source;
 #[path = "tests/intercept.rs"]
@@ -47,3 +51,5 @@ mod truth;
 mod unreachable;
 #[path = "guests/vlan.rs"]
 mod vlan;
+#[path = "tests/watch/main.rs"]
+mod watch;

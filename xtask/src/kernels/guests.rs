@@ -122,7 +122,7 @@ pub(super) struct Test {
 const FLOOR: (u32, u32) = (5, 10);
 
 /// All tests that guests run.
-pub(super) static TESTS: [Test; 38] = {
+pub(super) static TESTS: [Test; 41] = {
     use Need::{Ipv6, Memory, Types};
     [
         test(FORWARD, "intercept::ipv4").brief(),
@@ -198,6 +198,11 @@ pub(super) static TESTS: [Test; 38] = {
         .needs(&[Ipv6]),
         test(
             GATEWAY,
+            "gateway_rest::a_port_that_a_reload_adds_is_for_new_connections_only",
+        )
+        .needs(&[Ipv6]),
+        test(
+            GATEWAY,
             "gateway_crash::after_a_kill_every_new_connection_is_routed",
         )
         .needs(&[Ipv6]),
@@ -255,6 +260,13 @@ pub(super) static TESTS: [Test; 38] = {
             REWRITE,
             "rewrite::the_app_s_own_socket_goes_there_and_payload_is_whole",
         ),
+        test(
+            CONTAINERS,
+            "containers::a_container_that_runs_is_captured_from_the_start",
+        )
+        .since((5, 14))
+        .needs(&[Ipv6]),
+        test(WATCH, "watch::outcomes::made_or_refused").needs(&[Ipv6, Types, Memory]),
         test(EXEC, "exec::so_does_a_static_program").brief(),
         test(NEEDS, "needs::arrivals_by_interface").needs(&[Types]),
         test(NEEDS, "needs::executables").needs(&[Memory]).brief(),
@@ -281,6 +293,8 @@ pub(super) const SOURCE_GATEWAY: &str = "source in a gateway";
 pub(super) const PATHS: &str = "paths";
 pub(super) const REWRITE: &str = "rewrite";
 pub(super) const EXEC: &str = "exec";
+pub(super) const CONTAINERS: &str = "containers";
+pub(super) const WATCH: &str = "watch";
 pub(super) const NEEDS: &str = "needs";
 
 const fn test(subject: &'static str, name: &'static str) -> Test {

@@ -22,7 +22,7 @@ enum Row {
     Tests(&'static str),
 }
 
-const ROWS: [(&str, Row); 22] = [
+const ROWS: [(&str, Row); 24] = [
     ("`[[forward]]` rules", Row::Tests(guests::FORWARD)),
     (
         "a refused `connect()` sees ECONNREFUSED",
@@ -48,6 +48,11 @@ const ROWS: [(&str, Row); 22] = [
         Row::Tests(guests::SOURCE_GATEWAY),
     ),
     ("`[router] fast_path`", Row::Tests(guests::ROUTER)),
+    (
+        "containers with networks of their own",
+        Row::Tests(guests::CONTAINERS),
+    ),
+    ("`culvert watch`", Row::Tests(guests::WATCH)),
     (
         "fail modes, and nothing left after a kill",
         Row::Tests(guests::FAILURE),
