@@ -13,8 +13,9 @@ use socket2::{Domain, Socket, Type};
 
 use crate::failure::Failure;
 
-/// Files that are no connections: programs, maps, listeners, logs.
-const RESERVED_FILES: u64 = 128;
+/// Files that are no connections: programs, maps, listeners, logs. About 150 with rules of all roles, and some for who asks and what is
+/// checked.
+const RESERVED_FILES: u64 = 256;
 /// Both sockets of a relayed connection.
 const FILES_PER_CONNECTION: u64 = 2;
 

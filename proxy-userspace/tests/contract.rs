@@ -15,8 +15,9 @@ use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
     ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Doubts, FAST_LINK_NUMBERS, FastLink,
     GATES, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MAX_SPACES, MemberKey, Membership,
-    OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleRef,
-    RuleSet, Seat, SeatKey, Sent, Socket, Space, Wheels, listener, names, relay,
+    OwnKey, Passage, Policy, PortSet, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
+    RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Traces, Wheels, listener,
+    names, relay,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -191,6 +192,39 @@ fn shapes_for_transit() -> BTreeMap<&'static str, Shape> {
         ),
         (names::FOREIGN, (SK_STORAGE, size_of::<i32>(), INDEX, None)),
         (names::RETURN_MARK, (ARRAY, INDEX, INDEX, Some(1))),
+        (
+            names::HELD_PORTS,
+            (ARRAY, INDEX, size_of::<PortSet>(), Some(2)),
+        ),
+        (names::TRACES, (ARRAY, INDEX, size_of::<Traces>(), Some(1))),
+        (
+            names::BEGINNINGS,
+            (ARRAY, INDEX, INDEX, Some(FAST_LINK_NUMBERS)),
+        ),
+    ])
+}
+
+/// As [`shapes`], the maps of those who look on.
+fn shapes_for_watches() -> BTreeMap<&'static str, Shape> {
+    use bpf_map_type::{
+        BPF_MAP_TYPE_ARRAY as ARRAY, BPF_MAP_TYPE_LRU_HASH as LRU_HASH,
+        BPF_MAP_TYPE_PERCPU_ARRAY as PERCPU_ARRAY, BPF_MAP_TYPE_RINGBUF as RINGBUF,
+        BPF_MAP_TYPE_SK_STORAGE as SK_STORAGE,
+    };
+    const NUMBER: usize = size_of::<u32>();
+    let sighting = size_of::<Sighting>();
+    BTreeMap::from([
+        (names::WATCHED, (ARRAY, NUMBER, NUMBER, Some(1))),
+        (
+            names::UNDER_WAY,
+            (SK_STORAGE, size_of::<i32>(), sighting, None),
+        ),
+        (names::CALLING, (LRU_HASH, size_of::<u64>(), sighting, None)),
+        (names::SIGHTINGS, (RINGBUF, 0, 0, None)),
+        (
+            names::UNSEEN,
+            (PERCPU_ARRAY, NUMBER, size_of::<u64>(), Some(1)),
+        ),
     ])
 }
 
@@ -224,6 +258,7 @@ fn the_object_has_exactly_our_maps() {
     shapes.extend(shapes_for_arrivals());
     shapes.extend(shapes_for_transit());
     shapes.extend(shapes_for_endpoints());
+    shapes.extend(shapes_for_watches());
     assert_eq!(
         shapes.keys().copied().collect::<Vec<_>>(),
         sorted(&names::MAPS)

@@ -21,7 +21,7 @@ use culvert_tests::{
 
 const ENDPOINTS: usize = 16;
 /// Files of a daemon beside those of connections, which it sets aside itself.
-const OTHER_FILES: u64 = 128;
+const OTHER_FILES: u64 = 256;
 /// Bytes that each connection sends and gets back.
 const LENGTH: u64 = 4096;
 

@@ -24,7 +24,7 @@ use serde_json::Value;
 /// Where clients connect.
 const SERVICE: (Ipv4Addr, u16) = (OTHER_V4, 80);
 /// Files that a daemon sets aside for everything but connections.
-const OTHER_FILES: usize = 128;
+const OTHER_FILES: usize = 256;
 /// Connections that its limit leaves it.
 const LIMIT: usize = 20;
 

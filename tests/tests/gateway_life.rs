@@ -268,7 +268,7 @@ const LENGTH: u64 = 4096;
 #[test]
 fn ten_thousand_connections_pass_through_and_every_byte_of_each() {
     // Files of the daemon beside those of connections.
-    let count = affordable(10_000, 128);
+    let count = affordable(10_000, 256);
     // A connection that waits takes no buffers.
     let most = u64::from(count) * 8192 + (32 << 20);
     let sandbox = Sandbox::new();

@@ -260,7 +260,7 @@ fn without_a_terminal_or_a_daemon_it_says_so() {
 
 #[test]
 fn ten_thousand_connections_can_be_gone_through() {
-    let count = affordable(10_000, 128);
+    let count = affordable(10_000, 256);
     let sandbox = Sandbox::new();
     let server = sandbox.within(|| Crowd::start((SERVER_V4, 0)));
     let settings = Settings::daemon("workers = 1");

@@ -44,6 +44,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) profile: Profile,
     /// Only guests with kernels of these series; all when there is none.
     pub(crate) series: &'a [String],
+    /// Only the brief selection of tests, on machines with nothing special about them.
+    pub(crate) brief: bool,
     /// Only tests whose name contains this.
     pub(crate) filter: Option<&'a str>,
     /// The table of the README is written anew.
@@ -60,6 +62,7 @@ pub(crate) fn test(workspace: &Workspace, wanted: &Wanted<'_>) -> Result<ExitCod
     let guests: Vec<_> = GUESTS
         .iter()
         .filter(|guest| wanted.series.is_empty() || wanted.series.iter().any(|s| s == guest.series))
+        .filter(|guest| guest.is_whole || !wanted.brief)
         .collect();
     if guests.is_empty() {
         let known: Vec<_> = GUESTS.iter().map(|guest| guest.series).collect();
@@ -89,7 +92,7 @@ pub(crate) fn test(workspace: &Workspace, wanted: &Wanted<'_>) -> Result<ExitCod
         guests.len()
     ));
     let begun = (Instant::now(), processor_time()?);
-    let reports = run_all(&guests, &kernels, &payload, wanted.filter)?;
+    let reports = run_all(&guests, &kernels, &payload, wanted)?;
     print!("{}", table::text(&reports));
     let failures = table::failures(&reports);
     for failure in &failures {
@@ -132,7 +135,7 @@ fn run_all(
     guests: &[&'static Guest],
     kernels: &[Kernel],
     payload: &Payload,
-    filter: Option<&str>,
+    wanted: &Wanted<'_>,
 ) -> Result<Vec<Report>> {
     let waiting: Mutex<VecDeque<_>> = Mutex::new(guests.iter().enumerate().collect());
     let next = || {
@@ -148,7 +151,7 @@ fn run_all(
                 .iter()
                 .find(|kernel| kernel.series == guest.series)
                 .context("a guest without a kernel")?;
-            reports.push((number, run(number, guest, kernel, payload, filter)?));
+            reports.push((number, run(number, guest, kernel, payload, wanted)?));
         }
         Ok(reports)
     };
@@ -170,10 +173,10 @@ fn run(
     guest: &'static Guest,
     kernel: &Kernel,
     payload: &Payload,
-    filter: Option<&str>,
+    wanted: &Wanted<'_>,
 ) -> Result<Report> {
     let begun = Instant::now();
-    let tests = guest.tests(filter);
+    let tests = guest.tests(wanted.brief, wanted.filter);
     let image = payload.for_guest(guest, kernel, &tests)?;
     let output = qemu::run(kernel, &image, guest.arguments)?;
     output.keep(&kernel.folder.join(format!("said-{number}")))?;

@@ -54,6 +54,9 @@ enum Task {
         /// Only on kernels of this series, such as 6.1
         #[arg(long, requires = "kernels")]
         series: Vec<String>,
+        /// Only what shows that everything does its main job
+        #[arg(long, requires = "kernels")]
+        brief: bool,
         /// With culvert built for debugging
         #[arg(long, requires = "kernels")]
         debug: bool,
@@ -110,6 +113,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             filter,
             kernels: true,
             series,
+            brief,
             debug,
             write_readme,
             if_possible,
@@ -117,6 +121,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             let wanted = kernels::Wanted {
                 profile: Profile::of(debug),
                 series: &series,
+                brief,
                 filter: filter.as_deref(),
                 writes_readme: write_readme,
                 if_possible,
