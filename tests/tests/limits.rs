@@ -86,7 +86,7 @@ fn connections_beyond_the_limit_wait_for_their_turn() {
 fn the_limit_of_open_files_is_a_limit_of_connections() {
     let sandbox = Sandbox::new();
     // As many files as 20 connections take, and those that are set aside for everything else.
-    let files = 128 + 40;
+    let files = 256 + 40;
     let settings = Settings {
         daemon: "workers = 1".to_owned(),
         open_files: Some(files),
