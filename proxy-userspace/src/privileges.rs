@@ -331,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_connection_takes_two_files_and_the_daemon_itself_some() {
-        assert_eq!(connections_of(1024), 448);
+        assert_eq!(connections_of(1024), 384);
         assert_eq!(connections_of(10), 1, "never none");
     }
 
