@@ -10,12 +10,11 @@ use aya_ebpf::{
 use proxy_common::{Counter, Family};
 
 use crate::{
-    headers::{IPPROTO_TCP, Ipv4, Ipv6, Ports},
+    headers::{IPPROTO_ICMPV6, IPPROTO_TCP, Ipv4, Ipv6, Ports},
     packet::{ETH_P_IP, ETH_P_IPV6, PACKET_HOST},
 };
 
 const IPPROTO_UDP: u8 = 17;
-const IPPROTO_ICMPV6: u8 = 58;
 pub const ETHERNET_LEN: usize = 14;
 /// A shorter frame is filled up to this length.
 const SHORTEST_FRAME: u32 = 60;

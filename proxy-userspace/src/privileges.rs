@@ -146,8 +146,7 @@ pub(crate) fn has(capability: Capability) -> bool {
 }
 
 /// Gives up what a daemon has no use for, for good; whether it may have to mount something, or to enter namespaces, is for the caller
-/// to say. To be
-/// called before threads are started: all of it is per thread, and inherited. A daemon starts no other program.
+/// to say. To be called before threads are started: all of it is per thread, and inherited. A daemon starts no other program.
 ///
 /// # Errors
 /// When the kernel refuses to take them.

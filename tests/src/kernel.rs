@@ -1,12 +1,6 @@
 //! What a process has in the kernel: the daemon's maps are read here, and its programs, maps and links counted.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, os::fd::AsRawFd as _, path::Path, time::Duration};
 
 use aya::{
     Pod,
@@ -19,6 +13,8 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 use proxy_common::{COUNTERS, Lane, LaneKey, OwnKey, Record, RecordKey, Relay, Sent, names};
+
+use crate::bytecode::{call, descriptor};
 
 /// What an app sees that a rule refuses: hooks of `connect()` may say so since Linux 6.1 (dea6a4e17013), before it is always EPERM.
 pub fn refusal() -> Errno {
@@ -72,29 +68,12 @@ pub fn take_off(pid: u32, program: &str) {
         .expect("a link");
     let (by_id, detach) = (30, 34);
     // SAFETY: the attributes are numbers.
-    let link = unsafe { bpf(by_id, &[link.id(), 0, 0, 0]) };
-    let link = i32::try_from(link).expect("a descriptor");
-    // SAFETY: the kernel has just made it, and nobody else knows of it.
-    let link = unsafe { OwnedFd::from_raw_fd(link) };
+    let link = unsafe { call(by_id, &mut [link.id(), 0, 0, 0]) };
+    // SAFETY: the kernel has just opened it.
+    let link = unsafe { descriptor(link.expect("a link that is there")) };
+    let mut attributes = [link.as_raw_fd().unsigned_abs(), 0, 0, 0];
     // SAFETY: the attributes are numbers.
-    unsafe { bpf(detach, &[link.as_raw_fd().unsigned_abs(), 0, 0, 0]) };
-}
-
-/// A command of `bpf(2)`. Panics when it fails.
-///
-/// # Safety
-/// What the attributes point at is as long as they say, and is not written by the command.
-pub(crate) unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> i64 {
-    // SAFETY: the kernel reads as many bytes as we say, which are there; for the rest the caller answers.
-    let called = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_ref(attributes),
-            size_of::<T>(),
-        )
-    };
-    Errno::result(called).expect("a call of bpf(2)")
+    unsafe { call(detach, &mut attributes) }.expect("a link that lets go");
 }
 
 /// The names of the programs that links hold on the ingress of an interface of this thread's network namespace, in their order.

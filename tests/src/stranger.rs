@@ -3,15 +3,18 @@
 use std::{
     fs::File,
     net::SocketAddr,
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
 };
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
-use crate::{cgroup::Cgroup, kernel::bpf, netns::Netns};
+use crate::{
+    bytecode::{self, call, descriptor, instruction},
+    cgroup::Cgroup,
+    netns::Netns,
+};
 
 // Of `linux/bpf.h`.
-const PROG_LOAD: libc::c_int = 5;
 const LINK_CREATE: libc::c_int = 28;
 const PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 const PROG_TYPE_SK_LOOKUP: u32 = 30;
@@ -51,36 +54,16 @@ impl Stranger {
     fn attach(program: &OwnedFd, target: &impl AsFd, kind: u32) -> Self {
         let target = target.as_fd().as_raw_fd();
         let [program, target] = [program.as_raw_fd(), target].map(RawFd::unsigned_abs);
-        Self {
-            _link: descriptor(LINK_CREATE, &[program, target, kind, 0]),
-        }
+        // SAFETY: the attributes are numbers.
+        let made = unsafe { call(LINK_CREATE, &mut [program, target, kind, 0]) };
+        // SAFETY: the kernel has just made it.
+        let link = unsafe { descriptor(made.expect("a link")) };
+        Self { _link: link }
     }
-}
-
-/// The beginning of what the kernel calls `union bpf_attr`, for `BPF_PROG_LOAD`.
-#[repr(C)]
-#[derive(Default)]
-struct Load {
-    kind: u32,
-    count: u32,
-    instructions: u64,
-    license: u64,
-    log: [u32; 4],
-    version: u32,
-    flags: u32,
-    name: [u8; 16],
-    interface: u32,
-    attach_kind: u32,
 }
 
 /// A program that answers 0 where the word at an offset of its context is this one, and 1 otherwise.
 fn load(kind: u32, attach_kind: u32, offset: u16, word: u32) -> OwnedFd {
-    let instruction = |code: u8, registers: u8, offset: u16, value: u32| {
-        u64::from(code)
-            | u64::from(registers) << 8
-            | u64::from(offset) << 16
-            | u64::from(value) << 32
-    };
     let code = [
         // r0 = 1; r2 = context[offset]
         instruction(0xb7, 0, 0, 1),
@@ -92,22 +75,5 @@ fn load(kind: u32, attach_kind: u32, offset: u16, word: u32) -> OwnedFd {
     ];
     // Before Linux 5.11 programs count as locked memory. Where the limit may not be raised the kernel may not ask for it.
     _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-    let load = Load {
-        kind,
-        count: u32::try_from(code.len()).expect("a few"),
-        instructions: code.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-        attach_kind,
-        ..Load::default()
-    };
-    descriptor(PROG_LOAD, &load)
-}
-
-fn descriptor<T>(command: libc::c_int, attributes: &T) -> OwnedFd {
-    debug_assert_eq!(size_of::<T>() % 4, 0, "no byte without a value");
-    // SAFETY: what attributes point at outlives the call.
-    let made = unsafe { bpf(command, attributes) };
-    let made = RawFd::try_from(made).expect("a descriptor");
-    // SAFETY: the kernel has just made it, and nobody else knows of it.
-    unsafe { OwnedFd::from_raw_fd(made) }
+    bytecode::load(kind, attach_kind, &code).expect("a program")
 }

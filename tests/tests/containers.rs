@@ -76,6 +76,14 @@ fn inside(number: u8) -> IpAddr {
     Ipv4Addr::new(10, 9, number, 2).into()
 }
 
+/// A container that runs, in a network of its own, and the app in it.
+fn running<'a>(sandbox: &'a Sandbox, id: &str) -> (Container<'a>, App) {
+    let container = Container::alone(sandbox, id, &network(sandbox, 1));
+    let app = container.start_app();
+    container.pid();
+    (container, app)
+}
+
 /// Waits until the daemon has listeners in the namespace of an app.
 fn await_capture(app: &App, mirror: SocketAddr) {
     eventually("connections of a container that are relayed", || {
@@ -95,10 +103,7 @@ fn a_container_that_runs_is_captured_from_the_start() {
     let sandbox = Sandbox::new();
     let [server, server_v6] = [IpAddr::from(SERVER_V4), SERVER_V6.into()]
         .map(|address| sandbox.within(|| Server::echo((address, 0))));
-    let netns = network(&sandbox, 1);
-    let container = Container::alone(&sandbox, &one, &netns);
-    let app = container.start_app();
-    container.pid();
+    let (_container, app) = running(&sandbox, &one);
     let culvert = sandbox.culvert(&relayed(&[&one[..12]], "on_relay_failure = \"refuse\""));
     for (server, path_length) in [(&server, 1), (&server_v6, 100_000), (&server, 3_000_000)] {
         let socket = app.tcp(server.address());
@@ -147,10 +152,7 @@ fn every_path_leads_from_one_namespace_to_another() {
     let one = id();
     let sandbox = Sandbox::new();
     let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
-    let netns = network(&sandbox, 1);
-    let container = Container::alone(&sandbox, &one, &netns);
-    let app = container.start_app();
-    container.pid();
+    let (_container, app) = running(&sandbox, &one);
     let rules =
         |path: &str, from: &str| relayed(&[&one], &format!("path = \"{path}\"\nfrom = \"{from}\""));
     let culvert = sandbox.culvert(&rules("copy", "host"));
@@ -189,10 +191,7 @@ fn it_is_up_to_the_rule_where_connections_leave_from() {
     for (from, is_inside) in [("host", false), ("container", true)] {
         let sandbox = Sandbox::new();
         let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
-        let netns = network(&sandbox, 1);
-        let container = Container::alone(&sandbox, &one, &netns);
-        let app = container.start_app();
-        container.pid();
+        let (_container, app) = running(&sandbox, &one);
         let culvert = sandbox.culvert(&relayed(&[&one], &format!("from = \"{from}\"")));
         let socket = app.tcp(server.address());
         socket.connect(server.address()).unwrap();
@@ -355,10 +354,7 @@ fn a_daemon_that_takes_over_opens_listeners_of_its_own() {
     let sandbox = Sandbox::new();
     let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
     let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
-    let netns = network(&sandbox, 1);
-    let container = Container::alone(&sandbox, &one, &netns);
-    let app = container.start_app();
-    container.pid();
+    let (container, app) = running(&sandbox, &one);
     let rules = format!(
         "{RELAY}[[forward]]\nname = \"boxes\"\nmatch = {{ container = \"{one}\", dest = [\"0.0.0.0/0\", \"127.0.0.0/8\"] }}\n\
          via = \"relay\"\non_relay_failure = \"refuse\"\n"
@@ -439,10 +435,7 @@ fn after_a_kill_the_fail_mode_decides_in_a_container_too() {
     for (mode, expected) in [("direct", Ok(Route::Direct)), ("refuse", Err(refusal()))] {
         let sandbox = Sandbox::new();
         let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
-        let netns = network(&sandbox, 1);
-        let container = Container::alone(&sandbox, &one, &netns);
-        let app = container.start_app();
-        container.pid();
+        let (_container, app) = running(&sandbox, &one);
         let mut culvert =
             sandbox.culvert(&relayed(&[&one], &format!("on_relay_failure = \"{mode}\"")));
         assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));

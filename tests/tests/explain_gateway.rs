@@ -11,7 +11,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use culvert_tests::{
-    Sandbox,
+    Culvert, Sandbox,
     app::Route,
     hosts::{self, Hosts, LAN, WAN},
     peer::Server,
@@ -24,7 +24,14 @@ struct Asked<'a> {
     rules: [&'a str; 2],
 }
 
-impl Asked<'_> {
+impl<'a> Asked<'a> {
+    fn a_daemon(sandbox: &'a Sandbox, culvert: &'a Culvert<'_>) -> Self {
+        Self {
+            sandbox,
+            rules: ["--admin", culvert.admin().to_str().unwrap()],
+        }
+    }
+
     fn about(&self, from: IpAddr, by: &str, to: SocketAddr) -> Value {
         let (from, to) = (from.to_string(), to.to_string());
         let mut command = self.sandbox.culvert_command();
@@ -60,11 +67,7 @@ fn what_passes_through_is_explained_as_it_is_decided() {
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
     let culvert = sandbox.culvert(&rules(""));
-    let admin = culvert.admin().to_str().unwrap();
-    let asked = Asked {
-        sandbox: &sandbox,
-        rules: ["--admin", admin],
-    };
+    let asked = Asked::a_daemon(&sandbox, &culvert);
     let app = hosts.app(&sandbox, 0);
     for (index, server) in hosts::server(0).into_iter().enumerate() {
         let client = hosts::client(0)[index];
@@ -123,11 +126,7 @@ fn the_fast_path_says_what_it_takes_and_why_not() {
         LAN[0], WAN[0]
     ));
     let culvert = sandbox.culvert(&fast);
-    let admin = culvert.admin().to_str().unwrap();
-    let asked = Asked {
-        sandbox: &sandbox,
-        rules: ["--admin", admin],
-    };
+    let asked = Asked::a_daemon(&sandbox, &culvert);
     let app = hosts.app(&sandbox, 0);
     for (index, server) in hosts::server(0).into_iter().enumerate() {
         let client = hosts::client(0)[index];

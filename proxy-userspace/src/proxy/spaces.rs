@@ -23,7 +23,9 @@ use tokio::{
 
 use self::opener::{OpenError, Opened, Opener};
 use super::{Proxy, ProxyError, port};
-use crate::{cgroup, close::CloseReason, intercept, netns::Id, status::SpaceStatus};
+use crate::{
+    cgroup, close::CloseReason, intercept, netns::Id, paint::all_lines, status::SpaceStatus,
+};
 
 /// A container that rules name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -264,16 +266,10 @@ enum Unopened {
 
 impl Unopened {
     fn sentence(&self) -> String {
-        let mut error: Option<&dyn std::error::Error> = Some(match self {
-            Self::Not(error) => error,
-            Self::Untold(error) => error,
-        });
-        let mut sentence = Vec::new();
-        while let Some(cause) = error {
-            sentence.push(cause.to_string());
-            error = cause.source();
+        match self {
+            Self::Not(error) => all_lines(error),
+            Self::Untold(error) => all_lines(error),
         }
-        sentence.join(": ")
     }
 }
 

@@ -40,7 +40,10 @@ use fastrand::Rng;
 
 use self::{
     farm::{Death, Farm},
-    traffic::{FRONTS, LENGTHS, NOWHERE, OF_APPS, Stop, is_explained, keep_up, start_again},
+    traffic::{
+        CONTAINER, GATEWAY, LENGTHS, NOWHERE, OF_APPS, Stop, fronts, is_explained, keep_up,
+        start_again,
+    },
     vitals::{Vitals, WORKERS},
 };
 
@@ -67,7 +70,7 @@ fn nothing_is_lost_and_nothing_grows() {
     let settings = Settings::daemon(&format!("workers = {WORKERS}"));
     let culvert = sandbox.culvert_with(&settings, &farm.rules(&mut rng));
     // What is loaded and opened when it is first used is there before the first look.
-    let warm = traffic::storm(&FRONTS[..OF_APPS], LENGTHS[2]);
+    let warm = traffic::storm(&OF_APPS, LENGTHS[2]);
     assert!(
         sandbox
             .app()
@@ -89,12 +92,12 @@ fn nothing_is_lost_and_nothing_grows() {
         let mut loads = Vec::new();
         for length in LENGTHS {
             let app = sandbox.app();
-            loads.push(scope.spawn(move || keep_up(&app, &FRONTS[..OF_APPS], length, stop)));
+            loads.push(scope.spawn(move || keep_up(&app, &OF_APPS, length, stop)));
         }
         let host = hosts.app(&sandbox, 0);
-        loads.push(scope.spawn(move || keep_up(&host, &FRONTS[6..7], LENGTHS[1], stop)));
+        loads.push(scope.spawn(move || keep_up(&host, &[GATEWAY], LENGTHS[1], stop)));
         let container = &container;
-        loads.push(scope.spawn(move || start_again(|| container.start_app(), FRONTS[7], stop)));
+        loads.push(scope.spawn(move || start_again(|| container.start_app(), CONTAINER, stop)));
 
         let stopping = Stop(stop);
         let end = Instant::now() + Duration::from_secs(seconds);
@@ -123,7 +126,7 @@ fn nothing_is_lost_and_nothing_grows() {
 }
 
 fn assert_explained(visits: &[Visit], deaths: &[Death]) {
-    for (name, port) in FRONTS {
+    for (name, port) in fronts() {
         let its = || visits.iter().filter(|visit| visit.address.port() == port);
         let failed = its().filter(|visit| visit.error.is_some()).count();
         println!("{name}: {} connections, {failed} lost", its().count());

@@ -15,20 +15,29 @@ use fastrand::Rng;
 
 use super::farm::Death;
 
-/// Where connections of each kind arrive: the path or the role, and the port.
-pub(super) const FRONTS: [(&str, u16); 8] = [
+/// Where connections of a kind arrive: the path or the role, and the port.
+pub(super) type Front = (&'static str, u16);
+
+/// Those that apps of this host connect to.
+pub(super) const OF_APPS: [Front; 6] = [
     ("copy", 8001),
     ("splice", 8002),
     ("sockmap", 8003),
     ("auto", 8004),
     ("group", 8005),
-    (REWRITE, 8006),
-    ("gateway", 8007),
-    ("container", 8008),
+    REWRITE,
 ];
-const REWRITE: &str = "rewrite";
-/// Those of them that apps of this host connect to.
-pub(super) const OF_APPS: usize = 6;
+const REWRITE: Front = ("rewrite", 8006);
+/// That of a host which is routed by us.
+pub(super) const GATEWAY: Front = ("gateway", 8007);
+/// That of a container.
+pub(super) const CONTAINER: Front = ("container", 8008);
+
+/// All of them.
+pub(super) fn fronts() -> Vec<Front> {
+    [&OF_APPS[..], &[GATEWAY, CONTAINER]].concat()
+}
+
 /// Where nobody is: a host that is routed by us connects there.
 pub(super) const NOWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 /// Bytes of connections, in turn.
@@ -37,17 +46,18 @@ pub(super) const LENGTHS: [u64; 3] = [200, 30_000, 400_000];
 const PATIENCE_MS: u64 = 60_000;
 
 /// Where a front is.
-pub(super) fn address((name, port): (&str, u16)) -> SocketAddr {
-    let host = if name == "gateway" { NOWHERE } else { OTHER_V4 };
-    (host, port).into()
+fn address(front: Front) -> SocketAddr {
+    let host = if front == GATEWAY { NOWHERE } else { OTHER_V4 };
+    (host, front.1).into()
 }
 
 /// Those of all fronts and some that nobody asks for, in an order that changes.
 pub(super) fn rules(rng: &mut Rng) -> String {
     let mut text = String::new();
-    let mut fronts = FRONTS.to_vec();
+    let mut fronts = fronts();
     rng.shuffle(&mut fronts);
-    for (name, port) in fronts {
+    for front in fronts {
+        let (name, port) = front;
         if rng.bool() {
             let other = 20_000 + port;
             write!(
@@ -60,11 +70,11 @@ pub(super) fn rules(rng: &mut Rng) -> String {
             let section = format!("forward]]\nmatch = {{ dest = \"{OTHER_V4}\", port = {port} }}");
             (section, path)
         };
-        let (section, path) = match name {
-            "group" | "container" => forward("copy"),
-            REWRITE => forward(REWRITE),
-            "gateway" => ("gateway]]\ninterface = \"lan0\"".to_owned(), "auto"),
-            path => (format!("reverse]]\nlisten = \"{OTHER_V4}:{port}\""), path),
+        let (section, path) = match front {
+            ("group", _) | CONTAINER => forward("copy"),
+            REWRITE => forward(name),
+            GATEWAY => ("gateway]]\ninterface = \"lan0\"".to_owned(), "auto"),
+            (path, _) => (format!("reverse]]\nlisten = \"{OTHER_V4}:{port}\""), path),
         };
         write!(
             text,
@@ -85,12 +95,7 @@ impl Drop for Stop<'_> {
 }
 
 /// Has an app make connections of one length to fronts until it is told to stop: what became of each.
-pub(super) fn keep_up(
-    app: &App,
-    fronts: &[(&str, u16)],
-    length: u64,
-    stop: &AtomicBool,
-) -> Vec<Visit> {
+pub(super) fn keep_up(app: &App, fronts: &[Front], length: u64, stop: &AtomicBool) -> Vec<Visit> {
     let mut visits = Vec::new();
     while !stop.load(SeqCst) {
         visits.append(&mut app.visit(&storm(fronts, length)));
@@ -99,11 +104,7 @@ pub(super) fn keep_up(
 }
 
 /// The same, by an app that is another one each time, and ends with connections open.
-pub(super) fn start_again(
-    start: impl Fn() -> App,
-    front: (&str, u16),
-    stop: &AtomicBool,
-) -> Vec<Visit> {
+pub(super) fn start_again(start: impl Fn() -> App, front: Front, stop: &AtomicBool) -> Vec<Visit> {
     let mut visits = Vec::new();
     for length in LENGTHS.into_iter().cycle() {
         if stop.load(SeqCst) {
@@ -118,7 +119,7 @@ pub(super) fn start_again(
 }
 
 /// Connections to fronts in turn.
-pub(super) fn storm(fronts: &[(&str, u16)], length: u64) -> Storm {
+pub(super) fn storm(fronts: &[Front], length: u64) -> Storm {
     Storm {
         addresses: fronts.iter().copied().map(address).collect(),
         threads: 6,
@@ -135,8 +136,7 @@ pub(super) fn is_explained(visit: &Visit, deaths: &[Death]) -> bool {
     if visit.ended_ms - visit.begun_ms >= PATIENCE_MS {
         return false;
     }
-    let port = visit.address.port();
-    let rewritten = FRONTS.contains(&(REWRITE, port));
+    let rewritten = visit.address == address(REWRITE);
     deaths.iter().any(|death| {
         let was_there = visit.endpoint.is_none_or(|port| port == death.port);
         let end = if rewritten && visit.endpoint.is_none() {

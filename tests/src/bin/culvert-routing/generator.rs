@@ -3,19 +3,18 @@
 //! socket does, so what is measured is mostly routing.
 
 use std::{
-    io,
     net::Ipv4Addr,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
 use anyhow::{Context as _, Result};
+use culvert_tests::bytecode::{call, instruction, load};
 
 /// The shortest frame.
 const FRAME: usize = 60;
 /// Of those, the bytes that are written for each packet: the headers, but for the last two bytes of UDP's.
 const WRITTEN: usize = 40;
-const PROG_LOAD: libc::c_long = 5;
-const PROG_TEST_RUN: libc::c_long = 10;
+const PROG_TEST_RUN: libc::c_int = 10;
 const PROG_TYPE_XDP: u32 = 6;
 const LIVE_FRAMES: u32 = 2;
 
@@ -35,17 +34,7 @@ pub(crate) struct Generator {
     interface: u32,
 }
 
-/// `struct bpf_attr` as it is for loading.
-#[repr(C)]
-#[derive(Default)]
-struct Load {
-    kind: u32,
-    count: u32,
-    instructions: u64,
-    license: u64,
-}
-
-/// As it is for running.
+/// `struct bpf_attr` as it is for running.
 #[repr(C)]
 #[derive(Default)]
 struct Run {
@@ -90,17 +79,7 @@ impl Generator {
         protocol: Protocol,
     ) -> Result<Self> {
         let frame = frame(hardware, source, dest, protocol);
-        let code = code(&frame);
-        let license = c"GPL";
-        let mut load = Load {
-            kind: PROG_TYPE_XDP,
-            count: u32::try_from(code.len())?,
-            instructions: code.as_ptr() as u64,
-            license: license.as_ptr() as u64,
-        };
-        let program = bpf(PROG_LOAD, &mut load).context("cannot load the generator")?;
-        // SAFETY: the kernel has just opened it for us.
-        let program = unsafe { OwnedFd::from_raw_fd(program) };
+        let program = load(PROG_TYPE_XDP, 0, &code(&frame)).context("cannot load the generator")?;
         Ok(Self {
             program,
             frame,
@@ -126,25 +105,11 @@ impl Generator {
             flags: LIVE_FRAMES,
             ..Run::default()
         };
-        bpf(PROG_TEST_RUN, &mut run).context("the kernel makes no packets (before 5.18?)")?;
+        // SAFETY: the frame and the context are as long as is said, and are only read.
+        unsafe { call(PROG_TEST_RUN, &mut run) }
+            .context("the kernel makes no packets (before 5.18?)")?;
         Ok(())
     }
-}
-
-fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<i32> {
-    // SAFETY: the kernel reads and writes so many bytes, and what they point at is borrowed by the callers.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_mut(attributes),
-            size_of::<T>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    i32::try_from(result).map_err(io::Error::other)
 }
 
 /// A packet of a few bytes; what it holds has no checksum.
@@ -181,12 +146,6 @@ fn frame(hardware: [u8; 6], source: Ipv4Addr, dest: Ipv4Addr, protocol: Protocol
 
 /// Writes the beginning of the frame and passes it on.
 fn code(frame: &[u8; FRAME]) -> Vec<u64> {
-    let instruction = |code: u8, registers: u8, offset: u16, value: u32| {
-        u64::from(code)
-            | u64::from(registers) << 8
-            | u64::from(offset) << 16
-            | u64::from(value) << 32
-    };
     let mut code = vec![
         // r6, r3 = beginning and end of the data; r4 = r6 + WRITTEN
         instruction(0x61, 0x16, 0, 0),
