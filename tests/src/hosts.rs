@@ -107,20 +107,30 @@ pub struct Witness<'a>(&'a Netns);
 impl<'a> Witness<'a> {
     /// Begins to count.
     pub fn of(netns: &'a Netns, from: SocketAddr, port: u16) -> Self {
-        netns.tool("nft", "add table inet witness");
-        netns.tool(
-            "nft",
-            "add chain inet witness seen { type filter hook prerouting priority -300 ; }",
-        );
         let family = if from.is_ipv4() { "ip" } else { "ip6" };
-        netns.tool(
-            "nft",
-            &format!(
-                "add rule inet witness seen {family} saddr {} tcp sport {} tcp dport {port} counter",
-                from.ip(),
-                from.port()
-            ),
-        );
+        let (address, from) = (from.ip(), from.port());
+        Self::counting(
+            netns,
+            &format!("{family} saddr {address} tcp sport {from} tcp dport {port}"),
+        )
+    }
+
+    /// As [`Witness::of`], of all that comes from an address, whatever it is.
+    pub fn of_all(netns: &'a Netns, from: IpAddr) -> Self {
+        let family = if from.is_ipv4() { "ip" } else { "ip6" };
+        Self::counting(netns, &format!("{family} saddr {from}"))
+    }
+
+    fn counting(netns: &'a Netns, what: &str) -> Self {
+        for command in [
+            "add table inet witness",
+            "delete table inet witness",
+            "add table inet witness",
+            "add chain inet witness seen { type filter hook prerouting priority -450 ; }",
+            &format!("add rule inet witness seen {what} counter"),
+        ] {
+            netns.tool("nft", command);
+        }
         Self(netns)
     }
 

@@ -195,6 +195,16 @@ impl Maps {
             .collect()
     }
 
+    /// One of them.
+    pub fn counter(&self, name: &str) -> u64 {
+        let counted = self.counters().into_iter();
+        let mut counted = counted.filter(|(counter, _)| *counter == name);
+        let (_, count) = counted
+            .next()
+            .unwrap_or_else(|| panic!("no counter {name}"));
+        count
+    }
+
     /// Tasks that are, or descend from, a process that a rule names.
     pub fn descendants(&self) -> Vec<u32> {
         let map: HashMap<MapData, u32, u32> = self

@@ -262,6 +262,71 @@ fn next_hops_may_have_addresses_of_the_link_only() {
     assert!(culvert.counter("fast") >= 3 * 8);
 }
 
+/// Each has a listener of its own, by a hash of the addresses.
+#[test]
+fn workers_share_the_connections() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let [server, _] = hosts::server(0);
+    let echo = hosts.server(0).within(|| Server::echo((server, 0)));
+    let culvert = sandbox.culvert_with(
+        &Settings::daemon("workers = 4"),
+        &through("via = \"original\""),
+    );
+    let app = hosts.app(&sandbox, 0);
+    let switches = || threads(culvert.pid(), "relay-");
+    let before = switches();
+    assert_eq!(before.len(), 4);
+    let storm = Storm {
+        addresses: vec![echo.address()],
+        threads: 4,
+        each: 50,
+        length: 1000,
+    };
+    assert_eq!(app.storm(&storm), BTreeMap::from([(0, 200)]));
+    culvert.await_records(200);
+    // Each connection takes some; without any a worker looks at the clock now and then.
+    for (name, count) in switches() {
+        assert!(count - before[&name] > 50, "{name}: {count} of {before:?}");
+    }
+}
+
+/// Of a process, by their names: how often each thread that is called so has waited for something.
+fn threads(pid: u32, called: &str) -> BTreeMap<String, u64> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let tasks = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("status")));
+    let of = |status: &str, key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap().trim().to_owned()
+    };
+    tasks
+        .map(|status| status.unwrap())
+        .map(|status| {
+            let waits = of(&status, "voluntary_ctxt_switches:");
+            (of(&status, "Name:"), waits.parse().unwrap())
+        })
+        .filter(|(name, _)| name.starts_with(called))
+        .collect()
+}
+
+/// As on a machine with more cores than the hook has room for listeners.
+#[test]
+fn there_may_be_more_workers_than_places_for_them() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let [server, _] = hosts::server(0);
+    let mirror = hosts.server(0).within(|| Server::mirror((server, 0)));
+    let culvert = sandbox.culvert_with(
+        &Settings::daemon("workers = 260"),
+        &through("via = \"original\""),
+    );
+    let app = hosts.app(&sandbox, 0);
+    for _ in 0..20 {
+        assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+    }
+    assert_eq!(culvert.counter("transit_relayed"), 20);
+}
+
 /// Bytes that each connection sends and gets back.
 const LENGTH: u64 = 4096;
 

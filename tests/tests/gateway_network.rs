@@ -13,6 +13,7 @@ use std::{
     io::{Write as _, copy, sink},
     net::Shutdown,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use culvert_tests::{
@@ -20,9 +21,10 @@ use culvert_tests::{
     app::{Route, protocol::Storm},
     eventually,
     hosts::{self, Hosts, LAN, WAN},
+    kernel::ingress_programs,
     netns::Netns,
     peer::Server,
-    process::app_binary,
+    process::{app_binary, run},
 };
 
 fn through(interface: &str) -> String {
@@ -82,6 +84,117 @@ fn interfaces_may_appear_be_renamed_and_vanish() {
     becomes(&late, Route::Relayed);
     assert_eq!(first.probe(mirror.address()), Ok(Route::Relayed));
     assert!(culvert.is_running());
+}
+
+/// Names of interfaces in the routing rules of the sandbox.
+fn in_rules(router: &Netns) -> Vec<String> {
+    let shown = router.within(|| run("ip", &["rule", "list", "protocol", "67"]));
+    let names = shown.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(" iif ")?;
+        rest.split(' ').next().map(str::to_owned)
+    });
+    names.collect()
+}
+
+/// Its packets come in by the same interface, whatever that is called.
+#[test]
+fn an_open_connection_outlives_the_name_of_its_interface() {
+    for more in ["", "keep_source = true\n"] {
+        let sandbox = Sandbox::new();
+        let hosts = Hosts::around(&sandbox);
+        let culvert = sandbox.culvert(&(through(LAN[0]) + more));
+        let router = sandbox.netns();
+        let app = hosts.app(&sandbox, 0);
+        let echoes =
+            hosts::server(0).map(|address| hosts.server(0).within(|| Server::echo((address, 0))));
+        let open = echoes.each_ref().map(|echo| {
+            let socket = app.tcp(echo.address());
+            socket.connect(echo.address()).unwrap();
+            socket.assert_echo();
+            socket
+        });
+        let lives = || {
+            for (seed, socket) in (1..).zip(&open) {
+                socket.exchange(seed, 100_000).unwrap();
+            }
+        };
+        let becomes = |from: &str, to: &str, is_relayed: bool| {
+            router.ip(&format!("link set {from} name {to}"));
+            lives();
+            // With its source a relayed connection looks like any other.
+            eventually(&format!("a connection by {to}"), || {
+                let before = culvert.counter("transit_relayed");
+                let socket = app.tcp(echoes[0].address());
+                socket.connect(echoes[0].address()).unwrap();
+                socket.assert_echo();
+                let relayed = culvert.counter("transit_relayed") - before;
+                (relayed == u64::from(is_relayed)).then_some(())
+            });
+            lives();
+            assert!(in_rules(router).contains(&to.to_owned()));
+        };
+        becomes(LAN[0], "other", false);
+        becomes("other", "third", false);
+        // Also when no rule names anything any more.
+        culvert.reload("");
+        becomes("third", "other", false);
+        culvert.reload(&(through(LAN[0]) + more));
+        becomes("other", LAN[0], true);
+    }
+}
+
+#[test]
+fn routing_rules_go_with_the_names_that_nobody_needs() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let router = sandbox.netns();
+    let everywhere = through(LAN[0]) + "keep_source = true\n";
+    let culvert = sandbox.culvert(&everywhere);
+    for round in 0..3 {
+        let name = format!("late{round}");
+        let host = Netns::new();
+        router.link(&name, "10.9.0.1/24", &host, "10.9.0.2/24");
+        eventually("a rule for it", || {
+            in_rules(router).contains(&name).then_some(())
+        });
+        router.ip(&format!("link del {name}"));
+        eventually("no rule for it", || {
+            (!in_rules(router).contains(&name)).then_some(())
+        });
+    }
+    // A name that a rule has is waited for.
+    culvert.reload(&(through("never") + &everywhere));
+    assert!(in_rules(router).contains(&"never".to_owned()));
+    culvert.reload(&everywhere);
+    assert!(!in_rules(router).contains(&"never".to_owned()));
+    drop(hosts);
+}
+
+/// Nobody waits for the next time that somebody looks.
+#[test]
+fn a_new_interface_is_guarded_within_a_moment() {
+    const MOMENT: Duration = Duration::from_millis(500);
+    let sandbox = Sandbox::new();
+    let router = sandbox.netns();
+    let _culvert = sandbox.culvert(&(through("late") + "on_relay_failure = \"refuse\"\n"));
+    let host = Netns::new();
+    // The looks that nobody causes are a second apart, and so would these rounds be.
+    let waited = (0..5).map(|_| {
+        router.link("late", "10.9.0.1/24", &host, "10.9.0.2/24");
+        let begun = Instant::now();
+        eventually("the program and its guard", || {
+            let programs = router.within(|| ingress_programs("late"));
+            ["gateway", "gateway_guard"]
+                .iter()
+                .all(|name| programs.iter().any(|program| program == name))
+                .then_some(())
+        });
+        let waited = begun.elapsed();
+        router.ip("link del late");
+        waited
+    });
+    let waited: Vec<_> = waited.collect();
+    assert!(waited.iter().any(|waited| *waited < MOMENT), "{waited:?}");
 }
 
 #[test]
