@@ -327,26 +327,32 @@ fn there_may_be_more_workers_than_places_for_them() {
     assert_eq!(culvert.counter("transit_relayed"), 20);
 }
 
+const ALL: u32 = 10_000;
 /// Bytes that each connection sends and gets back.
 const LENGTH: u64 = 4096;
 
 #[test]
 fn ten_thousand_connections_pass_through_and_every_byte_of_each() {
-    // Files of the daemon beside those of connections.
-    let count = affordable(10_000, 256);
+    // Files of the daemon beside those of connections, of which each relayed one takes two. What these do not allow is routed.
+    let count = affordable(ALL, 256);
     // A connection that waits takes no buffers.
     let most = u64::from(count) * 8192 + (32 << 20);
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
     let [server, _] = hosts::server(0);
     let crowd = hosts.server(0).within(|| Crowd::start((server, 0)));
+    let others = hosts.server(0).within(|| Crowd::start((server, 0)));
+    let port = crowd.address().port();
     let culvert = sandbox.culvert_with(
         &Settings::daemon("workers = 1"),
-        &through("via = \"original\"\non_relay_failure = \"refuse\""),
+        &through(&format!(
+            "match = {{ port = {port} }}\nvia = \"original\"\non_relay_failure = \"refuse\""
+        )),
     );
     let before = resident(culvert.pid());
     let app = hosts.app(&sandbox, 0);
     app.hold(crowd.address(), count).unwrap();
+    app.hold(others.address(), ALL - count).unwrap();
     eventually("all connections to be there", || {
         (culvert.status()["connections"]["live"] == count).then_some(())
     });
@@ -354,6 +360,7 @@ fn ten_thousand_connections_pass_through_and_every_byte_of_each() {
     let grown = resident(culvert.pid()).saturating_sub(before);
     assert!(grown < most, "{grown} bytes for {count} connections");
     assert_eq!(crowd.accepted(), count as usize);
+    assert_eq!(others.accepted(), (ALL - count) as usize);
     // A SYN that finds no room comes again.
     assert!(culvert.counter("transit_relayed") >= u64::from(count));
     drop(app);

@@ -439,8 +439,8 @@ fn what_is_for_many_is_the_kernels() {
     let hosts = Hosts::around(&sandbox);
     let router = sandbox.netns();
     let culvert = sandbox.culvert(ROUTER);
-    let (client, heard) = (hosts.client(0), "0.0.0.0:4000");
-    let listening = sandbox.within(|| UdpSocket::bind(heard).unwrap());
+    let client = hosts.client(0);
+    let listening = sandbox.within(|| UdpSocket::bind("0.0.0.0:4000").unwrap());
     let listening_v6 = sandbox.within(|| UdpSocket::bind("[::]:4001").unwrap());
     let group: Ipv4Addr = "239.1.2.3".parse().unwrap();
     let group_v6: Ipv6Addr = "ff0e::77".parse().unwrap();
