@@ -132,9 +132,9 @@ impl<'a> Rig<'a> {
     }
 
     /// Sends what can be read behind each form, which so has come, too.
-    fn assert_pass(&mut self, counted: &Maps, counter: &str) {
+    fn assert_pass(&mut self, maps: &Maps, counter: &str) {
         for form in self.forms() {
-            let (before, seen) = (counted.counter(counter), self.witness.packets());
+            let (before, seen) = (maps.counter(counter), self.witness.packets());
             for packet in &form.packets {
                 self.wire.send(packet);
             }
@@ -142,7 +142,7 @@ impl<'a> Rig<'a> {
             self.wire.send(&plain);
             let name = form.name;
             let taken = eventually(name, || {
-                let taken = counted.counter(counter) - before;
+                let taken = maps.counter(counter) - before;
                 (taken > 0).then_some(taken)
             });
             assert_eq!(taken, 1, "{name} of {}", self.from);

@@ -176,16 +176,31 @@ fn each_leg_agrees_on_options_of_its_own() {
     }
 }
 
-/// Nobody waits for those who never answer: neither the clients that do, nor the memory of the kernel and the daemon.
 #[test]
 fn a_flood_of_syns_is_bounded_and_harms_nobody() {
+    for family in [0, 1] {
+        assert_bounded(family, "1");
+    }
+}
+
+/// The kernel remembers no handshake at all, and only the listener can tell whose answers are right.
+#[test]
+fn a_flood_is_bounded_where_every_handshake_is_by_cookie() {
+    for family in [0, 1] {
+        assert_bounded(family, "2");
+    }
+}
+
+/// Nobody waits for those who never answer: neither the clients that do, nor the memory of the kernel and the daemon.
+fn assert_bounded(family: usize, cookies: &str) {
     const BACKLOG: usize = 256;
     const GROWN: u64 = 4 << 20;
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
     let router = sandbox.netns();
     router.sysctl("net.core.somaxconn", &BACKLOG.to_string());
-    let [server, _] = hosts::server(0);
+    router.sysctl("net.ipv4.tcp_syncookies", cookies);
+    let server = hosts::server(0)[family];
     let [flooded, free] =
         [1001, 1002].map(|port| hosts.server(0).within(|| Server::mirror((server, port))));
     let echo = hosts.server(0).within(|| Server::echo((server, 1001 + 2)));
@@ -197,9 +212,10 @@ fn a_flood_of_syns_is_bounded_and_harms_nobody() {
         ),
     );
     // What is answered goes back to where it came from, and ends there.
+    let made_up = ["10.66.0.0/16", "fd66::/96"][family];
     router.ip(&format!(
-        "route add 10.66.0.0/16 via {}",
-        hosts::client(0)[0]
+        "route add {made_up} via {}",
+        hosts::client(0)[family]
     ));
     let apps = [0, 1].map(|number| hosts.app(&sandbox, number));
     let open = apps[1].tcp(echo.address());
