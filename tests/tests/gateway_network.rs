@@ -11,7 +11,7 @@
 use std::{
     collections::BTreeMap,
     io::{Write as _, copy, sink},
-    net::Shutdown,
+    net::{IpAddr, Shutdown},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,7 +34,7 @@ fn through(interface: &str) -> String {
 }
 
 /// Sends what is asked of it by nobody, as servers that are downloaded from.
-fn source(address: std::net::IpAddr, length: u64) -> Server {
+fn source(address: IpAddr, length: u64) -> Server {
     Server::start((address, 0), move |mut stream| {
         Payload { seed: 11 }.write(&mut stream, length)?;
         stream.flush()?;
@@ -221,6 +221,16 @@ fn nothing_is_lost_where_packets_are() {
     }
 }
 
+/// Bytes of the largest segment that a host sends on a connection.
+fn segment(netns: &Netns, filter: &str) -> u32 {
+    let arguments = format!("-tinH state established {filter}");
+    let arguments: Vec<_> = arguments.split(' ').collect();
+    let shown = netns.within(|| run("ss", &arguments));
+    let mut words = shown.split_ascii_whitespace();
+    let size = words.find_map(|word| word.strip_prefix("mss:"));
+    size.expect("a size").parse().unwrap()
+}
+
 /// Each leg has segments of its own size.
 #[test]
 fn both_legs_keep_to_their_own_mtu() {
@@ -239,45 +249,42 @@ fn both_legs_keep_to_their_own_mtu() {
         let socket = app.tcp(echo.address());
         socket.connect(echo.address()).unwrap();
         socket.exchange(7, 1 << 20).unwrap();
+        let port = echo.address().port();
+        let near = segment(hosts.client(0), &format!("dport = :{port}"));
+        let far = segment(hosts.server(0), &format!("sport = :{port}"));
+        // Without the headers of IP and TCP, and its options.
+        assert!((8900..9000).contains(&near), "{near}");
+        assert!((1200..1280).contains(&far), "{far}");
         let length = 300_000;
         let server = hosts.server(0).within(|| source(address, length as u64));
         assert_downloads(&app, &server, length);
     }
 }
 
-/// A router between the client and us has a link that our segments are too big for, and says so to the server's address.
-#[test]
-fn an_icmp_error_about_a_relayed_connection_reaches_its_socket() {
-    let sandbox = Sandbox::new();
-    let hosts = Hosts::around(&sandbox);
-    let between = hosts.client(0);
+/// A host behind another one, which routes between it and the sandbox, by a link that large packets do not fit through.
+fn host_behind(router: &Netns, between: &Netns, near: [IpAddr; 2], own: [IpAddr; 2]) -> Arc<Netns> {
     let far = Arc::new(Netns::new());
     between.link("far", "10.9.0.1/24", &far, "10.9.0.2/24");
-    for (netns, address) in [(&**between, "fd09::1/64"), (&*far, "fd09::2/64")] {
+    for (netns, address) in [(between, "fd09::1/64"), (&far, "fd09::2/64")] {
         netns.ip(&format!("addr add {address} dev far nodad"));
     }
     far.ip("route add default via 10.9.0.1");
     far.ip("-6 route add default via fd09::1");
     between.sysctl("net.ipv4.ip_forward", "1");
     between.sysctl("net.ipv6.conf.all.forwarding", "1");
-    let [via_v4, via_v6] = hosts::client(0);
-    let router = sandbox.netns();
+    let [via_v4, via_v6] = near;
     router.ip(&format!("route add 10.9.0.0/24 via {via_v4}"));
     router.ip(&format!("-6 route add fd09::/64 via {via_v6}"));
     // Forwarding has made it forget what it learned by itself; the far host still sends large packets.
-    let [v4, v6] = hosts::toward_client(0);
+    let [v4, v6] = own;
     between.ip(&format!("route replace default via {v4}"));
     between.ip(&format!("-6 route replace default via {v6}"));
     between.ip("link set far mtu 1280");
-    let culvert = sandbox.culvert(&through(LAN[0]));
-    let app = App::start(&mut sandbox.command_elsewhere(&far, app_binary()));
-    let length = 200_000;
-    for address in hosts::server(0) {
-        let server = hosts.server(0).within(|| source(address, length as u64));
-        assert_downloads(&app, &server, length);
-    }
-    assert_eq!(culvert.counter("transit_relayed"), 2);
-    // They were delivered here, not routed on to the server that they are addressed to.
+    far
+}
+
+/// That errors about packets that are too big were delivered to a host, not routed on to whom they are addressed to.
+fn assert_heard_of_errors(router: &Netns) {
     let statistics = |file: &str| {
         let path = format!("/proc/thread-self/net/{file}");
         router.within(|| std::fs::read_to_string(path)).unwrap()
@@ -297,4 +304,45 @@ fn an_icmp_error_about_a_relayed_connection_reaches_its_socket() {
         .find(|line| line.starts_with("IcmpMsg:"))
         .unwrap();
     assert!(kinds.contains("InType3"), "{kinds}");
+}
+
+/// A router between the client and us has a link that our segments are too big for, and says so to the server's address.
+#[test]
+fn an_icmp_error_about_a_relayed_connection_reaches_its_socket() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let router = sandbox.netns();
+    let (near, own) = (hosts::client(0), hosts::toward_client(0));
+    let far = host_behind(router, hosts.client(0), near, own);
+    let culvert = sandbox.culvert(&through(LAN[0]));
+    let app = App::start(&mut sandbox.command_elsewhere(&far, app_binary()));
+    let length = 200_000;
+    for address in hosts::server(0) {
+        let server = hosts.server(0).within(|| source(address, length as u64));
+        assert_downloads(&app, &server, length);
+    }
+    assert_eq!(culvert.counter("transit_relayed"), 2);
+    assert_heard_of_errors(router);
+}
+
+/// One between us and the server says so to the address of the client, which the relay has connected from.
+#[test]
+fn an_icmp_error_to_the_address_of_a_client_reaches_the_relay() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let router = sandbox.netns();
+    let (near, own) = (hosts::server(0), hosts::toward_server(0));
+    let far = host_behind(router, hosts.server(0), near, own);
+    let culvert = sandbox.culvert(&(through(LAN[0]) + "keep_source = true\n"));
+    let app = hosts.app(&sandbox, 0);
+    for address in ["10.9.0.2", "fd09::2"] {
+        let address: IpAddr = address.parse().unwrap();
+        let echo = far.within(|| Server::echo((address, 0)));
+        let socket = app.tcp(echo.address());
+        socket.connect(echo.address()).unwrap();
+        socket.exchange(5, 200_000).unwrap();
+        assert_eq!(echo.clients(), [socket.local().unwrap()]);
+    }
+    assert_eq!(culvert.counter("transit_relayed"), 2);
+    assert_heard_of_errors(router);
 }
