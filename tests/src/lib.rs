@@ -25,6 +25,7 @@ pub mod daemon;
 pub mod datagrams;
 pub mod eventually;
 pub mod flood;
+pub mod frames;
 pub mod hello;
 pub mod hosts;
 pub mod kernel;
