@@ -8,9 +8,8 @@ mod opener;
 
 use std::{
     collections::BTreeMap,
-    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -325,7 +324,7 @@ fn inhabited(containers: &[Container]) -> BTreeMap<Id, Inhabitant<'_>> {
     let mut found = BTreeMap::new();
     for container in containers {
         cgroup::walk(&container.directory, &mut |directory| {
-            for pid in processes(directory) {
+            for pid in cgroup::processes(directory) {
                 // One that has ended meanwhile is nowhere.
                 if let Some(id) = Id::of(pid).ok().filter(|id| Some(*id) != own) {
                     found.entry(id).or_insert(Inhabitant { pid, container });
@@ -335,9 +334,4 @@ fn inhabited(containers: &[Container]) -> BTreeMap<Id, Inhabitant<'_>> {
         });
     }
     found
-}
-
-fn processes(cgroup: &Path) -> Vec<u32> {
-    let list = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-    list.lines().filter_map(|pid| pid.parse().ok()).collect()
 }
