@@ -250,7 +250,7 @@ fn nothing_holds_a_namespace_that_nobody_is_left_in() {
             let mut end = [0];
             while (&stream).read(&mut end)? > 0 {}
             loop {
-                std::thread::park();
+                thread::park();
             }
         })
     });

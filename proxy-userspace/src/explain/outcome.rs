@@ -130,10 +130,8 @@ pub(super) fn opened(
     let mut outcome = outcome.by_the_relay(listeners, to.is_ipv4(), &action);
     outcome.via = Some(shown(policy, upstream));
     outcome.path = Some(path(rule.path, rewrites));
-    if is_away {
-        if let Some(why) = unheard(&action, space) {
-            return outcome.failing(&action, &why);
-        }
+    if is_away && let Some(why) = unheard(&action, space) {
+        return outcome.failing(&action, &why);
     }
     if policy.daemon.is_some() && outcome.listeners.is_empty() {
         return outcome.failing(&action, "the relay has no listener of its family");
