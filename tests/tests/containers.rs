@@ -118,6 +118,33 @@ fn a_container_that_starts_later_is_captured_on_demand() {
     assert_eq!(other.start_app().probe(mirror.address()), Ok(Route::Direct));
 }
 
+/// Which cgroup a container has is known when it is there: what it opens until then its rule does not select, whatever the fail mode. A
+/// rule for the cgroup that it is made in does.
+#[test]
+fn until_its_cgroup_is_found_a_container_goes_by_the_rules_behind() {
+    let one = id();
+    for (is_below, expected) in [(false, Ok(Route::Direct)), (true, Err(refusal()))] {
+        let sandbox = Sandbox::new();
+        let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+        let mut rules = relayed(&[&one], "on_relay_failure = \"refuse\"");
+        if is_below {
+            rules += &format!(
+                "[[forward]]\nname = \"others\"\nmatch = {{ cgroup = {:?} }}\nvia = \"refuse\"\n",
+                sandbox.cgroup().name()
+            );
+        }
+        let culvert = sandbox.culvert(&rules);
+        // It cannot look.
+        culvert.freeze();
+        let netns = network(&sandbox, 1);
+        let container = Container::alone(&sandbox, &one, &netns);
+        let app = container.start_app();
+        assert_eq!(app.probe(mirror.address()), expected);
+        culvert.thaw();
+        await_capture(&app, mirror.address());
+    }
+}
+
 #[test]
 fn every_path_leads_from_one_namespace_to_another() {
     let one = id();
