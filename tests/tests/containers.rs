@@ -126,14 +126,12 @@ fn until_its_cgroup_is_found_a_container_goes_by_the_rules_behind() {
     for (is_below, expected) in [(false, Ok(Route::Direct)), (true, Err(refusal()))] {
         let sandbox = Sandbox::new();
         let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
-        let mut rules = relayed(&[&one], "on_relay_failure = \"refuse\"");
-        if is_below {
-            rules += &format!(
-                "[[forward]]\nname = \"others\"\nmatch = {{ cgroup = {:?} }}\nvia = \"refuse\"\n",
-                sandbox.cgroup().name()
-            );
-        }
-        let culvert = sandbox.culvert(&rules);
+        let rules = relayed(&[&one], "on_relay_failure = \"refuse\"");
+        let others = format!(
+            "[[forward]]\nname = \"others\"\nmatch = {{ cgroup = {:?} }}\nvia = \"refuse\"\n",
+            sandbox.cgroup().name()
+        );
+        let culvert = sandbox.culvert(&if is_below { rules + &others } else { rules });
         // It cannot look.
         culvert.freeze();
         let netns = network(&sandbox, 1);

@@ -60,6 +60,47 @@ fn told<T: std::str::FromStr>(variable: &str) -> Option<T> {
     Some(told)
 }
 
+/// What nobody does anything to.
+struct Others {
+    _servers: [App; 2],
+    _proxy: Running,
+}
+
+impl Others {
+    fn start(sandbox: &Sandbox) -> Self {
+        let servers = [SERVICE, behind_proxy()].map(|address| {
+            let server = App::start(&mut sandbox.outsider(app_binary()));
+            server.serve(address);
+            server
+        });
+        let mut proxy = sandbox.outsider("microsocks");
+        proxy.args(["-i", &PROXY.ip().to_string()]);
+        proxy.args(["-p", &PROXY.port().to_string()]);
+        // A line for each connection.
+        let proxy = Running::start(proxy.stderr(Stdio::null()));
+        sandbox.within(|| eventually("a proxy", || TcpStream::connect(PROXY).ok()));
+        Self {
+            _servers: servers,
+            _proxy: proxy,
+        }
+    }
+}
+
+/// A container that starts again and again, each time with a network of its own.
+fn in_new_networks(sandbox: &Sandbox, id: &str, stop: &AtomicBool) -> Vec<Visit> {
+    let numbers = Cell::new(0);
+    let start = || {
+        // The link to the network before goes when that does, which takes a moment.
+        numbers.set((numbers.get() + 1) % 200);
+        let netns = network(sandbox, numbers.get());
+        let container = Container::alone(sandbox, id, &netns);
+        let app = container.start_app();
+        await_capture(&app, ALONE);
+        (app, container)
+    };
+    start_again(start, ALONE, stop)
+}
+
 #[test]
 fn nothing_is_lost_and_nothing_grows() {
     let seconds = told("CULVERT_SOAK_SECONDS").unwrap_or(120);
@@ -75,17 +116,7 @@ fn nothing_is_lost_and_nothing_grows() {
     sandbox.netns().sysctl("net.ipv4.tcp_fwmark_accept", "1");
     let alone = id();
     let mut farm = Farm::new(&sandbox, &alone);
-    let servers = [SERVICE, behind_proxy()].map(|address| {
-        let server = App::start(&mut sandbox.outsider(app_binary()));
-        server.serve(address);
-        server
-    });
-    let mut proxy = sandbox.outsider("microsocks");
-    proxy.args(["-i", &PROXY.ip().to_string()]);
-    // A line for each connection.
-    proxy.stderr(Stdio::null());
-    let _proxy = Running::start(proxy.args(["-p", &PROXY.port().to_string()]));
-    sandbox.within(|| eventually("a proxy", || TcpStream::connect(PROXY).ok()));
+    let others = Others::start(&sandbox);
     let settings = Settings::daemon(&format!("workers = {WORKERS}"));
     let first_rules = farm.rules(&mut rng);
     let culvert = sandbox.culvert_with(&settings, &first_rules);
@@ -123,19 +154,7 @@ fn nothing_is_lost_and_nothing_grows() {
         let other = hosts.app(&sandbox, 1);
         loads.push(scope.spawn(move || keep_up(&other, &[SHOWN], LENGTHS[1], stop)));
         let (sandbox, alone) = (&sandbox, &*alone);
-        loads.push(scope.spawn(move || {
-            let numbers = Cell::new(0);
-            let start = || {
-                // The link to the network before goes when that does, which takes a moment.
-                numbers.set((numbers.get() + 1) % 200);
-                let netns = network(sandbox, numbers.get());
-                let container = Container::alone(sandbox, alone, &netns);
-                let app = container.start_app();
-                await_capture(&app, ALONE);
-                (app, container)
-            };
-            start_again(start, ALONE, stop)
-        }));
+        loads.push(scope.spawn(move || in_new_networks(sandbox, alone, stop)));
 
         let stopping = Stop(stop);
         let end = Instant::now() + Duration::from_secs(seconds);
@@ -161,7 +180,7 @@ fn nothing_is_lost_and_nothing_grows() {
     assert!(surprises.is_empty(), "{surprises:#?}");
     await_rest(&culvert);
     vitals.assert_flat(&culvert);
-    drop(servers);
+    drop(others);
 }
 
 fn assert_explained(visits: &[Visit], deaths: &[Death], records: &[CloseRecord]) {
