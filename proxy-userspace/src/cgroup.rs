@@ -303,6 +303,12 @@ pub(crate) fn walk(root: &Path, visit: &mut dyn FnMut(&Path) -> bool) {
     }
 }
 
+/// The processes of a cgroup itself; none when it is gone.
+pub(crate) fn processes(directory: &Path) -> Vec<u32> {
+    let list = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    list.lines().filter_map(|pid| pid.parse().ok()).collect()
+}
+
 /// The cgroup v2 mounts of a mount table, those that show most of the hierarchy first.
 fn mounts(table: &[u8]) -> Vec<Mount> {
     // Line by line, so that an odd mount elsewhere (a path that is not UTF-8) does not hide ours.

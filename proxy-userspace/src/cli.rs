@@ -239,16 +239,20 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "CGROUP")]
     pub cgroup: Option<String>,
 
+    /// The first process of this container (name, id, or the first 12 digits of that), in its cgroup and network.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["pid", "cgroup"])]
+    pub container: Option<String>,
+
     /// As if it ran this executable.
     #[arg(long, value_name = "PATH")]
     pub exe: Option<PathBuf>,
 
     /// It is one that arrives at this host, from this address.
-    #[arg(long, value_name = "SOURCE", group = "from", conflicts_with_all = ["pid", "user", "cgroup", "exe"])]
+    #[arg(long, value_name = "SOURCE", group = "from", conflicts_with_all = ["pid", "user", "cgroup", "container", "exe"])]
     pub inbound: Option<std::net::IpAddr>,
 
     /// It is one that passes through this host, from this address.
-    #[arg(long, value_name = "SOURCE", group = "from", requires = "interface", conflicts_with_all = ["pid", "user", "cgroup", "exe"])]
+    #[arg(long, value_name = "SOURCE", group = "from", requires = "interface", conflicts_with_all = ["pid", "user", "cgroup", "container", "exe"])]
     pub passing: Option<std::net::IpAddr>,
 
     /// By which interface it comes in.

@@ -228,7 +228,9 @@ impl Flow<'_> {
             reason = open.ended() => return Err((reason, None)),
         };
         dialled.map_err(|(reason, text)| {
-            if self.worker.may_warn(reason.label()) {
+            // Who has opened it is gone.
+            let is_usual = reason == CloseReason::NamespaceGone;
+            if !is_usual && self.worker.may_warn(reason.label()) {
                 tracing::warn!(
                     rule = &*self.origin.route.rule,
                     upstream = &*self.origin.route.upstream.name,

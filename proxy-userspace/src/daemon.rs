@@ -1,5 +1,6 @@
 //! `culvert run` and `culvert sidecar`: the proxy of a configuration file, in the foreground, until it is told to end.
 
+mod inherited;
 mod manager;
 mod place;
 mod sidecar;
@@ -25,13 +26,13 @@ use crate::{
     heap,
     intercept::{guard, ingress, standing::Standing},
     live::Query,
-    lock::Lock,
     metrics,
     paint::one_line,
     privileges,
     proxy::GuardedBy,
     service::{self, Service},
 };
+use inherited::Inherited;
 use manager::Manager;
 use place::Place;
 
@@ -69,8 +70,8 @@ struct Post {
 enum Kind {
     /// On a host, where it may pin.
     Host,
-    /// In a container, as the only one that serves the pod, with what others before it have left.
-    Sidecar(Lock, Standing),
+    /// In a container, with what others before it have left.
+    Sidecar(Standing),
 }
 
 impl Kind {
@@ -81,18 +82,14 @@ impl Kind {
         }
     }
 
-    /// Removes what those before us have left in force. What is returned is kept until the end.
-    fn remove_stale(self) -> Option<Lock> {
+    /// Removes what those before us have left in force.
+    fn remove_stale(self) {
         match self {
-            Self::Host => {
-                remove_stale();
-                None
-            }
-            Self::Sidecar(lock, stale) => {
+            Self::Host => remove_stale(),
+            Self::Sidecar(stale) => {
                 if stale.remove() {
                     tracing::info!("removed the guard that the sidecar before this one had left");
                 }
-                Some(lock)
             }
         }
     }
@@ -103,11 +100,12 @@ fn serve(
     log_faults: bool,
     post: impl FnOnce(&Config, &Cgroup2) -> Result<Post>,
 ) -> Result<()> {
+    let inherited = Inherited::find();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(run_until_told(file, log_faults, post))
+    runtime.block_on(run_until_told(file, log_faults, post, inherited))
 }
 
 /// Reads a configuration and prints its warnings.
@@ -129,20 +127,29 @@ async fn run_until_told(
     file: &Path,
     log_faults: bool,
     post: impl FnOnce(&Config, &Cgroup2) -> Result<Post>,
+    inherited: Inherited,
 ) -> Result<()> {
     let config = load(file)?;
     privileges::require()?;
     let cgroups = Cgroup2::find().map_err(|error| Failure::missing(error.to_string()))?;
     let post = post(&config, &cgroups)?;
     let cgroup = post.attach_point.display().to_string();
-    let mut place = Place::claim(&post.attach_point, post.takes_over)?;
+    let guarded_by = post.kind.guarded_by();
+    let mut place = Place::claim(&post.attach_point, post.takes_over, guarded_by)?;
     privileges::lift_locked_memory();
     // Without a bpffs of the system the guard mounts one, at a later reload too, and unmounts it.
-    let guarded_by = post.kind.guarded_by();
     let mounts = guarded_by == GuardedBy::Pins && !guard::has_system_bpffs();
     // A thread of its own does that, which is started with the service.
     let enters = service::enters_namespaces(&config, guarded_by);
     privileges::keep_what_a_daemon_needs(mounts || enters)?;
+    // Whoever waits for it would wait for ever. A predecessor may have the same port.
+    let probes = match config.daemon.health {
+        Some(address) if place.predecessor().is_none() => Some(
+            Scrapes::bind(address, Offer::Health)
+                .context("cannot answer probes (`health` in [daemon])")?,
+        ),
+        _ => None,
+    };
     // Before anything is attached, so that none is missed.
     let mut signals = Signals::new().context("cannot watch for signals")?;
     let mut service = Service::start(
@@ -153,10 +160,12 @@ async fn run_until_told(
         place.predecessor(),
         guarded_by,
     )?;
+    // The configuration and the access log may have been named by them.
+    inherited.close();
     service.set_guard()?;
     service.route()?;
     // Only now: what a killed predecessor left kept its rules in force until ours are.
-    let _lock = post.kind.remove_stale();
+    post.kind.remove_stale();
     let relieved = match place.relieve(&mut service).await {
         Ok(relieved) => relieved,
         Err(error) => {
@@ -169,7 +178,7 @@ async fn run_until_told(
     let mut admin = open_admin(service.config().daemon.admin.as_deref());
     let mut scrapes = open_scrapes(service.config().daemon.metrics, Offer::Metrics);
     let mut dashboard = open_scrapes(service.config().daemon.dashboard, Offer::Dashboard);
-    let mut probes = open_scrapes(service.config().daemon.health, Offer::Health);
+    let mut probes = probes.or_else(|| open_scrapes(service.config().daemon.health, Offer::Health));
     privileges::keep_what_a_running_daemon_needs(mounts)?;
     let mut manager = Manager::new();
     if relieved {
@@ -199,6 +208,13 @@ async fn run_until_told(
     }
 
     drop((admin, scrapes, dashboard, probes));
+    // Boxed: it holds the whole proxy once more.
+    Box::pin(end(service, &mut manager, signals)).await;
+    Ok(())
+}
+
+/// Ends, once that is told; at once when it is told again.
+async fn end(service: Service, manager: &mut Manager, mut signals: Signals) {
     if let Some(pid) = service.successor() {
         // The service manager follows that one, and must not hear that the service ends.
         tracing::info!(
@@ -214,7 +230,6 @@ async fn run_until_told(
         () = service.stop(drain_timeout) => {}
         () = signals.end() => tracing::warn!("told to end a second time: not waiting for connections"),
     }
-    Ok(())
 }
 
 /// Removes what killed daemons have left in force.

@@ -31,7 +31,10 @@ use crate::{
     routes::Upstreams,
     rule::Roles,
     socket,
-    status::explanation::{Explanation, Opener, Request, RuleReason},
+    status::{
+        SpaceStatus,
+        explanation::{Explanation, Opener, Request, RuleReason},
+    },
 };
 
 pub(crate) use self::passage::FastPath;
@@ -49,6 +52,8 @@ pub(crate) struct InForce<'a> {
     pub(crate) daemon: Option<u32>,
     pub(crate) listeners: Vec<SocketAddr>,
     pub(crate) network_namespace: Option<u64>,
+    /// The other ones where the daemon listens or is to.
+    pub(crate) spaces: Vec<SpaceStatus>,
     /// The process that a rule names, and that a process descends from.
     pub(crate) root_of: &'a dyn Fn(u32) -> Option<u32>,
 }
@@ -131,6 +136,7 @@ pub(crate) fn by_file(
         daemon: None,
         listeners: Vec::new(),
         network_namespace: None,
+        spaces: Vec::new(),
         // Who descends from whom is known only to who was there.
         root_of: &|pid| is_named(pid).then_some(pid),
     };

@@ -9,7 +9,7 @@ mod report;
 mod router;
 mod sources;
 
-use std::{collections::BTreeSet, fs, path::Path, process::ExitCode};
+use std::{collections::BTreeSet, path::Path, process::ExitCode};
 
 use anyhow::Result;
 use proxy_common::names;
@@ -20,7 +20,7 @@ use self::{
     sources::Answers,
 };
 use crate::{
-    cgroup::{Cgroup2, Reference, walk},
+    cgroup::{Cgroup2, Reference, processes, walk},
     config::{self, Config},
     daemon, delivery,
     exec::account::Accounts,
@@ -175,8 +175,7 @@ fn numbers(tables: &[u32]) -> String {
 fn population(directory: &Path) -> usize {
     let mut count = 0;
     walk(directory, &mut |cgroup| {
-        let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-        count += processes.lines().count();
+        count += processes(cgroup).len();
         true
     });
     count

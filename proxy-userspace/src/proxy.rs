@@ -466,7 +466,7 @@ impl Proxy {
                 never = self.supervisor.run() => match never {},
                 () = self.shared.paths.wanted() => self.calibrate_once(),
                 () = drain::time_to_sweep(&self.drains) => self.sweep(),
-                () = self.spaces.time_to_look() => self.follow_spaces(),
+                was_asked = self.spaces.time_to_look() => self.follow_spaces(was_asked),
                 events = self.calibrator.finished() => self.supervisor.hear(events),
             }
         }

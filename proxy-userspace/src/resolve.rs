@@ -3,22 +3,53 @@
 
 mod containers;
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, thread};
 
+use tokio::sync::oneshot;
+
+pub(crate) use self::containers::Answers;
 use crate::{
     cgroup::{Cgroup2, Reference},
-    policy::{CgroupRef, ExeRef, Names},
+    policy::{CgroupRef, Containers, ExeRef, Names},
     process::exe::exe_identity,
     rule::{Roles, Rule, container_in},
     socket,
 };
 
-/// Resolves every name in the rules. What was known of an executable before stays known: processes that were
-/// started before an upgrade go on running the old file.
+/// Resolves every name in the rules, and waits for the runtimes that know names of containers.
 #[must_use]
 pub fn resolve(roles: Roles<'_>, cgroups: &Cgroup2, before: &Names) -> Names {
+    let answers = containers::ask_and_wait(containers::called(roles.forward));
+    resolve_by(roles, cgroups, before, &answers)
+}
+
+/// Asks the runtimes for what rules call by names, and does not wait for them; `None` when there is nothing to ask.
+pub(crate) fn ask_runtimes(rules: &[Rule]) -> Option<oneshot::Receiver<Answers>> {
+    let names = containers::called(rules);
+    if names.is_empty() {
+        return None;
+    }
+    let (answer, answered) = oneshot::channel();
+    // Who asked may have ended.
+    thread::spawn(move || _ = answer.send(containers::ask(&names)));
+    Some(answered)
+}
+
+/// The container of a name or an id.
+pub(crate) fn container(cgroups: &Cgroup2, name: &str) -> Containers {
+    containers::one(cgroups, name)
+}
+
+/// Resolves every name in the rules, those of containers by what their runtimes have answered. What was known of an executable before
+/// stays known: processes that were started before an upgrade go on running the old file.
+pub(crate) fn resolve_by(
+    roles: Roles<'_>,
+    cgroups: &Cgroup2,
+    before: &Names,
+    answers: &Answers,
+) -> Names {
     let mut names = Names {
-        containers: containers::resolve(roles.forward, cgroups, &before.containers),
+        containers: containers::resolve(roles.forward, cgroups, &before.containers, answers),
         ..Names::default()
     };
     for reference in cgroups_of(roles.forward) {

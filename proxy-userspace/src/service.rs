@@ -9,13 +9,14 @@ use std::{
     collections::BTreeSet,
     convert::Infallible,
     future::pending,
+    mem::take,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use tokio::time::sleep;
+use tokio::{sync::oneshot, time::sleep};
 
 use crate::{
     access_log::{self, OpenLog},
@@ -28,7 +29,7 @@ use crate::{
     policy::Names,
     privileges,
     proxy::{Container, GuardNeeds, GuardedBy, Proxy, ProxyError, Rules, Settings, Shown},
-    resolve,
+    resolve::{self, Answers},
     rule::{Calibrate, Reverse, Rule, Via, container_in},
     socket,
     status::{DrainStatus, Status, counted, readiness::Readiness},
@@ -42,6 +43,9 @@ pub(crate) struct Service {
     cgroups: Cgroup2,
     attach_point: PathBuf,
     names: Names,
+    /// What the runtimes of containers were asked, and whether to ask them again then.
+    asked: Option<oneshot::Receiver<Answers>>,
+    asks_again: bool,
     config: Config,
     started: Instant,
     /// When it was looked for what nothing tells of.
@@ -108,6 +112,8 @@ impl Service {
             cgroups,
             attach_point,
             names,
+            asked: None,
+            asks_again: false,
             config,
             started: Instant::now(),
             looked: Instant::now(),
@@ -149,7 +155,8 @@ impl Service {
             let news = self.has_to_look().then_some(&mut self.news);
             tokio::select! {
                 never = self.proxy.supervise() => match never {},
-                _ = self.watcher.next() => self.names_changed(),
+                _ = self.watcher.next() => self.look_names_up(),
+                answers = answered(&mut self.asked) => self.runtimes_said(&answers),
                 () = time_to_look(news, self.looked) => self.look(),
             }
         }
@@ -355,7 +362,7 @@ impl Service {
         let is_same =
             |(name, number): (&String, &Option<u32>)| socket::interface_number(name) == *number;
         if !self.names.interfaces.iter().all(is_same) || has_unknown(&self.names) {
-            self.names_changed();
+            self.look_names_up();
         }
         self.proxy.steer(&self.config.reverse);
         let rules = rules(&self.config, &self.names);
@@ -364,9 +371,26 @@ impl Service {
         self.proxy.follow_router();
     }
 
-    /// A cgroup, executable or interface that rules name appeared, changed or went away.
-    fn names_changed(&mut self) {
-        let names = resolve::resolve(self.config.roles(), &self.cgroups, &self.names);
+    /// A cgroup, executable or interface that rules name appeared, changed or went away. Runtimes are asked meanwhile, since they may
+    /// take their time, and the heartbeat is not to wait for them.
+    fn look_names_up(&mut self) {
+        self.names_changed(&Answers::new());
+        if self.asked.is_none() {
+            self.asked = resolve::ask_runtimes(&self.config.forward);
+        } else {
+            self.asks_again = true;
+        }
+    }
+
+    fn runtimes_said(&mut self, answers: &Answers) {
+        self.names_changed(answers);
+        if take(&mut self.asks_again) {
+            self.asked = resolve::ask_runtimes(&self.config.forward);
+        }
+    }
+
+    fn names_changed(&mut self, answers: &Answers) {
+        let names = resolve::resolve_by(self.config.roles(), &self.cgroups, &self.names, answers);
         if names == self.names {
             return;
         }
@@ -479,6 +503,17 @@ fn watcher(config: &Config, cgroups: &Cgroup2) -> Watcher {
 
 fn keeps_sources(config: &Config) -> bool {
     Shown::are_wanted(config.roles(), &config.groups)
+}
+
+/// What the runtimes said; never returns when they were not asked. May be dropped and called again.
+async fn answered(asked: &mut Option<oneshot::Receiver<Answers>>) -> Answers {
+    let Some(answer) = asked else {
+        return pending().await;
+    };
+    // The thread that asks has no other way to end than to answer.
+    let answers = answer.await.unwrap_or_default();
+    *asked = None;
+    answers
 }
 
 /// Returns when it is time to look again: soon after something has happened to interfaces, and now and then; never if there is nothing

@@ -22,7 +22,10 @@ pub use self::{
 };
 use nix::{
     errno::Errno,
-    getsockopt_impl, ioctl_read_bad,
+    getsockopt_impl,
+    ifaddrs::getifaddrs,
+    ioctl_read_bad,
+    net::if_::InterfaceFlags,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     setsockopt_impl, sockopt_impl,
     sys::socket::{MsgFlags, getsockopt, recv, setsockopt},
@@ -194,13 +197,23 @@ pub fn interface_number(name: &str) -> Option<u32> {
 #[must_use]
 pub fn interface_name(number: u32) -> Option<String> {
     let name = nix::net::if_::if_indextoname(number).ok()?;
-    name.into_string().ok()
+    // The null pointer that says that there is none is a success to nix 0.31.
+    name.into_string().ok().filter(|name| !name.is_empty())
 }
 
 /// Whether there is an interface of this number in the network namespace of this thread.
 #[must_use]
 pub fn has_interface(number: u32) -> bool {
-    nix::net::if_::if_indextoname(number).is_ok()
+    interface_name(number).is_some()
+}
+
+/// Whether loopback is up in the network namespace of this thread.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn is_loopback_up() -> io::Result<bool> {
+    let up = InterfaceFlags::IFF_LOOPBACK | InterfaceFlags::IFF_UP;
+    Ok(getifaddrs()?.any(|interface| interface.flags.contains(up)))
 }
 
 /// The number of the interface that a connection arrived by, as the kernel noted it when the handshake ended

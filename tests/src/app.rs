@@ -174,7 +174,7 @@ impl App {
     /// Sends a payload on each of the connections that it keeps, and verifies what an echo server sends back.
     ///
     /// # Errors
-    /// That of the first exchange that fails; `EBADMSG` when a byte is missing or wrong.
+    /// That of the first exchange that fails; `ENODATA` when bytes are missing, `EBADMSG` when one is wrong.
     pub fn exchange_held(&self, length: u64) -> Result<()> {
         self.call(&Call::ExchangeHeld { length }).map(drop)
     }

@@ -3,6 +3,9 @@
 //!
 //! What a container needs is a [`Spec`], which the program `src/bin/culvert-test-runtime` carries out and then waits for.
 
+pub mod engine;
+mod network;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -17,6 +20,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+pub use self::network::{id, inside, network};
 use crate::{
     App, Sandbox,
     cgroup::{Cgroup, mount},

@@ -1,10 +1,16 @@
 //! What a process has in the kernel: the daemon's maps are read here, and its programs, maps and links counted.
 
-use std::{collections::BTreeSet, fs, os::fd::AsRawFd as _, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+    time::Duration,
+};
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, loaded_maps},
+    maps::{Array, HashMap, Map, MapData, MapInfo, MapType, PerCpuArray, loaded_maps},
     programs::{ProgramInfo, SchedClassifier, TcAttachType, loaded_links, loaded_programs},
 };
 use nix::{
@@ -251,6 +257,26 @@ impl Maps {
         Duration::from(now).saturating_sub(last)
     }
 
+    /// How many entries each table has that may have more or fewer.
+    pub fn census(&self) -> BTreeMap<String, usize> {
+        let mut census = BTreeMap::new();
+        for id in &self.ids {
+            // One that goes while we look has none any more.
+            let Ok(info) = MapInfo::from_id(*id) else {
+                continue;
+            };
+            let grows = matches!(
+                info.map_type(),
+                Ok(MapType::Hash | MapType::LruHash | MapType::LpmTrie | MapType::SockHash)
+            );
+            if grows {
+                let name = info.name_as_str().unwrap_or_default().to_owned();
+                *census.entry(name).or_default() += entries(&info);
+            }
+        }
+        census
+    }
+
     fn element<T: Pod>(&self, name: &str) -> T {
         let map: Array<MapData, T> = self.open(name).try_into().expect("an array");
         map.get(&0, 0).expect("the one element")
@@ -264,4 +290,28 @@ impl Maps {
         let data = MapData::from_id(*id).expect("cannot open a map by its id");
         Map::from_map_data(data).expect("a map of a known type")
     }
+}
+
+/// How many keys a map has.
+fn entries(map: &MapInfo) -> usize {
+    const GET_NEXT_KEY: libc::c_int = 4;
+    let Ok(fd) = map.fd() else {
+        return 0;
+    };
+    let length = usize::try_from(map.key_size()).expect("a length");
+    let (mut key, mut next) = (vec![0_u8; length], vec![0_u8; length]);
+    let mut count = 0;
+    // Whoever removes the key that was read last has the kernel begin anew.
+    while count < map.max_entries() as usize {
+        let before = if count == 0 { 0 } else { key.as_ptr() as u64 };
+        let file = u64::from(fd.as_fd().as_raw_fd().unsigned_abs());
+        let mut attributes = [file, before, next.as_mut_ptr() as u64];
+        // SAFETY: both keys are as long as the map's.
+        if unsafe { call(GET_NEXT_KEY, &mut attributes) }.is_err() {
+            return count;
+        }
+        std::mem::swap(&mut key, &mut next);
+        count += 1;
+    }
+    count
 }

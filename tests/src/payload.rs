@@ -64,13 +64,17 @@ impl Payload {
     pub fn verify(self, source: &mut impl Read, length: u64) -> io::Result<()> {
         let mut block = vec![0; BLOCK];
         for (offset, size) in blocks(length) {
-            let part = &mut block[..size];
-            source.read_exact(part)?;
+            // What comes before an early end is to be right, too.
+            let read = fill(source, &mut block[..size])?;
+            let part = &block[..read.unwrap_or_else(|part| part)];
             if let Some(at) = self.first_difference(offset, part) {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
                     format!("byte {at} of {length} is wrong"),
                 ));
+            }
+            if read.is_err() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
         Ok(())
@@ -85,6 +89,20 @@ impl Payload {
         word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         word ^ (word >> 31)
     }
+}
+
+/// Reads until a block is full, or as many bytes as there are: how many.
+fn fill(source: &mut impl Read, block: &mut [u8]) -> io::Result<Result<usize, usize>> {
+    let mut filled = 0;
+    while filled < block.len() {
+        match source.read(&mut block[filled..]) {
+            Ok(0) => return Ok(Err(filled)),
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Ok(filled))
 }
 
 fn blocks(length: u64) -> impl Iterator<Item = (u64, usize)> {

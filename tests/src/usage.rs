@@ -1,6 +1,7 @@
 //! What processes use of the machine, and what it lets them use.
 
 use std::{
+    collections::BTreeMap,
     fs, thread,
     time::{Duration, Instant},
 };
@@ -47,6 +48,22 @@ pub fn open_files(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd"))
         .expect("its files")
         .count()
+}
+
+/// The kinds of files that a process has open, as links in `/proc` call them (`pipe`, `socket`, `net` for a network namespace), and
+/// how many of each.
+pub fn files_by_kind(pid: u32) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for file in fs::read_dir(format!("/proc/{pid}/fd")).expect("its files") {
+        // One that is closed meanwhile is none.
+        let Ok(link) = fs::read_link(file.expect("a file").path()) else {
+            continue;
+        };
+        let link = link.to_string_lossy();
+        let kind = link.split_once(":[").map_or("other", |(kind, _)| kind);
+        *kinds.entry(kind.to_owned()).or_default() += 1;
+    }
+    kinds
 }
 
 /// As many connections as are wanted, or as this machine lets one daemon have, if fewer. It has two files for each, and others.

@@ -9,7 +9,7 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, fs, os::fd::AsRawFd, time::Duration};
 
 use culvert_tests::{
     Culvert, Sandbox,
@@ -154,6 +154,23 @@ fn every_thread_has_only_what_it_needs() {
     let record = culvert.the_record();
     assert!(record.exe.is_some(), "{record:?}");
     assert_confined(&culvert, &MAIN, &STRANGERS);
+}
+
+#[test]
+fn what_others_had_open_is_closed() {
+    let (read, _write) = nix::unistd::pipe().unwrap();
+    let pipe = fs::read_link(format!("/proc/self/fd/{}", read.as_raw_fd())).unwrap();
+    let has_it = |pid: u32| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        let mut files = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
+        files.any(|file| file == pipe)
+    };
+    let sandbox = Sandbox::new();
+    let culvert = sandbox.culvert(ALL);
+    assert!(has_it(sandbox.app().pid()), "it is handed on");
+    assert!(!has_it(culvert.pid()));
+    sandbox.exchange();
+    assert_eq!(culvert.the_record().reason, "done");
 }
 
 #[test]

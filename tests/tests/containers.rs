@@ -9,24 +9,21 @@
 )]
 
 use std::{
-    collections::BTreeMap,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
-    os::unix::net::UnixListener,
     process::Command,
     sync::{
         Arc,
-        atomic::{
-            AtomicU32, AtomicU64,
-            Ordering::{Relaxed, SeqCst},
-        },
+        atomic::{AtomicU64, Ordering::SeqCst},
     },
+    thread,
+    time::{Duration, Instant},
 };
 
 use culvert_tests::{
     App, Culvert, Load, Sandbox,
     app::Route,
-    container::Container,
+    container::{Container, engine, id, inside, network},
     daemon::Settings,
     eventually,
     kernel::refusal,
@@ -39,13 +36,6 @@ use culvert_tests::{
 };
 use nix::errno::Errno;
 
-/// An id as a runtime makes them: no other container of the machine has it, nor its first digits.
-fn id() -> String {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, Relaxed);
-    format!("{number:04x}{:08x}{}", std::process::id(), "5a".repeat(26))
-}
-
 /// A rule for containers.
 fn rule(containers: &[&str], more: &str) -> String {
     format!(
@@ -55,25 +45,6 @@ fn rule(containers: &[&str], more: &str) -> String {
 
 fn relayed(containers: &[&str], more: &str) -> String {
     format!("{RELAY}{}", rule(containers, more))
-}
-
-/// The network of a container, by a bridge of its own; everything is reached through the host.
-fn network(sandbox: &Sandbox, number: u8) -> Arc<Netns> {
-    let netns = Arc::new(Netns::new());
-    let host = format!("10.9.{number}.1");
-    sandbox.netns().link(
-        &format!("box{number}"),
-        &format!("{host}/24"),
-        &netns,
-        &format!("{}/24", inside(number)),
-    );
-    netns.ip(&format!("route add default via {host}"));
-    netns
-}
-
-/// The address of the container in there.
-fn inside(number: u8) -> IpAddr {
-    Ipv4Addr::new(10, 9, number, 2).into()
 }
 
 /// A container that runs, in a network of its own, and the app in it.
@@ -145,6 +116,31 @@ fn a_container_that_starts_later_is_captured_on_demand() {
     let elsewhere = network(&sandbox, 2);
     let other = Container::alone(&sandbox, &other_id, &elsewhere);
     assert_eq!(other.start_app().probe(mirror.address()), Ok(Route::Direct));
+}
+
+/// Which cgroup a container has is known when it is there: what it opens until then its rule does not select, whatever the fail mode. A
+/// rule for the cgroup that it is made in does.
+#[test]
+fn until_its_cgroup_is_found_a_container_goes_by_the_rules_behind() {
+    let one = id();
+    for (is_below, expected) in [(false, Ok(Route::Direct)), (true, Err(refusal()))] {
+        let sandbox = Sandbox::new();
+        let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+        let rules = relayed(&[&one], "on_relay_failure = \"refuse\"");
+        let others = format!(
+            "[[forward]]\nname = \"others\"\nmatch = {{ cgroup = {:?} }}\nvia = \"refuse\"\n",
+            sandbox.cgroup().name()
+        );
+        let culvert = sandbox.culvert(&if is_below { rules + &others } else { rules });
+        // It cannot look.
+        culvert.freeze();
+        let netns = network(&sandbox, 1);
+        let container = Container::alone(&sandbox, &one, &netns);
+        let app = container.start_app();
+        assert_eq!(app.probe(mirror.address()), expected);
+        culvert.thaw();
+        await_capture(&app, mirror.address());
+    }
 }
 
 #[test]
@@ -279,7 +275,7 @@ fn nothing_holds_a_namespace_that_nobody_is_left_in() {
             let mut end = [0];
             while (&stream).read(&mut end)? > 0 {}
             loop {
-                std::thread::park();
+                thread::park();
             }
         })
     });
@@ -448,58 +444,12 @@ fn after_a_kill_the_fail_mode_decides_in_a_container_too() {
     }
 }
 
-/// Answers as the API of Docker and Podman does, in the view of daemons: each name has an id.
-fn runtime(sandbox: &Sandbox, socket: &str, names: &[(&str, &str)]) {
-    let listener = sandbox.mounts().within(|| {
-        std::fs::create_dir_all(std::path::Path::new(socket).parent().unwrap()).unwrap();
-        let _ = std::fs::remove_file(socket);
-        UnixListener::bind(socket).unwrap()
-    });
-    let names: BTreeMap<String, String> = names
-        .iter()
-        .map(|(name, id)| ((*name).to_owned(), (*id).to_owned()))
-        .collect();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut line = String::new();
-            BufReader::new(stream.try_clone().unwrap())
-                .read_line(&mut line)
-                .unwrap();
-            let name = line
-                .strip_prefix("GET /containers/")
-                .and_then(|rest| rest.split_once("/json "))
-                .map(|(name, _)| name);
-            let (status, body) = match name.and_then(|name| Some((name, names.get(name)?))) {
-                Some((name, id)) => (
-                    "200 OK",
-                    format!("{{\"Id\":\"{id}\",\"Name\":\"/{name}\"}}"),
-                ),
-                None => (
-                    "404 Not Found",
-                    "{\"message\":\"no such container\"}".to_owned(),
-                ),
-            };
-            // Who asks may have gone.
-            _ = write!(
-                stream,
-                "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}",
-                body.len()
-            );
-        }
-    });
-}
-
 #[test]
 fn a_container_is_found_by_the_name_that_its_runtime_knows() {
     let [one, unknown] = [id(), id()];
     let sandbox = Sandbox::new();
     let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
-    runtime(
-        &sandbox,
-        "/run/docker.sock",
-        &[("web", &one), ("db", &unknown)],
-    );
+    engine::knows(&sandbox, engine::DOCKER, &[("web", &one), ("db", &unknown)]);
     let culvert = sandbox.culvert(&relayed(&["web", "nobody"], ""));
     assert!(
         culvert.log().contains("\"web\": it does not run"),
@@ -530,7 +480,7 @@ fn a_container_is_found_by_the_name_that_its_runtime_knows() {
     assert!(known["problem"].is_null(), "{known}");
     // Made anew it has another id, and the same name.
     let other = id();
-    runtime(&sandbox, "/run/docker.sock", &[("web", &other)]);
+    engine::knows(&sandbox, engine::DOCKER, &[("web", &other)]);
     drop((app, container, netns));
     let netns = network(&sandbox, 2);
     let container = Container::alone(&sandbox, &other, &netns);
@@ -541,8 +491,8 @@ fn a_container_is_found_by_the_name_that_its_runtime_knows() {
 fn what_may_be_several_containers_is_none_and_said_so() {
     let [one, other] = [id(), id()];
     let sandbox = Sandbox::new();
-    runtime(&sandbox, "/run/docker.sock", &[("web", &one)]);
-    runtime(&sandbox, "/run/podman/podman.sock", &[("web", &other)]);
+    engine::knows(&sandbox, engine::DOCKER, &[("web", &one)]);
+    engine::knows(&sandbox, engine::PODMAN, &[("web", &other)]);
     let alike = [one.replace("5a5a", "a5a5"), one.clone()];
     let cgroups = alike
         .iter()
@@ -559,4 +509,34 @@ fn what_may_be_several_containers_is_none_and_said_so() {
         assert!(culvert.log().contains(&part), "{part}: {}", culvert.log());
     }
     drop(cgroups);
+}
+
+#[test]
+fn a_runtime_that_hangs_keeps_nobody_waiting() {
+    let one = id();
+    let sandbox = Sandbox::new();
+    let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    engine::hangs(&sandbox, engine::DOCKER);
+    engine::knows(&sandbox, engine::PODMAN, &[("web", &one)]);
+    let netns = network(&sandbox, 1);
+    let container = Container::alone(&sandbox, &one, &netns);
+    let app = container.start_app();
+    container.pid();
+    // The other name has the runtimes asked again and again.
+    let culvert = sandbox.culvert(&relayed(
+        &["web", "nobody"],
+        "on_relay_failure = \"refuse\"",
+    ));
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+    let said = "that answers knows it (yet; /run/docker.sock: no answer)";
+    assert!(culvert.log().contains(said), "{}", culvert.log());
+    // A question takes 500 ms, of each second; who asks for the status waits for none.
+    let mut slowest = Duration::ZERO;
+    for _ in 0..30 {
+        let asked = Instant::now();
+        culvert.status();
+        slowest = slowest.max(asked.elapsed());
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(slowest < Duration::from_millis(400), "{slowest:?}");
 }

@@ -26,6 +26,7 @@ use culvert_tests::{
     process::app_binary,
     rules::{RELAY, relayed},
     sandbox::{OTHER_V4, SERVER_V4, SERVER_V6},
+    stranger::Stranger,
 };
 use nix::errno::Errno;
 use serde_json::Value;
@@ -166,12 +167,16 @@ fn each_rule_says_why_not_and_what_is_not_so_may_be_supposed() {
     assert_eq!(supposed["via"], "relay: direct, connect 10s");
     let hooks = supposed["hooks"].as_array().unwrap();
     let ours: Vec<_> = hooks.iter().filter(|hook| hook["ours"] == true).collect();
-    assert_eq!(ours.len(), 1, "{hooks:?}");
-    let served = format!("/{}", sandbox.cgroup().name());
+    let named: Vec<_> = ours
+        .iter()
+        .map(|hook| hook["hook"].as_str().unwrap())
+        .collect();
     assert_eq!(
-        (&ours[0]["hook"], &ours[0]["cgroup"]),
-        (&"connect4".into(), &served.into())
+        named,
+        ["connect4", "tcp_events", "getpeername4", "getsockopt"]
     );
+    let served = format!("/{}", sandbox.cgroup().name());
+    assert!(ours.iter().all(|hook| hook["cgroup"] == served), "{ours:?}");
 }
 
 #[test]
@@ -191,11 +196,43 @@ fn hooks_are_listed_in_the_order_they_run_in() {
     let holders = [&inner, &outer].map(|culvert| format!("culvert[{}]", culvert.pid()));
     let of_these = |hook: &&&Value| {
         let held_by = hook["held_by"][0].as_str();
-        held_by.is_some_and(|held_by| holders.iter().any(|holder| holder == held_by))
+        hook["hook"] == "connect4"
+            && held_by.is_some_and(|held_by| holders.iter().any(|holder| holder == held_by))
     };
     let found: Vec<_> = hooks.iter().filter(of_these).collect();
     let found: Vec<_> = found.iter().map(|hook| &hook["held_by"][0]).collect();
     assert_eq!(found, holders.each_ref(), "{hooks:?}");
+}
+
+#[test]
+fn programs_of_others_are_listed_where_they_run() {
+    let sandbox = Sandbox::new();
+    let mirror = sandbox.within(|| Server::mirror((SERVER_V4, 80)));
+    let culvert = sandbox.culvert(&(RELAY.to_owned() + &relayed("all", "port = 80")));
+    let stranger = Stranger::refuses_connects(sandbox.app_cgroup(), 81);
+    let app = sandbox.app();
+    let said = explain_app(&sandbox, &culvert, &app, mirror.address());
+    let connects = said["hooks"].as_array().unwrap().iter();
+    let connects: Vec<_> = connects.filter(|hook| hook["hook"] == "connect4").collect();
+    let of_app = format!("/{}", sandbox.app_cgroup().name());
+    assert_eq!(connects[0]["cgroup"], of_app, "{said:#}");
+    assert_eq!(connects[0]["ours"], false);
+    let held_by = connects[0]["held_by"][0].as_str().unwrap();
+    assert!(
+        held_by.ends_with(&format!("[{}]", std::process::id())),
+        "{held_by}"
+    );
+    assert!(
+        connects[1..].iter().any(|hook| hook["ours"] == true),
+        "{said:#}"
+    );
+    drop(stranger);
+    let said = explain_app(&sandbox, &culvert, &app, mirror.address());
+    let hooks = said["hooks"].as_array().unwrap();
+    assert!(
+        hooks.iter().all(|hook| hook["cgroup"] != of_app),
+        "{said:#}"
+    );
 }
 
 #[test]
@@ -252,6 +289,7 @@ fn what_arrives_is_taken_by_the_rule_that_is_said() {
             "direct"
         };
         assert_eq!(said["verdict"], verdict);
+        assert_eq!(said["hooks"][0]["hook"], "reverse", "{said:#}");
         assert_eq!(said["hooks"][0]["ours"], true, "{said:#}");
     }
     let mut taken: Vec<_> = culvert

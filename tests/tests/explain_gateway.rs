@@ -77,6 +77,11 @@ fn what_passes_through_is_explained_as_it_is_decided() {
             (&web["via"], &web["on_relay_failure"]),
             (&"original".into(), &"refuse".into())
         );
+        let first = &web["hooks"][0];
+        assert_eq!(
+            (&first["hook"], &first["cgroup"], &first["ours"]),
+            (&"tcx ingress".into(), &LAN[0].into(), &true.into())
+        );
         asked.says(
             client,
             LAN[0],

@@ -9,14 +9,14 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, process::Command};
 
 use culvert_tests::{
     Sandbox,
     app::{Result, Route},
     container::{CONFIG, Container, HOST_CGROUPS, Pod, View, capabilities, capability},
     eventually,
-    kernel::refusal,
+    kernel::{refusal, take_off},
     peer::Server,
     process::{attempt, culvert_binary},
     sandbox::SERVER_V4,
@@ -263,6 +263,18 @@ fn the_manifest_of_a_daemon_set() {
     sidecar.await_ready();
     let app = pod.app("app");
     assert_eq!(app.start_app().probe(mirror.address()), RELAYED);
+    // The probe is run in the container, whose program has another name here.
+    let probe = &culvert.readiness_probe.as_ref().unwrap().exec.command;
+    assert_eq!(probe[0], "/culvert");
+    let asks = || {
+        let mut ask = Command::new("nsenter");
+        ask.args(["--mount", "--net", "--root", "--target"]);
+        ask.arg(sidecar.pid().to_string()).arg("/program");
+        attempt(ask.args(&probe[1..]))
+    };
+    assert!(asks().status.success(), "{:?}", asks());
+    take_off(sidecar.pid(), "reverse");
+    assert_eq!(asks().status.code(), Some(1), "{:?}", asks());
 }
 
 #[derive(Deserialize)]

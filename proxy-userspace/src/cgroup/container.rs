@@ -10,7 +10,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::{Cgroup2, CgroupError, Mount, is_hierarchy, mounts, walk};
+use super::{Cgroup2, CgroupError, Mount, is_hierarchy, mounts, processes, walk};
 
 /// Whether the root of a mount is outside of our cgroup namespace (`cgroup_show_path()` in `kernel/cgroup/cgroup.c`).
 pub(super) fn is_above(root: &Path) -> bool {
@@ -50,8 +50,7 @@ fn holder_of(top: &Path, pid: u32) -> Option<PathBuf> {
 }
 
 fn holds(cgroup: &Path, pid: u32) -> bool {
-    let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-    processes.lines().any(|line| line.parse() == Ok(pid))
+    processes(cgroup).contains(&pid)
 }
 
 /// The directory of the cgroup of a process in another container, which need not be visible here: the container's own mounts show it.

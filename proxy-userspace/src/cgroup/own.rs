@@ -24,7 +24,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Cgroup, Cgroup2, CgroupError, walk};
+use super::{Cgroup, Cgroup2, CgroupError, processes, walk};
 
 /// Every directory we make is called this, followed by the process id of its owner.
 const PREFIX: &str = "culvert-exec-";
@@ -291,13 +291,9 @@ pub fn kill_each(dir: &Path) -> io::Result<()> {
 fn signal_each(dir: &Path, signal: Signal) -> usize {
     let mut count = 0;
     walk(dir, &mut |dir| {
-        let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
         // Processes of a PID namespace above ours are listed as 0, which `kill` would take for our own group.
-        let pids = procs
-            .lines()
-            .filter_map(|line| line.parse().ok())
-            .filter(|pid| *pid > 0);
-        for pid in pids {
+        let pids = processes(dir).into_iter().map(u32::cast_signed);
+        for pid in pids.filter(|pid| *pid > 0) {
             count += 1;
             match kill(Pid::from_raw(pid), signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::remote::{OTHER_VERSION, place, runtime};
 use crate::{
     admin::{self, AskError},
-    cgroup::{Cgroup2, Reference},
+    cgroup::{self, Cgroup2, Reference},
     cli::ExplainArgs,
     daemon,
     exec::{account::Accounts, identity::RunAs},
@@ -18,6 +18,7 @@ use crate::{
     failure::Failure,
     paint::{self, Paint},
     proxy::obstacle,
+    resolve,
     status::explanation::{Explanation, Request},
 };
 
@@ -46,8 +47,13 @@ fn connection(args: &ExplainArgs, cgroups: &Cgroup2) -> Result<Request> {
     let process = if source.is_some() {
         None
     } else {
-        let pid = args.pid.unwrap_or_else(parent_id);
-        let opener = subject::opener(pid, &changes(args, cgroups)?);
+        let pid = match &args.container {
+            Some(name) => Some(first_of(name, cgroups)?),
+            None => args.pid,
+        };
+        let changes = changes(args, pid.is_some(), cgroups)?;
+        let pid = pid.unwrap_or_else(parent_id);
+        let opener = subject::opener(pid, &changes);
         Some(opener.with_context(|| format!("cannot tell who process {pid} is"))?)
     };
     Ok(Request {
@@ -59,12 +65,32 @@ fn connection(args: &ExplainArgs, cgroups: &Cgroup2) -> Result<Request> {
     })
 }
 
-fn changes(args: &ExplainArgs, cgroups: &Cgroup2) -> Result<Changes> {
-    let account = match (&args.user, args.pid) {
-        (Some(user), _) => Some(account(user)?),
-        (None, Some(_)) => None,
+/// The first process of a container.
+fn first_of(name: &str, cgroups: &Cgroup2) -> Result<u32> {
+    let container = resolve::container(cgroups, name);
+    if let Some(problem) = container.problem {
+        return Err(Failure::usage(format!("container {name:?}: {problem}")).into());
+    }
+    let mut first = None;
+    for directory in &container.directories {
+        cgroup::walk(directory, &mut |directory| {
+            first = first.or_else(|| cgroup::processes(directory).into_iter().next());
+            first.is_none()
+        });
+    }
+    Ok(first.ok_or_else(|| {
+        Failure::usage(format!(
+            "container {name:?} does not run, as far as cgroups show"
+        ))
+    })?)
+}
+
+fn changes(args: &ExplainArgs, is_named: bool, cgroups: &Cgroup2) -> Result<Changes> {
+    let account = match &args.user {
+        Some(user) => Some(account(user)?),
+        None if is_named => None,
         // Who called through sudo does not ask about root.
-        (None, None) => RunAs::Invoker
+        None => RunAs::Invoker
             .resolve()?
             .map(|invoker| (invoker.uid, Some(invoker.gid))),
     };

@@ -19,11 +19,14 @@ use tokio::{
 use crate::{
     intercept::{Predecessor, survey},
     privileges,
+    proxy::GuardedBy,
     service::Service,
 };
 
 /// How long a predecessor may take to detach, and another daemon to begin.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long programs may stay after the process that held them.
+const LINGERING: Duration = Duration::from_secs(2);
 /// How often is looked.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -39,7 +42,7 @@ impl Place {
     ///
     /// Two daemons on one cgroup that do not know of each other would take each other's connections for an app's, round and
     /// round. (One on a cgroup below the other's is fine: it is outside of what it serves.)
-    pub(super) fn claim(cgroup: &Path, takeover: bool) -> Result<Self> {
+    pub(super) fn claim(cgroup: &Path, takeover: bool, guarded_by: GuardedBy) -> Result<Self> {
         if takeover {
             privileges::require_all(&[privileges::TAKE_OVER])?;
         }
@@ -53,6 +56,9 @@ impl Place {
         await_turn(&directory, cgroup);
         let predecessor = if takeover {
             Predecessor::find(directory.as_fd())?
+        } else if guarded_by == GuardedBy::Cgroup {
+            refuse_a_second_sidecar(&directory)?;
+            None
         } else {
             refuse_a_second(&directory, cgroup)?;
             None
@@ -150,4 +156,18 @@ fn refuse_a_second(directory: &File, cgroup: &Path) -> Result<()> {
             cgroup.display()
         ),
     }
+}
+
+/// A sidecar sees neither whose programs there are nor the process that holds them. That there are some on every hook is enough: no
+/// app of the pod can attach any, whatever else it may take or lock.
+fn refuse_a_second_sidecar(directory: &File) -> Result<()> {
+    // Those of one that was killed go a moment after it.
+    let deadline = Instant::now() + LINGERING;
+    while survey::has_every_hook(directory.as_fd()) {
+        if Instant::now() > deadline {
+            anyhow::bail!("another sidecar serves the same containers already; one is enough");
+        }
+        thread::sleep(POLL);
+    }
+    Ok(())
 }

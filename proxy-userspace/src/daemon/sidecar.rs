@@ -15,7 +15,6 @@ use crate::{
     config::Config,
     failure::Failure,
     intercept::standing::Standing,
-    lock::Lock,
     privileges,
     rule::FailMode,
 };
@@ -30,7 +29,6 @@ pub(super) fn post(pid: Option<u32>, config: &Config, cgroups: &Cgroup2) -> Resu
     };
     let failed = || format!("cannot look at the cgroup {}", attach_point.display());
     let cgroup = File::open(&attach_point).with_context(failed)?;
-    let lock = claim(cgroup.metadata().with_context(failed)?.ino())?;
     let mut rules = config.forward.iter();
     if rules.any(|rule| rule.on_relay_failure == FailMode::Refuse) {
         privileges::require_all(&[privileges::FIND_GUARD])?;
@@ -39,17 +37,8 @@ pub(super) fn post(pid: Option<u32>, config: &Config, cgroups: &Cgroup2) -> Resu
     Ok(Post {
         attach_point,
         takes_over: false,
-        kind: Kind::Sidecar(lock, left),
+        kind: Kind::Sidecar(left),
     })
-}
-
-/// A second one would take the connections of the first for an app's, and that one its, round and round. It cannot be seen, since it
-/// has process ids of its own; but what it serves is in the same network.
-fn claim(cgroup: u64) -> Result<Lock> {
-    let taken = Lock::take(&format!("culvert-sidecar-{cgroup}"));
-    taken
-        .context("cannot tell whether another sidecar serves the same cgroup")?
-        .context("another sidecar serves the same containers already; one is enough")
 }
 
 /// What to do where there is no pod to be seen.

@@ -6,7 +6,8 @@ use proxy_common::names;
 
 use crate::{
     cgroup::Cgroup2,
-    intercept::survey::{self, HOOKS, Holder},
+    intercept::survey::{self, Holder},
+    socket,
     status::explanation::{HookProgram, Request},
 };
 
@@ -18,12 +19,13 @@ pub(crate) fn on_the_way(cgroups: &Cgroup2, connection: &Request) -> io::Result<
     let mut found = if let Some(process) = &connection.process {
         let directory = cgroups.dir(Path::new(&process.cgroup));
         on_cgroups(cgroups, &directory.map_err(io::Error::other)?, connection)?
-    } else if connection.passes {
-        // Programs on interfaces are listed by `bpftool net`.
-        return Ok(Vec::new());
     } else {
-        let ids = survey::attached_to_namespace()?;
-        found_at(names::REVERSE, "network namespace", ids)
+        let mut found = on_interface(connection);
+        if !connection.passes {
+            let ids = survey::attached_to_namespace()?;
+            found.extend(found_at(names::REVERSE, "network namespace", ids));
+        }
+        found
     };
     if found.is_empty() {
         return Ok(found);
@@ -41,29 +43,46 @@ pub(crate) fn on_the_way(cgroups: &Cgroup2, connection: &Request) -> io::Result<
     Ok(found)
 }
 
-/// Those of a child run before those of its parent (`compute_effective_progs()` in kernel/bpf/cgroup.c).
+/// Those of a child run before those of its parent (`compute_effective_progs()` in kernel/bpf/cgroup.c), but for those that are attached
+/// with `BPF_F_PREORDER` (kernel 6.15), as those of `culvert watch` are: the kernel is asked for the order.
 fn on_cgroups(
     cgroups: &Cgroup2,
     directory: &Path,
     connection: &Request,
 ) -> io::Result<Vec<HookProgram>> {
-    let wanted = if connection.to.is_ipv4() {
-        names::CONNECT4
-    } else {
-        names::CONNECT6
-    };
     let mut found = Vec::new();
-    for hook in HOOKS.into_iter().filter(|hook| hook.program == wanted) {
+    for hook in survey::passed(connection.to.ip().to_canonical().is_ipv4()) {
+        let mut attached = Vec::new();
         for directory in cgroups.upwards(directory) {
             let Some(cgroup) = cgroups.at(directory) else {
                 continue;
             };
             let ids = survey::attached(File::open(directory)?.as_fd(), hook)?;
             let place = cgroup.path.display().to_string();
-            found.extend(found_at(hook.program, &place, ids));
+            attached.extend(found_at(hook.program, &place, ids));
         }
+        let order = survey::in_force(File::open(directory)?.as_fd(), hook)?;
+        found.extend(ordered(attached, &order));
     }
     Ok(found)
+}
+
+/// Puts programs in an order. One that is attached in two places keeps the order of these.
+fn ordered(mut attached: Vec<HookProgram>, order: &[u32]) -> Vec<HookProgram> {
+    let mut found = Vec::new();
+    for id in order {
+        let place = attached.iter().position(|program| program.id == *id);
+        found.extend(place.map(|place| attached.remove(place)));
+    }
+    found
+}
+
+/// Those that links hold on the ingress of the interface, if one is named (kernel 6.6). Filters are listed by `tc filter show`.
+fn on_interface(connection: &Request) -> Vec<HookProgram> {
+    let name = connection.interface.as_deref().unwrap_or_default();
+    let number = socket::interface_number(name);
+    let ids = number.and_then(|number| survey::on_ingress(number).ok());
+    found_at("tcx ingress", name, ids.unwrap_or_default())
 }
 
 fn found_at(hook: &str, place: &str, ids: Vec<u32>) -> Vec<HookProgram> {

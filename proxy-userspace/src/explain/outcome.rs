@@ -13,7 +13,10 @@ use crate::{
     forwarding::Forwarding,
     netlink::Way,
     rule::{PathChoice, ReverseVia, Via},
-    status::explanation::{Opener, Request},
+    status::{
+        SpaceStatus,
+        explanation::{Opener, Request},
+    },
 };
 
 /// See [`Explanation`](crate::status::explanation::Explanation).
@@ -41,8 +44,7 @@ impl Outcome {
     }
 
     /// As long as the relay can answer.
-    fn by_the_relay(self, policy: &InForce<'_>, is_v4: bool, action: &Action) -> Self {
-        let mut listeners = policy.listeners.clone();
+    fn by_the_relay(self, mut listeners: Vec<SocketAddr>, is_v4: bool, action: &Action) -> Self {
         listeners.retain(|listener| listener.is_ipv4() == is_v4);
         Self {
             listeners,
@@ -98,8 +100,17 @@ pub(super) fn opened(
         return Outcome::direct("it is culvert's own, which is never captured");
     }
     let to = SocketAddr::new(connection.to.ip().to_canonical(), connection.to.port());
-    let is_near = policy.network_namespace == Some(process.network_namespace);
-    if is_near && policy.listeners.contains(&to) {
+    // By a file nobody says where the daemon would be.
+    let is_away =
+        policy.daemon.is_some() && policy.network_namespace != Some(process.network_namespace);
+    let mut spaces = policy.spaces.iter();
+    let space = spaces.find(|space| is_away && space.namespace == process.network_namespace);
+    let listeners = match space {
+        Some(space) => space.listeners().collect(),
+        None if is_away => Vec::new(),
+        None => policy.listeners.clone(),
+    };
+    if listeners.contains(&to) {
         return Outcome::direct("that is culvert's own listener, which resets it");
     }
     let Some((rule, action)) = chosen(decision, policy.roles.forward) else {
@@ -114,22 +125,41 @@ pub(super) fn opened(
     let Via::Upstream(upstream) = &rule.via else {
         return outcome;
     };
-    let mut outcome = outcome.by_the_relay(policy, to.is_ipv4(), &action);
+    // The hook knows the endpoints of the daemon's own namespace only.
+    let rewrites = rule.rewrite && !is_away;
+    let mut outcome = outcome.by_the_relay(listeners, to.is_ipv4(), &action);
     outcome.via = Some(shown(policy, upstream));
-    outcome.path = Some(path(rule.path, rule.rewrite));
-    if policy.daemon.is_some() && !is_near {
-        return outcome.failing(&action, "its process is in another network namespace");
+    outcome.path = Some(path(rule.path, rewrites));
+    if is_away && let Some(why) = unheard(&action, space) {
+        return outcome.failing(&action, &why);
     }
     if policy.daemon.is_some() && outcome.listeners.is_empty() {
         return outcome.failing(&action, "the relay has no listener of its family");
     }
-    if rule.rewrite {
+    if rewrites {
         outcome.verdict = "rewrite";
         outcome.why.push_str(
             "; the hook sends it to an endpoint itself, or to the relay where none is fit for the socket",
         );
     }
     outcome
+}
+
+/// Why nobody listens in a network namespace that is not the daemon's.
+fn unheard(action: &Action, space: Option<&SpaceStatus>) -> Option<String> {
+    if action.spaces == 0 {
+        return Some("its process is in another network namespace".to_owned());
+    }
+    let Some(space) = space else {
+        return Some(
+            "the daemon does not listen in the network namespace of its process yet (the connection has it look at once)"
+                .to_owned(),
+        );
+    };
+    let problem = space.problem.as_ref()?;
+    Some(format!(
+        "the daemon does not listen in the network namespace of its process: {problem}"
+    ))
 }
 
 /// Of one that arrives.
@@ -153,7 +183,8 @@ pub(super) fn arrived(policy: &InForce<'_>, connection: &Request, decision: Deci
     if ![verb::RELAY, verb::STEER].contains(&action.verb) {
         return outcome;
     }
-    let mut outcome = outcome.by_the_relay(policy, connection.to.is_ipv4(), &action);
+    let mut outcome =
+        outcome.by_the_relay(policy.listeners.clone(), connection.to.is_ipv4(), &action);
     if action.verb == verb::STEER {
         outcome.why.push_str(
             "; the service's own listener gets it, or the relay's while that is not known",

@@ -131,7 +131,7 @@ impl Group {
                 endpoint: Some(permit.address().clone()),
             };
             // That says nothing of the endpoint, and the next attempt would fare no better.
-            if reason == CloseReason::OutOfResources {
+            if [CloseReason::OutOfResources, CloseReason::NamespaceGone].contains(&reason) {
                 return Err(failure);
             }
             // What cannot be shown one client says nothing of the endpoint either; another may be of the client's family.

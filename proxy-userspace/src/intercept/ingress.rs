@@ -34,7 +34,7 @@ enum By {
 /// A program on the ingress of an interface. Dropping it detaches.
 pub(super) struct Attachment {
     link: Option<OwnedFd>,
-    _filter: Option<Filter>,
+    filter: Option<Filter>,
     /// Which one of its interface it is.
     number: u32,
 }
@@ -43,6 +43,14 @@ impl Attachment {
     /// By what it is attached, as people call it.
     pub(super) const fn kind(&self) -> &'static str {
         if self.link.is_some() { "tcx" } else { "clsact" }
+    }
+
+    /// Whether it still is on its interface, as the program of this number.
+    pub(super) fn is_there(&self, interface: u32, program: u32) -> bool {
+        match &self.filter {
+            Some(filter) => filter.is_there().unwrap_or(false),
+            None => syscall::on_ingress(interface).is_ok_and(|ids| ids.contains(&program)),
+        }
     }
 
     /// The link that holds it, which can be pinned; a filter has none.
@@ -94,7 +102,7 @@ impl Ingress {
         *number += 1;
         Ok(Attachment {
             link,
-            _filter: filter,
+            filter,
             number: *number,
         })
     }

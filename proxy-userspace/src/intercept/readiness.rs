@@ -6,7 +6,7 @@ use std::{fs::File, os::fd::AsFd as _, path::Path, time::Duration};
 use proxy_common::names;
 
 use super::{InterceptError, Interceptor, guarding::GUARDS, survey};
-use crate::clock;
+use crate::{clock, socket};
 
 impl Interceptor {
     /// What keeps connections from being captured, in words; nothing when they are.
@@ -40,6 +40,12 @@ impl Interceptor {
                     names::REVERSE
                 ));
             }
+        }
+        for (number, program) in self.gateway.missing(&self.ebpf) {
+            let name = socket::interface_name(number).unwrap_or_else(|| number.to_string());
+            found.push(format!(
+                "the program {program} is not attached to the interface {name}"
+            ));
         }
         found
     }

@@ -12,7 +12,10 @@ use aya::programs::{loaded_links, loaded_programs};
 use aya_obj::generated::bpf_attach_type;
 use proxy_common::names;
 
-use super::{arrivals::OWN_NAMESPACE, syscall::query_programs};
+use super::{
+    arrivals::OWN_NAMESPACE,
+    syscall::{self, query_effective, query_programs},
+};
 
 /// A hook of cgroups that we attach to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +56,52 @@ pub const HOOKS: [Hook; 6] = {
     ]
 };
 
+/// Hooks of cgroups that a connection of IPv4, or of IPv6, passes, from its socket's making on; those that are not ours have the names that
+/// `bpftool` has for them.
+#[must_use]
+pub const fn passed(is_v4: bool) -> [Hook; 8] {
+    use bpf_attach_type as at;
+    const fn others(program: &'static str, attach_type: at) -> Hook {
+        Hook {
+            program,
+            attach_type,
+        }
+    }
+    let [connect4, connect6, peer4, peer6, getsockopt, events] = HOOKS;
+    [
+        others("sock_create", at::BPF_CGROUP_INET_SOCK_CREATE),
+        others("setsockopt", at::BPF_CGROUP_SETSOCKOPT),
+        if is_v4 { connect4 } else { connect6 },
+        events,
+        others("egress", at::BPF_CGROUP_INET_EGRESS),
+        others("ingress", at::BPF_CGROUP_INET_INGRESS),
+        if is_v4 { peer4 } else { peer6 },
+        getsockopt,
+    ]
+}
+
 /// The ids of the programs attached to a cgroup itself, in the order they run in.
 ///
 /// # Errors
 /// Without `CAP_NET_ADMIN`, or when the kernel does not know the hook.
 pub fn attached(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u32>> {
     query_programs(cgroup, hook.attach_type as u32)
+}
+
+/// The ids of the programs that run for processes of a cgroup, in the order they run in, wherever they are attached.
+///
+/// # Errors
+/// As [`attached`].
+pub fn in_force(cgroup: BorrowedFd<'_>, hook: Hook) -> io::Result<Vec<u32>> {
+    query_effective(cgroup, hook.attach_type as u32)
+}
+
+/// The ids of the programs that links hold on the ingress of an interface, in the order they run in.
+///
+/// # Errors
+/// As [`attached`], and when there is no such interface.
+pub fn on_ingress(interface: u32) -> io::Result<Vec<u32>> {
+    syscall::on_ingress(interface)
 }
 
 /// The names of all loaded programs by id. Empty without `CAP_SYS_ADMIN`.
@@ -76,6 +119,13 @@ pub fn program_names() -> BTreeMap<u32, String> {
 pub fn served_by(cgroup: BorrowedFd<'_>) -> Option<u32> {
     let program = *programs_like_ours(cgroup)?.first()?;
     holders().get(&program)?.first().map(|holder| holder.pid)
+}
+
+/// Whether there are programs on all of [`HOOKS`] of a cgroup, of whomever.
+#[must_use]
+pub fn has_every_hook(cgroup: BorrowedFd<'_>) -> bool {
+    let is_taken = |hook: &Hook| attached(cgroup, *hook).is_ok_and(|ids| !ids.is_empty());
+    HOOKS.iter().all(is_taken)
 }
 
 /// The first program called like ours on each of [`HOOKS`], of a cgroup that has them all: one name is nobody's, all of them at

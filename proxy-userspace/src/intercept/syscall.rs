@@ -21,12 +21,36 @@ use nix::sys::signal::Signal;
 /// # Errors
 /// Without `CAP_NET_ADMIN`, or when the kernel does not know the hook.
 pub(super) fn query_programs(target: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
-    /// More than the kernel lets anybody attach to one hook of a cgroup (`BPF_CGROUP_MAX_PROGS`).
-    const MOST: u32 = 64;
+    query(target.as_raw_fd().unsigned_abs(), attach_type, 0)
+}
+
+/// Those that run for processes of a cgroup, wherever they are attached, in the order they run in (`BPF_F_QUERY_EFFECTIVE`).
+///
+/// # Errors
+/// As [`query_programs`].
+pub(super) fn query_effective(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<Vec<u32>> {
+    let cgroup = cgroup.as_raw_fd().unsigned_abs();
+    query(cgroup, attach_type, BPF_F_QUERY_EFFECTIVE)
+}
+
+/// Those that links hold on the ingress of an interface (kernel 6.6), in the order they run in.
+///
+/// # Errors
+/// As [`query_programs`], and when there is no such interface.
+pub(super) fn on_ingress(interface: u32) -> io::Result<Vec<u32>> {
+    query(interface, bpf_attach_type::BPF_TCX_INGRESS as u32, 0)
+}
+
+/// Of a descriptor or of an interface's number, which have the same place.
+fn query(target: u32, attach_type: u32, flags: u32) -> io::Result<Vec<u32>> {
+    /// More than the kernel lets anybody attach to one hook of a cgroup (`BPF_CGROUP_MAX_PROGS`); all that are in force
+    /// below one are more only where cgroups above have as many.
+    const MOST: u32 = 256;
     let mut ids = [0; MOST as usize];
     let mut attr = zeroed();
-    attr.query.__bindgen_anon_1.target_fd = target.as_raw_fd().unsigned_abs();
+    attr.query.__bindgen_anon_1.target_fd = target;
     attr.query.attach_type = attach_type;
+    attr.query.query_flags = flags;
     attr.query.prog_ids = ids.as_mut_ptr().addr() as u64;
     attr.query.__bindgen_anon_2.prog_cnt = MOST;
     // SAFETY: the kernel writes at most `prog_cnt` ids, for which there is room, and does not keep the pointer.
@@ -35,6 +59,9 @@ pub(super) fn query_programs(target: BorrowedFd<'_>, attach_type: u32) -> io::Re
     let count = unsafe { attr.query.__bindgen_anon_2.prog_cnt } as usize;
     Ok(ids.into_iter().take(count).collect())
 }
+
+/// Of `linux/bpf.h`.
+const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 
 /// Whether the kernel knows programs on the ingress of interfaces that are attached by links (kernel 6.6): it tells those of
 /// loopback.

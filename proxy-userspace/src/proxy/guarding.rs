@@ -79,6 +79,7 @@ impl Proxy {
             )),
             Err(error) => found.push(error.to_string()),
         }
+        found.extend(self.spaces.obstacles());
         if self.generation == 0 {
             found.push("no rules are in force".to_owned());
         }

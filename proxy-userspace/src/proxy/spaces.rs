@@ -8,9 +8,8 @@ mod opener;
 
 use std::{
     collections::BTreeMap,
-    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -24,7 +23,12 @@ use tokio::{
 use self::opener::{OpenError, Opened, Opener};
 use super::{Proxy, ProxyError, port};
 use crate::{
-    cgroup, close::CloseReason, intercept, netns::Id, paint::all_lines, status::SpaceStatus,
+    cgroup,
+    close::CloseReason,
+    intercept,
+    netns::{Id, Netns},
+    paint::all_lines,
+    status::SpaceStatus,
 };
 
 /// A container that rules name.
@@ -40,8 +44,11 @@ pub struct Container {
 
 /// How soon it is known that a namespace is new, or that nobody is left in one.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Shortest time between two looks, however many connections ask for one.
+/// Shortest time between two looks that connections ask for. It doubles with each that finds nothing to open: whoever is refused may
+/// go on asking.
 const SETTLE: Duration = Duration::from_millis(20);
+/// So long a namespace may be without what a runtime sets up in it before that is worth a line.
+const SETTING_UP: Duration = Duration::from_secs(3);
 
 /// The namespaces.
 #[derive(Default)]
@@ -55,6 +62,7 @@ pub(super) struct Spaces {
     /// Those that nobody is left in, and connections may be of.
     leaving: BTreeMap<u64, Instant>,
     looked: Option<Instant>,
+    settle: Duration,
 }
 
 struct Staff {
@@ -77,16 +85,52 @@ struct Refused {
     why: String,
     /// Whether that will never change.
     is_final: bool,
+    since: Instant,
+    /// Whether that was said.
+    is_told: bool,
+    /// No other namespace is called as this one while it is open.
+    held: Netns,
 }
 
 impl Refused {
-    fn new(container: &Container, why: &Unopened) -> Self {
-        Self {
-            container: container.clone(),
-            why: why.sentence(),
-            is_final: matches!(why, Unopened::Not(OpenError::Users)),
+    /// `None` when it is gone.
+    fn new(
+        inhabitant: &Inhabitant<'_>,
+        id: Id,
+        why: &Unopened,
+        before: Option<Self>,
+    ) -> Option<Self> {
+        let sentence = why.sentence();
+        let before = before.filter(|before| before.why == sentence);
+        let (since, was_told, held) = match before {
+            Some(before) => (before.since, before.is_told, before.held),
+            None => (Instant::now(), false, held(inhabitant.pid, id)?),
+        };
+        // What is not set up yet is not worth a line.
+        let is_usual = matches!(why, Unopened::Not(OpenError::LoopbackDown));
+        let is_told = was_told || !is_usual || since.elapsed() >= SETTING_UP;
+        if is_told && !was_told {
+            tracing::error!(
+                container = inhabitant.container.name,
+                pid = inhabitant.pid,
+                "no listeners for a container: {sentence}"
+            );
         }
+        Some(Self {
+            container: inhabitant.container.clone(),
+            why: sentence,
+            is_final: matches!(why, Unopened::Not(OpenError::Users)),
+            since,
+            is_told,
+            held,
+        })
     }
+}
+
+/// The namespace of a process, if that is the one that is meant.
+fn held(pid: u32, id: Id) -> Option<Netns> {
+    let netns = Netns::of(pid).ok()?;
+    (netns.id().ok()? == id).then_some(netns)
 }
 
 /// A process in a namespace, and the container that it is of.
@@ -126,12 +170,13 @@ impl Proxy {
     /// Opens listeners for these containers and no others. What is open of others ends as if they had.
     pub fn serve_containers(&mut self, containers: Vec<Container>) {
         self.spaces.containers = containers;
-        self.follow_spaces();
+        self.follow_spaces(false);
     }
 
-    /// Looks who is where.
-    pub(super) fn follow_spaces(&mut self) {
+    /// Looks who is where, as a connection of one that is nowhere may have asked for.
+    pub(super) fn follow_spaces(&mut self, was_asked: bool) {
         self.spaces.looked = Some(Instant::now());
+        let mut found_one = false;
         let Some(staff) = &mut self.spaces.staff else {
             return;
         };
@@ -144,7 +189,7 @@ impl Proxy {
             if self.spaces.open.contains_key(id) || refused.is_some_and(|it| it.is_final) {
                 continue;
             }
-            let Inhabitant { pid, container } = inhabitant;
+            let container = inhabitant.container;
             match staff.open(inhabitant, *id, &self.supervisor) {
                 Ok(open) => {
                     tracing::info!(
@@ -153,27 +198,25 @@ impl Proxy {
                         namespace = id.number(),
                         "listening in the network namespace of a container"
                     );
+                    found_one = true;
                     self.spaces.refused.remove(id);
                     self.spaces.leaving.remove(&open.cookie);
                     self.spaces.open.insert(*id, open);
                 }
                 Err(Unopened::Not(OpenError::Gone)) => {}
                 Err(why) => {
-                    let now = Refused::new(container, &why);
-                    // What is not set up yet is not worth a line.
-                    let is_usual = matches!(why, Unopened::Not(OpenError::LoopbackDown));
-                    if !is_usual && refused.is_none_or(|before| before.why != now.why) {
-                        tracing::error!(
-                            container = container.name,
-                            pid,
-                            "no listeners for a container: {}",
-                            now.why
-                        );
+                    let before = self.spaces.refused.remove(id);
+                    if let Some(now) = Refused::new(inhabitant, *id, &why, before) {
+                        self.spaces.refused.insert(*id, now);
                     }
-                    self.spaces.refused.insert(*id, now);
                 }
             }
         }
+        self.spaces.settle = if was_asked && !found_one {
+            (self.spaces.settle * 2).min(LOOK_INTERVAL)
+        } else {
+            SETTLE
+        };
         let left: Vec<Id> = self.spaces.open.keys().copied().collect();
         for id in left.iter().filter(|id| !inhabited.contains_key(id)) {
             if let Some(open) = self.spaces.open.remove(id) {
@@ -211,16 +254,25 @@ impl Proxy {
 }
 
 impl Spaces {
-    /// Returns when it is time to look.
-    pub(super) async fn time_to_look(&self) {
+    /// Returns when it is time to look, and whether a connection asks for it.
+    pub(super) async fn time_to_look(&self) -> bool {
         let Some(staff) = self.staff.as_ref().filter(|_| !self.is_idle()) else {
             return std::future::pending().await;
         };
         let looked = self.looked.unwrap_or_else(Instant::now);
         tokio::select! {
-            () = sleep_until(looked + LOOK_INTERVAL) => {}
-            () = staff.wanted.notified() => sleep_until(looked + SETTLE).await,
+            () = sleep_until(looked + LOOK_INTERVAL) => false,
+            () = staff.wanted.notified() => {
+                sleep_until(looked + self.settle).await;
+                true
+            }
         }
+    }
+
+    /// Why connections of containers are not captured, as far as that lasts.
+    pub(super) fn obstacles(&self) -> impl Iterator<Item = String> {
+        let lasting = self.refused.values().filter(|refused| refused.is_told);
+        lasting.map(|refused| format!("container {:?}: {}", refused.container.name, refused.why))
     }
 
     /// How they are.
@@ -325,7 +377,7 @@ fn inhabited(containers: &[Container]) -> BTreeMap<Id, Inhabitant<'_>> {
     let mut found = BTreeMap::new();
     for container in containers {
         cgroup::walk(&container.directory, &mut |directory| {
-            for pid in processes(directory) {
+            for pid in cgroup::processes(directory) {
                 // One that has ended meanwhile is nowhere.
                 if let Some(id) = Id::of(pid).ok().filter(|id| Some(*id) != own) {
                     found.entry(id).or_insert(Inhabitant { pid, container });
@@ -335,9 +387,4 @@ fn inhabited(containers: &[Container]) -> BTreeMap<Id, Inhabitant<'_>> {
         });
     }
     found
-}
-
-fn processes(cgroup: &Path) -> Vec<u32> {
-    let list = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-    list.lines().filter_map(|pid| pid.parse().ok()).collect()
 }

@@ -9,8 +9,8 @@ use crate::{
     shared::Stats,
     socket,
     status::{
-        AccessLogStatus, AutoStatus, Connections, GroupStatus, InterfaceStatus, PathStatus, Status,
-        counted,
+        AccessLogStatus, AutoStatus, Connections, GroupStatus, InterfaceStatus, PathStatus,
+        SpaceStatus, Status, counted,
     },
 };
 
@@ -36,7 +36,7 @@ impl Proxy {
                 .collect(),
             groups: self.groups(),
             drains: self.drains(),
-            containers: self.spaces.status(),
+            containers: self.spaces(),
             auto: measured.map_or_else(Vec::new, |measured| {
                 Kind::ALL.map(|kind| auto(&measured, kind)).into()
             }),
@@ -58,6 +58,11 @@ impl Proxy {
                 programs: programs.into_iter().map(str::to_owned).collect(),
             })
             .collect()
+    }
+
+    /// The network namespaces of containers that rules name.
+    pub(crate) fn spaces(&self) -> Vec<SpaceStatus> {
+        self.spaces.status()
     }
 
     /// How the groups are.

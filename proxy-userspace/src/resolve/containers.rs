@@ -28,38 +28,58 @@ const SOCKETS: [(&str, &str); 2] = [
     ("docker", "/run/docker.sock"),
     ("podman", "/run/podman/podman.sock"),
 ];
-/// How long they may take for all names together: the daemon does nothing else meanwhile.
+/// How long each of them may take for all names together.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Looks every container up that rules name. What a runtime said before holds while it does not answer.
+/// What the runtimes say of names: the id, or why there is none.
+pub(crate) type Answers = BTreeMap<String, Result<String, String>>;
+
+/// Looks every container up that rules name, with what the runtimes say of names. What one said before holds while none answers.
 pub(super) fn resolve(
     rules: &[Rule],
     cgroups: &Cgroup2,
     before: &BTreeMap<String, Containers>,
+    answers: &Answers,
 ) -> BTreeMap<String, Containers> {
-    let names = named(rules);
-    let (ids, names): (BTreeSet<_>, BTreeSet<_>) = names.into_iter().partition(|it| is_id(it));
-    let mut found: BTreeMap<_, _> = ids
-        .into_iter()
-        .map(|id| (id.clone(), by_id(cgroups, &id)))
-        .collect();
-    for (name, answer) in asked(names) {
-        let known = match answer {
-            Ok(id) => by_id(cgroups, &id),
-            Err(problem) => {
-                let known = before.get(&name).and_then(|known| known.id.as_deref());
-                match known {
-                    Some(id) => by_id(cgroups, id),
-                    None => Containers {
-                        problem: Some(problem),
-                        ..Containers::default()
-                    },
-                }
-            }
-        };
-        found.insert(name, known);
+    let known = |name: &String| {
+        let before = before.get(name);
+        let said_before = before.and_then(|known| known.id.as_deref());
+        match (answers.get(name), said_before) {
+            _ if is_id(name) => by_id(cgroups, name),
+            (Some(Ok(id)), _) => by_id(cgroups, id),
+            (_, Some(id)) => by_id(cgroups, id),
+            (Some(Err(problem)), None) => unknown(problem.clone()),
+            // Nobody was asked yet.
+            (None, None) => before.cloned().unwrap_or_default(),
+        }
+    };
+    let names = named(rules).into_iter();
+    names.map(|name| (name.clone(), known(&name))).collect()
+}
+
+/// The container of a name or an id, asked for at once.
+pub(super) fn one(cgroups: &Cgroup2, name: &str) -> Containers {
+    if is_id(name) {
+        return by_id(cgroups, name);
     }
-    found
+    let mut answers = ask_and_wait(BTreeSet::from([name.to_owned()]));
+    match answers.remove(name) {
+        Some(Ok(id)) => by_id(cgroups, &id),
+        Some(Err(problem)) => unknown(problem),
+        None => unknown("no runtime can be asked for its id".to_owned()),
+    }
+}
+
+fn unknown(problem: String) -> Containers {
+    Containers {
+        problem: Some(problem),
+        ..Containers::default()
+    }
+}
+
+/// Those that rules name by what only runtimes know.
+pub(super) fn called(rules: &[Rule]) -> BTreeSet<String> {
+    named(rules).into_iter().filter(|it| !is_id(it)).collect()
 }
 
 /// The containers that rules name.
@@ -94,47 +114,109 @@ fn by_id(cgroups: &Cgroup2, id: &str) -> Containers {
     }
 }
 
-/// What the runtimes say: the id, or why there is none.
-fn asked(names: BTreeSet<String>) -> Vec<(String, Result<String, String>)> {
+/// Asks the runtimes. It takes its time, and must not be called on a thread that has something else to do.
+pub(super) fn ask(names: &BTreeSet<String>) -> Answers {
     if names.is_empty() {
-        return Vec::new();
+        return Answers::new();
     }
-    // This thread may be in a runtime, in which nothing may be waited for.
-    let asking = thread::spawn(move || {
-        let runtime = Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| error.to_string());
-        let until = Instant::now() + PATIENCE;
-        let mut answers = Vec::new();
-        for name in names {
-            let answer = match &runtime {
-                Ok(runtime) => runtime.block_on(of_all(&name, until)),
-                Err(error) => Err(error.clone()),
-            };
-            answers.push((name, answer));
-        }
-        answers
-    });
-    asking.join().unwrap_or_default()
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let said = match runtime {
+        Ok(runtime) => runtime.block_on(asked(names)),
+        Err(error) => Vec::from([Said::silent(names, &error.to_string())]),
+    };
+    let of = |name: &String| (name.clone(), merged(&said, name));
+    names.iter().map(of).collect()
 }
 
-async fn of_all(name: &str, until: Instant) -> Result<String, String> {
-    let mut known = Vec::new();
-    let mut silent = Vec::new();
-    for (runtime, socket) in SOCKETS {
-        match timeout_at(until, of_one(Path::new(socket), name)).await {
-            Ok(Ok(Some(id))) => known.push((runtime, id)),
-            Ok(Ok(None)) => {}
-            Ok(Err(error)) => silent.push(format!("{socket}: {error}")),
-            Err(_) => silent.push(format!("{socket}: no answer")),
+/// As [`ask()`], on a thread of its own: this one may be in a runtime, in which nothing may be waited for.
+pub(super) fn ask_and_wait(names: BTreeSet<String>) -> Answers {
+    if names.is_empty() {
+        return Answers::new();
+    }
+    thread::spawn(move || ask(&names))
+        .join()
+        .unwrap_or_default()
+}
+
+/// What one runtime says of each name.
+struct Said {
+    runtime: &'static str,
+    socket: &'static str,
+    of: BTreeMap<String, Result<Option<String>, Silence>>,
+}
+
+/// Why a runtime says nothing.
+#[derive(Clone)]
+enum Silence {
+    /// It is not there, or talks of something else.
+    Away(String),
+    /// It does not answer.
+    Mute,
+}
+
+impl Said {
+    fn silent(names: &BTreeSet<String>, why: &str) -> Self {
+        let away = |name: &String| (name.clone(), Err(Silence::Away(why.to_owned())));
+        Self {
+            runtime: "",
+            socket: "",
+            of: names.iter().map(away).collect(),
+        }
+    }
+}
+
+/// All runtimes at once: one that hangs must not keep another one from answering.
+async fn asked(names: &BTreeSet<String>) -> Vec<Said> {
+    let [docker, podman] = SOCKETS.map(|(runtime, socket)| async move {
+        let until = Instant::now() + PATIENCE;
+        let mut of = BTreeMap::new();
+        for name in names {
+            let said = match timeout_at(until, of_one(Path::new(socket), name)).await {
+                Ok(said) => said.map_err(Silence::Away),
+                Err(_) => Err(Silence::Mute),
+            };
+            of.insert(name.clone(), said);
+        }
+        Said {
+            runtime,
+            socket,
+            of,
+        }
+    });
+    let (docker, podman) = tokio::join!(docker, podman);
+    vec![docker, podman]
+}
+
+/// What they say together.
+fn merged(said: &[Said], name: &str) -> Result<String, String> {
+    let (mut known, mut away, mut mute) = (Vec::new(), Vec::new(), Vec::new());
+    for Said {
+        runtime,
+        socket,
+        of,
+    } in said
+    {
+        match of.get(name) {
+            Some(Ok(Some(id))) => known.push((runtime, id)),
+            Some(Ok(None)) | None => {}
+            Some(Err(Silence::Away(error))) => away.push(format!("{socket}: {error}")),
+            Some(Err(Silence::Mute)) => mute.push(format!("{socket}: no answer")),
         }
     }
     match &known[..] {
-        [] if silent.len() < SOCKETS.len() => Err("no runtime knows it (yet)".to_owned()),
+        [] if away.len() + mute.len() == said.len() => {
+            away.append(&mut mute);
+            Err(format!(
+                "no runtime can be asked for its id ({}); name it by id",
+                away.join("; ")
+            ))
+        }
+        [] if mute.is_empty() => Err("no runtime knows it (yet)".to_owned()),
         [] => Err(format!(
-            "no runtime can be asked for its id ({}); name it by id",
-            silent.join("; ")
+            "no runtime that answers knows it (yet; {})",
+            mute.join("; ")
         )),
-        [(_, id)] => Ok(id.clone()),
+        [(_, id)] => Ok((*id).clone()),
         several => {
             let several: Vec<_> = several
                 .iter()

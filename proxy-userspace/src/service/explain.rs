@@ -35,6 +35,7 @@ impl Service {
             daemon: Some(std::process::id()),
             listeners: self.proxy.listeners(),
             network_namespace: subject::own_namespace(),
+            spaces: self.proxy.spaces(),
             root_of: &|pid| self.proxy.root_of(pid),
         };
         explain::explain(&policy, connection)

@@ -114,7 +114,7 @@ pub struct RuleReason {
 pub struct HookProgram {
     /// The hook, by the name of our program there.
     pub hook: String,
-    /// The cgroup that it is attached to; `network namespace` for hooks on that.
+    /// The cgroup or the interface that it is attached to; `network namespace` for hooks on that.
     pub cgroup: String,
     /// Its id.
     pub id: u32,

@@ -28,6 +28,13 @@ pub struct SpaceStatus {
     pub problem: Option<String>,
 }
 
+impl SpaceStatus {
+    /// Where the daemon listens in there.
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = SocketAddr> {
+        [self.listener_v4, self.listener_v6].into_iter().flatten()
+    }
+}
+
 /// For people.
 pub(super) fn write(spaces: &[SpaceStatus], text: &mut String, paint: Paint) -> fmt::Result {
     if !spaces.is_empty() {
@@ -44,8 +51,7 @@ pub(super) fn write(spaces: &[SpaceStatus], text: &mut String, paint: Paint) -> 
             writeln!(text, "{}", paint.text(Tone::Doubtful, problem))?;
             continue;
         }
-        let listeners = [space.listener_v4, space.listener_v6].into_iter().flatten();
-        let listeners: Vec<_> = listeners.map(|it| it.to_string()).collect();
+        let listeners: Vec<_> = space.listeners().map(|it| it.to_string()).collect();
         writeln!(text, "listening on {}", listeners.join(" and "))?;
     }
     Ok(())

@@ -55,6 +55,9 @@ pub(super) enum ConnectError {
         #[source]
         source: io::Error,
     },
+    /// Nobody is left where it was to be made from.
+    #[error("the network namespace of the app is gone")]
+    NoSpace,
     /// The kernel or the other side said no.
     #[error("cannot connect to {address}")]
     Connect {
@@ -69,7 +72,7 @@ pub(super) enum ConnectError {
 
 /// Makes sockets in other network namespaces: what a socket connects from is where it was made.
 pub trait Abroad: Send + Sync {
-    /// As [`socket::for_upstream`], in the network namespace of this cookie.
+    /// As [`socket::for_upstream`], in the network namespace of this cookie; `NotFound` when nobody was left in that.
     fn socket(&self, space: u64, address: SocketAddr) -> Made<'_>;
 }
 
@@ -120,9 +123,10 @@ async fn unconnected_in(
     address: SocketAddr,
 ) -> Result<TcpSocket, ConnectError> {
     let made = space.abroad.socket(space.cookie, address).await;
-    let made = made.map_err(failed(
-        "create a socket in the container's network namespace",
-    ))?;
+    let made = made.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => ConnectError::NoSpace,
+        _ => failed("create a socket in the container's network namespace")(source),
+    })?;
     exempted(exempt, made)
 }
 

@@ -24,6 +24,14 @@ pub enum DialError {
         #[source]
         source: io::Error,
     },
+    /// Nobody is left in the network namespace to connect from.
+    #[error(
+        "nobody is left in the network namespace of the app, from where {target} was to be reached"
+    )]
+    NoSpace {
+        /// Who was to be reached.
+        target: Target,
+    },
     /// The host name of the first hop has no address.
     #[error(
         "cannot resolve the host of {target}; check the name in the upstream's url and /etc/resolv.conf"
@@ -250,6 +258,7 @@ impl DialError {
     pub fn close_reason(&self) -> CloseReason {
         match self {
             Self::Socket { .. } => CloseReason::OutOfResources,
+            Self::NoSpace { .. } => CloseReason::NamespaceGone,
             Self::Resolve { .. } => CloseReason::ProxyUnreachable,
             Self::Source { .. } => CloseReason::DestinationUnreachable,
             Self::Connect { target, source, .. } | Self::Announce { target, source } => {
@@ -289,6 +298,7 @@ impl DialError {
                 step,
                 source,
             },
+            ConnectError::NoSpace => Self::NoSpace { target },
             ConnectError::Source(source) => Self::Source { target, source },
             ConnectError::Connect { address, source } => Self::Connect {
                 target,

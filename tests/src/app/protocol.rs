@@ -235,6 +235,8 @@ impl Storm {
 pub struct Visit {
     /// Where it wanted to go.
     pub address: SocketAddr,
+    /// Where it came from, if it was connected.
+    pub local: Option<SocketAddr>,
     /// The port of the server that it came to, if it came so far.
     pub endpoint: Option<u16>,
     /// Before `connect()`, in milliseconds since 1970.
@@ -243,4 +245,6 @@ pub struct Visit {
     pub ended_ms: u64,
     /// What went wrong.
     pub error: Option<String>,
+    /// Whether that is bytes which are not those that were sent.
+    pub is_wrong: bool,
 }

@@ -1,10 +1,23 @@
 //! What becomes of apps while a sidecar is not there: with `refuse`, nothing of theirs goes past it.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, Read, Write},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread::{self, JoinHandle},
+    time::Instant,
+};
 
 use culvert_tests::{
-    Load, Sandbox,
-    app::Route,
+    App, Load, Sandbox,
+    app::{
+        Route,
+        protocol::{Storm, Visit},
+    },
     container::{Container, Pod, capabilities, capability},
     eventually,
     kernel::refusal,
@@ -36,6 +49,9 @@ fn between_two_sidecars_everything_is_refused() {
     assert_eq!(capabilities(sidecar.pid()), capability::SIDECAR);
     let app = pod.app("app");
     let load = Load::under_way(app.start_app(), &[server.address()]);
+    let seen = port_sayer(&sandbox);
+    let other = pod.app("other");
+    let witness = Witness::start(other.start_app(), seen.address());
     let refused = BTreeMap::from([(refusal() as i32, 20)]);
     for signal in [SIGKILL, SIGTERM, SIGKILL] {
         sidecar.end_by(signal);
@@ -57,6 +73,56 @@ fn between_two_sidecars_everything_is_refused() {
             assert_eq!(round.outcomes, refused);
         }
         assert_flawless(begun_after(&rounds, ready));
+    }
+    // Of all that were made, also in the very moments: none was the app's own that the server saw.
+    let visits = witness.finish();
+    let clients: BTreeSet<_> = seen.clients().into_iter().collect();
+    let past = |visit: &&Visit| visit.local.is_some_and(|local| clients.contains(&local));
+    let past: Vec<_> = visits.iter().filter(past).collect();
+    assert!(past.is_empty(), "{past:?}");
+    let relayed = visits.iter().filter(|visit| visit.error.is_none()).count();
+    let refused = visits.iter().filter(|visit| visit.local.is_none()).count();
+    assert!(relayed > 0 && refused > 0, "{relayed} {refused}");
+    assert!(clients.len() >= relayed, "{} {relayed}", clients.len());
+}
+
+/// Says its port, and sends back what it receives.
+fn port_sayer(sandbox: &Sandbox) -> Server {
+    sandbox.within(|| {
+        Server::start((SERVER_V4, 0), |mut stream| {
+            stream.read_exact(&mut [0])?;
+            let port = stream.local_addr()?.port();
+            stream.write_all(&port.to_be_bytes())?;
+            let mut reading = stream.try_clone()?;
+            io::copy(&mut reading, &mut stream)?;
+            Ok(())
+        })
+    })
+}
+
+/// An app that makes connections all the time, and knows where each came from.
+struct Witness {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<Visit>>,
+}
+
+impl Witness {
+    fn start(app: App, address: SocketAddr) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let told = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut visits = Vec::new();
+            while !told.load(SeqCst) {
+                visits.append(&mut app.visit(&Storm::short(&[address])));
+            }
+            visits
+        });
+        Self { stop, thread }
+    }
+
+    fn finish(self) -> Vec<Visit> {
+        self.stop.store(true, SeqCst);
+        self.thread.join().unwrap()
     }
 }
 

@@ -1,8 +1,11 @@
 //! Whom a sidecar captures, with what it sees of the cgroup hierarchy.
 
+use std::fs;
+
 use culvert_tests::{
     App, Sandbox,
     app::{Route, protocol::Storm},
+    cgroup::mount,
     container::{Pod, View, capabilities, capability},
     eventually,
     process::app_binary,
@@ -94,6 +97,24 @@ fn one_sidecar_is_enough() {
     assert!(running.asks_ready().0);
     running.end_by(nix::sys::signal::Signal::SIGKILL);
     second.start().await_ready();
+}
+
+/// An app that can open the directory of the cgroup can lock it, and take names of the network that they share; it cannot attach.
+#[test]
+fn no_app_can_keep_a_sidecar_from_starting() {
+    let sandbox = Sandbox::new();
+    let mirror = mirror(&sandbox);
+    let pod = Pod::new(&sandbox);
+    let app = pod.app("app");
+    let app = app.start_app();
+    let directory = fs::File::open(mount().join(pod.cgroup())).unwrap();
+    directory.lock().unwrap();
+    let sidecar = pod.sidecar("sidecar", &rules("", "direct"));
+    let running = sidecar.start();
+    running.await_ready();
+    assert_eq!(app.probe(mirror.address()), RELAYED);
+    let log = running.log();
+    assert!(log.contains("whether another culvert begins here"), "{log}");
 }
 
 /// Both sidecars relay the connection: one as the app opens it, one as it arrives.

@@ -49,6 +49,8 @@ pub(super) struct Death {
 /// All of them.
 pub(super) struct Farm<'a> {
     sandbox: &'a Sandbox,
+    /// The container that a rule names.
+    alone: &'a str,
     endpoints: Vec<Endpoint>,
     pub(super) deaths: Vec<Death>,
 }
@@ -71,7 +73,7 @@ fn serve(sandbox: &Sandbox, number: usize) -> App {
 
 impl<'a> Farm<'a> {
     /// All are well.
-    pub(super) fn new(sandbox: &'a Sandbox) -> Self {
+    pub(super) fn new(sandbox: &'a Sandbox, alone: &'a str) -> Self {
         let endpoint = |number| Endpoint {
             server: Some(serve(sandbox, number)),
             is_hung: false,
@@ -80,6 +82,7 @@ impl<'a> Farm<'a> {
         };
         Self {
             sandbox,
+            alone,
             endpoints: (0..ENDPOINTS).map(endpoint).collect(),
             deaths: Vec::new(),
         }
@@ -96,7 +99,7 @@ impl<'a> Farm<'a> {
              health = {{ tcp = true, interval = \"100ms\", timeout = \"30s\", fall = 1, rise = 1, \
                          passive = {{ failures = 3, eject = \"200ms\" }} }}\n{}",
             BALANCE[rng.usize(..BALANCE.len())],
-            traffic::rules(rng)
+            traffic::rules(self.alone, rng)
         )
     }
 

@@ -2,14 +2,16 @@
 
 use std::{
     fmt::Write as _,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::atomic::{AtomicBool, Ordering::SeqCst},
 };
 
 use culvert_tests::{
     App,
     app::protocol::{Storm, Visit},
-    sandbox::OTHER_V4,
+    eventually,
+    record::CloseRecord,
+    sandbox::{OTHER_V4, SERVER_V4},
 };
 use fastrand::Rng;
 
@@ -19,14 +21,29 @@ use super::farm::Death;
 pub(super) type Front = (&'static str, u16);
 
 /// Those that apps of this host connect to.
-pub(super) const OF_APPS: [Front; 6] = [
+pub(super) const OF_APPS: [Front; 9] = [
     ("copy", 8001),
     ("splice", 8002),
     ("sockmap", 8003),
     ("auto", 8004),
     ("group", 8005),
     REWRITE,
+    ("shortcut-without-fionread", 8009),
+    STEER,
+    SOCKS,
 ];
+/// The service itself gets these, which nobody kills.
+const STEER: Front = ("steer", 8010);
+/// By way of a proxy, to where they go.
+const SOCKS: Front = ("socks", 8011);
+/// Where the client's address is seen, from a host that is routed by us: the same service.
+pub(super) const SHOWN: Front = ("keep-source", 8012);
+/// That of a container with a network of its own, by a rule that names it.
+pub(super) const ALONE: Front = ("alone", 8013);
+/// The service that is always there.
+pub(super) const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(SERVER_V4), 9100);
+/// The proxy.
+pub(super) const PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
 const REWRITE: Front = ("rewrite", 8006);
 /// That of a host which is routed by us.
 pub(super) const GATEWAY: Front = ("gateway", 8007);
@@ -35,7 +52,7 @@ pub(super) const CONTAINER: Front = ("container", 8008);
 
 /// All of them.
 pub(super) fn fronts() -> Vec<Front> {
-    [&OF_APPS[..], &[GATEWAY, CONTAINER]].concat()
+    [&OF_APPS[..], &[GATEWAY, CONTAINER, SHOWN, ALONE]].concat()
 }
 
 /// Where nobody is: a host that is routed by us connects there.
@@ -45,6 +62,11 @@ pub(super) const LENGTHS: [u64; 3] = [200, 30_000, 400_000];
 /// Clients wait no longer for anything.
 const PATIENCE_MS: u64 = 60_000;
 
+/// Where those that go by a proxy arrive.
+pub(super) fn behind_proxy() -> SocketAddr {
+    address(SOCKS)
+}
+
 /// Where a front is.
 fn address(front: Front) -> SocketAddr {
     let host = if front == GATEWAY { NOWHERE } else { OTHER_V4 };
@@ -52,8 +74,11 @@ fn address(front: Front) -> SocketAddr {
 }
 
 /// Those of all fronts and some that nobody asks for, in an order that changes.
-pub(super) fn rules(rng: &mut Rng) -> String {
-    let mut text = String::new();
+pub(super) fn rules(alone: &str, rng: &mut Rng) -> String {
+    let mut text = format!(
+        "[upstream.socks]\nurl = \"socks5://{PROXY}\"\n\
+         [upstream.shown]\nendpoints = [\"{SERVICE}\"]\nkeep_source = true\n"
+    );
     let mut fronts = fronts();
     rng.shuffle(&mut fronts);
     for front in fronts {
@@ -66,19 +91,33 @@ pub(super) fn rules(rng: &mut Rng) -> String {
             )
             .unwrap();
         }
-        let forward = |path| {
-            let section = format!("forward]]\nmatch = {{ dest = \"{OTHER_V4}\", port = {port} }}");
-            (section, path)
-        };
+        let to_it = format!("forward]]\nmatch = {{ dest = \"{OTHER_V4}\", port = {port} }}");
         let (section, path) = match front {
-            ("group", _) | CONTAINER => forward("copy"),
-            REWRITE => forward(name),
+            ("group", _) | CONTAINER | SOCKS => (to_it, "copy"),
+            REWRITE | ("shortcut-without-fionread", _) => (to_it, name),
+            ALONE => {
+                let from = ["host", "container"][rng.usize(..2)];
+                let section = format!(
+                    "forward]]\nmatch = {{ container = \"{alone}\", port = {port} }}\nfrom = \"{from}\""
+                );
+                (section, "auto")
+            }
             GATEWAY => ("gateway]]\ninterface = \"lan0\"".to_owned(), "auto"),
-            (path, _) => (format!("reverse]]\nlisten = \"{OTHER_V4}:{port}\""), path),
+            (path, _) => {
+                let path = if front == SHOWN { "auto" } else { path };
+                (format!("reverse]]\nlisten = \"{OTHER_V4}:{port}\""), path)
+            }
+        };
+        let service = SERVICE.to_string();
+        let via = match front {
+            STEER => &*service,
+            SOCKS => "socks",
+            SHOWN => "shown",
+            _ => "farm",
         };
         write!(
             text,
-            "[[{section}\nname = \"front-{port}\"\nvia = \"farm\"\npath = \"{path}\"\n"
+            "[[{section}\nname = \"front-{port}\"\nvia = \"{via}\"\npath = \"{path}\"\n"
         )
         .unwrap();
     }
@@ -103,19 +142,35 @@ pub(super) fn keep_up(app: &App, fronts: &[Front], length: u64, stop: &AtomicBoo
     visits
 }
 
-/// The same, by an app that is another one each time, and ends with connections open.
-pub(super) fn start_again(start: impl Fn() -> App, front: Front, stop: &AtomicBool) -> Vec<Visit> {
+/// The same, by an app that is another one each time, and ends with connections open, with what it needs.
+pub(super) fn start_again<T>(
+    start: impl Fn() -> (App, T),
+    front: Front,
+    stop: &AtomicBool,
+) -> Vec<Visit> {
     let mut visits = Vec::new();
     for length in LENGTHS.into_iter().cycle() {
         if stop.load(SeqCst) {
             break;
         }
-        let app = start();
+        let (app, _its) = start();
         visits.append(&mut app.visit(&storm(&[front], length)));
         // What becomes of these is nobody's business but the daemon's; the endpoint may be one that is being killed.
         _ = app.hold(address(front), 3);
     }
     visits
+}
+
+/// Waits until connections to a front are captured: those before go nowhere.
+pub(super) fn await_capture(app: &App, front: Front) {
+    let one = Storm {
+        threads: 1,
+        each: 1,
+        ..storm(&[front], LENGTHS[0])
+    };
+    eventually("a container that is captured", || {
+        app.visit(&one)[0].error.is_none().then_some(())
+    });
 }
 
 /// Connections to fronts in turn.
@@ -129,22 +184,36 @@ pub(super) fn storm(fronts: &[Front], length: u64) -> Storm {
 }
 
 /// Whether a connection was lost with an endpoint.
-pub(super) fn is_explained(visit: &Visit, deaths: &[Death]) -> bool {
+pub(super) fn is_explained(visit: &Visit, deaths: &[Death], records: &[CloseRecord]) -> bool {
     // The clocks are one, but are read before and after.
     const SLACK: u64 = 50;
-    // Who is lost with an endpoint hears of it.
-    if visit.ended_ms - visit.begun_ms >= PATIENCE_MS {
+    // Who is lost with an endpoint hears of it, and hears nothing that is wrong.
+    if visit.is_wrong || visit.ended_ms - visit.begun_ms >= PATIENCE_MS {
         return false;
     }
+    let from = visit.begun_ms.saturating_sub(SLACK);
     let rewritten = visit.address == address(REWRITE);
+    // Where it does not know itself whom it came to, its record does; what is rewritten has none.
+    let endpoint = visit.endpoint.or_else(|| {
+        let local = visit.local?;
+        let mut its = records.iter().filter(|record| {
+            record.client == local
+                && record.orig_dst == Some(visit.address)
+                && record.closed_at_ms >= from
+        });
+        let endpoint = its.next()?.endpoint.as_ref()?;
+        Some(endpoint.parse::<SocketAddr>().ok()?.port())
+    });
     deaths.iter().any(|death| {
-        let was_there = visit.endpoint.is_none_or(|port| port == death.port);
+        let was_there = match endpoint {
+            Some(port) => port == death.port,
+            None => rewritten,
+        };
         let end = if rewritten && visit.endpoint.is_none() {
             death.back
         } else {
             death.killed.1
         };
-        let from = visit.begun_ms.saturating_sub(SLACK);
         was_there && from <= end && death.killed.0 <= visit.ended_ms + SLACK
     })
 }

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use culvert_tests::{
-    Sandbox, app::Route, daemon::Settings, kernel::version, peer::Server, rules::ALL,
-    sandbox::SERVER_V4,
+    Sandbox, app::Route, daemon::Settings, kernel::version, peer::Server, process::output,
+    rules::ALL, sandbox::SERVER_V4,
 };
 use nix::{errno::Errno, sys::signal::Signal};
 use serde_json::Value;
@@ -55,6 +55,21 @@ fn a_daemon_of_the_same_cgroup() {
     let relays = told.connections(server.address(), 1 + usize::from(runs_first));
     let of_relay = |it: &Value| it["pid"] == culvert.pid();
     assert!(relays.iter().any(of_relay), "{relays:?}");
+    // Both are told of in the order in which they run.
+    let mut explain = sandbox.culvert_command();
+    explain
+        .args(["explain", "--json", "--admin"])
+        .arg(culvert.admin());
+    let pid = app.pid().to_string();
+    let said = output(explain.args(["--pid", &pid, &server.address().to_string()]));
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let connects = said["hooks"].as_array().unwrap().iter();
+    let connects = connects.filter(|hook| hook["hook"] == "connect4" && hook["ours"] == true);
+    let of_daemon = format!("culvert[{}]", culvert.pid());
+    let of_daemon: Vec<_> = connects
+        .map(|hook| hook["held_by"][0] == of_daemon)
+        .collect();
+    assert_eq!(of_daemon, [!runs_first, runs_first], "{said:#}");
     watch.signal(Signal::SIGINT);
     assert_eq!(told.summary()["failed"], 0);
     // And it captures as before.

@@ -6,6 +6,8 @@ pub(crate) struct Failures {
     programs: Vec<Program>,
     /// Of the program that runs.
     names: Vec<String>,
+    /// What the soak began with.
+    seed: Option<String>,
 }
 
 /// A test program with tests that failed.
@@ -20,7 +22,9 @@ pub(crate) struct Program {
 impl Failures {
     /// Takes note of a line of the output.
     pub(crate) fn add(&mut self, line: &str) {
-        if line.trim_start().starts_with("Running ") {
+        if let Some(seed) = line.strip_prefix(super::SOAK_SEED) {
+            self.seed = Some(seed.trim_end().to_owned());
+        } else if line.trim_start().starts_with("Running ") {
             self.names.clear();
         } else if let Some(name) = failed(line) {
             self.names.push(name.to_owned());
@@ -33,17 +37,18 @@ impl Failures {
     }
 
     /// The programs, if the tests that failed are few: more of them are no accident.
-    pub(crate) fn few(self, most: usize) -> Vec<Program> {
+    pub(crate) fn few(&self, most: usize) -> &[Program] {
         let count: usize = self
             .programs
             .iter()
             .map(|program| program.names.len())
             .sum();
-        if count > most {
-            Vec::new()
-        } else {
-            self.programs
-        }
+        if count > most { &[] } else { &self.programs }
+    }
+
+    /// What the soak began with, if it failed: only then its output is shown.
+    pub(crate) fn seed(&self) -> Option<&str> {
+        self.seed.as_deref()
     }
 }
 
@@ -65,6 +70,7 @@ mod tests {
     use super::*;
 
     const OUTPUT: &str = "     Running tests/limits.rs (target/debug/deps/limits-1)
+CULVERT_SOAK_SEED=42
 test full ... ok
 test empty ... FAILED
 test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 5.69s
@@ -90,6 +96,7 @@ error: test failed, to rerun pass `-p proxy-userspace --test dies`
             program("-p proxy-userspace --test dies", &[]),
         ];
         assert_eq!(failures.few(2), expected);
+        assert_eq!(failures.seed(), Some("42"));
     }
 
     #[test]

@@ -217,8 +217,13 @@ const query = () => {
 };
 
 const ask = async (what) => {
-  const response = await fetch(`v1/${what}`, { signal: AbortSignal.timeout(5000) });
-  const answer = await response.json();
+  let response, answer;
+  try {
+    response = await fetch(`v1/${what}`, { signal: AbortSignal.timeout(5000) });
+    answer = await response.json();
+  } catch (error) {
+    throw Object.assign(error, { unanswered: true });
+  }
   if (!response.ok) throw Object.assign(new Error(answer.error), { status: response.status });
   return answer;
 };
@@ -226,6 +231,12 @@ const ask = async (what) => {
 const say = (text, kind) => {
   by("state").textContent = text;
   by("state").className = kind;
+};
+
+// What fails here is not the daemon's failure.
+const sayFailure = (error) => {
+  if (!error.unanswered) console.error(error);
+  say(error.unanswered ? "the daemon does not answer" : `this page fails: ${error.message}`, "bad");
 };
 
 const askForConnections = async () => {
@@ -257,7 +268,7 @@ const go = async () => {
       await look();
       say("live", "good");
     } catch (error) {
-      say("the daemon does not answer", "bad");
+      sayFailure(error);
     }
   }
   setTimeout(go, PERIOD);
@@ -270,7 +281,7 @@ by("pause").addEventListener("click", () => {
   say(paused ? "paused" : "live", paused ? "" : "good");
 });
 for (const [id, event] of [["filter", "input"], ["sort", "change"]]) {
-  by(id).addEventListener(event, () => askForConnections().catch(() => say("the daemon does not answer", "bad")));
+  by(id).addEventListener(event, () => askForConnections().catch(sayFailure));
 }
 window.addEventListener("resize", () => Object.entries(history).forEach(([id, values]) => chart(id, values)));
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () =>

@@ -75,6 +75,16 @@ struct Name {
     has_made: bool,
 }
 
+impl Filter {
+    /// Whether it is still there.
+    pub(super) fn is_there(&self) -> io::Result<bool> {
+        let mut kernel = Conversation::open()?;
+        let there = listing::filters(&mut kernel, self.interface, Side::Ingress)?;
+        let mut names = there.iter().filter_map(Name::of);
+        Ok(names.any(|name| name == self.name))
+    }
+}
+
 impl Filters {
     /// Adds a program to the ingress of an interface, behind those of culvert's that are there.
     pub(super) fn add(

@@ -5,17 +5,19 @@
 use std::{
     collections::HashMap,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     sync::mpsc::{Receiver, Sender, channel},
     thread,
 };
 
+use nix::errno::Errno;
 use socket2::Socket;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
 use super::super::{ProxyError, listeners};
 use crate::{
+    netlink::is_one_of,
     netns::{Id, Netns},
     privileges, socket,
     upstream::{Abroad, Made},
@@ -182,19 +184,24 @@ impl Traveller {
             return Err(OpenError::Users);
         }
         netns.enter().map_err(failed("enter"))?;
-        let listen = |address: SocketAddr| {
-            listeners(address, self.workers).map_err(|error| match error {
-                ProxyError::Listen { source, .. }
-                    if source.kind() == io::ErrorKind::AddrNotAvailable =>
-                {
-                    OpenError::LoopbackDown
-                }
-                ProxyError::Listen { source, .. } => failed("listen in")(source),
-                other => failed("listen in")(io::Error::other(other)),
+        // Before that 127.0.0.1 can be listened at, since no address is known to be another's, and ::1 cannot (kernel 6.18).
+        if !socket::is_loopback_up().map_err(failed("look at"))? {
+            return Err(OpenError::LoopbackDown);
+        }
+        let listen = |ip: IpAddr| {
+            listeners((ip, 0).into(), self.workers).map_err(|error| match error {
+                ProxyError::Listen { source, .. } => source,
+                other => io::Error::other(other),
             })
         };
-        let v4 = listen((Ipv4Addr::LOCALHOST, 0).into())?;
-        let v6 = listen((Ipv6Addr::LOCALHOST, 0).into()).unwrap_or_default();
+        let v4 = listen(Ipv4Addr::LOCALHOST.into()).map_err(failed("listen in"))?;
+        let v6 = match listen(Ipv6Addr::LOCALHOST.into()) {
+            // The kernel, or the namespace, has no IPv6.
+            Err(error) if is_one_of(&error, &[Errno::EAFNOSUPPORT, Errno::EADDRNOTAVAIL]) => {
+                Vec::new()
+            }
+            listening => listening.map_err(failed("listen in"))?,
+        };
         let first = v4.first().ok_or(OpenError::Gone)?;
         let cookie = socket::netns_cookie(first);
         let cookie =

@@ -19,16 +19,21 @@ pub(crate) fn exchange(stream: &Socket, payload: Payload, length: u64) -> io::Re
         let (mut sending, mut receiving) = (stream, stream);
         let sender = scope.spawn(move || payload.write(&mut sending, length));
         let verified = payload.verify(&mut receiving, length);
-        sender.join().expect("the thread that sends")?;
-        verified.map_err(numbered)
+        let sent = sender.join().expect("the thread that sends");
+        match verified.map_err(numbered) {
+            // Worse than whatever else there is.
+            Err(error) if error.raw_os_error() == Some(libc::EBADMSG) => Err(error),
+            verified => sent.and(verified),
+        }
     })
 }
 
-/// An error with a number also where it is no error of the system: bytes are missing or wrong.
+/// An error with a number also where it is no error of the system: bytes are missing (`ENODATA`) or wrong (`EBADMSG`).
 pub(crate) fn numbered(error: io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(_) => error,
-        None => io::Error::from_raw_os_error(libc::EBADMSG),
+    match (error.raw_os_error(), error.kind()) {
+        (Some(_), _) => error,
+        (None, io::ErrorKind::UnexpectedEof) => io::Error::from_raw_os_error(libc::ENODATA),
+        (None, _) => io::Error::from_raw_os_error(libc::EBADMSG),
     }
 }
 
@@ -51,7 +56,7 @@ pub(crate) fn converse(
         while let [_, ..] = rest {
             let received = when_ready(socket, PollFlags::POLLIN, |mut socket| socket.read(rest))?;
             if received == 0 {
-                return Err(io::Error::from_raw_os_error(libc::EBADMSG));
+                return Err(io::Error::from_raw_os_error(libc::ENODATA));
             }
             rest = rest.get_mut(received..).unwrap_or_default();
         }

@@ -63,33 +63,41 @@ pub(crate) fn visit(storm: &Storm) -> Vec<Visit> {
 fn one(storm: &Storm, count: u32) -> Visit {
     let turn = usize::try_from(count).expect("a count") % storm.addresses.len();
     let address = storm.addresses.get(turn).copied().expect("an address");
-    let begun_ms = now();
-    let mut endpoint = None;
-    let talked = talk(address, u64::from(count), storm.length, &mut endpoint);
-    Visit {
+    let mut visit = Visit {
         address,
-        endpoint,
-        begun_ms,
-        ended_ms: now(),
-        error: talked.err().map(|error| error.to_string()),
+        local: None,
+        endpoint: None,
+        begun_ms: now(),
+        ended_ms: 0,
+        error: None,
+        is_wrong: false,
+    };
+    let talked = talk(&mut visit, u64::from(count), storm.length);
+    visit.ended_ms = now();
+    if let Err(error) = talked {
+        visit.is_wrong = error.raw_os_error() == Some(libc::EBADMSG);
+        visit.error = Some(error.to_string());
     }
+    visit
 }
 
-fn talk(address: SocketAddr, seed: u64, length: u64, endpoint: &mut Option<u16>) -> io::Result<()> {
+fn talk(visit: &mut Visit, seed: u64, length: u64) -> io::Result<()> {
     const PATIENCE: Duration = Duration::from_mins(1);
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    let socket = Socket::new(Domain::for_address(visit.address), Type::STREAM, None)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_write_timeout(Some(PATIENCE))?;
-    socket.connect(&address.into())?;
+    socket.connect(&visit.address.into())?;
+    visit.local = socket.local_addr()?.as_socket();
     (&socket).write_all(b"?")?;
     let mut greeting = [0; 2];
     (&socket).read_exact(&mut greeting)?;
-    *endpoint = Some(u16::from_be_bytes(greeting));
+    visit.endpoint = Some(u16::from_be_bytes(greeting));
     exchange(&socket, Payload { seed }, length)?;
     SockRef::from(&socket).shutdown(Shutdown::Write)?;
     match (&socket).read(&mut greeting)? {
         0 => Ok(()),
-        _ => Err(io::Error::other("more than there should be")),
+        // More than there should be.
+        _ => Err(io::Error::from_raw_os_error(libc::EBADMSG)),
     }
 }
 
