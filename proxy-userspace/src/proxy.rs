@@ -343,6 +343,7 @@ impl Proxy {
         self.hits.make_room(next)?;
         let generation = Generation::new(next, &compiled, routes);
         self.shared.routes.publish(&generation);
+        self.steer_next(next, &reverse)?;
         self.generation = self.interceptor.install(&compiled, &self.features)?;
         debug_assert_eq!(next, self.generation);
         self.hits.installed(next, &roles);
@@ -353,7 +354,6 @@ impl Proxy {
         }
         self.groups = groups;
         self.drains.keep_listed(policy.roles.reverse, &self.groups);
-        self.steer(policy.roles.reverse);
         self.hook_arrivals()?;
         self.hook_transits()
     }
