@@ -55,4 +55,4 @@ pub use traces::{PLACES, Pair, Period, Traces, beginning};
 pub use transit::{Crossings, Transit, transit};
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 11;
+pub const ABI_VERSION: u32 = 12;

@@ -25,6 +25,8 @@ pub const LISTENERS: &str = "LISTENERS";
 pub const SERVICES: &str = "SERVICES";
 /// Hash of [`OwnKey`](crate::OwnKey), as a set: connections of the daemon that are open.
 pub const OWN: &str = "OWN";
+/// Array of one `u64`: when [`OWN`] last had no room, nanoseconds of `CLOCK_MONOTONIC`.
+pub const OWN_FULL: &str = "OWN_FULL";
 /// Array of [`Action`](crate::Action) for what passes through, two generations of [`MAX_RULES`](crate::MAX_RULES).
 pub const TRANSIT_ACTIONS: &str = "TRANSIT_ACTIONS";
 /// Array of two [`PortSet`](crate::PortSet), one a generation: where rules may hold something that passes through.
@@ -175,7 +177,7 @@ pub const WATCH_EVENTS: &str = "watch_events";
 pub const WATCH_RELEASE: &str = "watch_release";
 
 /// Every map of the object.
-pub const MAPS: [&str; 55] = [
+pub const MAPS: [&str; 56] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -199,6 +201,7 @@ pub const MAPS: [&str; 55] = [
     DOUBTS,
     NEXT_HOPS,
     OWN,
+    OWN_FULL,
     RELAY,
     SPACES,
     SPACE_EVENTS,

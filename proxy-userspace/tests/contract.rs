@@ -68,6 +68,7 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
             names::RECORDS_FULL,
             (ARRAY, INDEX, size_of::<u64>(), Some(1)),
         ),
+        (names::OWN_FULL, (ARRAY, INDEX, size_of::<u64>(), Some(1))),
         (names::OURS, (SK_STORAGE, size_of::<i32>(), INDEX, None)),
         (
             names::SOCKETS,

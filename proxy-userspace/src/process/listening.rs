@@ -8,7 +8,9 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
-use procfs::{FromBufReadSI, ProcResult, current_system_info, net::TcpNetEntries, process::FDTarget};
+use procfs::{
+    FromBufReadSI, ProcResult, current_system_info, net::TcpNetEntries, process::FDTarget,
+};
 
 /// Tables of the TCP sockets of this network namespace; the second is not there without IPv6.
 const TABLES: [&str; 2] = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
@@ -34,7 +36,10 @@ impl Listening {
             let ip = local.ip().to_canonical();
             local.port() == address.port() && (ip.is_unspecified() || ip == address.ip())
         };
-        self.0.iter().copied().filter(move |(local, _)| takes(*local))
+        self.0
+            .iter()
+            .copied()
+            .filter(move |(local, _)| takes(*local))
     }
 
     /// The socket that the kernel gives a connection to an address, by its inode number. Of several that are alike it is `held`, if that
@@ -58,7 +63,11 @@ pub(crate) fn take(wanted: &BTreeSet<u64>) -> HashMap<u64, OwnedFd> {
     if wanted.is_empty() {
         return taken;
     }
-    for process in procfs::process::all_processes().into_iter().flatten().flatten() {
+    for process in procfs::process::all_processes()
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         for file in process.fd().into_iter().flatten().flatten() {
             if let FDTarget::Socket(inode) = file.target
                 && wanted.contains(&inode)
@@ -138,7 +147,13 @@ mod tests {
             at("192.0.2.2:80", 6),
         ]);
         let address = "192.0.2.1:80".parse().unwrap();
-        for (held, best) in [(None, 4), (Some(4), 4), (Some(5), 5), (Some(2), 4), (Some(6), 4)] {
+        for (held, best) in [
+            (None, 4),
+            (Some(4), 4),
+            (Some(5), 5),
+            (Some(2), 4),
+            (Some(6), 4),
+        ] {
             assert_eq!(listening.best(address, held), Some(best), "{held:?}");
         }
         listening.0.truncate(3);

@@ -20,7 +20,10 @@ pub(super) fn serves(process: &ProcDir, address: SocketAddr) -> bool {
     if !is_local(address.ip()) {
         return false;
     }
-    let listening: HashSet<_> = Listening::read().at(address).map(|(_, inode)| inode).collect();
+    let listening: HashSet<_> = Listening::read()
+        .at(address)
+        .map(|(_, inode)| inode)
+        .collect();
     if listening.is_empty() {
         return false;
     }
