@@ -1,6 +1,7 @@
 //! One connection, from accept to its close record, whichever role it is in. Read it top to bottom.
 
 mod by_name;
+mod claim;
 
 use std::{io, net::SocketAddr, sync::Arc, time::SystemTime};
 
@@ -111,6 +112,14 @@ impl Flow<'_> {
             endpoint: self.reached.endpoint.clone(),
             sockets: [Handle::of(&downstream), upstream.tcp().and_then(Handle::of)],
         });
+        if self.origin.is_untrusted
+            // Boxed: few rules have trusted senders.
+            && let Err(why) = Box::pin(self.refuse_claim(&downstream, &mut upstream)).await
+        {
+            socket::reset(downstream);
+            upstream.reset();
+            return why;
+        }
         let mut relay = Relay::new(
             Arc::clone(&self.entry.progress),
             self.worker.shared.idle_timeout,
