@@ -5,5 +5,5 @@ mod claim;
 mod receive;
 mod send;
 
-pub(crate) use self::{claim::is_claimed, receive::receive};
 pub use self::send::{UniqueId, header, own_header};
+pub(crate) use self::{claim::is_claimed, receive::receive};

@@ -16,6 +16,7 @@ use std::{
 use culvert_tests::{
     App, Culvert, Sandbox,
     app::{Route, protocol::Storm},
+    daemon::Settings,
     eventually,
     netns::Netns,
     peer::Server,
@@ -112,6 +113,47 @@ fn many_at_once_reach_the_service_whole() {
     }
     assert_eq!(v4.clients().len() + v6.clients().len(), 640);
     assert_eq!(culvert.counter("unregistered"), 0);
+}
+
+/// What the relay opens itself can then not be told from what clients open.
+#[test]
+fn with_the_table_of_own_connections_full_the_fail_mode_holds() {
+    let sandbox = Sandbox::new();
+    let open = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let closed = sandbox.within(|| Server::mirror((OTHER_V4, 0)));
+    let settings = Settings::daemon("max_connections = 20");
+    let rules = format!(
+        "{}{}on_relay_failure = \"refuse\"\n",
+        original("open", &format!("\"{}\"", open.address())),
+        original("closed", &format!("\"{}\"", closed.address())),
+    );
+    let culvert = sandbox.culvert_with(&settings, &rules);
+    let app = sandbox.app();
+    assert_eq!(app.probe(open.address()), Ok(Route::Relayed));
+    assert_eq!(app.probe(closed.address()), Ok(Route::Relayed));
+    culvert.await_records(2);
+    culvert.maps().fill_own();
+    let before = culvert.counter("arrived_relayed");
+    // The relay's own SYN gets to the service past the relay, and so do those that come soon after it.
+    for _ in 0..10 {
+        assert!(app.probe(open.address()).is_ok());
+    }
+    assert!(culvert.counter("fail_own") > 0);
+    // Here it is refused: whoever asked is reset, or refused itself.
+    for _ in 0..10 {
+        let refused = app.probe(closed.address()).unwrap_err();
+        assert!(
+            [Errno::ECONNRESET, Errno::ECONNREFUSED].contains(&refused),
+            "{refused}"
+        );
+    }
+    let taken = culvert.counter("arrived_relayed") - before;
+    assert!(
+        (1..=20).contains(&taken),
+        "taken {taken} times: again and again"
+    );
+    assert_eq!(culvert.counter("unregistered"), taken);
+    assert_eq!(closed.clients().len(), 1);
 }
 
 /// With SYN cookies the kernel keeps nothing of a SYN, and looks for the listener again when the handshake ends.

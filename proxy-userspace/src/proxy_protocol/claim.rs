@@ -68,7 +68,10 @@ impl Drop for Look<'_> {
 /// Whether bytes begin a header; `None` while they are too few to tell.
 fn judge(bytes: &[u8]) -> Option<bool> {
     let signatures = [v1::PROTOCOL_PREFIX.as_bytes(), v2::PROTOCOL_PREFIX];
-    if signatures.iter().any(|signature| bytes.starts_with(signature)) {
+    if signatures
+        .iter()
+        .any(|signature| bytes.starts_with(signature))
+    {
         return Some(true);
     }
     let may_be = |signature: &&[u8]| signature.starts_with(bytes);
