@@ -23,8 +23,9 @@ use proxy_common::{
 
 use crate::{
     caller::{free_of_device, is_own, is_tcp, sk_of},
+    full::was_full,
     globals::{self, has_shortcut},
-    maps::{RECORDS_FULL, RELAY, SOCKETS, SPACE_EVENTS, count, hit, mptcp_socket_of, was_full},
+    maps::{RECORDS_FULL, RELAY, SOCKETS, SPACE_EVENTS, count, hit, mptcp_socket_of},
     policy::{Connector, KernelTables},
     relay::{is_alive, is_listener, is_taken, space_of},
     rewrite,

@@ -10,7 +10,7 @@ use aya_ebpf::{
         Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage,
         SockHash, SockMap,
     },
-    helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_get, bpf_skc_to_mptcp_sock},
+    helpers::generated::{bpf_sk_storage_get, bpf_skc_to_mptcp_sock},
     macros::btf_map,
 };
 use proxy_common::{
@@ -246,23 +246,6 @@ pub fn mptcp_socket_of(subflow: *mut bpf_sock) -> Option<&'static mut Socket> {
             .cast::<Socket>()
             .as_mut()
     }
-}
-
-/// For how long a table counts as full after it was found full once, in nanoseconds.
-const FULL_FOR: u64 = 100_000_000;
-
-/// A table, of which this array tells, is found full.
-#[inline(always)]
-pub fn full_now(full_at: &Array<u64, 1>) {
-    // SAFETY: no arguments, a plain number out.
-    let _ = full_at.set(0, unsafe { bpf_ktime_get_ns() }, 0);
-}
-
-/// Whether it was lately.
-#[inline(always)]
-pub fn was_full(full_at: &Array<u64, 1>, now: u64) -> bool {
-    let full_at = full_at.get(0).map_or(0, |at| *at);
-    full_at != 0 && now.wrapping_sub(full_at) < FULL_FOR
 }
 
 /// Whether the daemon marked a socket as its own before it called `connect()`, or the daemon did whose place it takes.

@@ -14,8 +14,9 @@ use proxy_common::{
 };
 
 use crate::{
+    full::was_full,
     globals::has_ingress_interface,
-    maps::{LISTENERS, OWN, OWN_FULL, RELAY, SERVICES, count, hit, was_full},
+    maps::{LISTENERS, OWN, OWN_FULL, RELAY, SERVICES, count, hit},
     policy::KernelTables,
     relay::is_alive,
 };

@@ -12,7 +12,8 @@ use proxy_common::{
 };
 
 use crate::{
-    maps::{OWN, OWN_FULL, POLICY, RECORDS, RECORDS_FULL, count, full_now, is_ours, socket_of},
+    full::full_now,
+    maps::{OWN, OWN_FULL, POLICY, RECORDS, RECORDS_FULL, count, is_ours, socket_of},
     rewrite, shortcut,
 };
 

@@ -120,25 +120,7 @@ impl Flow<'_> {
             upstream.reset();
             return why;
         }
-        let mut relay = Relay::new(
-            Arc::clone(&self.entry.progress),
-            self.worker.shared.idle_timeout,
-        )
-        .with_paths(Arc::clone(&self.worker.shared.paths));
-        let mut obstacle = None;
-        match self.lane(&upstream) {
-            Ok(Some(mut lane)) => {
-                if self.origin.route.path == PathChoice::ShortcutBothWays {
-                    obstacle = self.open_replies(&mut lane, &upstream).err();
-                }
-                relay.take_shortcut(lane);
-            }
-            Ok(None) => {}
-            Err(why) => obstacle = Some(why),
-        }
-        if let Some(obstacle) = obstacle {
-            self.entry.progress.hold_back(Reason::Shortcut(obstacle));
-        }
+        let mut relay = self.relay(&upstream);
         let path = self.origin.route.path;
         let (ended, sockets) = tokio::select! {
             // Which of them is asked first makes no difference, but drawing lots for it does, with every message.
@@ -189,6 +171,30 @@ impl Flow<'_> {
                 upstream.flush().await
             }
         }
+    }
+
+    /// What moves the bytes, with the shortcut open if the rule asks for it and may have it.
+    fn relay(&self, upstream: &UpstreamStream) -> Relay {
+        let mut relay = Relay::new(
+            Arc::clone(&self.entry.progress),
+            self.worker.shared.idle_timeout,
+        )
+        .with_paths(Arc::clone(&self.worker.shared.paths));
+        let mut obstacle = None;
+        match self.lane(upstream) {
+            Ok(Some(mut lane)) => {
+                if self.origin.route.path == PathChoice::ShortcutBothWays {
+                    obstacle = self.open_replies(&mut lane, upstream).err();
+                }
+                relay.take_shortcut(lane);
+            }
+            Ok(None) => {}
+            Err(why) => obstacle = Some(why),
+        }
+        if let Some(obstacle) = obstacle {
+            self.entry.progress.hold_back(Reason::Shortcut(obstacle));
+        }
+        relay
     }
 
     /// Opens the shortcut, if the rule asks for it.

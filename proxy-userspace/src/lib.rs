@@ -71,7 +71,7 @@
 //!   hears of again, so it draws by weight: a seat for each endpoint, one or two look-ups, exact. A table of Maglev's would need a
 //!   hundred slots for each unit of weight, written anew with every change of health, for a hash of a source port that is not
 //!   chosen yet. Each change is a table of its own beside the one in force, and one word that switches.
-//! - **`auto` never rewrites.** The relay hides a dead endpoint behind the next one, writes records and looks at latency. Who
+//! - **`auto` rewrites and steers only where that is allowed.** The relay hides a dead endpoint behind the next one, writes records and looks at latency. Who
 //!   does without should know.
 //! - **Socket storage, not an LRU.** A record in an LRU map can be evicted while its connection lives, and one in a plain
 //!   map leaks when a `connect()` fails before a port is chosen. What hangs on the socket does neither.

@@ -140,6 +140,34 @@ fn reload_steers_elsewhere_and_back_to_the_relay() {
 }
 
 #[test]
+fn where_it_is_allowed_it_is_done_if_it_can_be() {
+    let sandbox = Sandbox::new();
+    let (free, bound) = (
+        SocketAddr::from((SERVER_V4, 443)),
+        SocketAddr::from((OTHER_V4, 443)),
+    );
+    let mirror = sandbox.within(|| Server::mirror((Ipv4Addr::LOCALHOST, 0)));
+    let allowed = |listen, more| {
+        let rule = steered(listen, mirror.address(), more);
+        rule.replace("path = \"steer\"", "allow_steer = true")
+    };
+    let rules = allowed(
+        bound,
+        "connect_timeout = \"5s\"\naccept_proxy = \"198.51.100.7\"",
+    );
+    let rules = rules.replace("site", "bound");
+    let culvert = sandbox.culvert(&format!("{}{rules}", allowed(free, "")));
+    let app = sandbox.app();
+    assert_eq!(app.probe(free), Ok(Route::Direct));
+    assert_eq!(app.probe(bound), Ok(Route::Relayed));
+    assert!(
+        culvert.log().contains("`allow_steer` has no effect"),
+        "{}",
+        culvert.log()
+    );
+}
+
+#[test]
 fn the_fail_mode_holds() {
     let sandbox = Sandbox::new();
     let listen = SocketAddr::from((SERVER_V4, 443));
