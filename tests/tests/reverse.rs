@@ -9,7 +9,7 @@
 )]
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -20,7 +20,7 @@ use culvert_tests::{
     eventually,
     netns::Netns,
     peer::Server,
-    sandbox::{OTHER_V4, OTHER_V6, SERVER_V4, SERVER_V6},
+    sandbox::{CLIENT_V6, OTHER_V4, OTHER_V6, SERVER_V4, SERVER_V6},
 };
 use nix::errno::Errno;
 
@@ -304,6 +304,51 @@ fn sources_choose_among_those_who_listen() {
     assert_eq!(from(OTHER_V4), Err(Errno::ECONNREFUSED));
     assert_eq!(from(Ipv4Addr::new(192, 0, 2, 101)), Ok(true), "direct");
     assert_eq!(from(SERVER_V4), Ok(false), "relayed");
+    assert_eq!(culvert.the_record().rule.as_deref(), Some("rest"));
+    assert_eq!(culvert.counter("arrived_refused"), 1);
+}
+
+#[test]
+fn sources_of_ipv6_choose_as_well() {
+    let sandbox = Sandbox::new();
+    let mirror = sandbox.within(|| Server::mirror((SERVER_V6, 0)));
+    let listen = quoted(mirror.address());
+    let rules = [
+        rule(
+            "strangers",
+            &listen,
+            "refuse",
+            "match = { source = \"2001:db8::2\" }",
+        ),
+        // IPv4 as a whole has nothing to do with it.
+        rule(
+            "v4",
+            &listen,
+            "refuse",
+            "match = { source = \"0.0.0.0/0\" }",
+        ),
+        rule(
+            "house",
+            &listen,
+            "direct",
+            "match = { source = [\"2001:db8::/64\", \"!2001:db8::1/128\", \"!2001:db8::2\"] }",
+        ),
+        rule("rest", &listen, "original", ""),
+    ];
+    let culvert = sandbox.culvert(&rules.concat());
+    let app = sandbox.app();
+    let from = |source: Ipv6Addr| {
+        let socket = app.tcp(mirror.address());
+        socket.bind((source, 0).into()).unwrap();
+        socket.connect(mirror.address())?;
+        let seen = String::from_utf8(socket.receive_all()?).unwrap();
+        let is_direct = seen == socket.local().unwrap().to_string();
+        socket.close();
+        Ok(is_direct)
+    };
+    assert_eq!(from(OTHER_V6), Err(Errno::ECONNREFUSED));
+    assert_eq!(from(CLIENT_V6), Ok(true), "direct");
+    assert_eq!(from(SERVER_V6), Ok(false), "relayed");
     assert_eq!(culvert.the_record().rule.as_deref(), Some("rest"));
     assert_eq!(culvert.counter("arrived_refused"), 1);
 }

@@ -73,6 +73,51 @@ fn seen(roster: &mut Roster, count: usize, now: Duration) -> BTreeSet<Id> {
         .collect()
 }
 
+/// Nodes whose files list the same endpoints in other orders, or resolve them in other orders.
+#[test]
+fn the_order_of_a_file_makes_no_difference_to_a_hash() {
+    for method in [Method::Maglev, Method::SourceHash] {
+        let mut forwards = settings(9);
+        forwards.method = method;
+        for (number, entry) in forwards.members.iter_mut().enumerate() {
+            entry.weight = 1 + u32::try_from(number % 3).unwrap();
+        }
+        let mut backwards = forwards.clone();
+        backwards.members.reverse();
+        let mut shuffled = forwards.clone();
+        shuffled.members.rotate_left(4);
+        shuffled.members.swap(0, 7);
+        let nodes = [forwards, backwards, shuffled].map(Arc::new);
+        // Each has a seed of its own, as each process does.
+        let mut nodes: Vec<_> = (0..)
+            .zip(nodes)
+            .map(|(seed, settings)| Roster::new(settings, seed, NOW))
+            .collect();
+        for number in [3, 5] {
+            for node in &mut nodes {
+                for _ in 0..3 {
+                    node.checked(id(number), Err("no answer".into()), NOW);
+                }
+            }
+        }
+        let mut met = BTreeSet::new();
+        for key in 0..1000 {
+            let key = hash(&u64::to_be_bytes(key));
+            let mut chosen: Vec<_> = nodes
+                .iter_mut()
+                .map(|node| match node.admit(key, NOW, &[]) {
+                    Admission::Chosen { id, .. } => id,
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            chosen.dedup();
+            assert_eq!(chosen.len(), 1, "{method:?}");
+            met.extend(chosen);
+        }
+        assert_eq!(met.len(), 7);
+    }
+}
+
 fn state(roster: &Roster, number: usize) -> State {
     let found = roster.endpoints().find(|(one, _)| one.id == id(number));
     found.expect("an endpoint").1
