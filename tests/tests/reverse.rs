@@ -115,6 +115,45 @@ fn many_at_once_reach_the_service_whole() {
     assert_eq!(culvert.counter("unregistered"), 0);
 }
 
+/// Ten thousand addresses, each with a port of its own, and connections to some of each part of them, and past them.
+#[test]
+fn among_ten_thousand_bindings_each_is_found() {
+    const BINDINGS: u32 = 10_000;
+    let sandbox = Sandbox::new();
+    // Addresses that no interface has.
+    sandbox
+        .netns()
+        .tool("ip", "route add local 10.0.0.0/8 dev lo");
+    let service = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let bound = |number: u32| {
+        let [_, a, b, c] = (number * 7).to_be_bytes();
+        let port = 1024 + u16::try_from(number % 50_000).unwrap();
+        SocketAddr::from((Ipv4Addr::new(10, a, b, c), port))
+    };
+    let listen: Vec<_> = (0..BINDINGS).map(|number| quoted(bound(number))).collect();
+    let via = service.address().to_string();
+    let culvert = sandbox.culvert(&rule("many", &format!("[{}]", listen.join(", ")), &via, ""));
+    let app = sandbox.app();
+    let mut taken = 0;
+    for number in (0..BINDINGS).step_by(499).chain([BINDINGS - 1]) {
+        let address = bound(number);
+        assert_eq!(app.probe(address), Ok(Route::Relayed), "{address}");
+        taken += 1;
+        // Nobody listens beside it.
+        for beside in [
+            SocketAddr::new(address.ip(), address.port() + 1),
+            SocketAddr::new(bound(number + 1).ip(), address.port()),
+        ] {
+            assert_eq!(app.probe(beside), Err(Errno::ECONNREFUSED), "{beside}");
+        }
+    }
+    assert_eq!(culvert.counter("arrived_relayed"), taken);
+    for record in culvert.await_records(usize::try_from(taken).unwrap()) {
+        assert_eq!(record.rule.as_deref(), Some("many"));
+        assert_eq!(record.peer, Some(service.address()));
+    }
+}
+
 /// What the relay opens itself can then not be told from what clients open.
 #[test]
 fn with_the_table_of_own_connections_full_the_fail_mode_holds() {

@@ -75,6 +75,7 @@ pub(super) fn of_relay<T: Copy + Default>(
 
 /// Reads a key that lets `auto` take another path as well, and tells where that stands if it does. `is_auto` is whether the path is
 /// `auto`, as far as it could be read; `alone` says what the other path is without the choice.
+#[expect(clippy::option_option, reason = "what is not allowed is no error")]
 pub(super) fn allowance(
     table: &mut Table<'_>,
     (key, alone): (&'static str, &str),
