@@ -15,7 +15,9 @@ pub const ACTIONS: &str = "ACTIONS";
 pub const HOSTS: &str = "HOSTS";
 /// LPM trie of [`PrefixKey`](crate::PrefixKey) to [`Areas`](crate::Areas), for all that are not in [`HOSTS`].
 pub const AREAS: &str = "AREAS";
-/// LPM trie of [`CellKey`](crate::CellKey) to [`Cell`](crate::Cell).
+/// Hash of the [`CellKey`](crate::CellKey) of a single port to [`Cell`](crate::Cell): as [`HOSTS`] is for addresses.
+pub const PORTS: &str = "PORTS";
+/// LPM trie of [`CellKey`](crate::CellKey) to [`Cell`](crate::Cell), for all that are not in [`PORTS`].
 pub const CELLS: &str = "CELLS";
 /// Array of [`Action`](crate::Action) for what arrives, two generations of [`MAX_RULES`](crate::MAX_RULES).
 pub const REVERSE_ACTIONS: &str = "REVERSE_ACTIONS";
@@ -177,7 +179,7 @@ pub const WATCH_EVENTS: &str = "watch_events";
 pub const WATCH_RELEASE: &str = "watch_release";
 
 /// Every map of the object.
-pub const MAPS: [&str; 56] = [
+pub const MAPS: [&str; 57] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -185,6 +187,7 @@ pub const MAPS: [&str; 56] = [
     ACTIONS,
     HOSTS,
     AREAS,
+    PORTS,
     CELLS,
     REVERSE_ACTIONS,
     LISTENERS,

@@ -15,10 +15,10 @@ use aya_ebpf::{
 };
 use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Doubts, FAST_LINK_NUMBERS,
-    FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MAX_SPACES,
-    MemberKey, Membership, OwnKey, Passage, Policy, PortSet, PrefixKey, Record, RecordKey,
-    Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space,
-    Traces, Wheels, listener, ours, relay,
+    FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_PORTS, MAX_RULES,
+    MAX_SPACES, MemberKey, Membership, OwnKey, Passage, Policy, PortSet, PrefixKey, Record,
+    RecordKey, Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket,
+    Space, Traces, Wheels, listener, ours, relay,
 };
 
 use crate::{globals::has_mptcp, inherited::InheritedStorage};
@@ -47,6 +47,10 @@ pub static HOSTS: HashMap<PrefixKey, Areas, { 2 * MAX_HOSTS }, { BPF_F_NO_PREALL
 
 #[btf_map]
 pub static AREAS: LpmTrie<PrefixKey, Areas, 262_144> = LpmTrie::new();
+
+#[btf_map]
+pub static PORTS: HashMap<CellKey, Cell, { 2 * MAX_PORTS }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 // Several prefixes of ports for a range, and two generations.
 #[btf_map]
