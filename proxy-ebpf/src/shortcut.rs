@@ -114,18 +114,23 @@ fn redirect(ctx: &SkMsgContext) -> Option<()> {
     }
     let target = target_of(ctx);
     let refused = if is_stream(sk, target, sent, ctx.size()) {
-        &mut sent.streamed
+        Some(&mut sent.streamed)
     } else if has_room(target, ctx.size()) {
-        sent.bytes += u64::from(ctx.size());
-        sent.pieces += 1;
-        return Some(());
+        None
     } else {
-        &mut sent.full
+        Some(&mut sent.full)
     };
-    *refused += 1;
-    // No helper takes a redirect back. One to the socket itself comes to the same: the piece goes its usual way.
-    APPS.redirect_msg(ctx, key, 0);
-    None
+    if let Some(refused) = refused {
+        *refused += 1;
+        // No helper takes a redirect back. One to the socket itself comes to the same: the piece goes its usual way. Unless the
+        // relay has just taken the socket out of the map: then the redirect stays, and is counted as one.
+        if APPS.redirect_msg(ctx, key, 0) == FOUND {
+            return None;
+        }
+    }
+    sent.bytes += u64::from(ctx.size());
+    sent.pieces += 1;
+    Some(())
 }
 
 /// The socket that a piece was redirected to, null if that cannot be told. The context of the program is the `sk_msg`

@@ -22,6 +22,7 @@ use crate::{
     config::{self, Config, ConfigError},
     delivery,
     failure::Failure,
+    heap,
     intercept::{guard, ingress, standing::Standing},
     live::Query,
     lock::Lock,
@@ -178,6 +179,7 @@ async fn run_until_told(
     }
     tracing::info!(rules = service.config().roles().count(), cgroup, "running");
     service.calibrate();
+    heap::give_back();
 
     loop {
         tokio::select! {
@@ -305,6 +307,7 @@ fn reload(service: &mut Service, file: &Path, manager: &mut Manager) {
         Ok(()) => {
             tracing::info!(rules = service.config().roles().count(), "reloaded");
             service.calibrate();
+            heap::give_back();
         }
         Err(error) => {
             tracing::error!("not reloaded; the running configuration stays in force\n{error:#}");

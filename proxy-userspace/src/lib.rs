@@ -189,6 +189,7 @@ mod explain;
 pub mod failure;
 pub mod forwarding;
 pub mod group;
+pub mod heap;
 pub mod intercept;
 mod listener;
 pub mod live;

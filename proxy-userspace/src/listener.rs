@@ -137,10 +137,11 @@ async fn accept_all(worker: &Rc<Worker>, listeners: &mut Listeners) {
                 pause = FIRST_PAUSE;
                 let counted = stats.count_accepted();
                 let worker = Rc::clone(worker);
-                tokio::task::spawn_local(async move {
+                // Boxed: a task is moved when it begins and whenever its stage changes, and a connection is some kilobytes.
+                tokio::task::spawn_local(Box::pin(async move {
                     connection::serve(&worker, counted, stream, client, door).await;
                     drop(permit);
-                });
+                }));
             }
             Err(error) if socket::is_resource_exhaustion(&error) => {
                 stats.accept_failures.fetch_add(1, Relaxed);

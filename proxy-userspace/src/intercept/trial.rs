@@ -10,8 +10,8 @@ use aya::programs::{Program, ProgramError};
 use proxy_common::names;
 
 use super::{
-    Features, InterceptError, MODE, Settings, TASK_EVENTS, arrivals::OWN_NAMESPACE, attach_error,
-    load_error, object, shortcut,
+    Features, InterceptError, MODE, Overlap, Settings, TASK_EVENTS, arrivals::OWN_NAMESPACE,
+    attach_error, load_error, object, shortcut,
 };
 use crate::relay::shortcut::Proofs;
 
@@ -63,7 +63,15 @@ pub fn try_programs(
 /// # Errors
 /// When the kernel refuses the object or the program.
 pub fn prove_shortcut(features: &Features) -> Result<Proofs, InterceptError> {
-    let mut ebpf = object::load(Settings::UNCONFIGURED, features, &[])?;
+    prove_shortcut_with(features, Overlap::Cut)
+}
+
+fn prove_shortcut_with(features: &Features, overlap: Overlap) -> Result<Proofs, InterceptError> {
+    let settings = Settings {
+        overlap,
+        ..Settings::UNCONFIGURED
+    };
+    let mut ebpf = object::load(settings, features, &[])?;
     shortcut::enable(&mut ebpf, features, &shortcut::Office::default())
 }
 
@@ -130,5 +138,32 @@ fn attach(program: &mut Program, name: &str, cgroup: BorrowedFd<'_>) -> Result<(
             program.attach(tracepoint).map(drop)
         }
         _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expect(overlap: Overlap, outcome: Result<(), &'static str>) {
+        let features = Features::probe();
+        match prove_shortcut_with(&features, overlap) {
+            Ok(proofs) => assert_eq!(proofs.replies, outcome),
+            Err(error) => {
+                let strict = std::env::var_os("PROXY_TEST_STRICT").is_some();
+                assert!(!strict, "needs root: {error}");
+                eprintln!("skipped: needs root ({error})");
+            }
+        }
+    }
+
+    #[test]
+    fn replies_pass() {
+        expect(Overlap::Cut, Ok(()));
+    }
+
+    #[test]
+    fn replies_that_are_delivered_twice_fail_the_test_of_it() {
+        expect(Overlap::Deliver, Err("overlap of replies"));
     }
 }

@@ -84,7 +84,9 @@ pub(super) trait Passage: Debug + Send {
     }
 
     /// Times that the kernel would have delivered bytes twice.
-    fn repairs(&self) -> u32;
+    fn repairs(&self) -> u32 {
+        0
+    }
 }
 
 /// Resolves, after a read that found the end of a source under a verdict program, to whether nothing comes in front of that

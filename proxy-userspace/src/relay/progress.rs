@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use proxy_common::Sent;
+use proxy_common::{Replies, Sent};
 
 use super::{Reason, meter::Meter};
 
@@ -65,6 +65,8 @@ pub struct Progress {
     pub(super) path: AtomicU8,
     pub(super) shortcut: AtomicU64,
     pub(super) replies: AtomicU64,
+    /// Those of [`Progress::repairs`] that were of replies.
+    reply_repairs: AtomicU32,
     pub(super) on_shortcut: AtomicBool,
     pub(super) both_ways: AtomicBool,
     pub(super) left_shortcut: AtomicBool,
@@ -169,7 +171,7 @@ impl Progress {
     /// Times that the kernel would have delivered bytes twice.
     #[must_use]
     pub fn repairs(&self) -> u32 {
-        self.repairs.load(Relaxed)
+        self.repairs.load(Relaxed) + self.reply_repairs.load(Relaxed)
     }
 
     /// Whether it left the shortcut because the app streams.
@@ -232,8 +234,10 @@ impl Progress {
         self.shortcut.fetch_max(sent.bytes, Relaxed);
     }
 
-    pub(super) fn set_replies(&self, bytes: u64) {
-        self.replies.fetch_max(bytes, Relaxed);
+    pub(super) fn set_replies(&self, state: &Replies) {
+        self.replies.fetch_max(state.redirected, Relaxed);
+        self.reply_repairs
+            .fetch_max(state.sequence.repairs, Relaxed);
     }
 
     pub(super) fn set_path(&self, path: Path) {

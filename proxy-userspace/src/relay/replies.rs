@@ -61,7 +61,6 @@ pub(super) struct ReplyPassage {
     taken: u64,
     /// Whether all that went past the relay has arrived, and no more can, because the relay holds what was passed to it.
     settled: bool,
-    repairs: u32,
     pause: Pause,
 }
 
@@ -71,7 +70,6 @@ impl ReplyPassage {
             kernel,
             taken: 0,
             settled: false,
-            repairs: 0,
             pause: Pause::default(),
         }
     }
@@ -114,16 +112,8 @@ impl Passage for ReplyPassage {
         told: bool,
     ) -> Poll<io::Result<bool>> {
         self.settled = false;
-        let passed = || {
-            let state = self.kernel.state()?;
-            self.repairs = state.sequence.repairs;
-            Ok(state.passed)
-        };
+        let passed = || Ok(self.kernel.state()?.passed);
         passage::poll_ended(cx, source, told, passed, self.taken, &mut self.pause)
-    }
-
-    fn repairs(&self) -> u32 {
-        self.repairs
     }
 }
 
@@ -151,7 +141,7 @@ pub(super) async fn until_read(kernel: &dyn Replies) {
 /// Counts what went past the relay.
 pub(super) fn report(kernel: &dyn Replies, progress: &Progress) {
     if let Ok(state) = kernel.state() {
-        progress.set_replies(state.redirected);
+        progress.set_replies(&state);
     }
 }
 

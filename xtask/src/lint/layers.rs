@@ -19,6 +19,7 @@ const LAYERS: [&[&str]; 11] = [
         "close",
         "failure",
         "forwarding",
+        "heap",
         "lock",
         "netlink",
         "netns",

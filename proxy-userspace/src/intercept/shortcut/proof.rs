@@ -16,7 +16,7 @@ use aya::{
     maps::{Map, MapData, SkStorage, SockHash},
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use proxy_common::{Lane, LaneKey, Record, Socket, names, role};
+use proxy_common::{Lane, LaneKey, Record, Socket, names, ours, role};
 use socket2::{Domain, Protocol, Type};
 
 use super::{Lanes, Office};
@@ -137,13 +137,18 @@ impl Bench {
         })
     }
 
+    /// Keeps our own hooks from a socket that is not connected yet.
+    fn exempt(&mut self, socket: &socket2::Socket) -> io::Result<()> {
+        self.ours
+            .insert(socket, ours::OWN, 0)
+            .map_err(io::Error::other)
+    }
+
     /// A connection over loopback that gives up soon, and that our own hooks leave alone.
     fn pair(&mut self) -> io::Result<(TcpStream, TcpStream)> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let connecting = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-        self.ours
-            .insert(&connecting, 1, 0)
-            .map_err(io::Error::other)?;
+        self.exempt(&connecting)?;
         connecting.connect(&listener.local_addr()?.into())?;
         let connecting = TcpStream::from(connecting);
         let (accepted, _) = listener.accept()?;

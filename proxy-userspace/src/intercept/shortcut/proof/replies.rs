@@ -7,10 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use proxy_common::Replies;
+
 use super::{Bench, Flow, PATIENCE};
 use crate::{
     intercept::shortcut::replies::Entry,
-    relay::replies::{Delivery, Replies},
+    relay::replies::{Delivery, Replies as _},
+    socket::{self, repair},
 };
 
 /// More than goes past the relay at once, and no stream yet.
@@ -18,19 +21,20 @@ const LARGE: usize = 32 * 1024;
 /// More than goes past the relay while the app says nothing.
 const STREAM: usize = 1024 * 1024;
 
-type Test = fn(&Flow, &Entry) -> io::Result<bool>;
+type Test = fn(&mut Bench, Flow, &Entry) -> io::Result<bool>;
 
 /// Tries everything. Names the test that fails, or that could not be made.
 pub(super) fn prove(bench: &mut Bench) -> Result<(), &'static str> {
-    let tests: [(&'static str, Test); 3] = [
-        ("order of replies", order),
-        ("bound of replies", bound),
-        ("end of replies", end),
+    let tests: [(&'static str, Test); 4] = [
+        ("order of replies", |_, flow, entry| order(&flow, entry)),
+        ("overlap of replies", overlap),
+        ("bound of replies", |_, flow, entry| bound(&flow, entry)),
+        ("end of replies", |_, flow, entry| end(&flow, entry)),
     ];
     for (name, test) in tests {
         let outcome = bench.flow().and_then(|flow| {
             let entry = bench.lanes.replies.open(flow.key, &flow.upstream)?;
-            test(&flow, &entry)
+            test(bench, flow, &entry)
         });
         match outcome {
             Ok(true) => {}
@@ -58,6 +62,37 @@ fn order(flow: &Flow, entry: &Entry) -> io::Result<bool> {
     let state = entry.state()?;
     let counted = (state.redirected, state.passed) == (5 + 5, LARGE as u64 + 6);
     Ok(first && all_read && whole && after && counted)
+}
+
+/// A retransmission that brings bytes again in front of new ones delivers the new ones only.
+fn overlap(bench: &mut Bench, flow: Flow, entry: &Entry) -> io::Result<bool> {
+    // More than one cut takes away.
+    let first: Vec<u8> = (0..3000_u32).map(|n| n.to_le_bytes()[0]).collect();
+    let old = first.get(1000..).unwrap_or_default();
+    let arrived = arrives(&flow, &first)?;
+    let begun = Instant::now();
+    while socket::unacknowledged(&flow.server)? > 0 && begun.elapsed() < PATIENCE {
+        sleep(Duration::from_micros(50));
+    }
+    // The others stay open.
+    let Flow {
+        app,
+        relay: _relay,
+        upstream: _upstream,
+        server,
+        ..
+    } = flow;
+    let mut server = repair::resend(server, old, b"new bytes", |socket| bench.exempt(socket))?;
+    // What was delivered twice would stand in front of this.
+    server.write_all(b", last bytes")?;
+    let rest = received(&app, 21)?;
+    let Replies {
+        redirected,
+        sequence,
+        ..
+    } = entry.state()?;
+    let repaired = (sequence.repairs, sequence.faults) == (1, 0);
+    Ok(arrived && rest == b"new bytes, last bytes" && repaired && redirected == 3021)
 }
 
 /// Only little goes past the relay to an app that does not read; the rest waits where TCP makes the server wait.
