@@ -54,8 +54,10 @@ pub enum Counter {
     ArrivedSteered,
     /// The relay had no listener to give it to; fail mode.
     FailListener,
-    /// The daemon's own connections that found no room in the table of those; one may be intercepted again.
+    /// The daemon's own connections that found no room in the table of those, and cannot be told from others.
     Unregistered,
+    /// What arrived while that table had no room; fail mode.
+    FailOwn,
     /// Sent to an endpoint by the hook itself.
     Rewritten,
     /// SYNs passing through that a rule selects; a repeated one counts again.
@@ -91,7 +93,7 @@ pub enum Counter {
 }
 
 /// Every counter with its stable name, in index order.
-pub const COUNTERS: [(Counter, &str); 41] = [
+pub const COUNTERS: [(Counter, &str); 42] = [
     (Counter::Seen, "seen"),
     (Counter::Direct, "direct"),
     (Counter::Refused, "refused"),
@@ -117,6 +119,7 @@ pub const COUNTERS: [(Counter, &str); 41] = [
     (Counter::ArrivedSteered, "arrived_steered"),
     (Counter::FailListener, "fail_listener"),
     (Counter::Unregistered, "unregistered"),
+    (Counter::FailOwn, "fail_own"),
     (Counter::Rewritten, "rewritten"),
     (Counter::Transit, "transit"),
     (Counter::TransitRefused, "transit_refused"),

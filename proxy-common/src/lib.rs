@@ -40,7 +40,8 @@ pub use redirect::{KernelSide, Redirect, RelaySide, Sequence, mode};
 pub use replies::{Delivery, Replies};
 pub use ruleset::{MAX_RULES, RuleSet, WORDS};
 pub use select::{
-    Areas, Arrival, Bindings, Cell, CellKey, MAX_CANDIDATES, MAX_DEPTH, MAX_HOSTS, select,
+    Areas, Arrival, Bindings, Cell, CellKey, MAX_CANDIDATES, MAX_DEPTH, MAX_HOSTS, MAX_PORTS,
+    select,
 };
 pub use shortcut::{Lane, LaneKey, Sent, standing};
 pub use sighting::{Sighting, outcome, watched};

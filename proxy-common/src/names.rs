@@ -15,7 +15,9 @@ pub const ACTIONS: &str = "ACTIONS";
 pub const HOSTS: &str = "HOSTS";
 /// LPM trie of [`PrefixKey`](crate::PrefixKey) to [`Areas`](crate::Areas), for all that are not in [`HOSTS`].
 pub const AREAS: &str = "AREAS";
-/// LPM trie of [`CellKey`](crate::CellKey) to [`Cell`](crate::Cell).
+/// Hash of the [`CellKey`](crate::CellKey) of a single port to [`Cell`](crate::Cell): as [`HOSTS`] is for addresses.
+pub const PORTS: &str = "PORTS";
+/// LPM trie of [`CellKey`](crate::CellKey) to [`Cell`](crate::Cell), for all that are not in [`PORTS`].
 pub const CELLS: &str = "CELLS";
 /// Array of [`Action`](crate::Action) for what arrives, two generations of [`MAX_RULES`](crate::MAX_RULES).
 pub const REVERSE_ACTIONS: &str = "REVERSE_ACTIONS";
@@ -25,6 +27,8 @@ pub const LISTENERS: &str = "LISTENERS";
 pub const SERVICES: &str = "SERVICES";
 /// Hash of [`OwnKey`](crate::OwnKey), as a set: connections of the daemon that are open.
 pub const OWN: &str = "OWN";
+/// Array of one `u64`: when [`OWN`] last had no room, nanoseconds of `CLOCK_MONOTONIC`.
+pub const OWN_FULL: &str = "OWN_FULL";
 /// Array of [`Action`](crate::Action) for what passes through, two generations of [`MAX_RULES`](crate::MAX_RULES).
 pub const TRANSIT_ACTIONS: &str = "TRANSIT_ACTIONS";
 /// Sockmap of the listeners that connections passing through are given to: [`GATES`](crate::GATES) times those of
@@ -173,7 +177,7 @@ pub const WATCH_EVENTS: &str = "watch_events";
 pub const WATCH_RELEASE: &str = "watch_release";
 
 /// Every map of the object.
-pub const MAPS: [&str; 54] = [
+pub const MAPS: [&str; 56] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -181,6 +185,7 @@ pub const MAPS: [&str; 54] = [
     ACTIONS,
     HOSTS,
     AREAS,
+    PORTS,
     CELLS,
     REVERSE_ACTIONS,
     LISTENERS,
@@ -196,6 +201,7 @@ pub const MAPS: [&str; 54] = [
     DOUBTS,
     NEXT_HOPS,
     OWN,
+    OWN_FULL,
     RELAY,
     SPACES,
     SPACE_EVENTS,

@@ -2,7 +2,7 @@
 //!
 //! Most specific first, then file order: the longest prefix that a rule listens on, in it the narrowest range of ports, then
 //! the first rule of the file. What a look-up costs depends on how deep prefixes lie in each other, not on how many there are:
-//! single addresses, of which there may be thousands, are in a hash.
+//! single addresses and their ports, of which there may be thousands, are in hashes.
 
 use crate::{
     Action, Addr, BePort, Decision, Dimensions, MemberKey, MemberKind, Policy, PrefixKey,
@@ -15,6 +15,8 @@ pub const MAX_DEPTH: usize = 8;
 pub const MAX_CANDIDATES: usize = 16;
 /// Single addresses that are found by hash; what is beyond is found as other prefixes are.
 pub const MAX_HOSTS: usize = 32_768;
+/// Single ports of prefixes that are found by hash; what is beyond is found as ranges are.
+pub const MAX_PORTS: usize = 32_768;
 
 /// The prefixes with listening rules around an address: value of the maps [`HOSTS`](crate::names::HOSTS) and
 /// [`AREAS`](crate::names::AREAS).
@@ -25,7 +27,8 @@ pub struct Areas {
     pub ids: [u32; MAX_DEPTH],
 }
 
-/// A port of a prefix: key of the map [`CELLS`](crate::names::CELLS), a prefix of it for a range of ports.
+/// A port of a prefix: key of the map [`PORTS`](crate::names::PORTS), and of [`CELLS`](crate::names::CELLS), a prefix of it for a range
+/// of ports.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CellKey {
@@ -84,7 +87,9 @@ pub trait Bindings: Tables {
     fn host(&self, key: &PrefixKey) -> Option<&Areas>;
     /// The prefixes around any other one.
     fn areas(&self, key: &PrefixKey) -> Option<&Areas>;
-    /// Who listens on a port of a prefix.
+    /// Who listens on a port of a prefix, if that is listed itself.
+    fn single(&self, key: &CellKey) -> Option<&Cell>;
+    /// Who listens on any other one.
     fn cell(&self, key: &CellKey) -> Option<&Cell>;
     /// What a rule does with what arrives.
     fn arrival_action(&self, rule: RuleRef) -> Option<&Action>;
@@ -130,7 +135,7 @@ pub fn select(bindings: &impl Bindings, arrival: &impl Arrival) -> Decision {
     };
     // What no rule listens for, which is most, need not be looked at closer.
     if policy.dimensions & (Dimensions::SOURCE | Dimensions::INTERFACE) != 0
-        && !is_listened_for(bindings, areas, &mut key)
+        && !is_listened_for(bindings, policy, areas, &mut key)
     {
         return Decision::Unselected;
     }
@@ -141,7 +146,7 @@ pub fn select(bindings: &impl Bindings, arrival: &impl Arrival) -> Decision {
         if key.area == 0 {
             break;
         }
-        if let Some(cell) = bindings.cell(&key)
+        if let Some(cell) = cell_at(bindings, policy, &key)
             && let Some(index) = cell.first(&allowed)
         {
             let rule = RuleRef { generation, index };
@@ -155,16 +160,35 @@ pub fn select(bindings: &impl Bindings, arrival: &impl Arrival) -> Decision {
     Decision::Unselected
 }
 
+/// Who listens on a port of a prefix. Cells do not overlap, so the first that is found is the only one.
+#[inline(always)]
+fn cell_at<'a>(bindings: &'a impl Bindings, policy: &Policy, key: &CellKey) -> Option<&'a Cell> {
+    let single = if policy.dimensions & Dimensions::LISTEN_PORT != 0 {
+        bindings.single(key)
+    } else {
+        None
+    };
+    if single.is_some() || policy.dimensions & Dimensions::LISTEN_RANGE == 0 {
+        return single;
+    }
+    bindings.cell(key)
+}
+
 /// Whether any rule listens there.
 #[inline(always)]
-fn is_listened_for(bindings: &impl Bindings, areas: &Areas, key: &mut CellKey) -> bool {
+fn is_listened_for(
+    bindings: &impl Bindings,
+    policy: &Policy,
+    areas: &Areas,
+    key: &mut CellKey,
+) -> bool {
     let mut depth = 0;
     while depth < MAX_DEPTH {
         key.area = areas.ids.get(depth).copied().unwrap_or(0);
         if key.area == 0 {
             return false;
         }
-        if bindings.cell(key).is_some() {
+        if cell_at(bindings, policy, key).is_some() {
             return true;
         }
         depth += 1;

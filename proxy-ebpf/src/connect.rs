@@ -23,6 +23,7 @@ use proxy_common::{
 
 use crate::{
     caller::{free_of_device, is_own, is_tcp, sk_of},
+    full::was_full,
     globals::{self, has_shortcut},
     maps::{RECORDS_FULL, RELAY, SOCKETS, SPACE_EVENTS, count, hit, mptcp_socket_of},
     policy::{Connector, KernelTables},
@@ -37,9 +38,6 @@ pub const PROCEED: i32 = 1;
 pub const REJECT: i32 = 0;
 
 const ECONNREFUSED: i32 = 111;
-
-/// For how long the record table counts as full after it was found full once, in nanoseconds.
-const FULL_FOR: u64 = 100_000_000;
 
 /// Where a listener of a family listens, for an app's socket of either family: `127.0.0.1`, `::ffff:127.0.0.1` or
 /// `::1`.
@@ -202,8 +200,7 @@ fn to_relay(
     if listener_port.0 == 0 {
         return Err(Fault(Counter::FailFamily));
     }
-    let full_at = RECORDS_FULL.get(0).map_or(0, |at| *at);
-    if full_at != 0 && now.wrapping_sub(full_at) < FULL_FOR {
+    if was_full(&RECORDS_FULL, now) {
         return Err(Fault(Counter::FailFull));
     }
     if !free_of_device(ctx) {

@@ -44,6 +44,7 @@
 
 mod caller;
 mod connect;
+mod full;
 mod gateway;
 mod getsockopt;
 mod glance;

@@ -15,10 +15,10 @@ use aya_ebpf::{
 };
 use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Doubts, FAST_LINK_NUMBERS,
-    FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MAX_SPACES,
-    MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay,
-    Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Traces, Wheels,
-    listener, ours, relay,
+    FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_PORTS, MAX_RULES,
+    MAX_SPACES, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey,
+    Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space,
+    Traces, Wheels, listener, ours, relay,
 };
 
 use crate::{globals::has_mptcp, inherited::InheritedStorage};
@@ -47,6 +47,10 @@ pub static HOSTS: HashMap<PrefixKey, Areas, { 2 * MAX_HOSTS }, { BPF_F_NO_PREALL
 
 #[btf_map]
 pub static AREAS: LpmTrie<PrefixKey, Areas, 262_144> = LpmTrie::new();
+
+#[btf_map]
+pub static PORTS: HashMap<CellKey, Cell, { 2 * MAX_PORTS }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 // Several prefixes of ports for a range, and two generations.
 #[btf_map]
@@ -94,6 +98,9 @@ pub static NEXT_HOPS: PerCpuArray<Hop, HOPS> = PerCpuArray::new();
 
 #[btf_map]
 pub static OWN: HashMap<OwnKey, u32, 65_536, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+
+#[btf_map]
+pub static OWN_FULL: Array<u64, 1> = Array::new();
 
 #[btf_map]
 pub static RELAY: Array<Relay, { relay::COUNT }> = Array::new();

@@ -15,8 +15,8 @@ use proxy_common::{
 use crate::{
     kernel::current_exe,
     maps::{
-        ACTIONS, AREAS, CELLS, DESCENDANTS, HOSTS, MEMBERS, POLICY, PREFIXES, REVERSE_ACTIONS,
-        SEATS, TRANSIT_ACTIONS, WHEELS,
+        ACTIONS, AREAS, CELLS, DESCENDANTS, HOSTS, MEMBERS, POLICY, PORTS, PREFIXES,
+        REVERSE_ACTIONS, SEATS, TRANSIT_ACTIONS, WHEELS,
     },
 };
 
@@ -58,6 +58,12 @@ impl Bindings for KernelTables {
     #[inline(always)]
     fn areas(&self, key: &PrefixKey) -> Option<&Areas> {
         AREAS.get(&Key::new(PrefixKey::FULL_BITS, *key))
+    }
+
+    #[inline(always)]
+    fn single(&self, key: &CellKey) -> Option<&Cell> {
+        // SAFETY: as in `member`.
+        unsafe { PORTS.get(key) }
     }
 
     #[inline(always)]

@@ -14,8 +14,9 @@ use proxy_common::{
 };
 
 use crate::{
+    full::was_full,
     globals::has_ingress_interface,
-    maps::{LISTENERS, OWN, RELAY, SERVICES, count, hit},
+    maps::{LISTENERS, OWN, OWN_FULL, RELAY, SERVICES, count, hit},
     policy::KernelTables,
     relay::is_alive,
 };
@@ -110,8 +111,13 @@ fn to_relay(ctx: &SkLookupContext, incoming: &Incoming) -> Result<Given, Counter
         return Err(Counter::FailHeartbeat);
     };
     // SAFETY: no arguments, a plain number out.
-    if !is_alive(relay, unsafe { bpf_ktime_get_ns() }) {
+    let now = unsafe { bpf_ktime_get_ns() };
+    if !is_alive(relay, now) {
         return Err(Counter::FailHeartbeat);
+    }
+    // It may be a connection of the relay's own to the service, and would come back again and again.
+    if was_full(&OWN_FULL, now) {
+        return Err(Counter::FailOwn);
     }
     let index = if incoming.family == Family::V4 {
         listener::V4

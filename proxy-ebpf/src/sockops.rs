@@ -5,7 +5,6 @@ use aya_ebpf::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
         BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_FIN_WAIT2, BPF_TCP_SYN_SENT, bpf_sock,
     },
-    helpers::generated::bpf_ktime_get_ns,
     programs::SockOpsContext,
 };
 use proxy_common::{
@@ -13,7 +12,8 @@ use proxy_common::{
 };
 
 use crate::{
-    maps::{OWN, POLICY, RECORDS, RECORDS_FULL, count, is_ours, socket_of},
+    full::full_now,
+    maps::{OWN, OWN_FULL, POLICY, RECORDS, RECORDS_FULL, count, is_ours, socket_of},
     rewrite, shortcut,
 };
 
@@ -72,9 +72,7 @@ fn publish(ctx: &SockOpsContext) {
     if RECORDS.insert(key, socket.record, 0).is_err() {
         // Too late for the fail mode of this one: the relay resets it. The next ones see the mark.
         count(Counter::Unpublished);
-        // SAFETY: no arguments, a plain number out.
-        let now = unsafe { bpf_ktime_get_ns() };
-        let _ = RECORDS_FULL.set(0, now, 0);
+        full_now(&RECORDS_FULL);
         return;
     }
     count(Counter::Published);
@@ -100,6 +98,8 @@ fn register(ctx: &SockOpsContext) {
     }
     if OWN.insert(own_key_of(ctx), 1, 0).is_err() {
         count(Counter::Unregistered);
+        // The SYN is not built yet, so `reverse` knows when that one arrives.
+        full_now(&OWN_FULL);
         return;
     }
     see_states(ctx);

@@ -126,17 +126,15 @@ fn connections(criterion: &mut Criterion, name: &str, out: &[usize]) {
                 u32::try_from(key % 5000).expect("it fits"),
             ))
         };
-        let begin = |roster: &mut Roster, key| match roster.admit(
-            client(key),
-            hash(&key.to_be_bytes()),
-            now,
-            &[],
-        ) {
-            Admission::Chosen { id, .. } => {
-                roster.used(id, Ok(()), Duration::from_micros(100), now);
-                (id, client(key))
+        let begin = |roster: &mut Roster, key: u64| {
+            roster.arrive(client(key)).expect("there is no limit");
+            match roster.admit(hash(&key.to_be_bytes()), now, &[]) {
+                Admission::Chosen { id, .. } => {
+                    roster.used(id, Ok(()), Duration::from_micros(100), now);
+                    (id, client(key))
+                }
+                other => panic!("no endpoint: {other:?}"),
             }
-            other => panic!("no endpoint: {other:?}"),
         };
         let mut open: VecDeque<_> = (0..OPEN as u64)
             .map(|key| begin(&mut roster, key))
@@ -147,7 +145,8 @@ fn connections(criterion: &mut Criterion, name: &str, out: &[usize]) {
                 key = key.wrapping_add(1);
                 open.push_back(begin(&mut roster, black_box(key)));
                 if let Some((id, client)) = open.pop_front() {
-                    roster.closed(id, client);
+                    roster.closed(id);
+                    roster.left(client);
                 }
             });
         });

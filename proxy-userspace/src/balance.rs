@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use self::{
     hash::{Random, mix},
-    latency::Latency,
+    latency::{LEAST_LATENCY, Latency},
     maglev::Maglev,
     rendezvous::Rendezvous,
     tournament::Tournament,
@@ -84,8 +84,6 @@ pub const FULL: u32 = 256;
 const REHASHES: u64 = 8;
 /// As often for draws.
 const REDRAWS: u32 = 8;
-/// Latencies below are all the same: what tells such endpoints apart is noise.
-const LEAST_LATENCY: f64 = 100e-6;
 /// How far a turn of an endpoint of weight 1 reaches. Large, so that quotients are exact, and small enough for billions of
 /// turns of a lone endpoint.
 const TURN: u64 = 1 << 36;
@@ -216,7 +214,14 @@ impl Balancer {
         }
     }
 
-    /// How long an endpoint took to answer, or to fail.
+    /// A connection to an endpoint could not be made, which took so long to find out.
+    pub fn failed(&mut self, at: usize, now: Duration, took: Duration) {
+        if let Some(state) = self.states.get_mut(at) {
+            state.latency.fail(now, took);
+        }
+    }
+
+    /// How long an endpoint took to answer.
     pub fn observed(&mut self, at: usize, now: Duration, took: Duration) {
         if let Some(state) = self.states.get_mut(at) {
             state.latency.observe(now, took);
@@ -302,7 +307,7 @@ impl Balancer {
         let Some(state) = self.states.get(at) else {
             return f64::INFINITY;
         };
-        let latency = state.latency.at(now).as_secs_f64().max(LEAST_LATENCY);
+        let latency = state.latency.at(now).max(LEAST_LATENCY).as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "weights are far below 2^52")]
         let parts = self.wheel.mean() / state.effective().max(1) as f64;
         latency * (1.0 + f64::from(state.live) * parts)

@@ -37,6 +37,8 @@ pub enum CloseReason {
     OutOfResources,
     /// A trusted sender's PROXY header was missing, malformed or late.
     SenderProtocol,
+    /// A client began with a PROXY header that is not trusted to say who it is.
+    UntrustedHeader,
     /// Its source had as many connections to the group as it may have.
     SourceLimit,
     /// As many waited for an endpoint of the group as may.
@@ -57,7 +59,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Done,
         Self::DownstreamReset,
         Self::UpstreamReset,
@@ -74,6 +76,7 @@ impl CloseReason {
         Self::RuleGone,
         Self::OutOfResources,
         Self::SenderProtocol,
+        Self::UntrustedHeader,
         Self::SourceLimit,
         Self::QueueFull,
         Self::QueueTimeout,
@@ -104,6 +107,7 @@ impl CloseReason {
             Self::RuleGone => "rule_gone",
             Self::OutOfResources => "out_of_resources",
             Self::SenderProtocol => "sender_protocol",
+            Self::UntrustedHeader => "untrusted_header",
             Self::SourceLimit => "source_limit",
             Self::QueueFull => "queue_full",
             Self::QueueTimeout => "queue_timeout",

@@ -44,7 +44,7 @@ use toml::de::DeTable;
 use crate::{
     balance::Method,
     group::SettingsByName,
-    rule::{Gateway, Reverse, ReverseVia, Roles, Router, Rule, Via},
+    rule::{Gateway, PathChoice, Reverse, ReverseVia, Roles, Router, Rule, Via},
     upstream::Upstream,
 };
 
@@ -56,6 +56,7 @@ use self::{
     raw::{Table, Value},
     report::{Finding, Findings, Span},
     reverse::PlacedReverse,
+    rule::warn_unusable,
 };
 
 pub use self::{
@@ -234,7 +235,7 @@ fn document(
         upstreams: &names,
         accounts: &accounts,
     };
-    let rules = match table.get("forward") {
+    let mut rules = match table.get("forward") {
         None => Vec::new(),
         Some(value) => forward::read(value, &references, findings),
     };
@@ -261,7 +262,7 @@ fn document(
     reach::arrivals::check(&arrivals, findings);
     check_use(&declared, &rules, &arrivals, &transits, findings);
     check_hashes(&declared, &rules, &groups, findings);
-    check_rewrites(&rules, &upstreams, &groups, findings);
+    check_rewrites(&mut rules, &upstreams, &groups, findings);
     source::check(&rules, &arrivals, &transits, &upstreams, &groups, findings);
     Config {
         daemon,
@@ -337,15 +338,15 @@ fn check_hashes(
     }
 }
 
-/// Rules whose endpoints the hook on `connect()` is to choose, of which not all groups let it.
+/// Rules whose endpoints the hook on `connect()` is to choose, or may, of which not all groups let it.
 fn check_rewrites(
-    rules: &[PlacedRule],
+    rules: &mut [PlacedRule],
     upstreams: &BTreeMap<Arc<str>, Arc<Upstream>>,
     groups: &SettingsByName,
     findings: &mut Findings,
 ) {
     for placed in rules {
-        let (Some(via), Some(place)) = (placed.rule.rewritten_to(), &placed.path) else {
+        let Via::Upstream(via) = &placed.rule.via else {
             continue;
         };
         let obstacle = match groups.get(via) {
@@ -355,7 +356,17 @@ fn check_rewrites(
                 .contains_key(via)
                 .then_some("it is no group: only its endpoints can be reached without the relay"),
         };
-        if let Some(why) = obstacle {
+        if let Some(place) = &placed.allow_rewrite {
+            match obstacle {
+                None => {
+                    placed.rule.rewrite = true;
+                    // The relay is the exception then.
+                    placed.rule.path = PathChoice::Auto;
+                }
+                Some(why) => warn_unusable("allow_rewrite", place, why, findings),
+            }
+        } else if let (true, Some(place), Some(why)) = (placed.rule.rewrite, &placed.path, obstacle)
+        {
             findings.push(
                 Finding::error(format!("`path = \"rewrite\"` cannot be had with `{via}`"))
                     .at(place)

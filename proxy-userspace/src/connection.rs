@@ -1,6 +1,7 @@
 //! One connection, from accept to its close record, whichever role it is in. Read it top to bottom.
 
 mod by_name;
+mod claim;
 
 use std::{io, net::SocketAddr, sync::Arc, time::SystemTime};
 
@@ -111,25 +112,15 @@ impl Flow<'_> {
             endpoint: self.reached.endpoint.clone(),
             sockets: [Handle::of(&downstream), upstream.tcp().and_then(Handle::of)],
         });
-        let mut relay = Relay::new(
-            Arc::clone(&self.entry.progress),
-            self.worker.shared.idle_timeout,
-        )
-        .with_paths(Arc::clone(&self.worker.shared.paths));
-        let mut obstacle = None;
-        match self.lane(&upstream) {
-            Ok(Some(mut lane)) => {
-                if self.origin.route.path == PathChoice::ShortcutBothWays {
-                    obstacle = self.open_replies(&mut lane, &upstream).err();
-                }
-                relay.take_shortcut(lane);
-            }
-            Ok(None) => {}
-            Err(why) => obstacle = Some(why),
+        if self.origin.is_untrusted
+            // Boxed: few rules have trusted senders.
+            && let Err(why) = Box::pin(self.refuse_claim(&downstream, &mut upstream)).await
+        {
+            socket::reset(downstream);
+            upstream.reset();
+            return why;
         }
-        if let Some(obstacle) = obstacle {
-            self.entry.progress.hold_back(Reason::Shortcut(obstacle));
-        }
+        let mut relay = self.relay(&upstream);
         let path = self.origin.route.path;
         let (ended, sockets) = tokio::select! {
             // Which of them is asked first makes no difference, but drawing lots for it does, with every message.
@@ -180,6 +171,30 @@ impl Flow<'_> {
                 upstream.flush().await
             }
         }
+    }
+
+    /// What moves the bytes, with the shortcut open if the rule asks for it and may have it.
+    fn relay(&self, upstream: &UpstreamStream) -> Relay {
+        let mut relay = Relay::new(
+            Arc::clone(&self.entry.progress),
+            self.worker.shared.idle_timeout,
+        )
+        .with_paths(Arc::clone(&self.worker.shared.paths));
+        let mut obstacle = None;
+        match self.lane(upstream) {
+            Ok(Some(mut lane)) => {
+                if self.origin.route.path == PathChoice::ShortcutBothWays {
+                    obstacle = self.open_replies(&mut lane, upstream).err();
+                }
+                relay.take_shortcut(lane);
+            }
+            Ok(None) => {}
+            Err(why) => obstacle = Some(why),
+        }
+        if let Some(obstacle) = obstacle {
+            self.entry.progress.hold_back(Reason::Shortcut(obstacle));
+        }
+        relay
     }
 
     /// Opens the shortcut, if the rule asks for it.

@@ -251,8 +251,7 @@ pub type SettingsByName = BTreeMap<Arc<str>, Arc<Settings>>;
 pub struct Groups(BTreeMap<Arc<str>, Arc<Group>>);
 
 impl Groups {
-    /// The groups of other settings: those that are there already as they are, which [`Groups::change`] is for once nothing
-    /// can go wrong any more, and new ones.
+    /// The groups of other settings: those that are there already as they are, which [`Groups::change`] is for, and new ones.
     #[must_use]
     pub fn with(&self, settings: &SettingsByName) -> Self {
         let group = |(name, settings): (&Arc<str>, &Arc<Settings>)| {
@@ -263,6 +262,15 @@ impl Groups {
             (Arc::clone(name), group)
         };
         Self(settings.iter().map(group).collect())
+    }
+
+    /// The settings in force.
+    #[must_use]
+    pub fn settings(&self) -> SettingsByName {
+        let settings = |(name, group): (&Arc<str>, &Arc<Group>)| {
+            (Arc::clone(name), Arc::clone(group.lock().settings()))
+        };
+        self.0.iter().map(settings).collect()
     }
 
     /// Puts the settings in force.

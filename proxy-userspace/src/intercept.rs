@@ -34,7 +34,7 @@ pub mod trial;
 mod wheels;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::TcpListener,
     os::fd::{AsRawFd, BorrowedFd},
     sync::Arc,
@@ -234,22 +234,35 @@ impl Interceptor {
         if !compiled.pids.is_empty() {
             self.follow_tasks()?;
         }
-        self.services.clear(self.next_generation())?;
         self.tables.install(compiled)
     }
 
-    /// Whether the listener of the service of a rule is known.
-    #[must_use]
-    pub fn knows_service(&self, rule: RuleRef) -> bool {
-        self.services.knows(rule)
-    }
-
-    /// Has the connections of a rule for what arrives given to the listener of a service, until that closes.
+    /// Forgets the listeners of services of a generation that is to be written.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn steer(&mut self, rule: RuleRef, listener: &impl AsRawFd) -> Result<(), InterceptError> {
-        self.services.set(rule, listener)
+    pub fn forget_services(&mut self, generation: u32) -> Result<(), InterceptError> {
+        self.services.clear(generation)
+    }
+
+    /// The listeners of services that the rules of a generation have, which close as they please.
+    #[must_use]
+    pub fn services(&mut self, generation: u32) -> HashMap<RuleRef, u64> {
+        self.services.held(generation)
+    }
+
+    /// Has the connections of a rule for what arrives given to the listener of a service, until that closes. `inode` is what
+    /// [`Interceptor::services`] tells it by.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn steer(
+        &mut self,
+        rule: RuleRef,
+        listener: &impl AsRawFd,
+        inode: u64,
+    ) -> Result<(), InterceptError> {
+        self.services.set(rule, listener, inode)
     }
 
     /// Attaches all hooks to a cgroup: from here on its connections are ours.

@@ -70,8 +70,9 @@
 //! - **Aliases for weights in the kernel.** A hook cannot go through endpoints, nor take turns or count connections that it never
 //!   hears of again, so it draws by weight: a seat for each endpoint, one or two look-ups, exact. A table of Maglev's would need a
 //!   hundred slots for each unit of weight, written anew with every change of health, for a hash of a source port that is not
-//!   chosen yet. Each change is a table of its own beside the one in force, and one word that switches.
-//! - **`auto` never rewrites.** The relay hides a dead endpoint behind the next one, writes records and looks at latency. Who
+//!   chosen yet. Each change is a table of its own beside the one in force, and one word that switches. So the three methods that do
+//!   not hash are one draw there, which is not that of the relay ([`balance`]): turns, counts and latency are what the hook does not have.
+//! - **`auto` rewrites and steers only where that is allowed.** The relay hides a dead endpoint behind the next one, writes records and looks at latency. Who
 //!   does without should know.
 //! - **Socket storage, not an LRU.** A record in an LRU map can be evicted while its connection lives, and one in a plain
 //!   map leaks when a `connect()` fails before a port is chosen. What hangs on the socket does neither.
@@ -83,7 +84,8 @@
 //! - **One trie of areas, one of ports.** A binding has an address prefix and a range of ports, and the most specific decides.
 //!   Every prefix that a rule lists knows those around it, and has ports of its own; a look-up goes from the inside out, which
 //!   is a step or two however many bindings there are. Repeating the ports of wide prefixes in narrow ones would make one
-//!   look-up of it, and tables that grow with the square of the file. Single addresses are in a hash, since a trie of thousands is deep.
+//!   look-up of it, and tables that grow with the square of the file. Single addresses and single ports are in hashes, since a trie of thousands is
+//!   deep: of ten thousand addresses with a port each that halves a look-up.
 //! - **The daemon's own SYN is told by its tuple**, which is all that `sk_lookup` sees, and is published by a `sockops` program when the
 //!   port is chosen and the SYN not yet built. To bind each socket first would cost calls and ports.
 //! - **A client's address is borrowed, not its port taken.** A socket bound to a port keeps the kernel from choosing that port for any

@@ -32,6 +32,8 @@ pub(crate) struct Origin {
     pub(crate) client: SocketAddr,
     /// Through whom, when that was told by a trusted sender.
     pub(crate) sender: Option<SocketAddr>,
+    /// Whether it must not say such a thing: its rule trusts others.
+    pub(crate) is_untrusted: bool,
     /// Where it was going.
     pub(crate) orig_dst: SocketAddr,
     /// Where it goes now.
@@ -111,6 +113,7 @@ fn opened(worker: &Worker, client: SocketAddr, door: Door) -> Result<Origin, Rej
         role: Role::Forward,
         client,
         sender: None,
+        is_untrusted: false,
         orig_dst,
         route: past_itself(worker, route, process.as_deref()),
         begun,
@@ -167,6 +170,7 @@ async fn arrived(
         role: Role::Reverse,
         client,
         sender,
+        is_untrusted: sender.is_none() && !route.accept_proxy.is_empty(),
         orig_dst,
         route,
         begun,
@@ -201,6 +205,7 @@ fn passing(
         role: Role::Gateway,
         client,
         sender: None,
+        is_untrusted: false,
         orig_dst,
         route,
         begun: clock::monotonic(),

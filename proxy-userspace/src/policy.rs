@@ -109,7 +109,9 @@ pub struct Compiled {
     pub hosts: Vec<(Addr, Areas)>,
     /// Other prefixes that they listen on.
     pub areas: Vec<(Prefix, Areas)>,
-    /// The ports of those.
+    /// Single ports of all those.
+    pub ports: Vec<(CellPrefix, Cell)>,
+    /// Other ports of them.
     pub cells: Vec<(CellPrefix, Cell)>,
     /// What each rule for what arrives does, in file order.
     pub arrival_actions: Vec<Action>,
@@ -195,8 +197,15 @@ pub fn compile(roles: Roles<'_>, names: &Names) -> Result<Compiled, CompileError
         if !tables.hosts.is_empty() {
             policy.dimensions |= Dimensions::HOST;
         }
+        if !tables.ports.is_empty() {
+            policy.dimensions |= Dimensions::LISTEN_PORT;
+        }
+        if !tables.cells.is_empty() {
+            policy.dimensions |= Dimensions::LISTEN_RANGE;
+        }
         compiled.hosts = tables.hosts;
         compiled.areas = tables.areas;
+        compiled.ports = tables.ports;
         compiled.cells = tables.cells;
         compiled.arrival_actions = reverse.iter().map(arrival_action).collect();
     }

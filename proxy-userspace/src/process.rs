@@ -10,7 +10,7 @@ use std::{
     fs,
     io::{self, Read},
     net::SocketAddr,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::unix::fs::MetadataExt,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,6 +22,7 @@ use procfs::process::{Process as ProcDir, Stat};
 use crate::cgroup;
 
 pub mod exe;
+pub(crate) mod listening;
 mod server;
 
 /// How long an answer is used again. A busy client opens many connections within this time.
@@ -91,12 +92,6 @@ pub(crate) fn with_descendants(pid: u32) -> Vec<u32> {
         looked += 1;
     }
     found
-}
-
-/// A descriptor of the listener of a service on this host, if it can be had: see `server`.
-#[must_use]
-pub(crate) fn listener_at(address: SocketAddr) -> Option<OwnedFd> {
-    server::listener_at(address)
 }
 
 /// What was answered within the last second.

@@ -338,22 +338,27 @@ impl Proxy {
             self.interceptor.prepare_arrivals(&self.listeners)?;
         }
         self.provide_sources(policy, &groups)?;
-        // Published first: a connection may be selected by the new policy the moment it is written.
         let next = self.interceptor.next_generation();
         self.hits.make_room(next)?;
+        self.steer_next(next, &reverse)?;
+        // Rules of before may meet the endpoints of now, but never the other way round.
+        let before = groups.settings();
+        groups.change(policy.groups);
+        // Published first: a connection may be selected by the new policy the moment it is written.
         let generation = Generation::new(next, &compiled, routes);
         self.shared.routes.publish(&generation);
-        self.generation = self.interceptor.install(&compiled, &self.features)?;
+        let installed = self.interceptor.install(&compiled, &self.features);
+        if installed.is_err() {
+            groups.change(&before);
+        }
+        self.generation = installed?;
         debug_assert_eq!(next, self.generation);
         self.hits.installed(next, &roles);
-        // Nothing can go wrong with the groups any more.
-        groups.change(policy.groups);
         if let Some(keeper) = &self.keeper {
             keeper.keep(groups.clone());
         }
         self.groups = groups;
         self.drains.keep_listed(policy.roles.reverse, &self.groups);
-        self.steer(policy.roles.reverse);
         self.hook_arrivals()?;
         self.hook_transits()
     }

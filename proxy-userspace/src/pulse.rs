@@ -274,7 +274,10 @@ fn meaning(counter: &str) -> Option<&'static str> {
             "the relay has no listener of this family; the fail mode of rules for what arrives was applied"
         }
         "unregistered" => {
-            "too many connections of our own; some may have been taken for a client's where they arrived"
+            "no room in the table of our own connections (twice `max_connections` and 4,096, of the culvert that was taken over from)"
+        }
+        "fail_own" => {
+            "our own connections could not be told from those of clients; the fail mode of rules for what arrives was applied"
         }
         "unpublished" => "too many connections wait to be accepted (max_pending); they are reset",
         _ => return None,

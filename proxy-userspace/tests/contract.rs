@@ -14,9 +14,10 @@ use std::collections::BTreeMap;
 use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
     ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Doubts, FAST_LINK_NUMBERS, FastLink,
-    GATES, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MAX_SPACES, MemberKey, Membership,
-    OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleRef,
-    RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Traces, Wheels, listener, names, relay,
+    GATES, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_PORTS, MAX_RULES, MAX_SPACES, MemberKey,
+    Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
+    RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Traces, Wheels, listener,
+    names, relay,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -67,6 +68,7 @@ fn shapes() -> BTreeMap<&'static str, Shape> {
             names::RECORDS_FULL,
             (ARRAY, INDEX, size_of::<u64>(), Some(1)),
         ),
+        (names::OWN_FULL, (ARRAY, INDEX, size_of::<u64>(), Some(1))),
         (names::OURS, (SK_STORAGE, size_of::<i32>(), INDEX, None)),
         (
             names::SOCKETS,
@@ -134,6 +136,15 @@ fn shapes_for_arrivals() -> BTreeMap<&'static str, Shape> {
             ),
         ),
         (names::AREAS, (LPM_TRIE, prefix, size_of::<Areas>(), None)),
+        (
+            names::PORTS,
+            (
+                HASH,
+                size_of::<CellKey>(),
+                size_of::<Cell>(),
+                Some(2 * MAX_PORTS),
+            ),
+        ),
         (
             names::CELLS,
             (

@@ -18,7 +18,7 @@ use nix::{
     sys::utsname::uname,
     time::{ClockId, clock_gettime},
 };
-use proxy_common::{COUNTERS, Lane, LaneKey, OwnKey, Record, RecordKey, Relay, Sent, names};
+use proxy_common::{Addr, COUNTERS, Lane, LaneKey, OwnKey, Record, RecordKey, Relay, Sent, names};
 
 use crate::bytecode::{call, descriptor};
 
@@ -243,6 +243,22 @@ impl Maps {
         let map: HashMap<MapData, OwnKey, u32> =
             self.open(names::OWN).try_into().expect("a hash map");
         map.keys().filter_map(Result::ok).collect()
+    }
+
+    /// Registers connections as the daemon's own until there is no room for more. They are between addresses that nobody has.
+    pub fn fill_own(&self) {
+        let mut map: HashMap<MapData, OwnKey, u32> =
+            self.open(names::OWN).try_into().expect("a hash map");
+        for number in 0..u32::MAX {
+            let key = OwnKey {
+                source: Addr::from_v4(number.to_be_bytes()),
+                ..OwnKey::default()
+            };
+            if map.insert(key, 1, 0).is_err() {
+                assert!(number > 1000, "it cannot be written");
+                return;
+            }
+        }
     }
 
     /// Where the relay listens.

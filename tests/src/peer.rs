@@ -55,7 +55,13 @@ impl Server {
         address: impl Into<SocketAddr>,
         serve: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        let listener = listen(address.into());
+        Self::on(listen(address.into(), Sharing::No), serve)
+    }
+
+    fn on(
+        listener: TcpListener,
+        serve: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().expect("the address of a listener");
         let clients = Arc::default();
         let accepting = Accepting {
@@ -92,10 +98,12 @@ impl Server {
 
     /// Tells each client the address it sees of it, and ends.
     pub fn mirror(address: impl Into<SocketAddr>) -> Self {
-        Self::start(address, |mut stream| {
-            let client = stream.peer_addr()?;
-            stream.write_all(client.to_string().as_bytes())
-        })
+        Self::start(address, reflect)
+    }
+
+    /// A [mirror](Server::mirror) that shares its port with others like it (`SO_REUSEPORT`).
+    pub fn sharing_mirror(address: impl Into<SocketAddr>) -> Self {
+        Self::on(listen(address.into(), Sharing::Port), reflect)
     }
 
     /// Answers every HTTP request with a page of one line.
@@ -134,6 +142,12 @@ impl Drop for Server {
     }
 }
 
+/// Tells the client the address that is seen of it.
+fn reflect(mut stream: TcpStream) -> io::Result<()> {
+    let client = stream.peer_addr()?;
+    stream.write_all(client.to_string().as_bytes())
+}
+
 struct Accepting<F> {
     listener: TcpListener,
     clients: Arc<Mutex<Vec<SocketAddr>>>,
@@ -167,7 +181,7 @@ pub struct Holder {
 impl Holder {
     /// Accepts on `address` until dropped; port 0 is a free one.
     pub fn start(address: impl Into<SocketAddr>) -> Self {
-        let listener = listen(address.into());
+        let listener = listen(address.into(), Sharing::No);
         let address = listener.local_addr().expect("the address of a listener");
         let held = Arc::new(AtomicUsize::new(0));
         let (accepting, count) = (
@@ -226,10 +240,18 @@ pub fn read_all(mut stream: impl Read) -> io::Result<Vec<u8>> {
     stream.read_to_end(&mut bytes).map(|_| bytes)
 }
 
-fn listen(address: SocketAddr) -> TcpListener {
+/// Whether others may listen on the same port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    No,
+    Port,
+}
+
+fn listen(address: SocketAddr, sharing: Sharing) -> TcpListener {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
     let bound = socket
         .set_reuse_address(true)
+        .and_then(|()| socket.set_reuse_port(sharing == Sharing::Port))
         .and_then(|()| socket.bind(&address.into()))
         .and_then(|()| socket.listen(BACKLOG));
     bound.unwrap_or_else(|error| panic!("cannot listen on {address}: {error}"));

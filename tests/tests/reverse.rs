@@ -9,17 +9,18 @@
 )]
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
 use culvert_tests::{
     App, Culvert, Sandbox,
     app::{Route, protocol::Storm},
+    daemon::Settings,
     eventually,
     netns::Netns,
     peer::Server,
-    sandbox::{OTHER_V4, OTHER_V6, SERVER_V4, SERVER_V6},
+    sandbox::{CLIENT_V6, OTHER_V4, OTHER_V6, SERVER_V4, SERVER_V6},
 };
 use nix::errno::Errno;
 
@@ -112,6 +113,86 @@ fn many_at_once_reach_the_service_whole() {
     }
     assert_eq!(v4.clients().len() + v6.clients().len(), 640);
     assert_eq!(culvert.counter("unregistered"), 0);
+}
+
+/// Ten thousand addresses, each with a port of its own, and connections to some of each part of them, and past them.
+#[test]
+fn among_ten_thousand_bindings_each_is_found() {
+    const BINDINGS: u32 = 10_000;
+    let sandbox = Sandbox::new();
+    // Addresses that no interface has.
+    sandbox
+        .netns()
+        .tool("ip", "route add local 10.0.0.0/8 dev lo");
+    let service = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let bound = |number: u32| {
+        let [_, a, b, c] = (number * 7).to_be_bytes();
+        let port = 1024 + u16::try_from(number % 50_000).unwrap();
+        SocketAddr::from((Ipv4Addr::new(10, a, b, c), port))
+    };
+    let listen: Vec<_> = (0..BINDINGS).map(|number| quoted(bound(number))).collect();
+    let via = service.address().to_string();
+    let culvert = sandbox.culvert(&rule("many", &format!("[{}]", listen.join(", ")), &via, ""));
+    let app = sandbox.app();
+    let mut taken = 0;
+    for number in (0..BINDINGS).step_by(499).chain([BINDINGS - 1]) {
+        let address = bound(number);
+        assert_eq!(app.probe(address), Ok(Route::Relayed), "{address}");
+        taken += 1;
+        // Nobody listens beside it.
+        for beside in [
+            SocketAddr::new(address.ip(), address.port() + 1),
+            SocketAddr::new(bound(number + 1).ip(), address.port()),
+        ] {
+            assert_eq!(app.probe(beside), Err(Errno::ECONNREFUSED), "{beside}");
+        }
+    }
+    assert_eq!(culvert.counter("arrived_relayed"), taken);
+    for record in culvert.await_records(usize::try_from(taken).unwrap()) {
+        assert_eq!(record.rule.as_deref(), Some("many"));
+        assert_eq!(record.peer, Some(service.address()));
+    }
+}
+
+/// What the relay opens itself can then not be told from what clients open.
+#[test]
+fn with_the_table_of_own_connections_full_the_fail_mode_holds() {
+    let sandbox = Sandbox::new();
+    let open = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let closed = sandbox.within(|| Server::mirror((OTHER_V4, 0)));
+    let settings = Settings::daemon("max_connections = 20");
+    let rules = format!(
+        "{}{}on_relay_failure = \"refuse\"\n",
+        original("open", &format!("\"{}\"", open.address())),
+        original("closed", &format!("\"{}\"", closed.address())),
+    );
+    let culvert = sandbox.culvert_with(&settings, &rules);
+    let app = sandbox.app();
+    assert_eq!(app.probe(open.address()), Ok(Route::Relayed));
+    assert_eq!(app.probe(closed.address()), Ok(Route::Relayed));
+    culvert.await_records(2);
+    culvert.maps().fill_own();
+    let before = culvert.counter("arrived_relayed");
+    // The relay's own SYN gets to the service past the relay, and so do those that come soon after it.
+    for _ in 0..10 {
+        assert!(app.probe(open.address()).is_ok());
+    }
+    assert!(culvert.counter("fail_own") > 0);
+    // Here it is refused: whoever asked is reset, or refused itself.
+    for _ in 0..10 {
+        let refused = app.probe(closed.address()).unwrap_err();
+        assert!(
+            [Errno::ECONNRESET, Errno::ECONNREFUSED].contains(&refused),
+            "{refused}"
+        );
+    }
+    let taken = culvert.counter("arrived_relayed") - before;
+    assert!(
+        (1..=20).contains(&taken),
+        "taken {taken} times: again and again"
+    );
+    assert_eq!(culvert.counter("unregistered"), taken);
+    assert_eq!(closed.clients().len(), 1);
 }
 
 /// With SYN cookies the kernel keeps nothing of a SYN, and looks for the listener again when the handshake ends.
@@ -262,6 +343,51 @@ fn sources_choose_among_those_who_listen() {
     assert_eq!(from(OTHER_V4), Err(Errno::ECONNREFUSED));
     assert_eq!(from(Ipv4Addr::new(192, 0, 2, 101)), Ok(true), "direct");
     assert_eq!(from(SERVER_V4), Ok(false), "relayed");
+    assert_eq!(culvert.the_record().rule.as_deref(), Some("rest"));
+    assert_eq!(culvert.counter("arrived_refused"), 1);
+}
+
+#[test]
+fn sources_of_ipv6_choose_as_well() {
+    let sandbox = Sandbox::new();
+    let mirror = sandbox.within(|| Server::mirror((SERVER_V6, 0)));
+    let listen = quoted(mirror.address());
+    let rules = [
+        rule(
+            "strangers",
+            &listen,
+            "refuse",
+            "match = { source = \"2001:db8::2\" }",
+        ),
+        // IPv4 as a whole has nothing to do with it.
+        rule(
+            "v4",
+            &listen,
+            "refuse",
+            "match = { source = \"0.0.0.0/0\" }",
+        ),
+        rule(
+            "house",
+            &listen,
+            "direct",
+            "match = { source = [\"2001:db8::/64\", \"!2001:db8::1/128\", \"!2001:db8::2\"] }",
+        ),
+        rule("rest", &listen, "original", ""),
+    ];
+    let culvert = sandbox.culvert(&rules.concat());
+    let app = sandbox.app();
+    let from = |source: Ipv6Addr| {
+        let socket = app.tcp(mirror.address());
+        socket.bind((source, 0).into()).unwrap();
+        socket.connect(mirror.address())?;
+        let seen = String::from_utf8(socket.receive_all()?).unwrap();
+        let is_direct = seen == socket.local().unwrap().to_string();
+        socket.close();
+        Ok(is_direct)
+    };
+    assert_eq!(from(OTHER_V6), Err(Errno::ECONNREFUSED));
+    assert_eq!(from(CLIENT_V6), Ok(true), "direct");
+    assert_eq!(from(SERVER_V6), Ok(false), "relayed");
     assert_eq!(culvert.the_record().rule.as_deref(), Some("rest"));
     assert_eq!(culvert.counter("arrived_refused"), 1);
 }

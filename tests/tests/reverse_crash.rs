@@ -11,16 +11,19 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    time::{Duration, Instant},
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 use culvert_tests::{
-    Load, Sandbox,
+    App, Load, Sandbox,
     app::{Route, protocol::Storm},
     daemon::Settings,
     eventually,
     load::{assert_flawless, assert_flawless_before, begun_after},
     peer::Server,
+    process::app_binary,
     sandbox::{OTHER_V4, SERVER_V4, SERVER_V6},
 };
 use nix::errno::Errno;
@@ -58,6 +61,46 @@ fn after_a_kill_the_service_answers_every_new_connection_itself() {
     assert_flawless_before(&rounds, before);
     assert_flawless(begun_after(&rounds, dead));
     assert_eq!(sandbox.detach(), "nothing was left in force\n");
+}
+
+/// Each connection by itself: those that begin after the kill are whole, also where others of their round began before it.
+#[test]
+fn no_connection_that_begins_after_a_kill_fails() {
+    let sandbox = Sandbox::new();
+    let server = App::start(&mut sandbox.outsider(app_binary()));
+    let address = server.serve((SERVER_V4, 7000).into());
+    let mut culvert = sandbox.culvert(&site(&[(address, "direct")]));
+    let app = sandbox.app();
+    let stop = AtomicBool::new(false);
+    let now = || {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        u64::try_from(since.unwrap().as_millis()).unwrap()
+    };
+    let (visits, dead) = thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut visits = Vec::new();
+            while !stop.load(SeqCst) {
+                visits.append(&mut app.visit(&Storm {
+                    each: 50,
+                    ..Storm::short(&[address])
+                }));
+            }
+            visits
+        });
+        eventually("connections that are relayed", || {
+            (culvert.records().len() > 100).then_some(())
+        });
+        culvert.kill();
+        let dead = now();
+        thread::sleep(Duration::from_millis(500));
+        stop.store(true, SeqCst);
+        (load.join().unwrap(), dead)
+    });
+    let after = visits.iter().filter(|visit| visit.begun_ms > dead);
+    assert!(after.clone().count() > 20, "the load was not under way");
+    for visit in after {
+        assert_eq!(visit.error, None, "{visit:?}, killed at {dead}");
+    }
 }
 
 #[test]
@@ -124,6 +167,7 @@ fn a_hung_relay_counts_as_failed_until_it_goes_on() {
     let open = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
     let closed = sandbox.within(|| Server::mirror((OTHER_V4, 0)));
     let echo = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let shut = sandbox.within(|| Server::echo((OTHER_V4, 0)));
     let settings = Settings::daemon("heartbeat_timeout = \"500ms\"");
     let culvert = sandbox.culvert_with(
         &settings,
@@ -131,6 +175,7 @@ fn a_hung_relay_counts_as_failed_until_it_goes_on() {
             (open.address(), "direct"),
             (echo.address(), "direct"),
             (closed.address(), "refuse"),
+            (shut.address(), "refuse"),
         ]),
     );
     let app = sandbox.app();
@@ -149,9 +194,13 @@ fn a_hung_relay_counts_as_failed_until_it_goes_on() {
     }
     let busy = sandbox.app();
     let flawless = BTreeMap::from([(0, 20)]);
+    let refused = BTreeMap::from([(Errno::ECONNREFUSED as i32, 20)]);
+    let served = shut.clients().len();
     for _ in 0..5 {
         assert_eq!(busy.storm(&Storm::short(&[echo.address()])), flawless);
+        assert_eq!(busy.storm(&Storm::short(&[shut.address()])), refused);
     }
+    assert_eq!(shut.clients().len(), served, "nothing gets past the relay");
 
     // What was given to the relay just before it hung is answered when it goes on.
     culvert.thaw();

@@ -170,10 +170,68 @@ fn a_trusted_sender_without_a_proper_header_is_reset() {
 }
 
 #[test]
-fn from_others_a_header_is_what_the_client_says() {
+fn from_others_a_header_is_refused() {
     let sandbox = Sandbox::new();
     let server = echo(&sandbox);
     let culvert = sandbox.culvert(&believing(server.address()));
+    let app = sandbox.app();
+    let text = b"PROXY TCP4 198.51.100.7 192.0.2.1 40000 443\r\n".to_vec();
+    let headers = [text, binary(1, 0x11, &v4_addresses()), binary(0, 0x00, &[])];
+    let mut count = 0;
+    for header in &headers {
+        let (begin, end) = header.split_at(4);
+        for pieces in [vec![&header[..]], vec![begin, end]] {
+            let socket = say(&app, OTHER_V4, server.address(), &pieces);
+            assert_eq!(socket.receive_all(), Err(Errno::ECONNRESET), "{pieces:?}");
+            socket.close();
+            count += 1;
+            let record = culvert.await_records(count).remove(count - 1);
+            assert_eq!((&*record.reason, record.sender), ("untrusted_header", None));
+            assert_eq!((record.up, record.down), (0, 0));
+        }
+    }
+    // What only begins like one is payload, whole, and by any path from there on.
+    let payloads: [&[&[u8]]; 4] = [
+        &[b"PRO", b"XIMITY to what is no header"],
+        &[b"\r\n\r", b"\nGET / HTTP/1.1\r\n"],
+        &[b"P"],
+        &[b"\r\n\r\n\0\r\nQUI"],
+    ];
+    for pieces in payloads {
+        let socket = say(&app, OTHER_V4, server.address(), pieces);
+        socket.shutdown().unwrap();
+        assert_eq!(socket.receive_all(), Ok(pieces.concat()));
+        socket.close();
+        count += 1;
+        assert_eq!(
+            culvert.await_records(count).remove(count - 1).reason,
+            "done"
+        );
+    }
+}
+
+/// Nobody waits for a client that waits for the service.
+#[test]
+fn a_service_that_speaks_first_is_heard_at_once_by_clients_that_nobody_trusts() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::greeter((SERVER_V4, 0), b"220 welcome\r\n"));
+    let culvert = sandbox.culvert(&believing(server.address()));
+    let app = sandbox.app();
+    let socket = say(&app, OTHER_V4, server.address(), &[]);
+    assert_eq!(socket.receive_all().unwrap(), b"220 welcome\r\n");
+    socket.close();
+    assert_eq!(culvert.the_record().reason, "done");
+}
+
+#[test]
+fn where_nobody_is_trusted_a_header_is_what_the_client_says() {
+    let sandbox = Sandbox::new();
+    let server = echo(&sandbox);
+    let rules = believing(server.address());
+    let rules = rules
+        .lines()
+        .filter(|line| !line.starts_with("accept_proxy"));
+    let culvert = sandbox.culvert(&rules.collect::<Vec<_>>().join("\n"));
     let app = sandbox.app();
     let header = b"PROXY TCP4 198.51.100.7 192.0.2.1 40000 443\r\n";
     let socket = say(&app, OTHER_V4, server.address(), &[header]);

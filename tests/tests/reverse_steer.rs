@@ -8,7 +8,14 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::atomic::{
+        AtomicBool,
+        Ordering::{Acquire, Release},
+    },
+    thread,
+};
 
 use culvert_tests::{
     App, Sandbox,
@@ -133,6 +140,34 @@ fn reload_steers_elsewhere_and_back_to_the_relay() {
 }
 
 #[test]
+fn where_it_is_allowed_it_is_done_if_it_can_be() {
+    let sandbox = Sandbox::new();
+    let (free, bound) = (
+        SocketAddr::from((SERVER_V4, 443)),
+        SocketAddr::from((OTHER_V4, 443)),
+    );
+    let mirror = sandbox.within(|| Server::mirror((Ipv4Addr::LOCALHOST, 0)));
+    let allowed = |listen, more| {
+        let rule = steered(listen, mirror.address(), more);
+        rule.replace("path = \"steer\"", "allow_steer = true")
+    };
+    let rules = allowed(
+        bound,
+        "connect_timeout = \"5s\"\naccept_proxy = \"198.51.100.7\"",
+    );
+    let rules = rules.replace("site", "bound");
+    let culvert = sandbox.culvert(&format!("{}{rules}", allowed(free, "")));
+    let app = sandbox.app();
+    assert_eq!(app.probe(free), Ok(Route::Direct));
+    assert_eq!(app.probe(bound), Ok(Route::Relayed));
+    assert!(
+        culvert.log().contains("`allow_steer` has no effect"),
+        "{}",
+        culvert.log()
+    );
+}
+
+#[test]
 fn the_fail_mode_holds() {
     let sandbox = Sandbox::new();
     let listen = SocketAddr::from((SERVER_V4, 443));
@@ -160,5 +195,100 @@ fn the_fail_mode_holds() {
     sandbox.detach();
     eventually("the other service", || {
         (app.probe(listen) == Ok(Route::Direct)).then_some(())
+    });
+}
+
+#[test]
+fn reload_under_load_relays_nothing() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((Ipv4Addr::LOCALHOST, 0)));
+    let listen = SocketAddr::from((SERVER_V4, 443));
+    let rules = steered(listen, server.address(), "");
+    let culvert = sandbox.culvert(&rules);
+    let app = sandbox.app();
+    let stop = AtomicBool::new(false);
+    let made = thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut made = 0;
+            while !stop.load(Acquire) {
+                let outcomes = app.storm(&Storm::short(&[listen]));
+                assert_eq!(outcomes, [(0, 20)].into());
+                made += 20;
+            }
+            made
+        });
+        for round in 0..30 {
+            // Sometimes with another rule before it: its place among the rules is another one then.
+            let before = steered(SocketAddr::from((OTHER_V4, 443)), server.address(), "");
+            let before = before.replace("site", "before");
+            culvert.reload(&if round % 2 == 0 {
+                format!("{before}{rules}")
+            } else {
+                rules.clone()
+            });
+        }
+        stop.store(true, Release);
+        load.join().unwrap()
+    });
+    assert_eq!(culvert.counter("arrived_relayed"), 0);
+    assert_eq!(culvert.counter("arrived_steered"), made);
+}
+
+#[test]
+fn listeners_that_share_a_port_each_get_a_share() {
+    let sandbox = Sandbox::new();
+    let listen = SocketAddr::from((SERVER_V4, 443));
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 7443));
+    let mut mirrors: Vec<_> = (0..3)
+        .map(|_| sandbox.within(|| Server::sharing_mirror(at)))
+        .collect();
+    let culvert = sandbox.culvert(&steered(listen, at, ""));
+    let app = sandbox.app();
+    let visit = |mirrors: &[Server]| {
+        let before: Vec<_> = mirrors.iter().map(|it| it.clients().len()).collect();
+        // Fewer than 4 of 60, with three of them, happen once in a million times.
+        for _ in 0..60 {
+            assert_eq!(app.probe(listen), Ok(Route::Direct));
+        }
+        for (mirror, before) in mirrors.iter().zip(before) {
+            let share = mirror.clients().len() - before;
+            assert!(share >= 4, "{share} of 60 for one of {}", mirrors.len());
+        }
+    };
+    visit(&mirrors);
+    assert_eq!(culvert.counter("arrived_relayed"), 0);
+    // Whichever of them we hold: one after the other closes, and the others go on.
+    for _ in 0..2 {
+        drop(mirrors.remove(0));
+        await_steered(&app, listen);
+        visit(&mirrors);
+        mirrors.rotate_left(1);
+    }
+    drop(mirrors);
+    assert_eq!(app.tcp(at).connect(at), Err(Errno::ECONNREFUSED));
+}
+
+#[test]
+fn a_listener_that_is_more_specific_takes_over() {
+    let sandbox = Sandbox::new();
+    let listen = SocketAddr::from((SERVER_V4, 443));
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 7443));
+    let wide = sandbox.within(|| Server::sharing_mirror((Ipv4Addr::UNSPECIFIED, 7443)));
+    let _culvert = sandbox.culvert(&steered(listen, at, ""));
+    let app = sandbox.app();
+    let visits = |mirror: &Server| {
+        let before = mirror.clients().len();
+        assert_eq!(app.probe(listen), Ok(Route::Direct));
+        mirror.clients().len() > before
+    };
+    assert!(visits(&wide));
+    let narrow = sandbox.within(|| Server::sharing_mirror(at));
+    eventually("a connection for the more specific one", || {
+        visits(&narrow).then_some(())
+    });
+    drop(narrow);
+    eventually("a connection for the other one again", || {
+        let before = wide.clients().len();
+        (app.probe(listen) == Ok(Route::Direct) && wide.clients().len() > before).then_some(())
     });
 }

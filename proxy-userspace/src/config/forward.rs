@@ -9,7 +9,7 @@ use super::{
     mask::quoted,
     raw::{Table, Value, closest},
     report::{Finding, Findings, Span},
-    rule::{check_names, fail_mode, is_affordable, name, of_relay, sections, warn_unless_relayed},
+    rule::{allowance, check_names, fail_mode, is_affordable, name, of_relay, sections},
     selector,
 };
 
@@ -27,6 +27,8 @@ pub(super) struct PlacedRule {
     pub(super) name: Span,
     /// The value of `path`, if there is one.
     pub(super) path: Option<Span>,
+    /// The value of `allow_rewrite`, where that is allowed.
+    pub(super) allow_rewrite: Option<Span>,
     /// The values of the keys of `match`.
     pub(super) selectors: HashMap<&'static str, Span>,
 }
@@ -99,22 +101,27 @@ fn rule(
     ];
     let path_span = table.get("path").map(|value| value.span());
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
-    let path = allow_shortcut(&mut table, path, relayed, findings);
+    let allowed = Allowed::read(&mut table, path, relayed, findings);
     let from = from(&mut table, matches.as_ref(), relayed, findings);
     table.finish(findings);
     let (name, place) = name?;
+    let (path, allowed) = (path?, allowed?);
     Some(PlacedRule {
         rule: Rule {
             name,
             matches: matches?,
             via: via?,
             on_relay_failure: on_relay_failure?,
-            path: path?.0,
-            rewrite: path?.1,
+            path: match allowed.shortcut {
+                Some(_) => PathChoice::AutoOrShortcut,
+                None => path.0,
+            },
+            rewrite: path.1,
             from: from?,
         },
         name: place,
         path: path_span,
+        allow_rewrite: allowed.rewrite,
         selectors,
     })
 }
@@ -149,30 +156,37 @@ fn from(
     Some(from)
 }
 
-/// Reads `allow_shortcut`, which makes another path of `auto`. A path goes with whether it is for those only whom the hook finds no
-/// endpoint for.
-fn allow_shortcut(
-    table: &mut Table<'_>,
-    path: Option<(PathChoice, bool)>,
-    relayed: bool,
-    findings: &mut Findings,
-) -> Option<(PathChoice, bool)> {
-    let Some(value) = table.get("allow_shortcut") else {
-        return path;
-    };
-    warn_unless_relayed(value, relayed, findings);
-    match (path?, value.boolean(findings)?) {
-        ((PathChoice::Auto, false), true) => Some((PathChoice::AutoOrShortcut, false)),
-        ((PathChoice::Auto, false), false) => path,
-        _ => {
-            findings.push(
-                Finding::error("`allow_shortcut` is for `path = \"auto\"`")
-                    .at(&value.span())
-                    .label("this rule has chosen its path")
-                    .help("leave out one of the two; `path = \"shortcut\"` is the shortcut alone"),
-            );
-            None
-        }
+/// What else `auto` may take.
+#[derive(Clone, Default)]
+struct Allowed {
+    shortcut: Option<Span>,
+    rewrite: Option<Span>,
+}
+
+impl Allowed {
+    /// Reads `allow_shortcut` and `allow_rewrite`. A path goes with whether it is for those only whom the hook finds no endpoint for.
+    fn read(
+        table: &mut Table<'_>,
+        path: Option<(PathChoice, bool)>,
+        relayed: bool,
+        findings: &mut Findings,
+    ) -> Option<Self> {
+        let is_auto = path.map(|path| path == (PathChoice::Auto, false));
+        let shortcut = (
+            "allow_shortcut",
+            "`path = \"shortcut\"` is the shortcut alone",
+        );
+        let shortcut = allowance(table, shortcut, is_auto, relayed, findings);
+        let rewrite = (
+            "allow_rewrite",
+            "`path = \"rewrite\"` insists on what the other only allows",
+        );
+        let rewrite = allowance(table, rewrite, is_auto, relayed, findings);
+        Some(Self {
+            shortcut: shortcut?,
+            // Rules that need no relay have had their word.
+            rewrite: rewrite?.filter(|_| relayed),
+        })
     }
 }
 

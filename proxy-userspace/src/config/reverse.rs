@@ -14,9 +14,12 @@ use super::{
     duration,
     mask::quoted,
     names,
-    raw::{Value, closest},
+    raw::{Table, Value, closest},
     report::{Finding, Findings, Span},
-    rule::{check_names, fail_mode, is_affordable, name, of_relay, sections, warn_unless_relayed},
+    rule::{
+        allowance, check_names, fail_mode, is_affordable, name, of_relay, sections,
+        warn_unless_relayed, warn_unusable,
+    },
     selector,
     upstream::RESERVED,
 };
@@ -105,7 +108,6 @@ fn rule(
         ("splice", (PathChoice::Splice, false)),
         ("sockmap", (PathChoice::Sockmap, false)),
     ];
-    let path_span = table.get("path").map(|value| value.span());
     let path = of_relay(&mut table, "path", &paths, relayed, findings);
     let accept_proxy = match table.get("accept_proxy") {
         None => Some(Vec::new()),
@@ -115,18 +117,17 @@ fn rule(
     let send_proxy = of_relay(&mut table, "send_proxy", &headers, relayed, findings);
     let kept = table.get("keep_source");
     let keep_source = keep_source(kept, relayed, findings);
-    if let (Some((_, true)), Some(place)) = (path, &path_span) {
-        let headers = accept_proxy.as_ref().is_some_and(|who| !who.is_empty())
-            || send_proxy.is_some_and(|sent| sent.is_some());
-        let of_relay = if has_names {
-            Some("look for names")
-        } else if keep_source == Some(true) {
-            Some("connect from the client's address, which a steered service sees anyway")
-        } else {
-            headers.then_some("read or write a PROXY header")
-        };
-        findings.keep(can_steer(via.as_ref(), of_relay), place)?;
-    }
+    let headers = accept_proxy.as_ref().is_some_and(|who| !who.is_empty())
+        || send_proxy.is_some_and(|sent| sent.is_some());
+    let of_relay = if has_names {
+        Some("look for names")
+    } else if keep_source == Some(true) {
+        Some("connect from the client's address, which a steered service sees anyway")
+    } else {
+        headers.then_some("read or write a PROXY header")
+    };
+    let can = can_steer(via.as_ref(), of_relay);
+    let path = path_or_steer(&mut table, path, relayed, can, findings);
     let connect_timeout = match table.get("connect_timeout") {
         None => Some(daemon.connect_timeout),
         Some(value) => duration::read(value, duration::ANY, findings),
@@ -171,18 +172,48 @@ pub(super) fn keep_source(
 }
 
 /// Whether the kernel alone can do what a rule wants. `of_relay` is what it wants of the relay.
-fn can_steer(via: Option<&ReverseVia>, of_relay: Option<&str>) -> Result<(), Finding> {
-    let why = match (via, of_relay) {
-        (Some(ReverseVia::Address(_)), None) => return Ok(()),
+fn can_steer(via: Option<&ReverseVia>, of_relay: Option<&str>) -> Result<(), String> {
+    match (via, of_relay) {
+        (Some(ReverseVia::Address(_)), None) => Ok(()),
         (Some(ReverseVia::Address(_)), Some(what)) => {
-            format!("the rule needs the relay: only that can {what}")
+            Err(format!("the rule needs the relay: only that can {what}"))
         }
-        _ => {
+        _ => Err(
             "`via` is not the address of a service: only its own listener can be given connections"
-                .to_owned()
+                .to_owned(),
+        ),
+    }
+}
+
+/// The path, and whether connections are steered: because that is the path, or because `allow_steer` lets `auto` have it where it can
+/// be had.
+fn path_or_steer(
+    table: &mut Table<'_>,
+    path: Option<(PathChoice, bool)>,
+    relayed: bool,
+    can: Result<(), String>,
+    findings: &mut Findings,
+) -> Option<(PathChoice, bool)> {
+    const KEY: &str = "allow_steer";
+    let is_auto = path.map(|path| path == (PathChoice::Auto, false));
+    let alone = "`path = \"steer\"` insists on what the other only allows";
+    let allowed = allowance(table, (KEY, alone), is_auto, relayed, findings)?;
+    let (path, steer) = path?;
+    match (allowed, can) {
+        (None, Err(why)) if steer => {
+            let place = table.get("path").map(|value| value.span());
+            let finding = Finding::error("`path = \"steer\"` cannot be had here").label(why);
+            findings.keep(Err(finding), &place.unwrap_or_default())
         }
-    };
-    Err(Finding::error("`path = \"steer\"` cannot be had here").label(why))
+        (None, _) => Some((path, steer)),
+        (Some(_), Ok(())) => Some((path, true)),
+        (Some(place), Err(why)) => {
+            if relayed {
+                warn_unusable(KEY, &place, why, findings);
+            }
+            Some((path, false))
+        }
+    }
 }
 
 /// Warns of a service that believes what clients say while the relay fails.

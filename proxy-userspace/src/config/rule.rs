@@ -73,6 +73,49 @@ pub(super) fn of_relay<T: Copy + Default>(
     value.choice(choices, findings)
 }
 
+/// Reads a key that lets `auto` take another path as well, and tells where that stands if it does. `is_auto` is whether the path is
+/// `auto`, as far as it could be read; `alone` says what the other path is without the choice.
+#[expect(clippy::option_option, reason = "what is not allowed is no error")]
+pub(super) fn allowance(
+    table: &mut Table<'_>,
+    (key, alone): (&'static str, &str),
+    is_auto: Option<bool>,
+    relayed: bool,
+    findings: &mut Findings,
+) -> Option<Option<Span>> {
+    let Some(value) = table.get(key) else {
+        return Some(None);
+    };
+    warn_unless_relayed(value, relayed, findings);
+    let allowed = value.boolean(findings)?;
+    if is_auto? {
+        return Some(allowed.then(|| value.span()));
+    }
+    findings.push(
+        Finding::error(format!("`{key}` is for `path = \"auto\"`"))
+            .at(&value.span())
+            .label("this rule has chosen its path")
+            .help(format!("leave out one of the two; {alone}")),
+    );
+    None
+}
+
+/// Warns of an allowance of no use.
+pub(super) fn warn_unusable(
+    key: &str,
+    place: &Span,
+    why: impl Into<String>,
+    findings: &mut Findings,
+) {
+    findings.push(
+        Finding::warning(format!(
+            "`{key}` has no effect here: connections are relayed"
+        ))
+        .at(place)
+        .label(why),
+    );
+}
+
 pub(super) fn warn_unless_relayed(value: Value<'_>, relayed: bool, findings: &mut Findings) {
     if !relayed {
         findings.push(

@@ -90,13 +90,13 @@ impl Group {
         let settings = Arc::clone(self.lock().settings());
         let (client, key) = (source_of(asked.client), key(settings.method, asked));
         let mut left = settings.connect_timeout;
-        let (mut tried, mut last) = (Vec::new(), None);
+        let mut tried = Vec::new();
+        let mut permit = match self.admit(client, key).await {
+            Ok(permit) => permit,
+            Err(refusal) => return Err(refused(&refusal, 0)),
+        };
         loop {
             let attempts = u32::try_from(tried.len()).unwrap_or(u32::MAX);
-            let permit = match self.admit(client, key, &tried).await {
-                Ok(permit) => permit,
-                Err(refusal) => return Err(last.unwrap_or_else(|| refused(&refusal, attempts))),
-            };
             let limit = if permit.has_others() { left / 2 } else { left };
             if attempts > 0 {
                 self.tally.retries.fetch_add(1, Relaxed);
@@ -142,7 +142,8 @@ impl Group {
             if left < SHORTEST_ATTEMPT {
                 return Err(failure);
             }
-            last = Some(failure);
+            // What went wrong says more than why there is no other one.
+            permit = permit.exchange(key, &tried).await.map_err(|_| failure)?;
         }
     }
 }

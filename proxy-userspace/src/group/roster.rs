@@ -45,8 +45,6 @@ pub enum Admission {
     },
     /// It may go on when another one ends, or at the time of [`Roster::next_look`].
     Wait,
-    /// Its source has as many as it may have, which is so many.
-    SourceLimit(u32),
     /// Every endpoint was tried.
     Exhausted,
 }
@@ -138,6 +136,7 @@ pub struct Roster {
     drained: BTreeSet<Arc<str>>,
     balancer: Balancer,
     live: u32,
+    /// Connections by their sources, those that wait included.
     clients: HashMap<IpAddr, u32>,
     /// When shares are to be looked at again.
     next_look: Option<Duration>,
@@ -196,14 +195,35 @@ impl Roster {
         self.rebuild((!first).then_some(now), now);
     }
 
+    /// Counts a connection at its source, before it is admitted or has to wait; [`Roster::left`] must follow.
+    ///
+    /// # Errors
+    /// When the source has as many as it may have, which is so many.
+    pub fn arrive(&mut self, client: IpAddr) -> Result<(), u32> {
+        let most = self.settings.limits.source.unwrap_or(u32::MAX);
+        let has = self.clients.entry(client).or_default();
+        if *has >= most {
+            // A limit is never 0, so somebody is counted there.
+            return Err(most);
+        }
+        *has += 1;
+        Ok(())
+    }
+
+    /// A connection that was counted at its source is over, or was never made.
+    pub fn left(&mut self, client: IpAddr) {
+        if let Some(count) = self.clients.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                self.clients.remove(&client);
+            }
+        }
+    }
+
     /// Chooses where a connection goes. `tried` are those that it could not be brought to.
-    pub fn admit(&mut self, client: IpAddr, key: u64, now: Duration, tried: &[Id]) -> Admission {
+    pub fn admit(&mut self, key: u64, now: Duration, tried: &[Id]) -> Admission {
         self.look(now);
         let limits = self.settings.limits;
-        let has = self.clients.get(&client).copied().unwrap_or(0);
-        if let Some(most) = limits.source.filter(|most| has >= *most) {
-            return Admission::SourceLimit(most);
-        }
         if limits.total.is_some_and(|most| self.live >= most) {
             return Admission::Wait;
         }
@@ -239,7 +259,6 @@ impl Roster {
         };
         one.live += 1;
         self.live += 1;
-        *self.clients.entry(client).or_default() += 1;
         let chosen = Admission::Chosen {
             id: one.id,
             address: one.address.clone(),
@@ -254,7 +273,11 @@ impl Roster {
         let Some(&at) = self.places.get(&id) else {
             return;
         };
-        self.balancer.observed(at, now, took);
+        if outcome.is_ok() {
+            self.balancer.observed(at, now, took);
+        } else {
+            self.balancer.failed(at, now, took);
+        }
         self.judge(at, outcome, now);
     }
 
@@ -312,15 +335,9 @@ impl Roster {
         }
     }
 
-    /// A connection that was admitted is over.
-    pub fn closed(&mut self, id: Id, client: IpAddr) {
+    /// A connection that was admitted is over, or could not be made.
+    pub fn closed(&mut self, id: Id) {
         self.live = self.live.saturating_sub(1);
-        if let Some(count) = self.clients.get_mut(&client) {
-            *count -= 1;
-            if *count == 0 {
-                self.clients.remove(&client);
-            }
-        }
         if let Some(&at) = self.places.get(&id) {
             self.balancer.closed(at);
             if let Some(one) = self.endpoints.get_mut(at) {

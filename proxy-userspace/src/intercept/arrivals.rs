@@ -4,6 +4,7 @@
 //! neither address nor port of what a program chose; whoever connects to a listener itself is found out by that.
 
 use std::{
+    collections::{HashMap, HashSet},
     fs::File,
     net::TcpListener,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -103,13 +104,16 @@ impl Arrivals {
 /// The listeners of services that connections are given to. The kernel forgets one that closes.
 pub(super) struct Services {
     map: SockHash<MapData, u32>,
+    /// By slot: the inode number of the listener that was put there, which may have closed.
+    put: HashMap<u32, u64>,
 }
 
 impl Services {
     pub(super) fn take(ebpf: &Ebpf) -> Result<Self, InterceptError> {
         let map = SockHash::try_from(Map::SockHash(duplicate(ebpf, names::SERVICES)?))
             .map_err(map_error("open", names::SERVICES))?;
-        Ok(Self { map })
+        let put = HashMap::new();
+        Ok(Self { map, put })
     }
 
     /// Forgets those of a generation that is to be written.
@@ -130,9 +134,16 @@ impl Services {
         self.map.keys().filter_map(Result::ok).collect()
     }
 
-    /// Whether the listener of a rule's service is known.
-    pub(super) fn knows(&self, rule: RuleRef) -> bool {
-        self.slots().contains(&rule.slot())
+    /// Those of a generation that are still open.
+    pub(super) fn held(&mut self, generation: u32) -> HashMap<RuleRef, u64> {
+        let open: HashSet<u32> = self.slots().into_iter().collect();
+        self.put.retain(|slot, _| open.contains(slot));
+        let of = |(slot, inode): (&u32, &u64)| {
+            let index = slot % RULES;
+            let rule = RuleRef { generation, index };
+            (rule.slot() == *slot).then_some((rule, *inode))
+        };
+        self.put.iter().filter_map(of).collect()
     }
 
     /// Has the connections of a rule given to a listener.
@@ -140,10 +151,13 @@ impl Services {
         &mut self,
         rule: RuleRef,
         listener: &impl AsRawFd,
+        inode: u64,
     ) -> Result<(), InterceptError> {
         self.map
             .insert(rule.slot(), listener.as_raw_fd(), 0)
-            .map_err(map_error("insert into", names::SERVICES))
+            .map_err(map_error("insert into", names::SERVICES))?;
+        self.put.insert(rule.slot(), inode);
+        Ok(())
     }
 }
 

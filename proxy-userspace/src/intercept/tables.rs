@@ -24,6 +24,7 @@ pub(super) struct PolicyTables {
     actions: Array<MapData, Action>,
     hosts: HashMap<MapData, PrefixKey, Areas>,
     areas: LpmTrie<MapData, PrefixKey, Areas>,
+    ports: HashMap<MapData, CellKey, Cell>,
     cells: LpmTrie<MapData, CellKey, Cell>,
     arrival_actions: Array<MapData, Action>,
     transit_actions: Array<MapData, Action>,
@@ -41,6 +42,7 @@ struct Written {
     members: Vec<MemberKey>,
     hosts: Vec<PrefixKey>,
     areas: Vec<Key<PrefixKey>>,
+    ports: Vec<CellKey>,
     cells: Vec<Key<CellKey>>,
 }
 
@@ -62,6 +64,7 @@ impl PolicyTables {
             actions: array(ebpf, names::ACTIONS)?,
             hosts: typed(duplicate(ebpf, names::HOSTS)?, names::HOSTS)?,
             areas: trie(ebpf, names::AREAS)?,
+            ports: typed(duplicate(ebpf, names::PORTS)?, names::PORTS)?,
             cells: trie(ebpf, names::CELLS)?,
             arrival_actions: array(ebpf, names::REVERSE_ACTIONS)?,
             transit_actions: array(ebpf, names::TRANSIT_ACTIONS)?,
@@ -168,8 +171,16 @@ impl PolicyTables {
                 .map_err(map_error("insert into", names::AREAS))?;
             keys.areas.push(key);
         }
+        for (port, cell) in &compiled.ports {
+            let key = cell_key(generation, port);
+            self.ports
+                .insert(key, cell, 0)
+                .map_err(map_error("insert into", names::PORTS))?;
+            keys.ports.push(key);
+        }
         for (prefix, cell) in &compiled.cells {
-            let key = cell_key(generation, prefix);
+            let bits = CellKey::HEAD_BITS + prefix.len;
+            let key = Key::new(bits, cell_key(generation, prefix));
             self.cells
                 .insert(&key, cell, 0)
                 .map_err(map_error("insert into", names::CELLS))?;
@@ -238,6 +249,9 @@ impl PolicyTables {
         for key in &oldest.areas {
             forgotten(self.areas.remove(key), names::AREAS)?;
         }
+        for key in &oldest.ports {
+            forgotten(self.ports.remove(key), names::PORTS)?;
+        }
         for key in &oldest.cells {
             forgotten(self.cells.remove(key), names::CELLS)?;
         }
@@ -300,16 +314,13 @@ fn prefix_key(generation: u32, prefix: &Prefix) -> Key<PrefixKey> {
     )
 }
 
-fn cell_key(generation: u32, prefix: &CellPrefix) -> Key<CellKey> {
-    Key::new(
-        CellKey::HEAD_BITS + prefix.len,
-        CellKey {
-            generation,
-            area: prefix.area,
-            port: BePort::new(prefix.port),
-            reserved: 0,
-        },
-    )
+fn cell_key(generation: u32, prefix: &CellPrefix) -> CellKey {
+    CellKey {
+        generation,
+        area: prefix.area,
+        port: BePort::new(prefix.port),
+        reserved: 0,
+    }
 }
 
 fn member_key(generation: u32, member: &Member) -> MemberKey {

@@ -12,7 +12,9 @@ use std::{
 };
 
 use ipnet::IpNet;
-use proxy_common::{Addr, Areas, Cell, MAX_CANDIDATES, MAX_DEPTH, MAX_HOSTS, PrefixKind};
+use proxy_common::{
+    Addr, Areas, Cell, MAX_CANDIDATES, MAX_DEPTH, MAX_HOSTS, MAX_PORTS, PrefixKind,
+};
 
 use super::{
     CompileError, Prefix,
@@ -33,12 +35,16 @@ pub struct CellPrefix {
 
 /// Length of the prefix that is one address.
 const ADDRESS_BITS: u32 = 128;
+/// Length of the prefix that is one port.
+const PORT_BITS: u32 = 16;
 
 /// What rules listen on.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tables {
     pub(super) hosts: Vec<(Addr, Areas)>,
     pub(super) areas: Vec<(Prefix, Areas)>,
+    /// Of single ports.
+    pub(super) ports: Vec<(CellPrefix, Cell)>,
     pub(super) cells: Vec<(CellPrefix, Cell)>,
 }
 
@@ -76,11 +82,15 @@ pub(super) fn tables(rules: &[Reverse]) -> Result<Tables, CompileError> {
             let ports = ports(net, &listeners, rules)?;
             let next = u32::try_from(known.len() + 1).unwrap_or(u32::MAX);
             let id = *known.entry(ports).or_insert_with_key(|ports| {
-                let cells = ports.iter().map(|(len, port, cell)| {
+                for (len, port, cell) in ports {
                     let (area, len, port) = (next, *len, *port);
-                    (CellPrefix { area, len, port }, *cell)
-                });
-                tables.cells.extend(cells);
+                    let cells = if len == PORT_BITS && tables.ports.len() < MAX_PORTS {
+                        &mut tables.ports
+                    } else {
+                        &mut tables.cells
+                    };
+                    cells.push((CellPrefix { area, len, port }, *cell));
+                }
                 next
             });
             around.push((net, id));
@@ -172,7 +182,7 @@ fn cover(first: u32, last: u32, cell: Cell, cells: &mut Vec<(u32, u16, Cell)>) {
     if cell.count == 0 {
         return;
     }
-    super::range::blocks(16, first, last, |port, len| {
+    super::range::blocks(PORT_BITS, first, last, |port, len| {
         let port = u16::try_from(port).unwrap_or(u16::MAX);
         cells.push((len, port, cell));
     });

@@ -85,7 +85,12 @@ impl MemoryTables {
             actions: compiled.actions.clone(),
             hosts: compiled.hosts.iter().copied().collect(),
             areas: compiled.areas.iter().copied().collect(),
-            cells: compiled.cells.iter().copied().collect(),
+            cells: compiled
+                .ports
+                .iter()
+                .chain(&compiled.cells)
+                .copied()
+                .collect(),
             arrival_actions: compiled.arrival_actions.clone(),
             transit_actions: compiled.transit_actions.clone(),
         }
@@ -121,6 +126,14 @@ impl Bindings for MemoryTables {
 
     fn areas(&self, key: &PrefixKey) -> Option<&Areas> {
         self.areas.find(key)
+    }
+
+    fn single(&self, key: &CellKey) -> Option<&Cell> {
+        self.cells.get(&CellPrefix {
+            area: key.area,
+            len: 16,
+            port: key.port.get(),
+        })
     }
 
     fn cell(&self, key: &CellKey) -> Option<&Cell> {

@@ -62,6 +62,16 @@ impl UpstreamStream {
         }
     }
 
+    /// Waits until the server has said something, or the stream has ended or failed. What came stays there.
+    pub async fn answered(&mut self) {
+        // Whoever reads next hears of errors.
+        _ = match self {
+            Self::Tcp(tcp) => tcp.readable().await,
+            Self::Tls(tls) => tls.fill_buf().await.map(drop),
+            Self::Unix(unix) => unix.readable().await,
+        };
+    }
+
     /// Copies waiting bytes without taking them; zero at the end of the stream.
     ///
     /// What ends a handshake is followed by bytes that belong to the relay, so a handshake looks before it takes.

@@ -242,6 +242,7 @@ fn document() -> impl Strategy<Value = String> {
         "on_relay_failure",
         "path",
         "allow_shortcut",
+        "allow_rewrite",
     ]);
     (daemon, vec(upstream, 0..3), vec(forward, 0..3)).prop_map(|(daemon, upstreams, forwards)| {
         let mut text = format!("[daemon]\n{daemon}");

@@ -243,6 +243,37 @@ fn the_shortcut_may_be_part_of_the_choice() {
 }
 
 #[test]
+fn what_needs_no_relay_may_be_part_of_the_choice() {
+    let rule = |group: &str, lines: &str| {
+        let text = format!(
+            "[upstream.a]\nendpoints = \"10.0.0.1:80\"\n{group}\n[[forward]]\nname = \"a\"\nvia = \"a\"\n{lines}\n"
+        );
+        let rule = valid(&text).config.forward.remove(0);
+        (rule.path, rule.rewrite)
+    };
+    let hashed = "balance = \"maglev\"";
+    assert_eq!(rule("", "allow_rewrite = true"), (PathChoice::Auto, true));
+    assert_eq!(rule("", "allow_rewrite = false"), (PathChoice::Auto, false));
+    assert_eq!(
+        rule(hashed, "allow_rewrite = true"),
+        (PathChoice::Auto, false)
+    );
+    let both = "path = \"auto\"\nallow_rewrite = true\nallow_shortcut = true";
+    assert_eq!(rule("", both), (PathChoice::Auto, true));
+    assert_eq!(rule(hashed, both), (PathChoice::AutoOrShortcut, false));
+
+    let steered = |lines: &str| {
+        let text = format!(
+            "[[reverse]]\nname = \"a\"\nlisten = \"*:80\"\nvia = \"127.0.0.1:8080\"\n{lines}\n"
+        );
+        valid(&text).config.reverse.remove(0).steered_to().is_some()
+    };
+    assert!(steered("allow_steer = true"));
+    assert!(!steered("allow_steer = false"));
+    assert!(!steered("allow_steer = true\nkeep_source = true"));
+}
+
+#[test]
 fn selectors_are_one_value_or_many() {
     let matches = rule(
         "{ uid = [0, \"alice\", \"5-6\", \"!33\", 0xff], gid = \"wheel\", pid = 1, port = \"!80\" }",

@@ -15,7 +15,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::listen;
+use super::{Sharing, listen};
 
 /// Sends back what it receives, on one thread for all clients.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub struct Crowd {
 impl Crowd {
     /// Serves connections to `address` until dropped; port 0 is a free one.
     pub fn start(address: impl Into<SocketAddr>) -> Self {
-        let listener = listen(address.into());
+        let listener = listen(address.into(), Sharing::No);
         let address = listener.local_addr().expect("the address of a listener");
         listener
             .set_nonblocking(true)

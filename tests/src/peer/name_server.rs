@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hickory_resolver::proto::{
@@ -16,12 +16,21 @@ use hickory_resolver::proto::{
     rr::{Name, RData, Record, RecordType, rdata::SRV},
 };
 
-/// Seconds that its answers hold.
+/// Seconds that its answers hold, unless said otherwise.
 const TTL: u32 = 1;
 /// How soon it ends when it is told.
 const TURN: Duration = Duration::from_millis(50);
 
-type Records = BTreeMap<String, Vec<RData>>;
+#[derive(Debug)]
+struct Known {
+    data: Vec<RData>,
+    /// Seconds that answers hold.
+    ttl: u32,
+    /// When IPv4 addresses were asked for.
+    asked: Vec<Instant>,
+}
+
+type Records = BTreeMap<String, Known>;
 
 /// A running name server.
 #[derive(Debug)]
@@ -45,7 +54,7 @@ impl NameServer {
             let mut query = [0; 512];
             while !told.load(SeqCst) {
                 if let Ok((length, client)) = socket.recv_from(&mut query) {
-                    let answer = answer(&query[..length], &known.lock().expect("records"));
+                    let answer = answer(&query[..length], &mut known.lock().expect("records"));
                     // The one who asked may be gone.
                     let _ = socket.send_to(&answer, client);
                 }
@@ -61,7 +70,20 @@ impl NameServer {
     /// Says that a name stands for these addresses from now on.
     pub fn set(&self, name: &str, addresses: &[IpAddr]) {
         let data = addresses.iter().map(|address| RData::from(*address));
-        self.put(name, data.collect());
+        self.put(name, data.collect(), TTL);
+    }
+
+    /// As [`NameServer::set`], for so many seconds.
+    pub fn set_for(&self, name: &str, addresses: &[IpAddr], ttl: u32) {
+        let data = addresses.iter().map(|address| RData::from(*address));
+        self.put(name, data.collect(), ttl);
+    }
+
+    /// When it was asked for IPv4 addresses of a name since it was told them.
+    pub fn asked(&self, name: &str) -> Vec<Instant> {
+        let records = self.records.lock().expect("records");
+        let known = records.get(&format!("{name}."));
+        known.map_or_else(Vec::new, |known| known.asked.clone())
     }
 
     /// Says that a service is offered by these hosts: priority, weight, port, name.
@@ -70,12 +92,13 @@ impl NameServer {
             let host = Name::from_utf8(host).expect("a name");
             RData::SRV(SRV::new(*priority, *weight, *port, host))
         });
-        self.put(name, data.collect());
+        self.put(name, data.collect(), TTL);
     }
 
-    fn put(&self, name: &str, data: Vec<RData>) {
+    fn put(&self, name: &str, data: Vec<RData>, ttl: u32) {
         let mut records = self.records.lock().expect("records");
-        records.insert(format!("{name}."), data);
+        let asked = Vec::new();
+        records.insert(format!("{name}."), Known { data, ttl, asked });
     }
 }
 
@@ -88,10 +111,10 @@ impl Drop for NameServer {
     }
 }
 
-fn answer(query: &[u8], records: &Records) -> Vec<u8> {
+fn answer(query: &[u8], records: &mut Records) -> Vec<u8> {
     let mut answer = Message::from_vec(query).expect("a query").into_response();
     let query = answer.queries.first().expect("a question").clone();
-    match records.get(&query.name().to_utf8()) {
+    match records.get_mut(&query.name().to_utf8()) {
         None => answer.metadata.response_code = ResponseCode::NXDomain,
         Some(known) => {
             let wanted = |data: &&RData| match data {
@@ -99,8 +122,12 @@ fn answer(query: &[u8], records: &Records) -> Vec<u8> {
                 RData::AAAA(_) => query.query_type() == RecordType::AAAA,
                 _ => query.query_type() == RecordType::SRV,
             };
-            for data in known.iter().filter(wanted) {
-                answer.add_answer(Record::from_rdata(query.name().clone(), TTL, data.clone()));
+            if query.query_type() == RecordType::A {
+                known.asked.push(Instant::now());
+            }
+            for data in known.data.iter().filter(wanted) {
+                let name = query.name().clone();
+                answer.add_answer(Record::from_rdata(name, known.ttl, data.clone()));
             }
         }
     }

@@ -8,7 +8,8 @@ use std::{
 };
 
 use culvert_tests::{
-    Sandbox,
+    Load, Sandbox,
+    load::assert_flawless,
     peer::{Server, read_all},
     sandbox::{CLIENT_V4, OTHER_V4, SERVER_V4},
 };
@@ -123,4 +124,43 @@ fn sources_stay_with_their_endpoint_and_are_announced() {
         .map(|r| r.unique_id)
         .collect();
     assert_eq!(ids.len(), 48, "every connection has its own id");
+}
+
+/// Each rule has a name and endpoints of its own, so that its records tell whether it met those of the rule before.
+#[test]
+fn no_rule_meets_the_endpoints_of_the_one_before() {
+    const RELOADS: usize = 25;
+    let sandbox = Sandbox::new();
+    let servers: Vec<_> = (0..3)
+        .map(|_| sandbox.within(|| Server::echo((SERVER_V4, 0))))
+        .collect();
+    let listen = SocketAddr::from((OTHER_V4, 80));
+    let endpoint = |round: usize| servers[round % 3].address().to_string();
+    let rules = |round: usize| {
+        let rules = arriving(listen, &[endpoint(round)], "");
+        rules.replace("\"site\"", &format!("\"{round}\""))
+    };
+    let culvert = sandbox.culvert(&rules(0));
+    let load = Load::under_way(sandbox.app(), &[listen]);
+    for round in 1..=RELOADS {
+        culvert.reload(&rules(round));
+        load.await_rounds(1);
+    }
+    let rounds = load.finish();
+    assert_flawless(&rounds);
+    let made: u64 = rounds
+        .iter()
+        .flat_map(|round| round.outcomes.values())
+        .sum();
+    let records = culvert.await_records(usize::try_from(made).unwrap());
+    let mut met = BTreeSet::new();
+    for record in records {
+        let round: usize = record.rule.unwrap().parse().unwrap();
+        // It may have gone on to those of the next.
+        let allowed = [endpoint(round), endpoint(round + 1)];
+        let endpoint = record.endpoint.unwrap();
+        assert!(allowed.contains(&endpoint), "rule {round} met {endpoint}");
+        met.insert(round);
+    }
+    assert!(met.len() > RELOADS / 2, "{met:?}");
 }

@@ -9,6 +9,7 @@
 )]
 
 mod arrivals;
+mod health;
 mod proxy_header;
 
 use std::{

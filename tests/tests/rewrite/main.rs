@@ -121,6 +121,28 @@ fn the_app_s_own_socket_goes_there_and_payload_is_whole() {
 }
 
 #[test]
+fn where_it_is_allowed_it_is_done_if_it_can_be() {
+    let sandbox = Sandbox::new();
+    let seen = mirror(&sandbox, SERVER_V4);
+    let allowed = |group| {
+        let rules = rules(&names(&[&seen]), group, "");
+        rules.replace("path = \"rewrite\"", "allow_rewrite = true")
+    };
+    let culvert = sandbox.culvert(&allowed(""));
+    let app = sandbox.app();
+    assert_eq!(app.probe(SERVICE), Ok(Route::Direct));
+    culvert.reload(&allowed("limits = { total = 10 }"));
+    assert_eq!(app.probe(SERVICE), Ok(Route::Relayed));
+    assert!(
+        culvert.log().contains("`allow_rewrite` has no effect"),
+        "{}",
+        culvert.log()
+    );
+    culvert.reload(&allowed(""));
+    assert_eq!(app.probe(SERVICE), Ok(Route::Direct));
+}
+
+#[test]
 fn connections_are_spread_by_weight() {
     let sandbox = Sandbox::new();
     let servers: Vec<_> = (0..3).map(|_| echo(&sandbox, SERVER_V4)).collect();

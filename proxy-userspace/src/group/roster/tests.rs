@@ -52,7 +52,7 @@ fn id(number: usize) -> Id {
 }
 
 fn admit(roster: &mut Roster, now: Duration) -> Option<Id> {
-    match roster.admit(CLIENT, 0, now, &[]) {
+    match roster.admit(0, now, &[]) {
         Admission::Chosen { id, .. } => Some(id),
         _ => None,
     }
@@ -67,10 +67,55 @@ fn seen(roster: &mut Roster, count: usize, now: Duration) -> BTreeSet<Id> {
     (0..count)
         .map(|_| {
             let id = admit(roster, now).expect("an endpoint");
-            roster.closed(id, CLIENT);
+            roster.closed(id);
             id
         })
         .collect()
+}
+
+/// Nodes whose files list the same endpoints in other orders, or resolve them in other orders.
+#[test]
+fn the_order_of_a_file_makes_no_difference_to_a_hash() {
+    for method in [Method::Maglev, Method::SourceHash] {
+        let mut forwards = settings(9);
+        forwards.method = method;
+        for (number, entry) in forwards.members.iter_mut().enumerate() {
+            entry.weight = 1 + u32::try_from(number % 3).unwrap();
+        }
+        let mut backwards = forwards.clone();
+        backwards.members.reverse();
+        let mut shuffled = forwards.clone();
+        shuffled.members.rotate_left(4);
+        shuffled.members.swap(0, 7);
+        let nodes = [forwards, backwards, shuffled].map(Arc::new);
+        // Each has a seed of its own, as each process does.
+        let mut nodes: Vec<_> = (0..)
+            .zip(nodes)
+            .map(|(seed, settings)| Roster::new(settings, seed, NOW))
+            .collect();
+        for number in [3, 5] {
+            for node in &mut nodes {
+                for _ in 0..3 {
+                    node.checked(id(number), Err("no answer".into()), NOW);
+                }
+            }
+        }
+        let mut met = BTreeSet::new();
+        for key in 0..1000 {
+            let key = hash(&u64::to_be_bytes(key));
+            let mut chosen: Vec<_> = nodes
+                .iter_mut()
+                .map(|node| match node.admit(key, NOW, &[]) {
+                    Admission::Chosen { id, .. } => id,
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            chosen.dedup();
+            assert_eq!(chosen.len(), 1, "{method:?}");
+            met.extend(chosen);
+        }
+        assert_eq!(met.len(), 7);
+    }
 }
 
 fn state(roster: &Roster, number: usize) -> State {
@@ -155,17 +200,17 @@ fn who_was_tried_is_not_tried_again() {
     let mut roster = roster(settings(3));
     let mut tried = Vec::new();
     for left in [true, true, false] {
-        match roster.admit(CLIENT, 0, NOW, &tried) {
+        match roster.admit(0, NOW, &tried) {
             Admission::Chosen { id, has_others, .. } => {
                 assert_eq!(has_others, left);
                 assert!(!tried.contains(&id));
-                roster.closed(id, CLIENT);
+                roster.closed(id);
                 tried.push(id);
             }
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(roster.admit(CLIENT, 0, NOW, &tried), Admission::Exhausted);
+    assert_eq!(roster.admit(0, NOW, &tried), Admission::Exhausted);
 }
 
 #[test]
@@ -183,8 +228,8 @@ fn who_is_down_is_the_last_to_be_tried() {
         "one of three must not be the last"
     );
     let mut tried = Vec::new();
-    while let Admission::Chosen { id, .. } = roster.admit(CLIENT, 0, NOW, &tried) {
-        roster.closed(id, CLIENT);
+    while let Admission::Chosen { id, .. } = roster.admit(0, NOW, &tried) {
+        roster.closed(id);
         tried.push(id);
     }
     assert_eq!(tried.len(), 3);
@@ -199,30 +244,43 @@ fn limits_hold_and_let_go() {
     let first = admit(&mut roster, NOW).expect("one");
     let second = admit(&mut roster, NOW).expect("the other");
     assert_ne!(first, second);
-    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::Wait);
-    roster.closed(first, CLIENT);
+    assert_eq!(roster.admit(0, NOW, &[]), Admission::Wait);
+    roster.closed(first);
     assert_eq!(admit(&mut roster, NOW), Some(first));
 
     limited.limits = Limits {
-        source: Some(3),
-        ..Limits::default()
-    };
-    roster.change(Arc::new(limited.clone()), NOW);
-    let third = admit(&mut roster, NOW).expect("a third of this source");
-    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::SourceLimit(3));
-    let stranger = [192, 0, 2, 1].into();
-    assert!(matches!(
-        roster.admit(stranger, 0, NOW, &[]),
-        Admission::Chosen { .. }
-    ));
-    roster.closed(third, CLIENT);
-
-    limited.limits = Limits {
-        total: Some(3),
+        total: Some(2),
         ..Limits::default()
     };
     roster.change(Arc::new(limited), NOW);
-    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::Wait);
+    assert_eq!(roster.admit(0, NOW, &[]), Admission::Wait);
+}
+
+#[test]
+fn a_source_has_as_many_as_it_may_wherever_they_are() {
+    let mut limited = settings(2);
+    limited.limits.source = Some(2);
+    let mut roster = roster(limited.clone());
+    assert_eq!(
+        [(); 3].map(|()| roster.arrive(CLIENT)),
+        [Ok(()), Ok(()), Err(2)]
+    );
+    let stranger = [192, 0, 2, 1].into();
+    assert_eq!(roster.arrive(stranger), Ok(()));
+    roster.left(CLIENT);
+    assert_eq!([(); 2].map(|()| roster.arrive(CLIENT)), [Ok(()), Err(2)]);
+    // Counted all the time, whatever the limit is later.
+    limited.limits.source = None;
+    roster.change(Arc::new(limited.clone()), NOW);
+    assert_eq!(roster.arrive(CLIENT), Ok(()));
+    limited.limits.source = Some(3);
+    roster.change(Arc::new(limited), NOW);
+    assert_eq!(roster.arrive(CLIENT), Err(3));
+    for _ in 0..3 {
+        roster.left(CLIENT);
+    }
+    roster.left(stranger);
+    assert!(roster.clients.is_empty());
 }
 
 #[test]
@@ -234,7 +292,7 @@ fn full_is_not_a_reason_to_take_who_is_down() {
         roster.checked(id(0), Err("no answer".into()), NOW);
     }
     assert_eq!(admit(&mut roster, NOW), Some(id(1)));
-    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::Wait);
+    assert_eq!(roster.admit(0, NOW, &[]), Admission::Wait);
 }
 
 #[test]
@@ -253,7 +311,7 @@ fn a_reload_keeps_who_stays_and_lets_who_goes_finish() {
     assert_eq!(state(&roster, 2), State::Leaving);
     assert_eq!(roster.live(), 2);
     assert_eq!(seen(&mut roster, 10, NOW), [id(1)].into());
-    roster.closed(id(2), CLIENT);
+    roster.closed(id(2));
     assert_eq!(
         roster.endpoints().count(),
         2,
@@ -274,7 +332,7 @@ fn who_is_new_or_up_again_starts_slowly() {
     let part = |roster: &mut Roster, number, now| {
         let hits = (0..1000).filter(|_| {
             let picked = admit(roster, now).expect("an endpoint");
-            roster.closed(picked, CLIENT);
+            roster.closed(picked);
             picked == id(number)
         });
         hits.count()
@@ -303,7 +361,7 @@ fn who_is_drained_gets_nothing_until_it_is_restored() {
     }
     assert_eq!(seen(&mut roster, 30, NOW), [id(1), id(2)].into());
     let tried = [id(1), id(2)];
-    assert_eq!(roster.admit(CLIENT, 0, NOW, &tried), Admission::Exhausted);
+    assert_eq!(roster.admit(0, NOW, &tried), Admission::Exhausted);
     roster.restore(&address(0).to_string(), NOW);
     assert_eq!(seen(&mut roster, 30, NOW), [id(0)].into());
 }
@@ -316,14 +374,14 @@ fn connections_wait_while_everybody_is_drained() {
     for name in &names {
         roster.drain(name, NOW);
     }
-    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::Wait);
+    assert_eq!(roster.admit(0, NOW, &[]), Admission::Wait);
     let left = |roster: &Roster| {
         names
             .each_ref()
             .map(|name| roster.drained(name).unwrap().live)
     };
     assert_eq!(left(&roster).iter().sum::<u32>(), 1);
-    roster.closed(first, CLIENT);
+    roster.closed(first);
     assert_eq!(left(&roster), [0, 0]);
     roster.restore(&names[1], NOW);
     assert_eq!(seen(&mut roster, 4, NOW), [id(1)].into());
@@ -338,7 +396,7 @@ fn who_stands_by_is_taken_when_nobody_else_is_up() {
         some.members[2].weight = 0;
         let mut roster = roster(some);
         let all = |roster: &mut Roster| {
-            let pick = |key| match roster.admit(CLIENT, key, NOW, &[]) {
+            let pick = |key| match roster.admit(key, NOW, &[]) {
                 Admission::Chosen { id, .. } => id,
                 other => panic!("{other:?}"),
             };
@@ -382,7 +440,7 @@ fn names_are_waited_for_and_followed() {
         weight: 3,
     });
     let mut roster = roster(named);
-    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::Wait);
+    assert_eq!(roster.admit(0, NOW, &[]), Admission::Wait);
     let found = |numbers: &[usize]| {
         let resolved = numbers.iter().map(|number| Resolved {
             address: address(*number),
@@ -395,7 +453,7 @@ fn names_are_waited_for_and_followed() {
     // An entry is drained with all that it stands for, and will.
     roster.drain("dns:web.test:80", NOW);
     roster.resolved(&name, found(&[1, 2, 3]), NOW);
-    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::Wait);
+    assert_eq!(roster.admit(0, NOW, &[]), Admission::Wait);
     roster.restore("dns:web.test:80", NOW);
     roster.resolved(&name, found(&[1, 2]), NOW);
     assert_eq!(seen(&mut roster, 10, NOW), [id(1), id(2)].into());
@@ -409,7 +467,7 @@ fn names_are_waited_for_and_followed() {
         "1 is down still"
     );
     roster.resolved(&name, found(&[]), NOW);
-    assert_eq!(roster.admit(CLIENT, 0, NOW, &[]), Admission::Exhausted);
+    assert_eq!(roster.admit(0, NOW, &[]), Admission::Exhausted);
 }
 
 /// What may happen to a group of four.
@@ -451,7 +509,7 @@ proptest! {
                 Event::Close(_) if open.is_empty() => {}
                 Event::Close(at) => {
                     let id = open.swap_remove(at % open.len());
-                    roster.closed(id, CLIENT);
+                    roster.closed(id);
                 }
                 Event::Used(number, good) => {
                     let outcome = if good { Ok(()) } else { Err("refused".into()) };
@@ -462,7 +520,7 @@ proptest! {
                     roster.checked(id(number), outcome, now);
                 }
                 Event::Admit => {
-                    let admission = roster.admit(CLIENT, key, now, &[]);
+                    let admission = roster.admit(key, now, &[]);
                     let has_room = |one: &Endpoint| endpoint.is_none_or(|most| one.live < most);
                     let up = |state| state == State::Up;
                     let anybody = roster.endpoints().any(|(_, state)| up(state));

@@ -10,8 +10,8 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::{collection::vec, prelude::*, sample::select as one_of};
 use proxy_common::{
-    Addr, Arrival, BePort, Decision, MAX_CANDIDATES, MAX_DEPTH, MAX_HOSTS, MAX_RULES, RuleRef,
-    select,
+    Addr, Arrival, BePort, Decision, MAX_CANDIDATES, MAX_DEPTH, MAX_HOSTS, MAX_PORTS, MAX_RULES,
+    RuleRef, select,
 };
 
 use super::super::{CompileError, Names, arrival_action, compile, memory::MemoryTables};
@@ -159,8 +159,9 @@ proptest! {
         prop_assert_eq!(hosts.len(), compiled.hosts.len(), "an address is listed twice");
         let keys: HashSet<_> = compiled.areas.iter().map(|(prefix, _)| *prefix).collect();
         prop_assert_eq!(keys.len(), compiled.areas.len(), "a prefix is listed twice");
-        let cells: HashSet<_> = compiled.cells.iter().map(|(prefix, _)| *prefix).collect();
-        prop_assert_eq!(cells.len(), compiled.cells.len(), "a cell is listed twice");
+        let all = || compiled.ports.iter().chain(&compiled.cells);
+        let cells: HashSet<_> = all().map(|(prefix, _)| *prefix).collect();
+        prop_assert_eq!(cells.len(), all().count(), "a cell is listed twice");
         for tables in [
             MemoryTables::new(GENERATION, &compiled),
             MemoryTables::for_arrivals(GENERATION, &compiled),
@@ -218,24 +219,31 @@ fn tables_grow_with_the_file_and_not_with_its_square() {
     assert_eq!(compiled.hosts.len(), 10_000);
     assert!(compiled.areas.len() <= 3, "{}", compiled.areas.len());
     // The addresses are alike.
-    assert!(compiled.cells.len() <= 101, "{}", compiled.cells.len());
+    let cells = compiled.ports.len() + compiled.cells.len();
+    assert!(cells <= 101, "{cells}");
 }
 
 #[test]
 fn addresses_beyond_the_hash_are_found_all_the_same() {
     let addresses = 0x0a00_0000..0x0a00_0000 + u32::try_from(MAX_HOSTS).unwrap() + 100;
+    // No two are alike, so there are as many ports.
+    let port = |bits: u32| 1024 + u16::try_from(bits - addresses.start).unwrap();
     let exact = addresses.clone().map(|bits| Listen {
         net: IpAddr::V4(bits.into()).into(),
-        ports: 443..=443,
+        ports: port(bits)..=port(bits),
     });
     let rules = [listening(exact.collect())];
     let compiled = compile(Roles::from(rules.as_slice()), &Names::default()).unwrap();
     assert_eq!(compiled.hosts.len(), MAX_HOSTS);
+    assert_eq!(
+        (compiled.ports.len(), compiled.cells.len()),
+        (MAX_PORTS, 100)
+    );
     let tables = MemoryTables::new(GENERATION, &compiled);
     for bits in [addresses.start, addresses.end - 1, addresses.end] {
         let incoming = Incoming {
             local: IpAddr::V4(bits.into()),
-            port: 443,
+            port: port(bits),
             source: Ipv4Addr::LOCALHOST.into(),
             interface: 1,
         };

@@ -113,7 +113,7 @@ const fn haproxy(name: &'static str, splice: bool, form: Form) -> Contender {
 }
 
 /// All of them; what the others are compared with comes first.
-pub(crate) const CONTENDERS: [Contender; 23] = [
+pub(crate) const CONTENDERS: [Contender; 24] = [
     Contender {
         name: "direct",
         kind: Kind::Direct,
@@ -141,6 +141,7 @@ pub(crate) const CONTENDERS: [Contender; 23] = [
     reverse("culvert-reverse-auto", "auto"),
     reverse("culvert-reverse-copy", "copy"),
     reverse("culvert-reverse-splice", "splice"),
+    reverse("culvert-reverse-sockmap", "sockmap"),
     reverse("culvert-reverse-steer", "steer"),
     Contender {
         name: "tokio",

@@ -3,7 +3,7 @@
 use std::{
     fs,
     iter::Sum,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     ops::{Add, Sub},
 };
 
@@ -27,17 +27,47 @@ use crate::{
 /// As it is called on the command line.
 pub(crate) const NAME: &str = "intercept";
 
+/// What becomes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    /// No rule for what apps open selects it.
+    Direct,
+    /// One does.
+    Relayed,
+    /// One for what arrives does, and the service is behind the relay at the same address and port.
+    Arriving,
+}
+
+impl Outcome {
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Relayed => "relayed",
+            Self::Arriving => "arriving",
+        }
+    }
+
+    /// What the hooks count of it.
+    const fn counter(self) -> &'static str {
+        match self {
+            Self::Direct | Self::Relayed => "relayed",
+            Self::Arriving => "arrived_relayed",
+        }
+    }
+}
+
 /// What a connection meets: so many prefixes in each of so many rules.
 #[derive(Clone, Copy)]
 struct Case {
-    is_relayed: bool,
+    outcome: Outcome,
     rules: u32,
     prefixes: u32,
 }
 
 const fn direct(rules: u32, prefixes: u32) -> Case {
     Case {
-        is_relayed: false,
+        outcome: Outcome::Direct,
         rules,
         prefixes,
     }
@@ -45,13 +75,21 @@ const fn direct(rules: u32, prefixes: u32) -> Case {
 
 const fn relayed(rules: u32, prefixes: u32) -> Case {
     Case {
-        is_relayed: true,
+        outcome: Outcome::Relayed,
         rules,
         prefixes,
     }
 }
 
-const CASES: [Case; 8] = [
+const fn arriving(rules: u32, prefixes: u32) -> Case {
+    Case {
+        outcome: Outcome::Arriving,
+        rules,
+        prefixes,
+    }
+}
+
+const CASES: [Case; 12] = [
     direct(1, 1),
     direct(1, 10_000),
     direct(200, 1),
@@ -60,12 +98,16 @@ const CASES: [Case; 8] = [
     relayed(1, 10_000),
     relayed(10, 1),
     relayed(200, 1),
+    arriving(1, 1),
+    arriving(1, 10),
+    arriving(1, 10_000),
+    arriving(200, 50),
 ];
 
 /// What a connection of one case has cost in one round.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Cost {
-    pub(crate) relayed: bool,
+    pub(crate) outcome: Outcome,
     pub(crate) rules: u32,
     pub(crate) prefixes: u32,
     pub(crate) round: u32,
@@ -108,11 +150,10 @@ pub(crate) fn measure(threads: Threads, effort: Effort) -> Result<Vec<Cost>> {
 pub(crate) fn summary(costs: &[Cost]) -> Vec<Costs> {
     let of_case = |case: Case| {
         let costs = costs.iter().filter(move |cost| {
-            (cost.relayed, cost.rules, cost.prefixes)
-                == (case.is_relayed, case.rules, case.prefixes)
+            (cost.outcome, cost.rules, cost.prefixes) == (case.outcome, case.rules, case.prefixes)
         });
         Some(Costs {
-            outcome: if case.is_relayed { "relayed" } else { "direct" },
+            outcome: case.outcome.label(),
             rules: case.rules,
             prefixes: case.prefixes,
             nanoseconds: Spread::of(costs.clone().map(|cost| cost.nanoseconds))?,
@@ -146,7 +187,8 @@ impl<'a> Subject<'a> {
     }
 
     fn measure(&mut self, round: u32, effort: Effort) -> Result<Cost> {
-        let (before, relayed) = (self.total(), self.culvert.counter("relayed"));
+        let counter = self.case.outcome.counter();
+        let (before, relayed) = (self.total(), self.culvert.counter(counter));
         let done = self.load.obey(Order::Connect {
             address: server(),
             at_once: 1,
@@ -156,14 +198,17 @@ impl<'a> Subject<'a> {
             bail!("the client answers {done:?}");
         };
         let Total { nanoseconds, runs } = self.total() - before;
-        let relayed = self.culvert.counter("relayed") - relayed;
-        let expected = if self.case.is_relayed { count } else { 0 };
+        let relayed = self.culvert.counter(counter) - relayed;
+        let expected = match self.case.outcome {
+            Outcome::Direct => 0,
+            Outcome::Relayed | Outcome::Arriving => count,
+        };
         ensure!(
             relayed == expected,
             "{relayed} connections of {count} were relayed, and not {expected}"
         );
         Ok(Cost {
-            relayed: self.case.is_relayed,
+            outcome: self.case.outcome,
             rules: self.case.rules,
             prefixes: self.case.prefixes,
             round,
@@ -233,9 +278,12 @@ impl Sum for Total {
 impl Case {
     /// The last rule alone selects the server, if any does; the others differ from it by their port.
     fn rules(self, server: SocketAddr) -> String {
+        if self.outcome == Outcome::Arriving {
+            return self.arrivals(server);
+        }
         let mut text = "[upstream.relay]\nurl = \"direct://\"\n".to_owned();
         for number in 1..=self.rules {
-            let port = if self.is_relayed && number == self.rules {
+            let port = if self.outcome == Outcome::Relayed && number == self.rules {
                 u32::from(server.port())
             } else {
                 // Nobody connects there, and no two rules are alike.
@@ -250,12 +298,39 @@ impl Case {
         text
     }
 
+    /// The last rule alone listens at the server; each has a port of its own.
+    fn arrivals(self, server: SocketAddr) -> String {
+        let mut text = String::new();
+        for number in 1..=self.rules {
+            let is_last = number == self.rules;
+            let port = if is_last {
+                u32::from(server.port())
+            } else {
+                number
+            };
+            let others = self.others(number, u32::from(!is_last));
+            let mut listen: Vec<_> = others.map(|ip| format!("\"{ip}:{port}\"")).collect();
+            listen.extend(is_last.then(|| format!("\"{server}\"")));
+            let listen = listen.join(", ");
+            let rule = format!(
+                "[[reverse]]\nname = \"rule-{number}\"\nlisten = [{listen}]\nvia = \"original\"\n"
+            );
+            text.push_str(&rule);
+        }
+        text
+    }
+
+    /// Addresses of a network that the server is not in: one less than there are to be, and so many more.
+    fn others(self, rule: u32, more: u32) -> impl Iterator<Item = Ipv4Addr> {
+        (1..self.prefixes + more).map(move |number| {
+            let [_, a, b, c] = (rule * self.prefixes + number).to_be_bytes();
+            Ipv4Addr::new(10, a, b, c)
+        })
+    }
+
     /// The server's address, and prefixes of a network that it is not in.
     fn prefixes(self, rule: u32, server: SocketAddr) -> String {
-        let others = (1..self.prefixes).map(|number| {
-            let [_, a, b, c] = (rule * self.prefixes + number).to_be_bytes();
-            format!("\"10.{a}.{b}.{c}/32\", ")
-        });
+        let others = self.others(rule, 0).map(|ip| format!("\"{ip}/32\", "));
         others.collect::<String>() + &format!("\"{}\"", server.ip())
     }
 }

@@ -37,7 +37,7 @@ pub(crate) struct Results {
 }
 
 /// The format written and read here.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// A contender that was measured.
 #[derive(Debug, Serialize, Deserialize)]
