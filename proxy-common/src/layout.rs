@@ -2,7 +2,7 @@
 
 use crate::{
     Action, Areas, Cell, CellKey, Doubts, FastLink, Hop, KernelSide, Lane, LaneKey, MAX_CANDIDATES,
-    MAX_DEPTH, MemberKey, Membership, OwnKey, PLACES, Passage, Policy, PortSet, PrefixKey, Record,
+    MAX_DEPTH, MemberKey, Membership, OwnKey, PLACES, Passage, Policy, PrefixKey, Record,
     RecordKey, Redirect, Relay, RelaySide, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent,
     Sequence, Sighting, Socket, Space, Traces, WORDS, Wheels,
 };
@@ -20,7 +20,6 @@ const _: () = {
     assert!(size_of::<Relay>() == 8 + 8 + 2 + 2 + 4);
     assert!(size_of::<Space>() == 2 + 2);
     assert!(size_of::<Passage>() == 4 + 4);
-    assert!(size_of::<PortSet>() == 1024 * 8);
     assert!(size_of::<Traces>() == 1 + 7 + PLACES);
     assert!(size_of::<FastLink>() == 4 + 4);
     assert!(size_of::<Doubts>() == 64 * 8);
@@ -51,8 +50,8 @@ const _: () = {
 mod pod {
     use super::{
         Action, Areas, Cell, CellKey, Doubts, FastLink, Lane, LaneKey, MemberKey, Membership,
-        OwnKey, Passage, Policy, PortSet, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet,
-        Seat, SeatKey, Sent, Sighting, Socket, Space, Wheels,
+        OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat,
+        SeatKey, Sent, Sighting, Socket, Space, Wheels,
     };
 
     macro_rules! pod {
@@ -67,7 +66,7 @@ mod pod {
 
     pod!(
         Action, Areas, Cell, CellKey, Doubts, FastLink, Lane, LaneKey, OwnKey, MemberKey,
-        Membership, Passage, Policy, PortSet, PrefixKey, Record, RecordKey, Relay, Replies,
-        RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Wheels,
+        Membership, Passage, Policy, PrefixKey, Record, RecordKey, Relay, Replies, RuleSet, Seat,
+        SeatKey, Sent, Sighting, Socket, Space, Wheels,
     );
 }

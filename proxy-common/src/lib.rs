@@ -20,7 +20,6 @@ mod decide;
 mod draw;
 mod layout;
 pub mod names;
-mod portset;
 mod record;
 mod redirect;
 mod replies;
@@ -36,7 +35,6 @@ pub use addr::{Addr, BePort};
 pub use counter::{COUNTERS, Counter, Hit};
 pub use decide::{Decision, Subject, Tables, decide};
 pub use draw::{Draws, Seat, SeatKey, Wheel, Wheels, draw};
-pub use portset::PortSet;
 pub use record::{OwnKey, Record, RecordKey, RuleRef, Socket, role};
 pub use redirect::{KernelSide, Redirect, RelaySide, Sequence, mode};
 pub use replies::{Delivery, Replies};
@@ -55,4 +53,4 @@ pub use traces::{PLACES, Pair, Period, Traces, beginning};
 pub use transit::{Crossings, Transit, transit};
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 11;
+pub const ABI_VERSION: u32 = 12;

@@ -27,8 +27,6 @@ pub const SERVICES: &str = "SERVICES";
 pub const OWN: &str = "OWN";
 /// Array of [`Action`](crate::Action) for what passes through, two generations of [`MAX_RULES`](crate::MAX_RULES).
 pub const TRANSIT_ACTIONS: &str = "TRANSIT_ACTIONS";
-/// Array of two [`PortSet`](crate::PortSet), one a generation: where rules may hold something that passes through.
-pub const HELD_PORTS: &str = "HELD_PORTS";
 /// Sockmap of the listeners that connections passing through are given to: [`GATES`](crate::GATES) times those of
 /// [`listener`](crate::listener).
 pub const GATES: &str = "GATES";
@@ -175,7 +173,7 @@ pub const WATCH_EVENTS: &str = "watch_events";
 pub const WATCH_RELEASE: &str = "watch_release";
 
 /// Every map of the object.
-pub const MAPS: [&str; 55] = [
+pub const MAPS: [&str; 54] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -188,7 +186,6 @@ pub const MAPS: [&str; 55] = [
     LISTENERS,
     SERVICES,
     TRANSIT_ACTIONS,
-    HELD_PORTS,
     GATES,
     PASSAGE,
     ABROAD,

@@ -60,8 +60,6 @@ impl Dimensions {
     pub const TRANSIT_SOURCE: u32 = 1 << 12;
     /// Some rules for what arrives listen on single addresses.
     pub const HOST: u32 = 1 << 13;
-    /// Some rules for what passes through let nothing pass without the relay.
-    pub const TRANSIT_HELD: u32 = 1 << 14;
 }
 
 /// Data of a prefix in the LPM trie: of an address, or of a number, since a range of numbers is the union of the

@@ -22,21 +22,18 @@
 //!
 //! Most packets are nothing to us, and have to be told at next to no cost: see [`glance`](crate::glance).
 //!
-//! A connection is ours from its SYN on, and only a SYN makes one ours. The rest of what passes through is told by sockets. One
-//! that had a socket is remembered, so that its packets are not routed on to the server when the socket is gone: they are
+//! A connection is ours from its SYN on, and only a SYN makes one ours, or is dropped by a rule: connections that were open when it
+//! came go on. The rest of what passes through is told by sockets. One that had a socket is remembered, so that its packets are not routed on to the server when the socket is gone: they are
 //! given to a listener, which has the kernel answer by a reset, or, without the daemon, dropped by the guard. (The sockets of
 //! a daemon that is killed are reset by the kernel; this is about packets that cross, or that are sent because a reset was
 //! lost.) The memory forgets the oldest first, and a SYN that is not ours clears what it has.
 
 use aya_ebpf::{helpers::generated::bpf_ktime_get_ns, programs::TcContext};
-use proxy_common::{
-    Action, BePort, Counter, Decision, Dimensions, Hit, Tables as _, fail_mode, relay, transit,
-    verb,
-};
+use proxy_common::{Action, Counter, Decision, Hit, fail_mode, relay, transit, verb};
 
 use crate::{
     glance::is_worth_a_look,
-    maps::{HELD_PORTS, RELAY, RELAYED, count, hit},
+    maps::{RELAY, RELAYED, count, hit},
     packet::Packet,
     policy::KernelTables,
     recipient::{Holder, assign_gate, holder, is_delivered},
@@ -52,7 +49,7 @@ const DROP: i32 = 2;
 /// Decides about one packet.
 #[inline(always)]
 pub fn ingress(ctx: &TcContext) -> i32 {
-    if !is_worth_a_look(ctx, |_| false) {
+    if !is_worth_a_look(ctx) {
         return NEXT;
     }
     let Some(packet) = Packet::of(ctx) else {
@@ -73,7 +70,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
 /// What stays when the daemon is gone. It runs after [`ingress`], and needs no sign from it but the mark.
 #[inline(always)]
 pub fn guard(ctx: &TcContext) -> i32 {
-    if is_delivered(ctx) || !is_worth_a_look(ctx, may_be_held) {
+    if is_delivered(ctx) || !is_worth_a_look(ctx) {
         return NEXT;
     }
     let Some(packet) = Packet::of(ctx) else {
@@ -87,7 +84,7 @@ pub fn guard(ctx: &TcContext) -> i32 {
         count(Counter::TransitHeld);
         return DROP;
     }
-    if is_held(&packet) && packet.passes_through(ctx) {
+    if packet.may_open() && is_held(&packet) && packet.passes_through(ctx) {
         count(Counter::TransitHeld);
         return DROP;
     }
@@ -97,23 +94,10 @@ pub fn guard(ctx: &TcContext) -> i32 {
     NEXT
 }
 
-/// Whether a rule may select what goes to a port that lets nothing pass without the relay. Most configurations have none, and those that
-/// have should not pay for every packet that is routed.
-#[inline(always)]
-fn may_be_held(port: BePort) -> bool {
-    KernelTables.policy().is_some_and(|policy| {
-        policy.dimensions & Dimensions::TRANSIT_HELD != 0
-            && HELD_PORTS
-                .get(policy.generation % 2)
-                .is_none_or(|ports| ports.contains(port))
-    })
-}
-
-/// Whether one does.
+/// Whether a rule selects it that lets nothing pass without the relay.
 #[inline(always)]
 fn is_held(packet: &Packet) -> bool {
-    may_be_held(packet.key.dest_port)
-        && matches!(transit(&KernelTables, packet), Decision::Selected(_, action) if action.is_held())
+    matches!(transit(&KernelTables, packet), Decision::Selected(_, action) if action.is_held())
 }
 
 /// Decides about a SYN.
@@ -203,6 +187,7 @@ fn was_relayed(packet: &Packet) -> bool {
 
 #[inline(always)]
 fn remember(packet: &Packet) {
+    traces::keep(&packet.key);
     // Looking it up is what keeps it from being forgotten.
     if !was_relayed(packet) {
         let key = &packet.key;

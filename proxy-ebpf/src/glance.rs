@@ -3,10 +3,10 @@
 //!
 //! It sees headers where they mostly are, behind that of Ethernet or at the beginning, within direct reach, of IPv4 without options or of
 //! IPv6 without extensions. Whatever is otherwise is worth another look, and so are what opens a connection, errors that may be about
-//! one of ours, what leads to a trace, and what is suspect by where it goes.
+//! one of ours, and what leads to a trace.
 
 use aya_ebpf::programs::TcContext;
-use proxy_common::{Addr, BePort, beginning};
+use proxy_common::{Addr, beginning};
 
 use crate::{
     headers::{
@@ -14,7 +14,7 @@ use crate::{
         IPPROTO_TCP, Ipv4, Ipv6, Ports,
     },
     maps::BEGINNINGS,
-    packet::{ETH_P_IP, ETH_P_IPV6, opens},
+    packet::{ETH_P_IP, ETH_P_IPV6, may_open},
     plain::{ETHERNET_LEN, FRAGMENT, VERSION_LENGTH, header},
     traces,
 };
@@ -29,9 +29,9 @@ struct Headers<Ip> {
     flags: u8,
 }
 
-/// Whether a packet is worth another look. Some are by the port that they go to.
+/// Whether a packet is worth another look.
 #[inline(always)]
-pub fn is_worth_a_look(ctx: &TcContext, is_suspect: impl Fn(BePort) -> bool) -> bool {
+pub fn is_worth_a_look(ctx: &TcContext) -> bool {
     let skb = ctx.skb.skb;
     // SAFETY: the context is valid while the program runs; volatile, as the verifier wants single accesses.
     let (interface, protocol) = unsafe {
@@ -46,14 +46,14 @@ pub fn is_worth_a_look(ctx: &TcContext, is_suspect: impl Fn(BePort) -> bool) -> 
         _ => return true,
     };
     match protocol {
-        ETH_P_IP => v4(ctx, at, is_suspect),
-        ETH_P_IPV6 => v6(ctx, at, is_suspect),
+        ETH_P_IP => v4(ctx, at),
+        ETH_P_IPV6 => v6(ctx, at),
         _ => false,
     }
 }
 
 #[inline(always)]
-fn v4(ctx: &TcContext, at: usize, is_suspect: impl Fn(BePort) -> bool) -> bool {
+fn v4(ctx: &TcContext, at: usize) -> bool {
     let Some(Headers {
         ip, ports, flags, ..
     }) = header::<Headers<Ipv4>>(ctx, at)
@@ -64,8 +64,7 @@ fn v4(ctx: &TcContext, at: usize, is_suspect: impl Fn(BePort) -> bool) -> bool {
         IPPROTO_TCP => {
             ip.version_length != VERSION_LENGTH
                 || ip.fragment & FRAGMENT != 0
-                || opens(*flags)
-                || is_suspect(BePort(ports.dest))
+                || may_open(*flags)
                 || {
                     let hosts = [ip.source, ip.dest].map(Addr::from_v4_word);
                     traces::lead_on(hosts, [ports.source, ports.dest])
@@ -77,7 +76,7 @@ fn v4(ctx: &TcContext, at: usize, is_suspect: impl Fn(BePort) -> bool) -> bool {
 }
 
 #[inline(always)]
-fn v6(ctx: &TcContext, at: usize, is_suspect: impl Fn(BePort) -> bool) -> bool {
+fn v6(ctx: &TcContext, at: usize) -> bool {
     let Some(Headers {
         ip, ports, flags, ..
     }) = header::<Headers<Ipv6>>(ctx, at)
@@ -86,7 +85,7 @@ fn v6(ctx: &TcContext, at: usize, is_suspect: impl Fn(BePort) -> bool) -> bool {
     };
     match ip.next {
         IPPROTO_TCP => {
-            opens(*flags) || is_suspect(BePort(ports.dest)) || {
+            may_open(*flags) || {
                 let hosts = [ip.source, ip.dest].map(Addr::from_words);
                 traces::lead_on(hosts, [ports.source, ports.dest])
             }

@@ -130,7 +130,7 @@ pub fn v6(ctx: &TcContext) -> Option<Segment> {
     let mut kind = ip.next;
     let mut at = size_of::<Ipv6>() as u32;
     let mut seen = 0;
-    while seen < MOST_EXTENSIONS {
+    while seen <= MOST_EXTENSIONS {
         match kind {
             IPPROTO_TCP => {
                 let [source, dest] = [ip.source, ip.dest].map(Addr::from_words);
@@ -144,7 +144,11 @@ pub fn v6(ctx: &TcContext) -> Option<Segment> {
             }
             IPPROTO_ICMPV6 => return v6_quoted(ctx, at),
             IPPROTO_HOPOPTS | IPPROTO_ROUTING | IPPROTO_DSTOPTS => {
-                let [next, length]: [u8; 2] = load(ctx, at)?;
+                let [next, length, _, left]: [u8; 4] = load(ctx, at)?;
+                // Where it goes is not yet where it is to get: to whom its ports belong is not known (RFC 8200, 4.4).
+                if kind == IPPROTO_ROUTING && left != 0 {
+                    return None;
+                }
                 kind = next;
                 at += (u32::from(length) + 1) * 8;
             }

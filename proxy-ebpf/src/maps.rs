@@ -16,9 +16,9 @@ use aya_ebpf::{
 use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Doubts, FAST_LINK_NUMBERS,
     FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MAX_SPACES,
-    MemberKey, Membership, OwnKey, Passage, Policy, PortSet, PrefixKey, Record, RecordKey,
-    Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space,
-    Traces, Wheels, listener, ours, relay,
+    MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay,
+    Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Traces, Wheels,
+    listener, ours, relay,
 };
 
 use crate::{globals::has_mptcp, inherited::InheritedStorage};
@@ -63,10 +63,6 @@ pub static SERVICES: SockHash<u32, { 2 * MAX_RULES }> = SockHash::new();
 
 #[btf_map]
 pub static TRANSIT_ACTIONS: Array<Action, { 2 * MAX_RULES }> = Array::new();
-
-// Two generations.
-#[btf_map]
-pub static HELD_PORTS: Array<PortSet, 2> = Array::new();
 
 #[btf_map]
 pub static GATES: SockMap<{ GATE_COUNT * listener::COUNT }> = SockMap::new();

@@ -27,7 +27,7 @@ const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
-/// What `bpf_fib_lookup` says of a destination that is not forwarded to: an address of this host, or of everybody.
+/// What `bpf_fib_lookup` says of a destination that is not forwarded to: an address of this host, or of everybody, or without a route.
 const NOT_FORWARDED: i64 = 4;
 /// The interface does not forward at all.
 const FORWARDING_DISABLED: i64 = 5;
@@ -105,6 +105,12 @@ impl Packet {
         opens(self.flags)
     }
 
+    /// Whether some host may take it for the beginning of a connection.
+    #[inline(always)]
+    pub const fn may_open(&self) -> bool {
+        may_open(self.flags)
+    }
+
     /// Whether it may be the end of a handshake by SYN cookie.
     #[inline(always)]
     pub const fn acknowledges(&self) -> bool {
@@ -147,7 +153,9 @@ impl Packet {
         mixed ^ mixed >> 16
     }
 
-    /// Whether the kernel would route it on: it is neither for this host nor for everybody, and the interface forwards.
+    /// Whether the kernel would route it on: it is neither for this host nor for everybody, and the interface forwards. A route of the
+    /// kind `blackhole`, `unreachable` or `prohibit` is one, so what has no other way can be taken, for a proxy to reach. Without any
+    /// route the kernel answers as for its own addresses, and nothing is taken.
     #[inline(always)]
     pub fn passes_through(&self, ctx: &TcContext) -> bool {
         // SAFETY: integers and unions of integers: zeros are a value.
@@ -174,7 +182,6 @@ impl Packet {
                 0,
             )
         };
-        // A destination that nobody knows the way to may still be reached through a proxy.
         !(found < 0 || found == NOT_FORWARDED || found == FORWARDING_DISABLED)
     }
 }
@@ -205,6 +212,13 @@ impl Transit for Packet {
 #[inline(always)]
 pub const fn opens(flags: u8) -> bool {
     flags & (SYN | ACK | RST | FIN) == SYN
+}
+
+/// Whether some host may take a packet with these flags for the beginning of a connection. Linux wants no FIN beside the SYN; others do
+/// not mind (RFC 1644).
+#[inline(always)]
+pub const fn may_open(flags: u8) -> bool {
+    flags & (SYN | ACK) == SYN
 }
 
 /// The outer VLAN tag, which the kernel has taken off; 0 without.

@@ -128,6 +128,9 @@ fn v4(ctx: &TcContext, came_by: u32) -> Result<Plain, Counter> {
 #[inline(always)]
 fn v6(ctx: &TcContext, came_by: u32) -> Result<Plain, Counter> {
     let ip = header::<Ipv6>(ctx, ETHERNET_LEN).ok_or(Counter::SlowOther)?;
+    if u32::from_be(ip.version_class_flow) >> 28 != 6 {
+        return Err(Counter::SlowOther);
+    }
     // Options for each hop, routing, fragments, authentication, options for the destination.
     if matches!(ip.next, 0 | 43 | 44 | 51 | 60) {
         return Err(Counter::SlowOptions);

@@ -35,6 +35,25 @@ pub fn leave(key: &OwnKey) {
     }
 }
 
+/// Has the traces of a connection that is open count for as long as new ones.
+#[inline(always)]
+pub fn keep(key: &OwnKey) {
+    let Some(traces) = TRACES.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: as above.
+    unsafe {
+        let period = (&raw const (*traces).period).read_volatile();
+        for at in Pair::places(key) {
+            let place = place(traces, at);
+            let trace = place.read_volatile();
+            if trace != period.number() && period.counts(trace) {
+                place.write_volatile(period.number());
+            }
+        }
+    }
+}
+
 /// # Safety
 /// The element of the map.
 #[inline(always)]

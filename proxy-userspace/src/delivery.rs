@@ -71,19 +71,24 @@ pub enum DeliveryError {
         source: io::Error,
     },
     /// Somebody else's rule is in the way.
-    #[error("the routing rule `{rule}` of another owner {why}; remove it, or move it (`ip rule`)")]
-    Conflict {
-        /// As `ip rule` shows it.
-        rule: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
+    #[error(transparent)]
+    Conflict(Conflict),
     /// All of [`TABLES`] are taken.
     #[error(
         "all {count} routing tables that culvert uses are taken by daemons in this network namespace",
         count = TABLES.count()
     )]
     NoTable,
+}
+
+/// Somebody else's rule is in the way.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("the routing rule `{rule}` of another owner {why}; remove it, or move it (`ip rule`)")]
+pub struct Conflict {
+    /// As `ip rule` shows it.
+    pub rule: String,
+    /// What is wrong with it.
+    pub why: &'static str,
 }
 
 /// Rules and routes of this process. They are removed when it is dropped.
@@ -122,7 +127,10 @@ impl Delivery {
     /// When the kernel refuses, or a rule of somebody else's is in the way; nothing has changed then.
     pub fn change(&mut self, wants: &[Want]) -> Result<(), DeliveryError> {
         let wants: BTreeSet<_> = wants.iter().cloned().collect();
-        conflict::look(&mut self.kernel, self.claim.table(), &wants)?;
+        let conflicts = conflict::find(&mut self.kernel, self.claim.table(), &wants)?;
+        if let Some(first) = conflicts.into_iter().next() {
+            return Err(DeliveryError::Conflict(first));
+        }
         let new: Vec<_> = wants.difference(&self.wants).cloned().collect();
         let old: Vec<_> = self.wants.difference(&wants).cloned().collect();
         let added = new.iter().try_for_each(|want| {
@@ -218,6 +226,17 @@ pub fn planned(wants: &[Want]) -> Vec<String> {
         }
     }
     shown
+}
+
+/// What would keep packets from being delivered in the network namespace of this thread, and [`Delivery::new`] would say.
+///
+/// # Errors
+/// When the kernel does not tell its rules, or there is no table left.
+pub fn conflicts(wants: &[Want]) -> Result<Vec<Conflict>, DeliveryError> {
+    // Held meanwhile: nobody else begins with that table.
+    let claim = Claim::any()?;
+    let wants = wants.iter().cloned().collect();
+    conflict::find(&mut Kernel::open()?, claim.table(), &wants)
 }
 
 /// The tables of processes that are gone, in the network namespace of this thread.

@@ -50,6 +50,7 @@ fn examine() -> Report {
         routing::stale_filters(),
         routing::rp_filter(),
         routing::forwarding(),
+        routing::rules(),
     ];
     around.extend(neighbours.as_ref().map(neighbours::check));
     let (paths, path_costs) = paths::examine();

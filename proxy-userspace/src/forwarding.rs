@@ -58,6 +58,9 @@ pub enum WayBack {
     Same,
 }
 
+/// What it does to packets that an interface asks for that: to be said of the interface.
+pub const STRICT: &str = "what comes in there by another way than answers would leave by is dropped before culvert sees it";
+
 /// What an interface asks of the sources of IPv4 packets (`net.ipv4.conf.NAME.rp_filter`).
 #[must_use]
 pub fn way_back(interface: &str) -> WayBack {

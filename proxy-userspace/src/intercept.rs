@@ -59,6 +59,7 @@ pub use redirects::{Redirects, prove as prove_redirects};
 pub use shortcut::Lanes;
 pub use sightings::{Scope, Sightings};
 pub use spaces::Spaces;
+pub use traces::Trail;
 pub use wheels::Wheels;
 
 use tokio::sync::Notify;

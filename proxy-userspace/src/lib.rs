@@ -147,14 +147,19 @@
 //! - **Only a SYN makes a connection ours, and a socket keeps it so.** A table of connections would have to be kept right by timers and
 //!   would fill in a flood; sockets are there anyway. What is remembered beside them are those that had one, so that they are not
 //!   routed on without: the kernel resets them when the daemon is killed, and a reset can be lost.
+//! - **What is refused are beginnings.** To drop everything that goes to such a port would cut connections that were open before the rule,
+//!   which no hook ever saw, and have every packet there matched against the rules. Without its SYN no connection comes about.
+//! - **Traces fade, and a flood's soon.** A SYN has to leave one, since nothing else tells the packet that ends the handshake, and a flood
+//!   leaves many. To begin a period is to go through the connections that are open, which may be done every minute if need be.
 //! - **Packets are assigned even where their socket would be found.** The mark alone lets the kernel keep the route in the socket, which is
 //!   a look-up less; but then a rule that somebody removes has relayed packets sent on to the server. With a socket they are dropped.
 //! - **One listener per worker for what passes through**, each on a port of its own, chosen by a hash of the addresses: a packet
 //!   cannot be assigned to one of several that share a port before kernel 6.6, and the end of a handshake by SYN cookie has to find the
 //!   listener that began it. Choosing by core would leave all to one where an interface has one queue.
 //! - **The fast path asks for the way back only where the kernel would**, since that is a fourth of all that it costs. Where `rp_filter` is off,
-//!   own addresses are what is left to look for, and a bit for each hash of one tells nearly all other sources from them. Both are
-//!   looked at once a second: a copy of routes kept in the same way would send packets where no route leads any more.
+//!   own addresses are what is left to look for, and a bit for each hash of one tells nearly all other sources from them. The kernel tells
+//!   of changed addresses, and `rp_filter` is looked at once a second: a copy of routes kept in the same way would send packets where no
+//!   route leads any more.
 //! - **It writes hardware addresses itself, but not always.** Past the kernel's neighbours a packet costs less, but nobody would ever ask again
 //!   whether they are still there. So about every second one packet to each, on each core, goes by the kernel's.
 //! - **It rests while netfilter has rules**, also when they come later. A firewall that is switched on and does not see the packets is worse than

@@ -1,8 +1,8 @@
-//! What netfilter has to say about packets that pass through: the fast path keeps them from it.
+//! What netfilter and `IPsec` have to say about packets that pass through: the fast path keeps them from both.
 
 use std::{fs, io};
 
-use crate::netlink::Chain;
+use crate::netlink::{Chain, IpsecPolicy};
 
 /// Of `NFPROTO_…`.
 const INET: u8 = 1;
@@ -34,6 +34,19 @@ pub fn on_the_way() -> io::Result<Vec<String>> {
         found.extend(tables.lines().map(|table| format!("{tool} table {table}")));
     }
     Ok(found)
+}
+
+/// Policies of `IPsec` for what passes through, or is sent: packets would be sent past them, in clear.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn ipsec_on_the_way() -> io::Result<Vec<String>> {
+    let policies = IpsecPolicy::all()?.into_iter();
+    let met = policies
+        .filter(|policy| [IpsecPolicy::OUT, IpsecPolicy::FORWARD].contains(&policy.direction));
+    Ok(met
+        .map(|policy| format!("ip xfrm policy {policy}"))
+        .collect())
 }
 
 fn is_on_the_way(chain: &Chain) -> bool {

@@ -1,8 +1,10 @@
-//! The conversation with the kernel about routes and interfaces (`NETLINK_ROUTE`), and chains of nftables: one question or change at a
-//! time, each answered at once.
+//! The conversation with the kernel about routes and interfaces (`NETLINK_ROUTE`), chains of nftables and policies of `IPsec`: one question
+//! or change at a time, each answered at once; and what it tells unasked.
 
 mod chains;
 mod interfaces;
+mod news;
+mod policies;
 mod way;
 
 use std::io;
@@ -18,6 +20,8 @@ use nix::errno::Errno;
 pub use self::{
     chains::Chain,
     interfaces::{Header, Interface, Port},
+    news::News,
+    policies::IpsecPolicy,
     way::Way,
 };
 

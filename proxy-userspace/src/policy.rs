@@ -19,7 +19,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use ipnet::IpNet;
 use proxy_common::{
     Action, Addr, Areas, Cell, Dimensions, MAX_CANDIDATES, MAX_DEPTH, MAX_RULES, MemberKind,
-    Membership, Policy, PortSet, PrefixKind, RuleSet, fail_mode, verb,
+    Membership, Policy, PrefixKind, RuleSet, fail_mode, verb,
 };
 use thiserror::Error;
 
@@ -115,8 +115,6 @@ pub struct Compiled {
     pub arrival_actions: Vec<Action>,
     /// What each rule for what passes through does, in file order.
     pub transit_actions: Vec<Action>,
-    /// Where connections go that rules may hold which let nothing pass without the relay.
-    pub held_ports: Box<PortSet>,
 }
 
 /// Why rules do not fit the tables.
@@ -190,11 +188,6 @@ pub fn compile(roles: Roles<'_>, names: &Names) -> Result<Compiled, CompileError
     if !gateway.is_empty() {
         policy.dimensions |= Dimensions::TRANSIT;
         compiled.transit_actions = gateway.iter().map(transit_action).collect();
-        let held = gateway.iter().zip(&compiled.transit_actions);
-        for (rule, _) in held.filter(|(_, action)| action.is_held()) {
-            policy.dimensions |= Dimensions::TRANSIT_HELD;
-            compiled.held_ports.insert_all(&ports(&rule.port));
-        }
     }
     if !reverse.is_empty() {
         policy.dimensions |= Dimensions::LISTEN;
@@ -339,21 +332,6 @@ const fn on_relay_failure(mode: FailMode) -> u32 {
         FailMode::Direct => fail_mode::DIRECT,
         FailMode::Refuse => fail_mode::REFUSE,
     }
-}
-
-/// The ports that a rule selects.
-fn ports(selector: &Selector<std::ops::RangeInclusive<u16>>) -> PortSet {
-    let mut ports = PortSet::NONE;
-    if selector.include.is_empty() {
-        ports = PortSet::ALL;
-    }
-    for range in &selector.include {
-        ports.insert(range.clone());
-    }
-    for range in &selector.exclude {
-        ports.remove(range.clone());
-    }
-    ports
 }
 
 fn widen(

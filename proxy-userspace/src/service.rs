@@ -24,6 +24,7 @@ use crate::{
     drain,
     failure::Failure,
     intercept::{MissingFeature, Predecessor},
+    netlink::News,
     policy::Names,
     privileges,
     proxy::{Container, GuardNeeds, GuardedBy, Proxy, ProxyError, Rules, Settings, Shown},
@@ -45,6 +46,8 @@ pub(crate) struct Service {
     started: Instant,
     /// When it was looked for what nothing tells of.
     looked: Instant,
+    /// Of interfaces, once rules need it.
+    news: Option<News>,
     access_log: Option<OpenLog>,
     guarded_by: GuardedBy,
 }
@@ -109,6 +112,7 @@ impl Service {
             config,
             started: Instant::now(),
             looked: Instant::now(),
+            news: None,
             access_log: open_log,
             guarded_by,
         })
@@ -143,10 +147,11 @@ impl Service {
     /// Serves. Never returns, and may be dropped and called again.
     pub(crate) async fn run(&mut self) -> Infallible {
         loop {
+            let news = self.has_to_look().then_some(&mut self.news);
             tokio::select! {
                 never = self.proxy.supervise() => match never {},
                 _ = self.watcher.next() => self.names_changed(),
-                () = time_to_look(&self.config, &self.names, self.looked) => self.look(),
+                () = time_to_look(news, self.looked) => self.look(),
             }
         }
     }
@@ -331,9 +336,23 @@ impl Service {
         &self.config
     }
 
+    /// Whether something has to be looked for that nothing tells of, or that only a look tells.
+    fn has_to_look(&self) -> bool {
+        let is_steered = |rule: &Reverse| rule.steered_to().is_some();
+        !self.names.interfaces.is_empty()
+            || has_unknown(&self.names)
+            || keeps_sources(&self.config)
+            || self.config.router.is_on()
+            || self.config.reverse.iter().any(is_steered)
+            || self.proxy.has_gates()
+    }
+
     /// Looks for interfaces that rules name, listeners of services, and where endpoints are that see the addresses of clients.
     fn look(&mut self) {
         self.looked = Instant::now();
+        if let Some(news) = &mut self.news {
+            news.clear();
+        }
         let is_same =
             |(name, number): (&String, &Option<u32>)| socket::interface_number(name) == *number;
         if !self.names.interfaces.iter().all(is_same) || has_unknown(&self.names) {
@@ -471,18 +490,21 @@ fn keeps_sources(config: &Config) -> bool {
     Shown::are_wanted(config.roles(), &config.groups)
 }
 
-/// Returns when it is time to look again; never if rules need nothing of that. Other events do not put it off.
-async fn time_to_look(config: &Config, names: &Names, looked: Instant) {
-    let is_steered = |rule: &Reverse| rule.steered_to().is_some();
-    let wants = !names.interfaces.is_empty()
-        || has_unknown(names)
-        || keeps_sources(config)
-        || config.router.is_on()
-        || config.reverse.iter().any(is_steered);
-    if !wants {
+/// Returns when it is time to look again: soon after something has happened to interfaces, and now and then; never if there is nothing
+/// to look for. Other events do not put it off.
+async fn time_to_look(news: Option<&mut Option<News>>, looked: Instant) {
+    let Some(news) = news else {
         return pending().await;
+    };
+    let after = |pause: Duration| sleep(pause.saturating_sub(looked.elapsed()));
+    let told = async {
+        news.get_or_insert_with(News::open).wait().await;
+        after(SETTLE).await;
+    };
+    tokio::select! {
+        () = told => {}
+        () = after(LOOK_INTERVAL) => {}
     }
-    sleep(LOOK_INTERVAL.saturating_sub(looked.elapsed())).await;
 }
 
 /// Whether there are containers that no runtime knows, or that none could be asked for.
@@ -490,8 +512,11 @@ fn has_unknown(names: &Names) -> bool {
     names.containers.values().any(|it| it.problem.is_some())
 }
 
-/// How soon it is known that an interface has come or gone, that a service was restarted, or that an endpoint has moved.
+/// How soon it is known that a service was restarted, or that an endpoint has moved; and that an interface has come or gone where the
+/// kernel does not tell.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Shortest time between two looks: an interface that is made changes several times.
+const SETTLE: Duration = Duration::from_millis(20);
 
 fn warn_of_unresolved(names: &Names) {
     for missing in resolve::unresolved(names) {

@@ -15,9 +15,8 @@ use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
     ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Doubts, FAST_LINK_NUMBERS, FastLink,
     GATES, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_RULES, MAX_SPACES, MemberKey, Membership,
-    OwnKey, Passage, Policy, PortSet, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
-    RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Traces, Wheels, listener,
-    names, relay,
+    OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies, RuleRef,
+    RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Traces, Wheels, listener, names, relay,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -192,10 +191,6 @@ fn shapes_for_transit() -> BTreeMap<&'static str, Shape> {
         ),
         (names::FOREIGN, (SK_STORAGE, size_of::<i32>(), INDEX, None)),
         (names::RETURN_MARK, (ARRAY, INDEX, INDEX, Some(1))),
-        (
-            names::HELD_PORTS,
-            (ARRAY, INDEX, size_of::<PortSet>(), Some(2)),
-        ),
         (names::TRACES, (ARRAY, INDEX, size_of::<Traces>(), Some(1))),
         (
             names::BEGINNINGS,

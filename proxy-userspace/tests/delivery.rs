@@ -302,7 +302,7 @@ fn a_rule_in_the_way_is_named() {
             let outcome = Delivery::new(&[marked("lo")]);
             match (outcome, shown) {
                 (Ok(_), None) => {}
-                (Err(error @ DeliveryError::Conflict { .. }), Some(shown)) => {
+                (Err(error @ DeliveryError::Conflict(_)), Some(shown)) => {
                     assert!(error.to_string().contains(shown), "{error}");
                 }
                 (outcome, _) => panic!("{rule}: {outcome:?}"),

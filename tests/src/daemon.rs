@@ -1,7 +1,6 @@
 //! A running `culvert run`.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::{
@@ -165,10 +164,7 @@ impl<'a> Culvert<'a> {
 
     /// One counter of the hooks, by its stable name.
     pub fn counter(&self, name: &str) -> u64 {
-        let counters: BTreeMap<_, _> = self.maps().counters().into_iter().collect();
-        *counters
-            .get(name)
-            .unwrap_or_else(|| panic!("no counter {name}"))
+        self.maps().counter(name)
     }
 
     /// Its IPv4 listeners.

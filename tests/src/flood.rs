@@ -1,29 +1,30 @@
 //! SYNs that nobody will answer for, and frames around them.
 
-use std::{
-    net::{Ipv4Addr, SocketAddrV4},
-    os::fd::AsRawFd as _,
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use nix::{
-    net::if_::if_nametoindex,
-    sys::socket::{LinkAddr, MsgFlags, SockaddrLike as _, sendto},
-};
 use socket2::{Domain, Protocol, Socket, Type};
 
-const HEADERS: u8 = 40;
+use crate::frames::{self, send_frame};
 
-/// Sends so many SYNs from this network namespace, each from another address and port of 10.66.0.0/16.
-pub fn syns(to: SocketAddrV4, count: u32) {
+/// Bytes of a TCP header without options.
+const TCP_LEN: u8 = 20;
+
+/// Sends so many SYNs from this network namespace, each from another address and port of 10.66.0.0/16, or of `fd66::/96`.
+pub fn syns(to: SocketAddr, count: u32) {
     let raw = Protocol::from(libc::IPPROTO_RAW);
-    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(raw)).expect("a raw socket");
+    let socket = Socket::new(Domain::for_address(to), Type::RAW, Some(raw)).expect("a raw socket");
     for number in 0..count {
         let [low, high, ..] = number.to_le_bytes();
         let port = 1024 + u16::from(high) * 200 + u16::from(low) % 199;
-        let source = SocketAddrV4::new(Ipv4Addr::new(10, 66, high, low.max(1)), port);
-        let packet = syn(source, to);
-        // A full queue loses some, as a network does.
-        let _ = socket.send_to(&packet, &to.into());
+        let source: IpAddr = if to.is_ipv4() {
+            Ipv4Addr::new(10, 66, high, low.max(1)).into()
+        } else {
+            let (high, low) = (u16::from(high), u16::from(low.max(1)));
+            Ipv6Addr::new(0xfd66, 0, 0, 0, 0, 0, high, low).into()
+        };
+        let packet = syn(SocketAddr::new(source, port), to);
+        // The address of a raw socket has no port. A full queue loses some packets, as a network does.
+        let _ = socket.send_to(&packet, &SocketAddr::new(to.ip(), 0).into());
     }
 }
 
@@ -32,61 +33,21 @@ pub fn syns(to: SocketAddrV4, count: u32) {
 pub fn tagged_syn(
     (interface, hardware): (&str, [u8; 6]),
     tags: &[(u16, u16)],
-    from: SocketAddrV4,
-    to: SocketAddrV4,
+    from: SocketAddr,
+    to: SocketAddr,
 ) {
-    let mut packet = syn(from, to);
-    packet[3] = HEADERS;
-    let sum = checksum(&packet[..20], 0);
-    packet[10..12].copy_from_slice(&sum);
-    let ethernet = [hardware, [2, 0, 0, 0, 0, 1]].concat();
     let tags = tags
         .iter()
         .flat_map(|(kind, number)| [kind.to_be_bytes(), number.to_be_bytes()].concat());
-    let frame: Vec<_> = ethernet
-        .into_iter()
-        .chain(tags)
-        .chain([8, 0])
-        .chain(packet)
-        .collect();
-    let socket = Socket::new(Domain::PACKET, Type::RAW, None).expect("a socket for frames");
-    let number = if_nametoindex(interface).expect("an interface");
-    // SAFETY: integers and an array of them: zeros are a value.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = u16::try_from(libc::AF_PACKET).expect("a family");
-    address.sll_ifindex = number.cast_signed();
-    let length = libc::socklen_t::try_from(size_of_val(&address)).expect("a small number");
-    // SAFETY: an address of this family and length.
-    let address = unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(length)) };
-    let address = address.expect("an address of a link");
-    sendto(socket.as_raw_fd(), &frame, &address, MsgFlags::empty()).expect("a frame");
+    let rest: Vec<_> = tags.chain([8, 0]).chain(syn(from, to)).collect();
+    send_frame(interface, hardware, &rest);
 }
 
-/// The kernel writes the checksum of IP, and its length.
-fn syn(from: SocketAddrV4, to: SocketAddrV4) -> [u8; HEADERS as usize] {
-    let mut packet = [0; HEADERS as usize];
-    packet[0] = 0x45;
-    packet[8] = 64;
-    packet[9] = 6;
-    packet[12..16].copy_from_slice(&from.ip().octets());
-    packet[16..20].copy_from_slice(&to.ip().octets());
-    packet[20..22].copy_from_slice(&from.port().to_be_bytes());
-    packet[22..24].copy_from_slice(&to.port().to_be_bytes());
-    packet[24..28].copy_from_slice(&0x0102_0304_u32.to_be_bytes());
-    // Five words, SYN, a window.
-    packet[32..36].copy_from_slice(&[0x50, 2, 0xff, 0xff]);
-    // The sum of TCP is of both addresses, too, the protocol, and its length.
-    let sum = checksum(&packet[12..], 6 + 20);
-    packet[36..38].copy_from_slice(&sum);
-    packet
-}
-
-fn checksum(of: &[u8], more: u32) -> [u8; 2] {
-    let words = of
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
-    let sum = words.sum::<u32>() + more;
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let [.., high, low] = (!(folded + (folded >> 16))).to_be_bytes();
-    [high, low]
+fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let tcp = frames::syn(from, to, TCP_LEN);
+    if from.is_ipv4() {
+        frames::v4(from.ip(), to.ip(), &tcp)
+    } else {
+        frames::v6(from.ip(), to.ip(), &[], &tcp)
+    }
 }

@@ -120,20 +120,30 @@ pub struct Witness<'a>(&'a Netns);
 impl<'a> Witness<'a> {
     /// Begins to count.
     pub fn of(netns: &'a Netns, from: SocketAddr, port: u16) -> Self {
-        netns.tool("nft", "add table inet witness");
-        netns.tool(
-            "nft",
-            "add chain inet witness seen { type filter hook prerouting priority -300 ; }",
-        );
         let family = if from.is_ipv4() { "ip" } else { "ip6" };
-        netns.tool(
-            "nft",
-            &format!(
-                "add rule inet witness seen {family} saddr {} tcp sport {} tcp dport {port} counter",
-                from.ip(),
-                from.port()
-            ),
-        );
+        let (address, from) = (from.ip(), from.port());
+        Self::counting(
+            netns,
+            &format!("{family} saddr {address} tcp sport {from} tcp dport {port}"),
+        )
+    }
+
+    /// As [`Witness::of`], of all that comes from an address, whatever it is.
+    pub fn of_all(netns: &'a Netns, from: IpAddr) -> Self {
+        let family = if from.is_ipv4() { "ip" } else { "ip6" };
+        Self::counting(netns, &format!("{family} saddr {from}"))
+    }
+
+    fn counting(netns: &'a Netns, what: &str) -> Self {
+        for command in [
+            "add table inet witness",
+            "delete table inet witness",
+            "add table inet witness",
+            "add chain inet witness seen { type filter hook prerouting priority -450 ; }",
+            &format!("add rule inet witness seen {what} counter"),
+        ] {
+            netns.tool("nft", command);
+        }
         Self(netns)
     }
 
@@ -142,10 +152,63 @@ impl<'a> Witness<'a> {
         let listed = self.0.within(|| {
             output(Command::new("nft").args(["list", "chain", "inet", "witness", "seen"]))
         });
-        let (_, counted) = listed.split_once("counter packets ").expect("a counter");
-        let (number, _) = counted.split_once(' ').expect("a number");
-        number.parse().expect("a number")
+        packets(&listed)
     }
+}
+
+/// Has a server look for connections of a client that it has not seen the beginning of, in both families.
+#[derive(Debug)]
+pub struct Gatecrashers<'a>(&'a Netns);
+
+impl<'a> Gatecrashers<'a> {
+    /// Begins to look.
+    pub fn at(netns: &'a Netns, from: [IpAddr; 2]) -> Self {
+        netns.tool("nft", "add table inet gate");
+        netns.tool(
+            "nft",
+            "add chain inet gate seen { type filter hook prerouting priority -450 ; }",
+        );
+        for (address, family, kind) in [(from[0], "ip", "ipv4_addr"), (from[1], "ip6", "ipv6_addr")]
+        {
+            let key = format!("{family} saddr . tcp sport . tcp dport");
+            for command in [
+                format!("add counter inet gate begun_{family}"),
+                format!("add counter inet gate strange_{family}"),
+                format!(
+                    "add set inet gate known_{family} {{ type {kind} . inet_service . inet_service ; flags dynamic ; size 65536 ; }}"
+                ),
+                format!(
+                    "add rule inet gate seen {family} saddr {address} tcp flags & ( syn | ack ) == syn counter name begun_{family} add @known_{family} {{ {key} }}"
+                ),
+                format!(
+                    "add rule inet gate seen {family} saddr {address} tcp flags & ( syn | ack ) != syn {key} != @known_{family} counter name strange_{family}"
+                ),
+            ] {
+                netns.tool("nft", &command);
+            }
+        }
+        Self(netns)
+    }
+
+    /// How many packets there were that opened a connection, and of others that nobody had opened.
+    pub fn packets(&self) -> (u64, u64) {
+        let of = |what| {
+            let counted = ["ip", "ip6"].map(|family| {
+                let name = format!("{what}_{family}");
+                let list = ["list", "counter", "inet", "gate", &name];
+                packets(&self.0.within(|| output(Command::new("nft").args(list))))
+            });
+            counted.iter().sum()
+        };
+        (of("begun"), of("strange"))
+    }
+}
+
+/// Of a listing of `nft` with one counter.
+fn packets(listed: &str) -> u64 {
+    let (_, counted) = listed.split_once("packets ").expect("a counter");
+    let (number, _) = counted.split_once(' ').expect("a number");
+    number.parse().expect("a number")
 }
 
 /// Has a host not hear of resets.

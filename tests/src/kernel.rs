@@ -76,6 +76,11 @@ pub fn take_off(pid: u32, program: &str) {
     unsafe { call(detach, &mut attributes) }.expect("a link that lets go");
 }
 
+/// Whether programs can be attached to interfaces by links.
+pub fn has_tcx() -> bool {
+    SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
+}
+
 /// The names of the programs that links hold on the ingress of an interface of this thread's network namespace, in their order.
 pub fn ingress_programs(interface: &str) -> Vec<String> {
     let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)
@@ -193,6 +198,16 @@ impl Maps {
             .iter()
             .map(|(counter, name)| (*name, read(*counter as u32)))
             .collect()
+    }
+
+    /// One of them.
+    pub fn counter(&self, name: &str) -> u64 {
+        let counted = self.counters().into_iter();
+        let mut counted = counted.filter(|(counter, _)| *counter == name);
+        let (_, count) = counted
+            .next()
+            .unwrap_or_else(|| panic!("no counter {name}"));
+        count
     }
 
     /// Tasks that are, or descend from, a process that a rule names.

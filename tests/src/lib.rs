@@ -27,6 +27,7 @@ pub mod doctor;
 pub mod eventually;
 pub mod fionread;
 pub mod flood;
+pub mod frames;
 pub mod hello;
 pub mod hosts;
 pub mod kernel;

@@ -18,7 +18,10 @@ use std::{
 };
 
 use culvert_tests::{
-    Sandbox, cgroup, eventually,
+    Sandbox, cgroup,
+    daemon::Settings,
+    eventually,
+    hosts::Hosts,
     process::{attempt, culvert_binary, run, write_private},
     rules::{RELAY, relayed},
 };
@@ -396,4 +399,83 @@ fn a_plan_names_what_is_missing_for_just_this_file() {
         missing.contains("the cgroup /nobody/made/this"),
         "{missing}"
     );
+}
+
+/// By the same words, of both.
+#[test]
+fn plan_and_doctor_name_what_would_keep_a_gateway_from_its_packets() {
+    const RULE: &str = "[[gateway]]\nname = \"lan\"\ninterface = \"lan0\"\nvia = \"original\"\n";
+    let sandbox = Sandbox::new();
+    let router = sandbox.netns();
+    let _hosts = Hosts::around(&sandbox);
+    let words = |text: String| text.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
+    let planned = || {
+        let output = plan(&sandbox, RULE);
+        (output.status.code(), words(stdout(&output)))
+    };
+    let examined = |id: &str| {
+        let (checks, report) = doctor(&culvert(&sandbox, &["doctor", "--json"]));
+        let mut all = report["checks"].as_array().unwrap().iter();
+        let check = all.find(|check| check["id"] == id).unwrap();
+        (
+            checks[id].clone(),
+            check["found"].as_str().unwrap().to_owned(),
+        )
+    };
+    for name in ["all", "lan0"] {
+        router.sysctl(&format!("net.ipv4.conf.{name}.rp_filter"), "0");
+    }
+    let (code, text) = planned();
+    assert_eq!(code, Some(0), "{text}");
+    assert!(!text.contains("rp_filter"), "{text}");
+    for id in ["forwarding", "routing_rules", "rp_filter"] {
+        assert_eq!(examined(id).0, "ok", "{id}");
+    }
+
+    router.sysctl("net.ipv4.conf.lan0.rp_filter", "1");
+    let (code, text) = planned();
+    assert_eq!(code, Some(0), "{text}");
+    let strict = "what comes in there by another way than answers would leave by is dropped";
+    assert!(
+        text.contains(&format!("strict on lan0: {strict}")),
+        "{text}"
+    );
+    let (status, found) = examined("rp_filter");
+    assert_eq!(status, "warning");
+    assert!(
+        found.contains(&format!("strict on lan0: {strict}")),
+        "{found}"
+    );
+    router.sysctl("net.ipv4.conf.lan0.rp_filter", "0");
+
+    for (rule, why) in [
+        (
+            "fwmark 0x63756c00 lookup 77 priority 5000",
+            "is about culvert's mark",
+        ),
+        (
+            "from 10.1.0.0/24 lookup 77 priority 1",
+            "is asked before culvert's",
+        ),
+    ] {
+        router.ip(&format!("rule add {rule}"));
+        let (code, text) = planned();
+        assert_eq!(code, Some(3), "{text}");
+        assert!(text.contains(why), "{text}");
+        let (status, found) = examined("routing_rules");
+        assert_eq!(status, "warning");
+        assert!(found.contains(why), "{found}");
+        let mut refused = sandbox.launch(&Settings::default(), RULE);
+        assert!(!refused.wait().success());
+        assert!(words(refused.log()).contains(why), "{}", refused.log());
+        router.ip(&format!("rule del {rule}"));
+    }
+
+    router.sysctl("net.ipv4.ip_forward", "0");
+    assert_eq!(planned().0, Some(0), "IPv6 passes");
+    assert_eq!(examined("forwarding").0, "warning");
+    router.sysctl("net.ipv6.conf.all.forwarding", "0");
+    let (code, text) = planned();
+    assert_eq!(code, Some(3), "{text}");
+    assert!(text.contains("forwarding on lan0"), "{text}");
 }

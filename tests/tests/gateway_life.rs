@@ -262,26 +262,97 @@ fn next_hops_may_have_addresses_of_the_link_only() {
     assert!(culvert.counter("fast") >= 3 * 8);
 }
 
+/// Each has a listener of its own, by a hash of the addresses.
+#[test]
+fn workers_share_the_connections() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let [server, _] = hosts::server(0);
+    let echo = hosts.server(0).within(|| Server::echo((server, 0)));
+    let culvert = sandbox.culvert_with(
+        &Settings::daemon("workers = 4"),
+        &through("via = \"original\""),
+    );
+    let app = hosts.app(&sandbox, 0);
+    let switches = || threads(culvert.pid(), "relay-");
+    let before = switches();
+    assert_eq!(before.len(), 4);
+    let storm = Storm {
+        addresses: vec![echo.address()],
+        threads: 4,
+        each: 50,
+        length: 1000,
+    };
+    assert_eq!(app.storm(&storm), BTreeMap::from([(0, 200)]));
+    culvert.await_records(200);
+    // Each connection takes some; without any a worker looks at the clock now and then.
+    for (name, count) in switches() {
+        assert!(count - before[&name] > 50, "{name}: {count} of {before:?}");
+    }
+}
+
+/// Of a process, by their names: how often each thread that is called so has waited for something.
+fn threads(pid: u32, called: &str) -> BTreeMap<String, u64> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let tasks = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("status")));
+    let of = |status: &str, key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap().trim().to_owned()
+    };
+    tasks
+        .map(|status| status.unwrap())
+        .map(|status| {
+            let waits = of(&status, "voluntary_ctxt_switches:");
+            (of(&status, "Name:"), waits.parse().unwrap())
+        })
+        .filter(|(name, _)| name.starts_with(called))
+        .collect()
+}
+
+/// As on a machine with more cores than the hook has room for listeners.
+#[test]
+fn there_may_be_more_workers_than_places_for_them() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let [server, _] = hosts::server(0);
+    let mirror = hosts.server(0).within(|| Server::mirror((server, 0)));
+    let culvert = sandbox.culvert_with(
+        &Settings::daemon("workers = 260"),
+        &through("via = \"original\""),
+    );
+    let app = hosts.app(&sandbox, 0);
+    for _ in 0..20 {
+        assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+    }
+    assert_eq!(culvert.counter("transit_relayed"), 20);
+}
+
+const ALL: u32 = 10_000;
 /// Bytes that each connection sends and gets back.
 const LENGTH: u64 = 4096;
 
 #[test]
 fn ten_thousand_connections_pass_through_and_every_byte_of_each() {
-    // Files of the daemon beside those of connections.
-    let count = affordable(10_000, 256);
+    // Files of the daemon beside those of connections, of which each relayed one takes two. What these do not allow is routed.
+    let count = affordable(ALL, 256);
     // A connection that waits takes no buffers.
     let most = u64::from(count) * 8192 + (32 << 20);
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
     let [server, _] = hosts::server(0);
     let crowd = hosts.server(0).within(|| Crowd::start((server, 0)));
+    let others = hosts.server(0).within(|| Crowd::start((server, 0)));
+    let port = crowd.address().port();
     let culvert = sandbox.culvert_with(
         &Settings::daemon("workers = 1"),
-        &through("via = \"original\"\non_relay_failure = \"refuse\""),
+        &through(&format!(
+            "match = {{ port = {port} }}\nvia = \"original\"\non_relay_failure = \"refuse\""
+        )),
     );
     let before = resident(culvert.pid());
     let app = hosts.app(&sandbox, 0);
     app.hold(crowd.address(), count).unwrap();
+    app.hold(others.address(), ALL - count).unwrap();
     eventually("all connections to be there", || {
         (culvert.status()["connections"]["live"] == count).then_some(())
     });
@@ -289,6 +360,7 @@ fn ten_thousand_connections_pass_through_and_every_byte_of_each() {
     let grown = resident(culvert.pid()).saturating_sub(before);
     assert!(grown < most, "{grown} bytes for {count} connections");
     assert_eq!(crowd.accepted(), count as usize);
+    assert_eq!(others.accepted(), (ALL - count) as usize);
     // A SYN that finds no room comes again.
     assert!(culvert.counter("transit_relayed") >= u64::from(count));
     drop(app);

@@ -9,7 +9,7 @@
 )]
 
 use std::{
-    net::{IpAddr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
 };
@@ -36,9 +36,7 @@ fn frames_with_tags_are_none_of_the_interface_below() {
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
     let culvert = sandbox.culvert(&passing(&LAN[..1], ""));
-    let [(IpAddr::V4(from), IpAddr::V4(to))] = [(hosts::client(0)[0], hosts::server(0)[0])] else {
-        panic!("the first address is one of IPv4");
-    };
+    let ([from, _], [to, _]) = (hosts::client(0), hosts::server(0));
     let lan = (LAN[0], sandbox.netns().hardware(LAN[0]));
     let mut port = 5000;
     let mut relayed = |tags: &[(u16, u16)]| {
@@ -49,8 +47,8 @@ fn frames_with_tags_are_none_of_the_interface_below() {
                 flood::tagged_syn(
                     lan,
                     tags,
-                    SocketAddrV4::new(from, port),
-                    SocketAddrV4::new(to, 1001),
+                    SocketAddr::new(from, port),
+                    SocketAddr::new(to, 1001),
                 );
             });
         };
@@ -178,16 +176,31 @@ fn each_leg_agrees_on_options_of_its_own() {
     }
 }
 
-/// Nobody waits for those who never answer: neither the clients that do, nor the memory of the kernel and the daemon.
 #[test]
 fn a_flood_of_syns_is_bounded_and_harms_nobody() {
+    for family in [0, 1] {
+        assert_bounded(family, "1");
+    }
+}
+
+/// The kernel remembers no handshake at all, and only the listener can tell whose answers are right.
+#[test]
+fn a_flood_is_bounded_where_every_handshake_is_by_cookie() {
+    for family in [0, 1] {
+        assert_bounded(family, "2");
+    }
+}
+
+/// Nobody waits for those who never answer: neither the clients that do, nor the memory of the kernel and the daemon.
+fn assert_bounded(family: usize, cookies: &str) {
     const BACKLOG: usize = 256;
     const GROWN: u64 = 4 << 20;
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
     let router = sandbox.netns();
     router.sysctl("net.core.somaxconn", &BACKLOG.to_string());
-    let [server, _] = hosts::server(0);
+    router.sysctl("net.ipv4.tcp_syncookies", cookies);
+    let server = hosts::server(0)[family];
     let [flooded, free] =
         [1001, 1002].map(|port| hosts.server(0).within(|| Server::mirror((server, port))));
     let echo = hosts.server(0).within(|| Server::echo((server, 1001 + 2)));
@@ -199,23 +212,21 @@ fn a_flood_of_syns_is_bounded_and_harms_nobody() {
         ),
     );
     // What is answered goes back to where it came from, and ends there.
+    let made_up = ["10.66.0.0/16", "fd66::/96"][family];
     router.ip(&format!(
-        "route add 10.66.0.0/16 via {}",
-        hosts::client(0)[0]
+        "route add {made_up} via {}",
+        hosts::client(0)[family]
     ));
     let apps = [0, 1].map(|number| hosts.app(&sandbox, number));
     let open = apps[1].tcp(echo.address());
     open.connect(echo.address()).unwrap();
     let before = resident(culvert.pid());
     let is_over = AtomicBool::new(false);
-    let SocketAddr::V4(to) = flooded.address() else {
-        panic!("the first address is one of IPv4");
-    };
     thread::scope(|scope| {
         let flooding = scope.spawn(|| {
             hosts.client(0).within(|| {
                 for _ in 0..40 {
-                    flood::syns(to, 2_000);
+                    flood::syns(flooded.address(), 2_000);
                     if is_over.load(Relaxed) {
                         break;
                     }

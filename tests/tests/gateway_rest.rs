@@ -23,6 +23,7 @@ use culvert_tests::{
     process::app_binary,
     tun::Tun,
 };
+use nix::errno::Errno;
 
 fn through(interface: &str, matches: &str) -> String {
     format!(
@@ -106,6 +107,68 @@ fn rules_name_ports_one_by_one_by_ranges_by_exception_or_not_at_all() {
             assert_eq!(relayed(""), [63, 64, 127, 128, 1024, 65_535]);
             assert!(relayed("port = 2").is_empty());
         }
+    }
+}
+
+/// Also of one that refuses, while the daemon lives and after.
+#[test]
+fn a_rule_that_lets_nothing_pass_is_about_new_connections() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let mut culvert = sandbox.culvert(&through(LAN[0], "port = 1"));
+    let app = hosts.app(&sandbox, 0);
+    let echoes =
+        hosts::server(0).map(|address| hosts.server(0).within(|| Server::echo((address, 0))));
+    let old = echoes
+        .each_ref()
+        .map(|echo| connected(&app, echo.address()));
+    let refuse = "on_relay_failure = \"refuse\"\n";
+    culvert.reload(&(through(LAN[0], "").replace("\"original\"", "\"refuse\"") + refuse));
+    let lives = || {
+        for socket in &old {
+            socket.exchange(3, 50_000).unwrap();
+        }
+    };
+    lives();
+    culvert.reload(&(through(LAN[0], "") + refuse));
+    lives();
+    for echo in &echoes {
+        connected(&app, echo.address());
+    }
+    culvert.kill();
+    lives();
+    for echo in &echoes {
+        let socket = app.tcp(echo.address());
+        socket.set_nonblocking(true);
+        assert_eq!(socket.connect(echo.address()), Err(Errno::EINPROGRESS));
+    }
+    lives();
+    assert!(echoes.iter().all(|echo| echo.clients().len() == 2));
+    sandbox.detach();
+}
+
+/// What leads nowhere can be reached by a proxy, but a packet without a route looks like one for this host.
+#[test]
+fn what_has_a_route_is_taken_also_if_that_leads_nowhere() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let app = hosts.app(&sandbox, 0);
+    let router = sandbox.netns();
+    for (index, nowhere) in ["203.0.113.7", "2001:db8:7::7"].into_iter().enumerate() {
+        let server = hosts::server(0)[index];
+        let echo = hosts.server(0).within(|| Server::echo((server, 0)));
+        let rule = through(LAN[0], "").replace("original", &echo.address().to_string());
+        let culvert = sandbox.culvert(&rule);
+        let nowhere = SocketAddr::new(nowhere.parse().unwrap(), 443);
+        let none = app.tcp(nowhere);
+        assert_eq!(none.connect(nowhere), Err(Errno::ENETUNREACH));
+        for kind in ["blackhole", "unreachable", "prohibit"] {
+            let route = format!("{kind} {}", nowhere.ip());
+            router.ip(&format!("route add {route}"));
+            connected(&app, nowhere);
+            router.ip(&format!("route del {route}"));
+        }
+        assert_eq!(culvert.counter("transit"), 3);
     }
 }
 

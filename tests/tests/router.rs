@@ -12,7 +12,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -21,14 +21,15 @@ use culvert_tests::{
     app::{Route, protocol::Storm},
     daemon::Settings,
     datagrams::{Datagrams, set},
-    eventually,
+    eventually, frames,
     hosts::{self, Hosts},
     kernel::version,
     netns::Netns,
     peer::Server,
-    process::{attempt, run},
+    process::run,
 };
-use nix::{errno::Errno, sys::signal::Signal};
+use nix::{errno::Errno, net::if_::if_nametoindex};
+use socket2::SockRef;
 
 const ROUTER: &str = "[router]\nfast_path = [\"lan0\", \"wan0\"]\n";
 
@@ -326,109 +327,6 @@ fn a_neighbour_with_another_hardware_address_is_found() {
     assert!(neighbours() >= 2);
 }
 
-/// What the older `iptables` is not in, nor are tables without chains that packets meet.
-#[test]
-fn rules_of_netfilter_keep_it_from_starting_unless_it_is_forced() {
-    let sandbox = Sandbox::new();
-    let hosts = Hosts::around(&sandbox);
-    let router = sandbox.netns();
-    let nft = |command: &str| router.tool("nft", command);
-    nft("add table inet own");
-    nft("add chain inet own in { type filter hook input priority 0 ; }");
-    nft("add rule inet own in counter");
-    nft("add chain inet own empty { type filter hook forward priority 0 ; }");
-    let mut allowed = sandbox.culvert(ROUTER);
-    assert_eq!(allowed.stop().code(), Some(0));
-
-    for (chain, rule, taken) in [
-        (
-            "ip other through { type filter hook forward priority 0 ; }",
-            Some("ip other through counter"),
-            "nftables chain ip other through",
-        ),
-        (
-            "ip6 other through { type filter hook forward priority 0 ; policy drop ; }",
-            None,
-            "nftables chain ip6 other through",
-        ),
-        (
-            "inet other nat { type nat hook postrouting priority 100 ; }",
-            Some("inet other nat masquerade"),
-            "nftables chain inet other nat",
-        ),
-    ] {
-        let family = chain.split(' ').next().unwrap();
-        nft(&format!("add table {family} other"));
-        nft(&format!("add chain {chain}"));
-        if let Some(rule) = rule {
-            nft(&format!("add rule {rule}"));
-        }
-        let mut refused = sandbox.launch(&Settings::default(), ROUTER);
-        assert_eq!(refused.wait().code(), Some(3));
-        let said = refused.log();
-        assert!(
-            said.contains(&format!("something to say about them ({taken})"))
-                && said.contains("`force = true`"),
-            "{said}"
-        );
-        let plan = sandbox.directory().join("plan.toml");
-        fs::write(&plan, ROUTER).unwrap();
-        let planned = attempt(
-            sandbox
-                .culvert_command()
-                .args(["plan", "--config"])
-                .arg(&plan),
-        );
-        let text = String::from_utf8_lossy(&planned.stdout).into_owned();
-        let text = text.split_ascii_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(planned.status.code(), Some(3), "{text}");
-        assert!(
-            text.contains(taken) && text.contains("connection tracking"),
-            "{text}"
-        );
-        nft(&format!("delete table {family} other"));
-    }
-
-    nft("add rule inet own empty counter");
-    let forced = sandbox.culvert(&format!("{ROUTER}force = true\n"));
-    let [datagrams, _] = Datagrams::both(&hosts);
-    datagrams.assert_arrives(10);
-    let sent_on = growth(&forced, "fast", || datagrams.assert_arrives(10));
-    assert_eq!(sent_on, 1);
-}
-
-#[test]
-fn it_rests_while_netfilter_has_rules() {
-    let sandbox = Sandbox::new();
-    let hosts = Hosts::around(&sandbox);
-    let router = sandbox.netns();
-    let nft = |command: &str| router.tool("nft", command);
-    let culvert = sandbox.culvert(ROUTER);
-    let [datagrams, _] = Datagrams::both(&hosts);
-    let becomes = |sent_on: u64| {
-        eventually(&format!("{sent_on} packets sent on"), || {
-            let found = growth(&culvert, "fast", || datagrams.assert_arrives(10));
-            (found == sent_on).then_some(())
-        });
-    };
-    becomes(1);
-    nft("add table inet late");
-    nft("add chain inet late through { type filter hook forward priority 0 ; }");
-    nft("add rule inet late through counter");
-    becomes(0);
-    let says = |what: &str| {
-        eventually(what, || culvert.log().contains(what).then_some(()));
-    };
-    says("the fast path rests");
-    culvert.rewrite("[router]\nfast_path = [\"lan1\", \"wan0\"]\n");
-    culvert.signal(Signal::SIGHUP);
-    says("not reloaded");
-    // Other changes are none of its business.
-    culvert.reload(ROUTER);
-    nft("delete table inet late");
-    becomes(1);
-}
-
 /// Also where the rule for it comes after the fast path.
 #[test]
 fn what_a_rule_selects_is_relayed_before() {
@@ -543,4 +441,124 @@ fn named_interfaces_may_appear_and_vanish() {
         router.ip("link del late");
     }
     assert!(culvert.is_running());
+}
+
+/// Packets to many, by an interface that the program is on: the router gets them itself, and nobody else does.
+#[test]
+fn what_is_for_many_is_the_kernels() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let router = sandbox.netns();
+    let culvert = sandbox.culvert(ROUTER);
+    let client = hosts.client(0);
+    let listening = sandbox.within(|| UdpSocket::bind("0.0.0.0:4000").unwrap());
+    let listening_v6 = sandbox.within(|| UdpSocket::bind("[::]:4001").unwrap());
+    let group: Ipv4Addr = "239.1.2.3".parse().unwrap();
+    let group_v6: Ipv6Addr = "ff0e::77".parse().unwrap();
+    let IpAddr::V4(own) = hosts::toward_client(0)[0] else {
+        panic!("the first address is one of IPv4");
+    };
+    listening.join_multicast_v4(&group, &own).unwrap();
+    let number = |netns: &Netns| netns.within(|| if_nametoindex("lan0").unwrap());
+    listening_v6
+        .join_multicast_v6(&group_v6, number(router))
+        .unwrap();
+    for socket in [&listening, &listening_v6] {
+        socket
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+    }
+    let from = client.within(|| UdpSocket::bind((hosts::client(0)[0], 0)).unwrap());
+    from.set_broadcast(true).unwrap();
+    from.set_multicast_ttl_v4(8).unwrap();
+    let from_v6 = client.within(|| UdpSocket::bind((hosts::client(0)[1], 0)).unwrap());
+    SockRef::from(&from_v6).set_multicast_hops_v6(8).unwrap();
+    SockRef::from(&from_v6)
+        .set_multicast_if_v6(number(client))
+        .unwrap();
+    client.ip("route add 239.0.0.0/8 dev lan0");
+    let hears = |from: &UdpSocket, to: SocketAddr, by: &UdpSocket, counter: &str| {
+        let before = culvert.counter("fast");
+        // Neighbours ask for each other by what is for many, too.
+        let left = growth(&culvert, counter, || {
+            from.send_to(b"all", to).unwrap();
+            by.recv(&mut [0; 8]).unwrap();
+        });
+        assert!(left >= 1, "{to}");
+        assert_eq!(culvert.counter("fast"), before, "{to}");
+    };
+    // Of the link, and of the network of the client, whose addresses those of the frames are.
+    for to in [group, Ipv4Addr::BROADCAST, Ipv4Addr::new(10, 1, 0, 255)] {
+        hears(&from, (to, 4000).into(), &listening, "slow_other");
+    }
+    hears(
+        &from_v6,
+        (group_v6, 4001).into(),
+        &listening_v6,
+        "slow_other",
+    );
+    // Of the network of the server, which the client takes for a host.
+    let far = Ipv4Addr::new(10, 2, 0, 255);
+    let before = culvert.counter("fast");
+    let left = growth(&culvert, "slow_not_forwarded", || {
+        from.send_to(b"all", (far, 4000)).unwrap();
+        listening.recv(&mut [0; 8]).unwrap();
+    });
+    assert_eq!((left, culvert.counter("fast") - before), (1, 0));
+}
+
+/// What is not IP, or not as long as it says, or of no version that there is.
+#[test]
+fn what_the_program_cannot_read_is_the_kernels() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let router = sandbox.netns();
+    let culvert = sandbox.culvert(ROUTER);
+    for datagrams in Datagrams::both(&hosts) {
+        datagrams.assert_arrives(10);
+        let sent_on = growth(&culvert, "fast", || datagrams.assert_arrives(10));
+        assert_eq!(sent_on, 1);
+    }
+    let hardware = router.hardware("lan0");
+    let [from, from_v6] = hosts::client(0).map(|address| SocketAddr::new(address, 5000));
+    let [to, to_v6] = hosts::server(0).map(|address| SocketAddr::new(address, 1001));
+    let whole = frames::v4(from.ip(), to.ip(), &frames::syn(from, to, 60));
+    let mut strange = frames::v6(
+        from_v6.ip(),
+        to_v6.ip(),
+        &[],
+        &frames::syn(from_v6, to_v6, 20),
+    );
+    strange[0] = 0x50;
+    let frame = |kind: [u8; 2], packet: &[u8]| [&kind, packet].concat();
+    for rest in [
+        // For experiments.
+        frame([0x88, 0xb5], &[0; 60]),
+        frame([8, 0], &whole[..60]),
+        frame([0x86, 0xdd], &strange),
+    ] {
+        let sent_on = growth(&culvert, "fast", || {
+            let before = culvert.counter("slow_other");
+            hosts
+                .client(0)
+                .within(|| frames::send_frame("lan0", hardware, &rest));
+            eventually("a packet that is left alone", || {
+                (culvert.counter("slow_other") > before).then_some(())
+            });
+        });
+        assert_eq!(sent_on, 0);
+    }
+    // Whole, it is sent on.
+    let sent_on = growth(&culvert, "fast", || {
+        let rest = frame([8, 0], &whole);
+        let before = culvert.counter("fast");
+        hosts
+            .client(0)
+            .within(|| frames::send_frame("lan0", hardware, &rest));
+        eventually("a packet that is sent on", || {
+            (culvert.counter("fast") > before).then_some(())
+        });
+    });
+    // The server answers it by a reset.
+    assert!(sent_on >= 1);
 }

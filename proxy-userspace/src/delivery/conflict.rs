@@ -3,32 +3,31 @@
 use std::collections::BTreeSet;
 
 use super::{
-    DeliveryError, PRIORITY, Want,
+    Conflict, DeliveryError, PRIORITY, Want,
     entry::{Family, Rule},
     kernel::Kernel,
 };
 
-/// Looks for one before ours are added.
-pub(super) fn look(
+/// All of them, where ours would be for this table.
+pub(super) fn find(
     kernel: &mut Kernel,
     table: u32,
     wants: &BTreeSet<Want>,
-) -> Result<(), DeliveryError> {
+) -> Result<Vec<Conflict>, DeliveryError> {
+    let mut found = Vec::new();
     for family in Family::ALL {
         let wanted: Vec<_> = wants
             .iter()
             .filter(|want| want.families().contains(&family))
             .collect();
         for rule in kernel.rules(family)? {
-            if let Some(why) = conflict(&rule, table, &wanted) {
-                return Err(DeliveryError::Conflict {
-                    rule: rule.to_string(),
-                    why,
-                });
-            }
+            found.extend(conflict(&rule, table, &wanted).map(|why| Conflict {
+                rule: rule.to_string(),
+                why,
+            }));
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 /// Why a rule is in the way of ours.

@@ -1,9 +1,14 @@
 //! What has packets delivered to this host that are addressed to others, and what keeps them from getting there.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, sync::Arc};
 
 use super::check::Check;
-use crate::{delivery, forwarding::Forwarding, intercept::ingress, paint::one_line};
+use crate::{
+    delivery::{self, Want},
+    forwarding::{Forwarding, STRICT},
+    intercept::ingress,
+    paint::one_line,
+};
 
 /// Rules and routes of daemons that are gone.
 pub(super) fn stale() -> Check {
@@ -47,13 +52,39 @@ pub(super) fn stale_filters() -> Check {
 
 /// Whether other hosts' packets pass through.
 pub(super) fn forwarding() -> Check {
-    Check::ok(
-        "forwarding",
-        format!(
-            "{}; `[[gateway]]` rules take only what is forwarded",
-            Forwarding::of("all").label()
-        ),
+    forwards(Forwarding::of("all"))
+}
+
+fn forwards(what: Forwarding) -> Check {
+    const ID: &str = "forwarding";
+    let found = format!(
+        "{}; `[[gateway]]` rules take only what is forwarded",
+        what.label()
+    );
+    if what.v4 && what.v6 {
+        return Check::ok(ID, found);
+    }
+    Check::warning(ID, found).advice(
+        "a gateway needs it: sysctl -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
     )
+}
+
+/// Whether somebody else's routing rules would take packets that are to be delivered here.
+pub(super) fn rules() -> Check {
+    const ID: &str = "routing_rules";
+    // The interface makes no difference.
+    let marked = Want::Marked {
+        interface: Arc::from("eth0"),
+    };
+    match delivery::conflicts(&[marked]) {
+        Ok(conflicts) if conflicts.is_empty() => Check::ok(ID, "none is in the way of a gateway"),
+        Ok(conflicts) => {
+            let conflicts: Vec<_> = conflicts.iter().map(ToString::to_string).collect();
+            Check::warning(ID, conflicts.join("; "))
+                .advice("`[[gateway]]` rules, and `keep_source` with services of other hosts, do not start until then")
+        }
+        Err(error) => Check::unchecked(ID, one_line(&error)),
+    }
 }
 
 /// Interfaces that drop packets which come from where no answer would go, before anybody sees them.
@@ -74,7 +105,7 @@ fn strict(settings: &Path) -> Check {
     let everywhere = value(&settings.join("all"));
     let mut strict: Vec<_> = interfaces
         .filter_map(Result::ok)
-        .filter(|interface| value(&interface.path()).max(everywhere) == STRICT)
+        .filter(|interface| value(&interface.path()).max(everywhere) == SAME)
         .filter_map(|interface| interface.file_name().into_string().ok())
         .filter(|name| !["all", "default", "lo"].contains(&&**name))
         .collect();
@@ -82,21 +113,26 @@ fn strict(settings: &Path) -> Check {
     if strict.is_empty() {
         return Check::ok(ID, "strict nowhere");
     }
-    Check::ok(
-        ID,
-        format!(
-            "strict on {}: what comes in there by another way than answers would leave by is dropped before culvert sees it",
-            strict.join(", ")
-        ),
+    Check::warning(ID, format!("strict on {}: {STRICT}", strict.join(", "))).advice(
+        "a gateway whose clients' packets take several ways needs it off, or loose: sysctl -w net.ipv4.conf.NAME.rp_filter=2",
     )
 }
 
-/// Of the values of `rp_filter`: the answer must leave by the same interface.
-const STRICT: u8 = 1;
+/// The answer must leave by the same interface.
+const SAME: u8 = 1;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::check::Status, *};
+
+    #[test]
+    fn what_is_not_forwarded_is_worth_a_word() {
+        let of = |v4, v6| forwards(Forwarding { v4, v6 }).status;
+        assert_eq!(of(true, true), Status::Ok);
+        for (v4, v6) in [(true, false), (false, true), (false, false)] {
+            assert_eq!(of(v4, v6), Status::Warning);
+        }
+    }
 
     fn found(of: &[(&str, &str)]) -> String {
         let directory = tempfile::tempdir().unwrap();

@@ -23,7 +23,7 @@ use super::{
     handles::{duplicate, map_error},
     ingress::{Attachment, Ingress},
     load_error,
-    traces::Fading,
+    traces::{Fading, Trail},
 };
 use crate::{
     netlink::{Conversation, Header},
@@ -62,13 +62,22 @@ impl Interceptor {
         self.gateway.attach(ebpf, ingress, interfaces)
     }
 
-    /// Forgets where packets may have been that the hook on what passes through looks at twice, as far as that was long ago. To be
-    /// called often.
+    /// Where it is, by their numbers.
+    pub fn gateway_interfaces(&self) -> impl Iterator<Item = u32> {
+        self.gateway.links.keys().copied()
+    }
+
+    /// Forgets where packets may have been that the hook on what passes through looks at twice, as far as that was long ago, but not
+    /// those of connections that are open. To be called often.
     ///
     /// # Errors
     /// When a map cannot be read.
-    pub fn follow_gateway(&mut self) -> Result<(), InterceptError> {
-        self.gateway.follow()
+    pub fn follow_gateway<I: IntoIterator<Item = Trail>>(
+        &mut self,
+        open: impl FnOnce() -> I,
+    ) -> Result<(), InterceptError> {
+        let fading = self.gateway.fading.as_mut();
+        fading.map_or(Ok(()), |fading| fading.follow(open))
     }
 }
 
@@ -136,7 +145,7 @@ impl Gateway {
         begin(ebpf, &new)?;
         for number in new {
             let link = link(ebpf, ingress, names::GATEWAY, number)?;
-            self.links.insert(number, link);
+            self.links.extend(link.map(|link| (number, link)));
         }
         Ok(())
     }
@@ -146,11 +155,6 @@ impl Gateway {
         let of = |name| move |(number, it): (&u32, _)| (*number, name, it);
         let links = self.links.iter().map(of(names::GATEWAY));
         links.chain(self.guards.iter().map(of(names::GATEWAY_GUARD)))
-    }
-
-    /// Has traces of what was relayed fade, now and then. To be called often.
-    pub(super) fn follow(&mut self) -> Result<(), InterceptError> {
-        self.fading.as_mut().map_or(Ok(()), Fading::follow)
     }
 
     /// Attaches what goes on without us, behind each of our programs, and removes it where there is none. What ends with this process
@@ -170,7 +174,7 @@ impl Gateway {
         for number in self.links.keys() {
             if !self.guards.contains_key(number) {
                 let filter = link(ebpf, ingress, names::GATEWAY_GUARD, *number)?;
-                self.guards.insert(*number, filter);
+                self.guards.extend(filter.map(|filter| (*number, filter)));
             }
         }
         Ok(())
@@ -198,7 +202,7 @@ impl Gateway {
         for (pin, number) in wanted {
             if !guard.has(&pin) {
                 let attached = link(ebpf, ingress, names::GATEWAY_GUARD, number)?;
-                if let Some(link) = attached.link() {
+                if let Some(link) = attached.as_ref().and_then(Attachment::link) {
                     guard.pin(&pin, link)?;
                 }
             }
@@ -241,19 +245,23 @@ fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), InterceptError> {
 #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
 const FAMILIES: u32 = listener::COUNT as u32;
 
+/// Attaches a program to an interface, unless that is gone.
 fn link(
     ebpf: &mut Ebpf,
     ingress: &mut Ingress,
     name: &'static str,
     interface: u32,
-) -> Result<Attachment, InterceptError> {
+) -> Result<Option<Attachment>, InterceptError> {
     let program: &mut SchedClassifier = program(ebpf, name)?;
     let fd = program.fd().map_err(load_error(name))?;
-    ingress
-        .attach(fd.as_fd(), name, interface)
-        .map_err(|source| InterceptError::Interface {
-            program: name,
-            interface,
-            source,
-        })
+    match ingress.attach(fd.as_fd(), name, interface) {
+        Err(_) if !socket::has_interface(interface) => Ok(None),
+        attached => attached
+            .map(Some)
+            .map_err(|source| InterceptError::Interface {
+                program: name,
+                interface,
+                source,
+            }),
+    }
 }

@@ -6,7 +6,7 @@ use aya::{
 };
 use proxy_common::{
     Action, Areas, BePort, Cell, CellKey, Dimensions, MAX_RULES, MemberKey, Membership, Policy,
-    PortSet, PrefixKey, PrefixKind, RuleSet, names,
+    PrefixKey, PrefixKind, RuleSet, names,
 };
 
 use super::{
@@ -27,7 +27,6 @@ pub(super) struct PolicyTables {
     cells: LpmTrie<MapData, CellKey, Cell>,
     arrival_actions: Array<MapData, Action>,
     transit_actions: Array<MapData, Action>,
-    held_ports: Array<MapData, PortSet>,
     /// In force; 0 before the first policy.
     generation: u32,
     /// Keys of the generation in force and of the one before it.
@@ -66,7 +65,6 @@ impl PolicyTables {
             cells: trie(ebpf, names::CELLS)?,
             arrival_actions: array(ebpf, names::REVERSE_ACTIONS)?,
             transit_actions: array(ebpf, names::TRANSIT_ACTIONS)?,
-            held_ports: array(ebpf, names::HELD_PORTS)?,
             generation: 0,
             written: Default::default(),
             pids: Vec::new(),
@@ -196,9 +194,7 @@ impl PolicyTables {
                     .map_err(map_error("write", name))?;
             }
         }
-        self.held_ports
-            .set(generation % 2, *compiled.held_ports, 0)
-            .map_err(map_error("write", names::HELD_PORTS))
+        Ok(())
     }
 
     /// Starts following the processes that rules name: the process with its threads, and from then on what they

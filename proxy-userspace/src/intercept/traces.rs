@@ -1,5 +1,5 @@
 //! Traces of what was relayed, as user space leaves them: of connections from the addresses of clients, before their SYN leaves, and
-//! once more of what is remembered, before a new period begins.
+//! once more of those that are open or remembered, before a new period begins.
 
 use std::{
     collections::HashSet,
@@ -24,10 +24,18 @@ use super::{
     memory::Memory,
 };
 
-/// How long a period is at least. A trace counts for one or two of them unless its connection is remembered.
+/// How long a period is. A trace counts for one or two of them unless its connection is open or remembered.
 const LENGTH: Duration = Duration::from_mins(10);
-/// While more connections are remembered no period begins: the memory may have forgotten some that are open.
-const MOST_REMEMBERED: usize = 32_768;
+/// How long it is at least, and how often it is looked whether there are too many traces: longer than a handshake takes.
+const SHORTEST: Duration = Duration::from_mins(1);
+/// So many traces that a good part of what is nothing to us leads to one. A flood of SYNs leaves them, one for each made-up client;
+/// those of handshakes that never end need not stay for long.
+const CROWD: usize = PLACES / 8;
+/// More connections than these are forgotten when they have ended, rather than that their traces stay for good.
+const MOST_REMEMBERED: usize = PLACES / 16;
+
+/// A connection, as far as its trace goes: the address of its client, and the server.
+pub type Trail = (IpAddr, SocketAddr);
 
 /// The traces in our memory.
 pub(super) struct Traces(Memory<Shared>);
@@ -44,8 +52,7 @@ impl Traces {
 
     /// Leaves one of a connection from the address of a client to a server.
     pub(super) fn leave(&self, from: IpAddr, to: SocketAddr) {
-        let pair = Pair::of(from.into(), to.ip().into());
-        self.access().leave(pair.place(BePort::new(to.port())));
+        self.access().leave(place((from, to)));
     }
 
     const fn access(&self) -> Access<'_> {
@@ -59,6 +66,7 @@ pub(super) struct Fading {
     traces: Traces,
     remembered: HashMap<MapData, OwnKey, u32>,
     begun: Instant,
+    looked: Instant,
 }
 
 impl Fading {
@@ -67,26 +75,50 @@ impl Fading {
             traces: Traces::open(ebpf)?,
             remembered: typed(duplicate(ebpf, names::RELAYED)?, names::RELAYED)?,
             begun: Instant::now(),
+            looked: Instant::now(),
         })
     }
 
-    /// Begins a new period if this one has been long enough.
-    pub(super) fn follow(&mut self) -> Result<(), InterceptError> {
-        if self.begun.elapsed() < LENGTH {
+    /// Begins a new period if this one has been long enough. `open` tells of connections that are.
+    pub(super) fn follow<I: IntoIterator<Item = Trail>>(
+        &mut self,
+        open: impl FnOnce() -> I,
+    ) -> Result<(), InterceptError> {
+        if self.looked.elapsed() < SHORTEST {
             return Ok(());
         }
-        self.begun = Instant::now();
-        let mut keys = HashSet::new();
-        // When one is forgotten meanwhile the kernel may list all others again.
-        for (listed, key) in self.remembered.keys().enumerate() {
-            if listed > MOST_REMEMBERED {
-                return Ok(());
-            }
-            keys.insert(key.map_err(map_error("list", names::RELAYED))?);
+        self.looked = Instant::now();
+        let access = self.traces.access();
+        if !is_over(self.begun.elapsed(), access.count()) {
+            return Ok(());
         }
-        self.traces.access().begin_period(&keys);
+        self.begun = self.looked;
+        let mut places: HashSet<_> = open().into_iter().map(place).collect();
+        let remembered = few(self.remembered.keys());
+        let remembered = remembered.map_err(map_error("list", names::RELAYED))?;
+        places.extend(remembered.iter().flat_map(Pair::places));
+        access.begin_period(places);
         Ok(())
     }
+}
+
+/// Whether a period of this age, with so many traces, has been long enough.
+fn is_over(age: Duration, traces: usize) -> bool {
+    age >= LENGTH || (age >= SHORTEST && traces >= CROWD)
+}
+
+/// What is remembered, open or not, or nothing where that is much. When one is forgotten meanwhile the kernel may list all others again.
+fn few<E>(keys: impl Iterator<Item = Result<OwnKey, E>>) -> Result<Vec<OwnKey>, E> {
+    let keys: Vec<_> = keys.take(MOST_REMEMBERED + 1).collect::<Result<_, _>>()?;
+    Ok(if keys.len() > MOST_REMEMBERED {
+        Vec::new()
+    } else {
+        keys
+    })
+}
+
+fn place((from, to): Trail) -> usize {
+    Pair::of(from.into(), to.ip().into()).place(BePort::new(to.port()))
 }
 
 /// Traces that the kernel has, too.
@@ -120,9 +152,18 @@ impl Access<'_> {
         }
     }
 
-    /// Begins a new period. Traces of these connections do not fade by that.
-    fn begin_period(self, keys: &HashSet<OwnKey>) {
-        for place in keys.iter().flat_map(Pair::places) {
+    /// How many there are.
+    fn count(self) -> usize {
+        let period = self.period();
+        let traces = self.places.iter();
+        traces
+            .filter(|trace| period.counts(trace.load(Acquire)))
+            .count()
+    }
+
+    /// Begins a new period. What has traces in these places does not lose them by that.
+    fn begin_period(self, places: impl IntoIterator<Item = usize>) {
+        for place in places {
             if self.has(place) {
                 self.leave(place);
             }
@@ -166,15 +207,18 @@ mod tests {
         assert!(!access.has(there));
         access.leave(there);
         access.leave(gone);
-        let keys = HashSet::from([remembered]);
         assert!(access.has(there) && access.has(gone));
-        access.begin_period(&keys);
+        assert_eq!(access.count(), 2);
+        let begin = || access.begin_period(Pair::places(&remembered));
+        begin();
         assert!(access.has(gone), "whose handshake may go on");
         for _ in 0..600 {
-            access.begin_period(&keys);
+            begin();
             assert!(access.has(there));
         }
-        access.begin_period(&HashSet::new());
+        assert_eq!(access.count(), 1);
+        access.begin_period([]);
+        access.begin_period([]);
         assert!(!access.has(there), "whom nobody remembers any more");
     }
 
@@ -182,10 +226,47 @@ mod tests {
     fn what_has_faded_is_not_brought_back() {
         let mut memory = vec![0_u8; size_of::<Shared>()];
         let access = of(&mut memory);
-        access.begin_period(&HashSet::from([key(1)]));
+        access.begin_period(Pair::places(&key(1)));
         assert!(
             !access.has(Pair::places(&key(1))[1]),
             "by another one's port"
         );
+    }
+
+    #[test]
+    fn what_has_ended_does_not_keep_traces_for_good() {
+        let all = |count: u32| {
+            let keys = (0..count).map(|number| {
+                let port = BePort::new(u16::try_from(number % 60_000).unwrap());
+                Ok::<_, ()>(OwnKey {
+                    source_port: port,
+                    ..key(u8::try_from(number / 60_000).unwrap())
+                })
+            });
+            few(keys).unwrap().len()
+        };
+        assert_eq!(all(8_192), 8_192);
+        assert_eq!(all(8_193), 0);
+        assert_eq!(all(65_536), 0);
+    }
+
+    #[test]
+    fn a_flood_is_forgotten_soon() {
+        let minutes = |count| Duration::from_mins(count);
+        assert!(!is_over(minutes(9), 0) && is_over(minutes(10), 0));
+        assert!(!is_over(minutes(9), CROWD - 1) && is_over(minutes(1), CROWD));
+        assert!(!is_over(Duration::from_secs(59), PLACES));
+
+        let mut memory = vec![0_u8; size_of::<Shared>()];
+        let access = of(&mut memory);
+        for place in 0..PLACES {
+            access.leave(place);
+        }
+        let open = [(IpAddr::from([10, 0, 0, 1]), ([192, 0, 2, 1], 443).into())];
+        for _ in 0..2 {
+            assert!(is_over(minutes(1), access.count()));
+            access.begin_period(open.map(place));
+        }
+        assert_eq!(access.count(), 1, "but for the one that is open");
     }
 }

@@ -8,8 +8,9 @@ use super::{Row, row};
 use crate::{
     config::Config,
     delivery::{self, Want},
-    forwarding::Forwarding,
+    forwarding::{Forwarding, STRICT, WayBack, way_back},
     intercept::ingress,
+    paint::one_line,
     proxy::Shown,
     socket,
 };
@@ -20,10 +21,9 @@ pub(super) fn rows(config: &Config) -> Vec<Row> {
     if interfaces.is_empty() {
         return Vec::new();
     }
-    let marked = |name: &&str| Want::Marked {
-        interface: Arc::from(*name),
-    };
-    let wants: Vec<_> = interfaces.iter().map(marked).collect();
+    let wants = wants(&interfaces);
+    let strict = interfaces.iter().copied().filter(|name| is_strict(name));
+    let strict: Vec<_> = strict.collect();
     let mut listed: Vec<_> = interfaces.into_iter().collect();
     if Shown::are_wanted(config.gateway.as_slice().into(), &config.groups) {
         listed.push("and all others by which servers answer (`keep_source`)");
@@ -40,19 +40,38 @@ pub(super) fn rows(config: &Config) -> Vec<Row> {
     );
     let routing = delivery::planned(&wants).into_iter();
     let routing = routing.map(|command| row("routing", command));
-    [row("gateway", program)]
+    let mut rows: Vec<_> = [row("gateway", program)]
         .into_iter()
         .chain(routing)
-        .collect()
+        .collect();
+    if !strict.is_empty() {
+        rows.push(row(
+            "rp_filter",
+            format!(
+                "strict on {}: {STRICT} (net.ipv4.conf.NAME.rp_filter, 2 asks for any way)",
+                strict.join(" ")
+            ),
+        ));
+    }
+    rows
 }
 
-/// Interfaces that are there and forward nothing.
-pub(super) fn lacking(config: &Config) -> impl Iterator<Item = String> {
-    let there = interfaces(config)
-        .into_iter()
+/// What keeps connections from being taken: interfaces that are there and forward nothing, and routing rules of others.
+pub(super) fn lacking(config: &Config) -> Vec<String> {
+    let interfaces = interfaces(config);
+    if interfaces.is_empty() {
+        return Vec::new();
+    }
+    let there = interfaces
+        .iter()
         .filter(|name| socket::interface_number(name).is_some());
     let forwards_nothing = there.filter(|name| !Forwarding::of(name).any());
-    forwards_nothing.map(no_forwarding)
+    let mut lacking: Vec<_> = forwards_nothing.map(|name| no_forwarding(name)).collect();
+    match delivery::conflicts(&wants(&interfaces)) {
+        Ok(conflicts) => lacking.extend(conflicts.iter().map(ToString::to_string)),
+        Err(error) => lacking.push(one_line(&error)),
+    }
+    lacking
 }
 
 /// Of an interface.
@@ -61,6 +80,17 @@ pub(super) fn no_forwarding(name: &str) -> String {
         "forwarding on {name}, without which nothing passes through; sysctl -w net.ipv4.ip_forward=1 \
          net.ipv6.conf.all.forwarding=1"
     )
+}
+
+fn wants(interfaces: &BTreeSet<&str>) -> Vec<Want> {
+    let marked = |name: &&str| Want::Marked {
+        interface: Arc::from(*name),
+    };
+    interfaces.iter().map(marked).collect()
+}
+
+fn is_strict(interface: &str) -> bool {
+    socket::interface_number(interface).is_some() && way_back(interface) == WayBack::Same
 }
 
 fn interfaces(config: &Config) -> BTreeSet<&str> {

@@ -35,7 +35,8 @@ pub(super) fn rows(config: &Config) -> Vec<Row> {
         ),
     ];
     if router.force {
-        let passed_by = netfilter::on_the_way().unwrap_or_default();
+        let mut passed_by = netfilter::on_the_way().unwrap_or_default();
+        passed_by.extend(netfilter::ipsec_on_the_way().unwrap_or_default());
         rows.extend(
             passed_by
                 .into_iter()

@@ -7,11 +7,17 @@ use std::{
     sync::Arc,
 };
 
+use proxy_common::GATES;
+
 use super::{BACKLOG, Proxy, ProxyError, Rules, Shown, router::FastPath};
 use crate::{
     delivery::{Delivery, Want},
     forwarding::Forwarding,
+    intercept::Trail,
+    live::Live,
     netlink::{Conversation, Port},
+    record::Role,
+    rule::Gateway,
     socket,
 };
 
@@ -28,8 +34,7 @@ fn outer() -> io::Result<impl Iterator<Item = Arc<str>>> {
 pub(super) struct Gates {
     /// Of all workers: the hook gives connections to them.
     pub(super) listeners: Vec<TcpListener>,
-    /// The interfaces that rules have named. They stay when no rule names them any more: connections may be open that came in
-    /// there, and their packets must not be routed on.
+    /// The interfaces that packets may come in by of connections that are relayed, or will be.
     interfaces: BTreeSet<Arc<str>>,
     delivery: Option<Delivery>,
     /// Whether what passes through is to be guarded.
@@ -49,10 +54,8 @@ impl Proxy {
             let opened = self.open_gates()?;
             self.supervisor.open(opened);
         }
-        let named = gateway.iter().flat_map(|rule| &rule.interface);
-        let named: BTreeSet<Arc<str>> = named.map(|name| Arc::from(name.as_str())).collect();
-        self.warn_of_silence(&named);
-        let interfaces = self.passed(named, policy)?;
+        self.warn_of_silence(&named(gateway));
+        let interfaces = self.passed(policy)?;
         let mark = self.deliver(interfaces)?;
         Ok(self
             .interceptor
@@ -78,31 +81,39 @@ impl Proxy {
         Ok(mark)
     }
 
-    /// The interfaces that packets of relayed connections come in by: those that rules name, those that were named before, and where
+    /// The interfaces that packets of relayed connections come in by: those that rules name, those that the hook is on, and where
     /// servers see the addresses of clients all that packets from elsewhere come in by.
-    fn passed(
-        &self,
-        mut named: BTreeSet<Arc<str>>,
-        policy: &Rules<'_>,
-    ) -> Result<BTreeSet<Arc<str>>, ProxyError> {
-        named.extend(self.gates.interfaces.iter().cloned());
+    ///
+    /// The hook stays where it is when no rule names the interface any more, or it has another name: connections may be open that came
+    /// in there, and their packets must not be routed on. A routing rule knows it by the name that it has now.
+    fn passed(&self, policy: &Rules<'_>) -> Result<BTreeSet<Arc<str>>, ProxyError> {
+        let mut passed = named(policy.roles.gateway);
+        let hooked = self.interceptor.gateway_interfaces();
+        passed.extend(hooked.filter_map(socket::interface_name).map(Arc::from));
         if Shown::are_wanted(policy.roles.gateway.into(), policy.groups) {
-            named.extend(outer().map_err(ProxyError::Interfaces)?);
+            passed.extend(outer().map_err(ProxyError::Interfaces)?);
         }
-        Ok(named)
+        Ok(passed)
     }
 
-    /// Attaches to interfaces by which servers answer that have appeared.
+    /// Whether connections may have passed through by way of the relay.
+    #[must_use]
+    pub fn has_gates(&self) -> bool {
+        !self.gates.listeners.is_empty()
+    }
+
+    /// Attaches to interfaces by which servers answer that have appeared, and follows those that get other names.
     pub fn follow_interfaces(&mut self, policy: &Rules<'_>) {
-        if self.gates.listeners.is_empty() {
+        if !self.has_gates() {
             return;
         }
-        let followed = self.passed(BTreeSet::new(), policy).and_then(|interfaces| {
+        let followed = self.passed(policy).and_then(|interfaces| {
             if interfaces != self.gates.interfaces {
                 self.deliver(interfaces)?;
             }
             self.hook_transits()?;
-            Ok(self.interceptor.follow_gateway()?)
+            let live = &self.shared.live;
+            Ok(self.interceptor.follow_gateway(|| trails(live))?)
         });
         if let Err(error) = followed {
             let error: &dyn std::error::Error = &error;
@@ -142,7 +153,8 @@ impl Proxy {
     fn open_gates(&mut self) -> Result<Vec<Vec<TcpListener>>, ProxyError> {
         let workers = self.supervisor.workers();
         let mut opened = Vec::with_capacity(workers);
-        for _ in 0..workers {
+        // The hook has room for no more; workers beyond have none.
+        for _ in 0..workers.min(GATES) {
             let mut gates = vec![gate((Ipv4Addr::LOCALHOST, 0).into())?];
             gates.extend(
                 gate((Ipv6Addr::LOCALHOST, 0).into())
@@ -157,6 +169,23 @@ impl Proxy {
         }
         Ok(opened)
     }
+}
+
+/// The interfaces that rules name.
+fn named(gateway: &[Gateway]) -> BTreeSet<Arc<str>> {
+    let names = gateway.iter().flat_map(|rule| &rule.interface);
+    names.map(|name| name.as_str().into()).collect()
+}
+
+/// Between whom packets of open connections go. A server that sees the address of its client answers to that.
+fn trails(live: &Live) -> Vec<Trail> {
+    let open = live.find(|open| open.begun.role == Role::Gateway);
+    let trails = open.iter().flat_map(|open| {
+        let peer = open.reached.get().and_then(|reached| reached.peer);
+        let servers = [Some(open.begun.orig_dst), peer].into_iter().flatten();
+        servers.map(|server| (open.begun.client.ip(), server))
+    });
+    trails.collect()
 }
 
 fn gate(address: SocketAddr) -> Result<TcpListener, ProxyError> {

@@ -26,9 +26,16 @@ pub enum RouterError {
         .0.join(", ")
     )]
     Netfilter(Vec<String>),
+    /// Packets would go past `IPsec`.
+    #[error(
+        "the fast path sends packets past IPsec, which has policies for them ({}); leave out `fast_path`, or write `force = true` \
+         beside it",
+        .0.join(", ")
+    )]
+    Ipsec(Vec<String>),
     /// It is not known whether there are such rules.
     #[error(
-        "cannot see whether netfilter has rules for what passes through (`force = true` in [router] does without)"
+        "cannot see whether netfilter or IPsec has rules for what passes through (`force = true` in [router] does without)"
     )]
     Unknown(#[source] io::Error),
     /// The interfaces are not known, or whose addresses they have.
@@ -48,16 +55,20 @@ impl Router {
     /// Checks that it may be on.
     ///
     /// # Errors
-    /// When netfilter has rules for what passes through, and nobody said that they do not matter.
+    /// When netfilter or `IPsec` has rules for what passes through, and nobody said that they do not matter.
     pub fn allow(&self) -> Result<(), RouterError> {
         if !self.is_on() || self.force {
             return Ok(());
         }
         let rules = netfilter::on_the_way().map_err(RouterError::Unknown)?;
-        if rules.is_empty() {
-            return Ok(());
+        if !rules.is_empty() {
+            return Err(RouterError::Netfilter(rules));
         }
-        Err(RouterError::Netfilter(rules))
+        let policies = netfilter::ipsec_on_the_way().map_err(RouterError::Unknown)?;
+        if !policies.is_empty() {
+            return Err(RouterError::Ipsec(policies));
+        }
+        Ok(())
     }
 }
 
@@ -77,7 +88,7 @@ impl Proxy {
         self.hook_router(true)
     }
 
-    /// Follows interfaces that appear and change, and leaves everything to the kernel while netfilter has rules.
+    /// Follows interfaces that appear and change, and leaves everything to the kernel while netfilter or `IPsec` has rules.
     pub fn follow_router(&mut self) {
         if !self.gates.fast_path.wanted.is_on() {
             return;

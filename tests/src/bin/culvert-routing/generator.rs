@@ -3,7 +3,7 @@
 //! socket does, so what is measured is mostly routing.
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
@@ -11,9 +11,10 @@ use anyhow::{Context as _, Result};
 use culvert_tests::bytecode::{call, instruction, load};
 
 /// The shortest frame.
-const FRAME: usize = 60;
-/// Of those, the bytes that are written for each packet: the headers, but for the last two bytes of UDP's.
-const WRITTEN: usize = 40;
+const SHORTEST: usize = 60;
+const ETHERNET: usize = 14;
+/// Bytes behind the headers of IP: 26 of UDP, or a header of TCP and some that are its.
+const CONTENT: u8 = 26;
 const PROG_TEST_RUN: libc::c_int = 10;
 const PROG_TYPE_XDP: u32 = 6;
 const LIVE_FRAMES: u32 = 2;
@@ -30,7 +31,7 @@ pub(crate) enum Protocol {
 /// Makes packets that come in by one interface, from one address to any of 64.
 pub(crate) struct Generator {
     program: OwnedFd,
-    frame: [u8; FRAME],
+    frame: Vec<u8>,
     interface: u32,
 }
 
@@ -74,11 +75,10 @@ impl Generator {
     pub(crate) fn new(
         interface: u32,
         hardware: [u8; 6],
-        source: Ipv4Addr,
-        dest: Ipv4Addr,
+        (source, dest): (IpAddr, IpAddr),
         protocol: Protocol,
     ) -> Result<Self> {
-        let frame = frame(hardware, source, dest, protocol);
+        let frame = frame(hardware, (source, dest), protocol);
         let program = load(PROG_TYPE_XDP, 0, &code(&frame)).context("cannot load the generator")?;
         Ok(Self {
             program,
@@ -89,7 +89,7 @@ impl Generator {
 
     /// Has so many packets come in; returns when all are routed.
     pub(crate) fn run(&self, packets: u32) -> Result<()> {
-        let length = u32::try_from(FRAME)?;
+        let length = u32::try_from(self.frame.len())?;
         let context = Context {
             data_end: length,
             interface: self.interface,
@@ -113,80 +113,91 @@ impl Generator {
 }
 
 /// A packet of a few bytes; what it holds has no checksum.
-fn frame(hardware: [u8; 6], source: Ipv4Addr, dest: Ipv4Addr, protocol: Protocol) -> [u8; FRAME] {
-    let mut ip = [0; 20];
-    ip[0] = 0x45;
-    ip[3] = 46;
-    ip[8] = 64;
-    ip[9] = match protocol {
+fn frame(hardware: [u8; 6], hosts: (IpAddr, IpAddr), protocol: Protocol) -> Vec<u8> {
+    let number = match protocol {
         Protocol::Udp => 17,
         Protocol::Tcp => 6,
     };
-    ip[12..16].copy_from_slice(&source.octets());
-    ip[16..].copy_from_slice(&dest.octets());
-    let words = ip
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
-    let sum: u32 = words.sum();
-    let [.., high, low] = (!((sum & 0xffff) + (sum >> 16))).to_be_bytes();
-    [ip[10], ip[11]] = [high, low];
-    let mut frame = [0; FRAME];
-    frame[..6].copy_from_slice(&hardware);
-    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
-    frame[12..14].copy_from_slice(&[8, 0]);
-    frame[14..34].copy_from_slice(&ip);
-    // From and to port 4000; 26 bytes of UDP, or the first of a number of TCP.
-    frame[34..40].copy_from_slice(&[0x0f, 0xa0, 0x0f, 0xa0, 0, 26]);
+    let (kind, ip) = match hosts {
+        (IpAddr::V4(source), IpAddr::V4(dest)) => {
+            let mut ip = vec![0x45, 0, 0, 20 + CONTENT, 0, 0, 0, 0, 64, number, 0, 0];
+            ip.extend(source.octets());
+            ip.extend(dest.octets());
+            let words = ip
+                .chunks(2)
+                .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+            let sum: u32 = words.sum();
+            let [.., high, low] = (!((sum & 0xffff) + (sum >> 16))).to_be_bytes();
+            [ip[10], ip[11]] = [high, low];
+            ([8, 0], ip)
+        }
+        (source, dest) => {
+            let mut ip = vec![0x60, 0, 0, 0, 0, CONTENT, number, 64];
+            for address in [source, dest] {
+                if let IpAddr::V6(address) = address {
+                    ip.extend(address.octets());
+                }
+            }
+            ([0x86, 0xdd], ip)
+        }
+    };
+    // From and to port 4000; a length of UDP, or the first of a number of TCP.
+    let mut content = vec![0x0f, 0xa0, 0x0f, 0xa0, 0, CONTENT];
+    content.resize(CONTENT.into(), 0);
     if protocol == Protocol::Tcp {
         // Five words, ACK, a window.
-        frame[46..50].copy_from_slice(&[0x50, 0x10, 0xff, 0xff]);
+        content[12..16].copy_from_slice(&[0x50, 0x10, 0xff, 0xff]);
     }
+    let mut frame = [&hardware[..], &[2, 0, 0, 0, 0, 1], &kind, &ip, &content].concat();
+    frame.resize(frame.len().max(SHORTEST), 0);
     frame
 }
 
-/// Writes the beginning of the frame and passes it on.
-fn code(frame: &[u8; FRAME]) -> Vec<u64> {
-    let mut code = vec![
-        // r6, r3 = beginning and end of the data; r4 = r6 + WRITTEN
-        instruction(0x61, 0x16, 0, 0),
-        instruction(0x61, 0x13, 4, 0),
-        instruction(0xbf, 0x64, 0, 0),
-        instruction(0x07, 0x04, 0, 40),
-        // if r4 > r3 skip the writes
-        instruction(0x2d, 0x34, 22, 0),
-    ];
-    for (at, bytes) in frame[..WRITTEN].chunks(8).enumerate() {
-        let half = |from: usize| {
-            u32::from_le_bytes([
-                bytes[from],
-                bytes[from + 1],
-                bytes[from + 2],
-                bytes[from + 3],
-            ])
-        };
-        let offset = u16::try_from(at * 8).expect("a small number");
-        code.extend([
-            instruction(0x18, 0x05, 0, half(0)),
-            instruction(0, 0, 0, half(4)),
-            instruction(0x7b, 0x56, offset, 0),
-        ]);
-    }
-    // r0 = any number below 64: the last byte of the destination, by which the checksum becomes smaller.
-    code.extend([
-        instruction(0x85, 0, 0, 7),
-        instruction(0x57, 0, 0, 63),
-        instruction(0x73, 0x06, 33, 0),
-        instruction(
-            0xb7,
-            0x05,
-            0,
-            u32::from(u16::from_be_bytes([frame[24], frame[25]])),
-        ),
+/// Writes the beginning of the frame, up to the ports of what it holds, and passes it on.
+fn code(frame: &[u8]) -> Vec<u64> {
+    let is_v4 = frame[ETHERNET] >> 4 == 4;
+    // Whole words of 8 bytes, and the last byte of the destination.
+    let (written, last) = if is_v4 { (40_u32, 33) } else { (56, 53) };
+    let words = frame.chunks_exact(8).take(written as usize / 8);
+    let writes: Vec<_> = words
+        .zip(0_u16..)
+        .flat_map(|(bytes, number)| {
+            let half = |at: usize| {
+                u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+            };
+            [
+                instruction(0x18, 0x05, 0, half(0)),
+                instruction(0, 0, 0, half(4)),
+                instruction(0x7b, 0x56, number * 8, 0),
+            ]
+        })
+        // r0 = any number below 64, which the last byte of the destination becomes.
+        .chain([
+            instruction(0x85, 0, 0, 7),
+            instruction(0x57, 0, 0, 63),
+            instruction(0x73, 0x06, last, 0),
+        ])
+        .collect();
+    // By which the checksum of IPv4 becomes smaller.
+    let sum = u32::from(u16::from_be_bytes([frame[24], frame[25]]));
+    let summing = [
+        instruction(0xb7, 0x05, 0, sum),
         instruction(0x1f, 0x05, 0, 0),
         instruction(0xdc, 0x05, 0, 16),
         instruction(0x6b, 0x56, 24, 0),
-    ]);
+    ];
+    let work = [&writes[..], if is_v4 { &summing } else { &[] }].concat();
+    let past = u16::try_from(work.len()).expect("a few");
+    let begin = [
+        // r6, r3 = beginning and end of the data; r4 = r6 + what is written
+        instruction(0x61, 0x16, 0, 0),
+        instruction(0x61, 0x13, 4, 0),
+        instruction(0xbf, 0x64, 0, 0),
+        instruction(0x07, 0x04, 0, written),
+        // if r4 > r3 skip the work
+        instruction(0x2d, 0x34, past, 0),
+    ];
     // XDP_PASS
-    code.extend([instruction(0xb7, 0, 0, 2), instruction(0x95, 0, 0, 0)]);
-    code
+    let end = [instruction(0xb7, 0, 0, 2), instruction(0x95, 0, 0, 0)];
+    [&begin[..], &work, &end].concat()
 }

@@ -1,6 +1,7 @@
-//! How many packets one core routes in a second of its time between two veth interfaces: by the fast path, and by the kernel between two others of
-//! the same host, in turn. Or by the kernel where a `[[gateway]]` rule has looked at them and let them pass, and by that of a host that
-//! has no culvert.
+//! How many packets one core routes in a second of its time between two veth interfaces: by the fast path, by the kernel between two
+//! others of the same host, and by a program that does nothing but send them on, in turn. Or by the kernel, or the fast path, where a
+//! `[[gateway]]` rule has looked at them and let them pass, and by that of a host that has no culvert. Or how long a question and its
+//! answer take by the same ways.
 //!
 //! Each packet is received, routed, sent, and thrown away where it arrives, all on one core; what is not routing is the same for
 //! all. To be run as root on a quiet machine, with `CULVERT_BIN` naming a release build.
@@ -12,15 +13,17 @@
     reason = "a measurement: what goes wrong ends it, and its result is printed"
 )]
 
+mod floor;
 mod generator;
+mod latency;
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 use culvert_tests::{
     Sandbox,
@@ -36,6 +39,7 @@ use nix::{
 };
 
 use generator::{Generator, Protocol};
+use latency::{Exchange, quantile};
 
 /// Packets a second of one core: the fast path, or a gateway that they are nothing to, against the kernel.
 #[derive(Parser)]
@@ -55,6 +59,25 @@ struct Arguments {
     /// Instead of the fast path have a gateway, with a rule for other connections than those that the packets are of.
     #[arg(long, value_name = "RULE")]
     gateway: Option<Others>,
+    /// With a gateway, have the fast path on the same interfaces.
+    #[arg(long, requires = "gateway")]
+    fast_path: bool,
+    /// Packets of IPv6.
+    #[arg(long)]
+    ipv6: bool,
+    /// What is measured.
+    #[arg(long, value_enum, default_value_t)]
+    measure: Measure,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Measure {
+    /// Packets that arrive nowhere: how many a second.
+    #[default]
+    Rate,
+    /// Questions and answers over a connection: quantiles of their times.
+    Latency,
 }
 
 /// What a rule selects, other than packets to port 4000 of some hosts.
@@ -88,13 +111,23 @@ impl Others {
 
 impl Arguments {
     fn configuration(&self) -> String {
+        let router = format!(
+            "[router]\nfast_path = [\"{}\", \"{}\"]\nforce = {}\n",
+            LAN[FAST], WAN[FAST], self.firewall
+        );
         match self.gateway {
+            Some(others) if self.fast_path => others.rule() + &router,
             Some(others) => others.rule(),
-            None => format!(
-                "[router]\nfast_path = [\"{}\", \"{}\"]\nforce = {}\n",
-                LAN[FAST], WAN[FAST], self.firewall
-            ),
+            None => router,
         }
+    }
+
+    fn has_fast_path(&self) -> bool {
+        self.gateway.is_none() || self.fast_path
+    }
+
+    const fn family(&self) -> usize {
+        if self.ipv6 { 1 } else { 0 }
     }
 }
 
@@ -118,16 +151,15 @@ impl<'a> Lane<'a> {
         name: &'static str,
         (router, hosts): (&'a Netns, &Hosts),
         number: usize,
-        protocol: Protocol,
+        (protocol, family): (Protocol, usize),
     ) -> Result<Self> {
-        sink(router, hosts.server(number), number);
+        sink(router, hosts.server(number), number, family);
         let hardware = router.hardware(LAN[number]);
-        let IpAddr::V4(source) = hosts::client(number)[0] else {
-            bail!("an IPv4 address comes first");
-        };
+        let source = hosts::client(number)[family];
         let generator = router.within(|| {
             let interface = if_nametoindex(LAN[number])?;
-            Generator::new(interface, hardware, source, beyond(number), protocol)
+            let (dest, _) = beyond(number, family);
+            Generator::new(interface, hardware, (source, dest), protocol)
         })?;
         Ok(Self {
             name,
@@ -155,6 +187,9 @@ impl<'a> Lane<'a> {
     }
 }
 
+/// A name, a router with its hosts, and which of its interfaces.
+type Way<'a> = (&'static str, (&'a Netns, &'a Hosts), usize);
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let sandbox = Sandbox::new();
@@ -164,20 +199,19 @@ fn main() -> Result<()> {
     let ruled = Netns::new();
     let with_rule = (&ruled, &Hosts::around_router(&ruled));
     // The kernel comes first, which the others are compared with.
-    let mut lanes = if arguments.gateway.is_some() {
+    let ways = if arguments.gateway.is_some() {
         vec![
-            Lane::new("kernel", there, FAST, Protocol::Tcp)?,
-            Lane::new("gateway", here, FAST, Protocol::Tcp)?,
-            Lane::new("beside", here, KERNEL, Protocol::Tcp)?,
-            Lane::new("one rule", with_rule, FAST, Protocol::Tcp)?,
+            ("kernel", there, FAST),
+            ("gateway", here, FAST),
+            ("beside", here, KERNEL),
+            ("one rule", with_rule, FAST),
         ]
     } else {
-        vec![
-            Lane::new("kernel", here, KERNEL, Protocol::Udp)?,
-            Lane::new("fast path", here, FAST, Protocol::Udp)?,
-        ]
+        vec![("kernel", here, KERNEL), ("fast path", here, FAST)]
     };
-    ruled.ip("rule add fwmark 7 lookup 77");
+    for option in ["-4", "-6"] {
+        ruled.ip(&format!("{option} rule add fwmark 7 lookup 77"));
+    }
     if arguments.firewall {
         for router in [router, &other] {
             router.tool("nft", "add table inet wall");
@@ -188,32 +222,105 @@ fn main() -> Result<()> {
     }
     let culvert = sandbox.culvert(&arguments.configuration());
     let before = culvert.counter("fast");
-    rounds(&arguments, &mut lanes)?;
+    let has_answers = arguments.measure == Measure::Latency;
+    if has_answers {
+        latencies(&arguments, &ways)?;
+    } else {
+        rates(&arguments, &ways, with_rule)?;
+    }
     let sent_on = culvert.counter("fast") - before;
-    let expected = u64::from(arguments.packets) * (arguments.rounds as u64 + 1);
+    let per_round = u64::from(arguments.packets) * if has_answers { 2 } else { 1 };
+    let expected = per_round * (arguments.rounds as u64 + 1);
     ensure!(
-        arguments.gateway.is_some() || sent_on >= expected / 100 * 99,
+        !arguments.has_fast_path() || sent_on >= expected / 100 * 99,
         "the fast path sent on {sent_on} of {expected} packets"
     );
+    Ok(())
+}
+
+/// Packets a second by each way, and where the fast path is measured by a host that only sends them on.
+fn rates(arguments: &Arguments, ways: &[Way<'_>], bare: (&Netns, &Hosts)) -> Result<()> {
+    let family = arguments.family();
+    let protocol = if arguments.gateway.is_some() {
+        Protocol::Tcp
+    } else {
+        Protocol::Udp
+    };
+    let mut lanes = Vec::new();
+    for (name, router, number) in ways {
+        lanes.push(Lane::new(name, *router, *number, (protocol, family))?);
+    }
+    let mut floor = None;
+    if arguments.gateway.is_none() {
+        lanes.push(Lane::new("floor", bare, KERNEL, (protocol, family))?);
+        let pass = || floor::pass(LAN[KERNEL], WAN[KERNEL]);
+        floor = Some(bare.0.within(pass)?);
+    }
+    rounds(arguments, &mut lanes)?;
+    drop(floor);
     report(&lanes);
     Ok(())
 }
 
-/// The first address of a network behind a server.
-fn beyond(number: usize) -> Ipv4Addr {
-    Ipv4Addr::new(10, 66, u8::try_from(number).expect("one of two"), 0)
+/// How long questions and answers take, in turn.
+fn latencies(arguments: &Arguments, ways: &[Way<'_>]) -> Result<()> {
+    let exchange = |&(name, (_, hosts), number): &Way<'_>| {
+        let to = (hosts::server(number)[arguments.family()], PORT);
+        let exchange = Exchange::between(hosts.client(number), hosts.server(number), to)?;
+        Ok((name, exchange, Vec::new()))
+    };
+    let mut lanes: Vec<_> = ways.iter().map(exchange).collect::<Result<_>>()?;
+    stay(arguments.core)?;
+    for round in 0..=arguments.rounds {
+        for (_, exchange, times) in &mut lanes {
+            let new = exchange.times(arguments.packets)?;
+            if round > 0 {
+                times.push(new);
+            }
+        }
+    }
+    for (name, _, times) in &lanes {
+        let shown = [500, 900, 990].map(|of_thousand| {
+            let mut rounds: Vec<_> = times
+                .iter()
+                .map(|times| quantile(times, of_thousand).as_secs_f64() * 1e6)
+                .collect();
+            let (median, least, most) = spread(&mut rounds);
+            format!(
+                "p{} {median:.2} us ({least:.2} to {most:.2})",
+                of_thousand / 10
+            )
+        });
+        println!("{name:9}  {}", shown.join("  "));
+    }
+    Ok(())
+}
+
+/// Where packets and connections go that no rule selects.
+const PORT: u16 = 4000;
+
+/// The first address of a network behind a server, and the length of its prefix.
+fn beyond(number: usize, family: usize) -> (IpAddr, u8) {
+    let number = u8::try_from(number).expect("one of two");
+    if family == 0 {
+        (Ipv4Addr::new(10, 66, number, 0).into(), 24)
+    } else {
+        let last = u16::from(number) << 8;
+        (Ipv6Addr::new(0xfd66, 0, 0, 0, 0, 0, 0, last).into(), 120)
+    }
 }
 
 /// Has a server throw away what it gets, and the router know it nevertheless, and a network behind it.
-fn sink(router: &Netns, server: &Netns, number: usize) {
+fn sink(router: &Netns, server: &Netns, number: usize, family: usize) {
     let name = WAN[number];
-    let address = hosts::server(number)[0];
+    let address = hosts::server(number)[family];
     let hardware = server.hardware(name);
     let shown = hardware.map(|byte| format!("{byte:02x}")).join(":");
     router.ip(&format!(
         "neigh replace {address} lladdr {shown} dev {name} nud permanent"
     ));
-    router.ip(&format!("route add {}/24 via {address}", beyond(number)));
+    let (net, length) = beyond(number, family);
+    router.ip(&format!("route add {net}/{length} via {address}"));
     server.within(|| {
         run("tc", &["qdisc", "add", "dev", name, "clsact"]);
         let filter = [
@@ -225,9 +332,7 @@ fn sink(router: &Netns, server: &Netns, number: usize) {
 
 /// Measures all in turn.
 fn rounds(arguments: &Arguments, lanes: &mut [Lane<'_>]) -> Result<()> {
-    let mut core = CpuSet::new();
-    core.set(arguments.core)?;
-    sched_setaffinity(Pid::from_raw(0), &core).context("cannot stay on one core")?;
+    stay(arguments.core)?;
     // The first round is to warm up.
     for round in 0..=arguments.rounds {
         for lane in &mut *lanes {
@@ -238,6 +343,12 @@ fn rounds(arguments: &Arguments, lanes: &mut [Lane<'_>]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn stay(on: usize) -> Result<()> {
+    let mut core = CpuSet::new();
+    core.set(on)?;
+    sched_setaffinity(Pid::from_raw(0), &core).context("cannot stay on one core")
 }
 
 /// What this thread has used of its core: the kernel routes in its time, and others on the core do not count.
