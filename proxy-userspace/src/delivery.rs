@@ -156,7 +156,10 @@ impl Delivery {
             let rule = Rule::of(want, family, self.claim.table());
             // The rule comes first and goes last: before the route it finds an empty table, which decides nothing, and it shows
             // that there is one.
-            self.kernel.add_rule(&rule)?;
+            if !self.kernel.add_rule(&rule)? {
+                tracing::info!(rule = %rule, "the kernel has no such family of addresses");
+                continue;
+            }
             if self.families.contains(&family) {
                 continue;
             }

@@ -24,7 +24,7 @@ use crate::{
     config::Config,
     drain,
     failure::Failure,
-    intercept::Predecessor,
+    intercept::{MissingFeature, Predecessor},
     netlink::News,
     policy::Names,
     privileges,
@@ -94,6 +94,7 @@ impl Service {
         };
         let enters = enters_namespaces(&config, guarded_by);
         if enters {
+            require_namespaces()?;
             privileges::require_all(&[privileges::ENTER, privileges::SEE_NAMESPACES])?;
         }
         let mut proxy = Proxy::start(&settings, predecessor)?;
@@ -415,6 +416,14 @@ impl Service {
 /// Whether listeners are opened in the network namespaces of containers. Those of a pod share one, which is a sidecar's, too.
 pub(crate) fn enters_namespaces(config: &Config, guarded_by: GuardedBy) -> bool {
     guarded_by == GuardedBy::Pins && config.forward.iter().any(Rule::enters_namespaces)
+}
+
+/// What the listeners that are opened in other network namespaces need.
+fn require_namespaces() -> Result<()> {
+    if socket::tells_namespace() {
+        return Ok(());
+    }
+    Err(Failure::missing(MissingFeature::Namespaces.to_string()).into())
 }
 
 /// The containers below a cgroup that rules name and whose connections are relayed.

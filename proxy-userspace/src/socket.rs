@@ -12,7 +12,10 @@ use std::{
     io,
     mem::offset_of,
     net::{SocketAddr, TcpListener},
-    os::fd::{AsFd, AsRawFd},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::net::UnixDatagram,
+    },
     time::Duration,
 };
 
@@ -122,6 +125,12 @@ pub fn cookie(socket: &impl AsFd) -> io::Result<u64> {
 /// `ENOPROTOOPT` on older kernels, where a hook is asked.
 pub fn netns_cookie(socket: &impl AsFd) -> io::Result<u64> {
     Ok(getsockopt(socket, NetnsCookie)?)
+}
+
+/// Whether sockets tell their network namespace ([`netns_cookie`]); since kernel 5.14.
+#[must_use]
+pub fn tells_namespace() -> bool {
+    UnixDatagram::unbound().is_ok_and(|socket| netns_cookie(&socket).is_ok())
 }
 
 /// Bytes that were received and not yet read (`FIONREAD`).

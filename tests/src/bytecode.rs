@@ -5,7 +5,10 @@ use std::{
     os::fd::{FromRawFd, OwnedFd, RawFd},
 };
 
-use nix::errno::Errno;
+use nix::{
+    errno::Errno,
+    sys::resource::{RLIM_INFINITY, Resource, setrlimit},
+};
 
 const PROG_LOAD: libc::c_int = 5;
 
@@ -35,6 +38,8 @@ struct Load {
 /// # Errors
 /// What the kernel says.
 pub fn load(kind: u32, attach_kind: u32, code: &[u64]) -> io::Result<OwnedFd> {
+    // Before Linux 5.11 programs and maps count as locked memory. Where the limit may not be raised the kernel may not ask for it.
+    _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
     let mut load = Load {
         kind,
         count: u32::try_from(code.len()).map_err(io::Error::other)?,

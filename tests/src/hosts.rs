@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     App, Sandbox,
+    kernel::has_ipv6,
     netns::Netns,
     process::{app_binary, output},
 };
@@ -39,9 +40,13 @@ impl Hosts {
             router.link(name, &link.0, &netns, &link.1);
             let default = |near: IpAddr| format!("route add default via {near}");
             let address = |own: Ipv6Addr| format!("addr add {own}/64 dev {name} nodad");
-            let [near_v6, far] = [1, 2].map(|host| v6(side, number, host));
-            router.ip(&address(near_v6));
-            netns.ip_all(&[default(near.into()), address(far), default(near_v6.into())]);
+            let mut commands = vec![default(near.into())];
+            if has_ipv6() {
+                let [near, far] = [1, 2].map(|host| v6(side, number, host));
+                router.ip(&address(near));
+                commands.extend([address(far), default(near.into())]);
+            }
+            netns.ip_all(&commands);
             netns
         };
         let hosts = Self {
@@ -49,7 +54,9 @@ impl Hosts {
             servers: [0, 1].map(|number| host(2, WAN[number], number)),
         };
         router.sysctl("net.ipv4.ip_forward", "1");
-        router.sysctl("net.ipv6.conf.all.forwarding", "1");
+        if has_ipv6() {
+            router.sysctl("net.ipv6.conf.all.forwarding", "1");
+        }
         hosts
     }
 
@@ -77,6 +84,12 @@ pub fn client(number: usize) -> [IpAddr; 2] {
 /// The addresses of a server.
 pub fn server(number: usize) -> [IpAddr; 2] {
     [v4(2, number, 2).into(), v6(2, number, 2).into()]
+}
+
+/// Those of them that this kernel has: without IPv6 the first.
+pub fn server_here(number: usize) -> Vec<IpAddr> {
+    let families = if has_ipv6() { 2 } else { 1 };
+    server(number).into_iter().take(families).collect()
 }
 
 /// The addresses of the sandbox on the link to a server.

@@ -6,8 +6,6 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
 };
 
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
-
 use crate::{
     bytecode::{self, call, descriptor, instruction},
     cgroup::Cgroup,
@@ -73,7 +71,5 @@ fn load(kind: u32, attach_kind: u32, offset: u16, word: u32) -> OwnedFd {
         instruction(0xb7, 0, 0, 0),
         instruction(0x95, 0, 0, 0),
     ];
-    // Before Linux 5.11 programs count as locked memory. Where the limit may not be raised the kernel may not ask for it.
-    _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
     bytecode::load(kind, attach_kind, &code).expect("a program")
 }

@@ -9,7 +9,7 @@
 )]
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
@@ -41,13 +41,14 @@ fn through(of: &[(SocketAddr, &str)]) -> String {
 fn after_a_kill_every_new_connection_is_routed() {
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
-    let echoes =
-        hosts::server(0).map(|address| hosts.server(0).within(|| Server::echo((address, 0))));
+    let echo = |address: &IpAddr| hosts.server(0).within(|| Server::echo((*address, 0)));
+    let echoes: Vec<_> = hosts::server_here(0).iter().map(echo).collect();
     let mirror = hosts
         .server(0)
         .within(|| Server::mirror((hosts::server(0)[0], 0)));
-    let addresses = echoes.each_ref().map(Server::address);
-    let all = [addresses[0], addresses[1], mirror.address()].map(|address| (address, "direct"));
+    let addresses: Vec<_> = echoes.iter().map(Server::address).collect();
+    let all = addresses.iter().copied().chain([mirror.address()]);
+    let all: Vec<_> = all.map(|address| (address, "direct")).collect();
     let mut culvert = sandbox.culvert(&through(&all));
     let app = hosts.app(&sandbox, 0);
     assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
@@ -133,41 +134,41 @@ fn after_a_kill_a_source_port_can_be_used_again() {
 fn after_a_kill_rules_that_refuse_let_nothing_pass_until_detached() {
     let sandbox = Sandbox::new();
     let hosts = Hosts::around(&sandbox);
-    let servers =
-        hosts::server(0).map(|address| hosts.server(0).within(|| Server::mirror((address, 0))));
-    let free = hosts
-        .server(0)
-        .within(|| Server::mirror((hosts::server(0)[0], 0)));
-    let closed = servers.each_ref().map(Server::address);
-    let mut culvert = sandbox.culvert(&through(&closed.map(|address| (address, "refuse"))));
+    let mirror = |address: &IpAddr| hosts.server(0).within(|| Server::mirror((*address, 0)));
+    let servers: Vec<_> = hosts::server_here(0).iter().map(mirror).collect();
+    let free = mirror(&hosts::server(0)[0]);
+    let refused: Vec<_> = servers
+        .iter()
+        .map(|server| (server.address(), "refuse"))
+        .collect();
+    let mut culvert = sandbox.culvert(&through(&refused));
     let app = hosts.app(&sandbox, 0);
-    for address in closed {
-        assert_eq!(app.probe(address), Ok(Route::Relayed));
+    for (address, _) in &refused {
+        assert_eq!(app.probe(*address), Ok(Route::Relayed));
     }
-    let served = servers.each_ref().map(|server| server.clients().len());
+    let served = || -> Vec<_> { servers.iter().map(|it| it.clients().len()).collect() };
+    let before = served();
 
     culvert.kill();
 
-    let waiting = closed.map(|address| {
-        let socket = app.tcp(address);
+    let connect = |(address, _): &(SocketAddr, _)| {
+        let socket = app.tcp(*address);
         socket.set_nonblocking(true);
-        assert_eq!(socket.connect(address), Err(Errno::EINPROGRESS));
-        socket
-    });
+        assert_eq!(socket.connect(*address), Err(Errno::EINPROGRESS));
+        (socket, *address)
+    };
+    let waiting: Vec<_> = refused.iter().map(connect).collect();
     assert_eq!(app.probe(free.address()), Ok(Route::Direct));
     thread::sleep(Duration::from_millis(300));
-    assert_eq!(
-        servers.each_ref().map(|server| server.clients().len()),
-        served
-    );
+    assert_eq!(served(), before);
     assert_eq!(
         sandbox.detach(),
         "removed what a killed daemon had left in force\n"
     );
     // Their SYNs are sent again, and pass.
-    for (socket, address) in waiting.iter().zip(closed) {
+    for (socket, address) in &waiting {
         eventually("a connection after detach", || {
-            (socket.peer() == Ok(address)).then_some(())
+            (socket.peer() == Ok(*address)).then_some(())
         });
     }
 }

@@ -15,7 +15,7 @@ use culvert_tests::{
     daemon::Settings,
     kernel::{tells_types, version},
     peer::Server,
-    rules::ALL,
+    rules::{ALL, RELAY},
     sandbox::SERVER_V4,
 };
 
@@ -41,6 +41,15 @@ fn arrivals_by_interface() {
     let sandbox = Sandbox::new();
     let rules = "[[reverse]]\nname = \"site\"\nlisten = \"*:80\"\nvia = \"original\"\nmatch = { interface = \"lo\" }\n";
     since((5, 17), &sandbox, rules);
+}
+
+/// Whether or not there is one of that name.
+#[test]
+fn containers_with_networks_of_their_own() {
+    let sandbox = Sandbox::new();
+    let rule =
+        "[[forward]]\nname = \"web\"\nmatch = { container = \"some-web\" }\nvia = \"relay\"\n";
+    since((5, 14), &sandbox, &format!("{RELAY}{rule}"));
 }
 
 /// What the type information of the kernel is needed for is refused without it, on a kernel of any version.

@@ -11,6 +11,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
@@ -22,6 +23,7 @@ use culvert_tests::{
     datagrams::{Datagrams, set},
     eventually, frames,
     hosts::{self, Hosts},
+    kernel::version,
     netns::Netns,
     peer::Server,
     process::run,
@@ -352,20 +354,30 @@ fn what_a_rule_selects_is_relayed_before() {
     }
 }
 
-/// Counts packets that the kernel forwards.
-fn count_forwarded(router: &Netns) {
-    router.tool("nft", "add table inet seen");
-    router.tool(
-        "nft",
-        "add chain inet seen through { type filter hook forward priority 0 ; }",
-    );
-    router.tool("nft", "add rule inet seen through counter");
-}
-
+/// How many packets the kernel itself has forwarded.
 fn forwarded(router: &Netns) -> u64 {
-    let listed = router.within(|| run("nft", &["list", "chain", "inet", "seen", "through"]));
-    let (_, rest) = listed.split_once("counter packets ").unwrap();
-    rest.split(' ').next().unwrap().parse().unwrap()
+    // Of the thread: those of the process are of another network namespace.
+    let read = |name: &str| {
+        let path = format!("/proc/thread-self/net/{name}");
+        router.within(|| fs::read_to_string(&path).unwrap())
+    };
+    let v4 = read("snmp");
+    // The names, and below them the numbers.
+    let mut lines = v4.lines().filter(|line| line.starts_with("Ip: "));
+    let [names, numbers] = [(); 2].map(|()| lines.next().unwrap().split(' '));
+    let (_, v4) = names
+        .zip(numbers)
+        .find(|(name, _)| *name == "ForwDatagrams")
+        .unwrap();
+    let v6 = read("snmp6");
+    let v6 = v6
+        .lines()
+        .find(|line| line.starts_with("Ip6OutForwDatagrams"));
+    let v6 = v6.and_then(|line| line.split_ascii_whitespace().nth(1));
+    [v4, v6.unwrap()]
+        .map(|number| number.parse::<u64>().unwrap())
+        .iter()
+        .sum()
 }
 
 #[test]
@@ -376,9 +388,8 @@ fn after_a_kill_the_kernel_routes() {
     ] {
         let sandbox = Sandbox::new();
         let hosts = Hosts::around(&sandbox);
-        let by_filters = !settings.daemon.is_empty();
+        let by_filters = !settings.daemon.is_empty() || version() < (6, 6);
         let mut culvert = sandbox.culvert_with(&settings, &format!("{ROUTER}force = true\n"));
-        count_forwarded(sandbox.netns());
         let both = Datagrams::both(&hosts);
         for datagrams in &both {
             datagrams.assert_arrives(10);

@@ -16,11 +16,13 @@ mod report;
 mod table;
 
 use std::{
-    collections::VecDeque,
+    cmp::Reverse,
+    collections::{BTreeSet, VecDeque},
+    num::NonZero,
     process::ExitCode,
     sync::{Mutex, PoisonError},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -44,8 +46,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) profile: Profile,
     /// Only guests with kernels of these series; all when there is none.
     pub(crate) series: &'a [String],
-    /// Only the brief selection of tests, on machines with nothing special about them.
-    pub(crate) brief: bool,
+    /// All tests that are for guests, and not only those that show that everything does its main job.
+    pub(crate) whole: bool,
     /// Only tests whose name contains this.
     pub(crate) filter: Option<&'a str>,
     /// The table of the README is written anew.
@@ -54,18 +56,21 @@ pub(crate) struct Wanted<'a> {
     pub(crate) if_possible: bool,
 }
 
-/// Guests that run at a time: each has one processor, and emulating it takes one of ours.
+/// Guests that run at a time at least, and more where there are processors for them: each has one, and emulating it takes one of
+/// ours.
 const AT_A_TIME: usize = 2;
+/// What is not the whole is chosen to take no longer on two processors that have nothing else to do.
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// Boots every guest, and prints one table of what became of everything in it.
 pub(crate) fn test(workspace: &Workspace, wanted: &Wanted<'_>) -> Result<ExitCode> {
     let guests: Vec<_> = GUESTS
         .iter()
         .filter(|guest| wanted.series.is_empty() || wanted.series.iter().any(|s| s == guest.series))
-        .filter(|guest| guest.is_whole || !wanted.brief)
         .collect();
     if guests.is_empty() {
-        let known: Vec<_> = GUESTS.iter().map(|guest| guest.series).collect();
+        let known: BTreeSet<_> = GUESTS.iter().map(|guest| guest.series).collect();
+        let known: Vec<_> = known.into_iter().collect();
         bail!(
             "there is no guest with such a kernel; known: {}",
             known.join(", ")
@@ -87,12 +92,15 @@ pub(crate) fn test(workspace: &Workspace, wanted: &Wanted<'_>) -> Result<ExitCod
     let culvert = build::build(workspace, wanted.profile)?;
     let payload = Payload::build(workspace, &culvert)?;
 
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    let at_a_time = processors.max(AT_A_TIME).min(guests.len());
     progress::step(&format!(
-        "booting {} guests, {AT_A_TIME} at a time",
+        "booting {} guests, {at_a_time} at a time",
         guests.len()
     ));
     let begun = (Instant::now(), processor_time()?);
-    let reports = run_all(&guests, &kernels, &payload, wanted)?;
+    let reports = run_all(&guests, &kernels, &payload, at_a_time, wanted)?;
+    let took = begun.0.elapsed();
     print!("{}", table::text(&reports));
     let failures = table::failures(&reports);
     for failure in &failures {
@@ -102,12 +110,19 @@ pub(crate) fn test(workspace: &Workspace, wanted: &Wanted<'_>) -> Result<ExitCod
         "\n{}, {} failed; {} s, {} s of processor time",
         table::counted(&reports),
         failures.len(),
-        begun.0.elapsed().as_secs(),
+        took.as_secs(),
         processor_time()? - begun.1
     );
+    if !wanted.whole && took > LIMIT {
+        println!(
+            "That is longer than the {} s which it should take on two processors: they are slow, or busy with something else, \
+             or a guest has become slower (see the end of the table)",
+            LIMIT.as_secs()
+        );
+    }
     if wanted.writes_readme {
-        if !failures.is_empty() || guests.len() < GUESTS.len() || wanted.filter.is_some() {
-            bail!("the README tells of complete runs without failures only");
+        if !failures.is_empty() {
+            bail!("the README tells of runs without failures only");
         }
         readme::write(&workspace.root, &reports)?;
     }
@@ -124,10 +139,9 @@ fn processor_time() -> Result<i64> {
     Ok(usage.user_time().tv_sec() + usage.system_time().tv_sec())
 }
 
-fn series(guests: &[&Guest]) -> Vec<&'static str> {
-    let mut series: Vec<_> = guests.iter().map(|guest| guest.series).collect();
-    series.dedup();
-    series
+/// The series of kernels that guests have, each once.
+fn series(guests: &[&Guest]) -> BTreeSet<&'static str> {
+    guests.iter().map(|guest| guest.series).collect()
 }
 
 /// The reports, in the order of the guests.
@@ -135,9 +149,13 @@ fn run_all(
     guests: &[&'static Guest],
     kernels: &[Kernel],
     payload: &Payload,
+    at_a_time: usize,
     wanted: &Wanted<'_>,
 ) -> Result<Vec<Report>> {
-    let waiting: Mutex<VecDeque<_>> = Mutex::new(guests.iter().enumerate().collect());
+    let mut order: Vec<_> = guests.iter().enumerate().collect();
+    // The newer a kernel, the longer it verifies: what takes longest must not begin last.
+    order.sort_by_key(|(_, guest)| Reverse(guest.version()));
+    let waiting = Mutex::new(VecDeque::from(order));
     let next = || {
         waiting
             .lock()
@@ -156,7 +174,7 @@ fn run_all(
         Ok(reports)
     };
     let mut reports = thread::scope(|scope| {
-        let workers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..at_a_time).map(|_| scope.spawn(work)).collect();
         let joined = workers.into_iter().map(|worker| {
             let panicked = |_| anyhow::anyhow!("a thread that runs guests has panicked");
             worker.join().map_err(panicked)?
@@ -176,7 +194,7 @@ fn run(
     wanted: &Wanted<'_>,
 ) -> Result<Report> {
     let begun = Instant::now();
-    let tests = guest.tests(wanted.brief, wanted.filter);
+    let tests = guest.tests(wanted.whole, wanted.filter);
     let image = payload.for_guest(guest, kernel, &tests)?;
     let output = qemu::run(kernel, &image, guest.arguments)?;
     output.keep(&kernel.folder.join(format!("said-{number}")))?;

@@ -54,14 +54,14 @@ enum Task {
         /// Only on kernels of this series, such as 6.1
         #[arg(long, requires = "kernels")]
         series: Vec<String>,
-        /// Only what shows that everything does its main job
+        /// All of the selection, not only what shows that everything does its main job
         #[arg(long, requires = "kernels")]
-        brief: bool,
+        whole: bool,
         /// With culvert built for debugging
         #[arg(long, requires = "kernels")]
         debug: bool,
         /// Put the result into the README
-        #[arg(long, requires = "kernels")]
+        #[arg(long, requires = "whole", conflicts_with_all = ["debug", "series", "filter"])]
         write_readme: bool,
         /// Succeed where QEMU or the kernels cannot be had, and say so
         #[arg(long, requires = "kernels")]
@@ -113,7 +113,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             filter,
             kernels: true,
             series,
-            brief,
+            whole,
             debug,
             write_readme,
             if_possible,
@@ -121,7 +121,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             let wanted = kernels::Wanted {
                 profile: Profile::of(debug),
                 series: &series,
-                brief,
+                whole,
                 filter: filter.as_deref(),
                 writes_readme: write_readme,
                 if_possible,

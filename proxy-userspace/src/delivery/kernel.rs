@@ -28,6 +28,9 @@ const NO_ROUTE: [Errno; 4] = [
 #[derive(Debug)]
 pub(super) struct Kernel(Conversation);
 
+/// What is answered about rules of a family that the kernel does not speak.
+const NO_FAMILY: [Errno; 2] = [Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP];
+
 impl Kernel {
     pub(super) fn open() -> Result<Self, DeliveryError> {
         Conversation::open()
@@ -48,7 +51,7 @@ impl Kernel {
                 }
             });
         match answered {
-            Err(error) if is_one_of(&error, &[Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP]) => {}
+            Err(error) if is_one_of(&error, &NO_FAMILY) => {}
             answered => answered.map_err(failed("list the routing rules"))?,
         }
         // The kernel has sent another family's where it knows no rules of this one.
@@ -78,11 +81,13 @@ impl Kernel {
         }
     }
 
-    pub(super) fn add_rule(&mut self, rule: &Rule) -> Result<(), DeliveryError> {
+    /// Whether it was added: it is not where the kernel has no such family (`ipv6.disable=1`).
+    pub(super) fn add_rule(&mut self, rule: &Rule) -> Result<bool, DeliveryError> {
         let message = RouteNetlinkMessage::NewRule(rule.message().clone());
-        self.0
-            .change(message, NLM_F_CREATE | NLM_F_EXCL)
-            .map_err(failed(rule.command()))
+        match self.0.change(message, NLM_F_CREATE | NLM_F_EXCL) {
+            Err(error) if is_one_of(&error, &NO_FAMILY) => Ok(false),
+            changed => changed.map(|()| true).map_err(failed(rule.command())),
+        }
     }
 
     pub(super) fn add_route(&mut self, route: Route) -> Result<(), DeliveryError> {

@@ -11,7 +11,7 @@ use crate::{
     intercept::{
         Features, MissingFeature,
         guard::{self, Bpffs},
-        trial::{self, Trial, try_programs},
+        trial::{self, Stage, Trial, try_programs},
     },
     paint::{all_lines, one_line},
     privileges,
@@ -25,6 +25,8 @@ pub(super) struct Tried {
     pub(super) name: &'static str,
     /// Whether the kernel takes it.
     pub(super) works: bool,
+    /// Whether it was attached, and not only loaded.
+    pub(super) attached: bool,
     /// Its instructions, as the kernel has rewritten them.
     pub(super) instructions: Option<u32>,
     /// Those that the verifier went through; known since kernel 5.16.
@@ -41,6 +43,7 @@ impl Tried {
         Self {
             name: trial.program,
             works: trial.outcome.is_ok(),
+            attached: matches!(trial.outcome, Ok(Stage::Attached)),
             instructions: cost.and_then(|cost| cost.instructions),
             verified_instructions: cost.and_then(|cost| cost.verified),
             load_ms: cost.map(|cost| cost.time.as_secs_f64() * 1000.0),
@@ -95,23 +98,20 @@ fn trials(features: &Features, cgroups: &Result<Cgroup2, CgroupError>) -> (Vec<C
     let directory = own.as_ref().and_then(|own| File::open(own.dir()).ok());
     match try_programs(features, directory.as_ref().map(AsFd::as_fd)) {
         Ok(trials) => {
-            let done = if directory.is_some() {
-                "loaded, attached and detached"
-            } else {
-                "loaded"
-            };
             tried.extend(trials.iter().map(Tried::new));
-            checks.extend(trials.into_iter().map(|trial| verdict(trial, done)));
+            checks.extend(trials.into_iter().map(verdict));
         }
         Err(error) => checks.push(refused(Check::missing("programs", one_line(&error)))),
     }
     (checks, tried)
 }
 
-fn verdict(trial: Trial, done: &str) -> Check {
+fn verdict(trial: Trial) -> Check {
     let id = format!("program_{}", trial.program);
-    let Err(error) = trial.outcome else {
-        return Check::ok(id, done);
+    let error = match trial.outcome {
+        Ok(Stage::Attached) => return Check::ok(id, "loaded, attached and detached"),
+        Ok(Stage::Loaded) => return Check::ok(id, "loaded"),
+        Err(error) => error,
     };
     match trial.program {
         names::TASK_FORK | names::TASK_EXIT => Check::warning(id, one_line(&error))
@@ -268,7 +268,7 @@ mod tests {
             outcome,
             cost: None,
         };
-        verdict(trial, "loaded").status
+        verdict(trial).status
     }
 
     #[test]

@@ -163,6 +163,7 @@ mod tests {
             tried: vec![Tried {
                 name: "connect4",
                 works: true,
+                attached: true,
                 instructions: Some(100),
                 verified_instructions: None,
                 load_ms: Some(1.5),
@@ -215,7 +216,7 @@ mod tests {
             serde_json::json!({"id": "x", "status": "warning", "found": "y", "advice": "z"});
         assert_eq!(value["checks"][1], check);
         let program = serde_json::json!({
-            "name": "connect4", "works": true, "instructions": 100, "verified_instructions": null, "load_ms": 1.5,
+            "name": "connect4", "works": true, "attached": true, "instructions": 100, "verified_instructions": null, "load_ms": 1.5,
             "refusal": null,
         });
         assert_eq!(value["programs"][0], program);

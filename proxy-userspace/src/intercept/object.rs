@@ -58,6 +58,12 @@ pub enum MissingFeature {
          type information in /sys/kernel/btf/vmlinux; select by `source`, or `listen` on addresses of the interface"
     )]
     Interface,
+    /// Listeners do not tell where they are.
+    #[error(
+        "rules with `container` need a kernel that tells which network namespace a listener is in (SO_NETNS_COOKIE), 5.14 or newer; \
+         run `culvert sidecar` in the container instead"
+    )]
+    Namespaces,
     /// Sockets cannot be looked into.
     #[error("the sockmap path needs to know how far a socket was read: {0}")]
     Sockets(String),

@@ -148,6 +148,9 @@ impl Shortcuts for Lanes {
 }
 
 /// A handle to a map of sockets.
-fn sockets(ebpf: &Ebpf, name: &'static str) -> Result<SockHash<MapData, LaneKey>, InterceptError> {
+pub(super) fn sockets(
+    ebpf: &Ebpf,
+    name: &'static str,
+) -> Result<SockHash<MapData, LaneKey>, InterceptError> {
     SockHash::try_from(Map::SockHash(duplicate(ebpf, name)?)).map_err(map_error("open", name))
 }

@@ -2,16 +2,23 @@
 
 use std::{
     fs::File,
+    io,
     os::fd::BorrowedFd,
+    thread,
     time::{Duration, Instant},
 };
 
-use aya::programs::{Program, ProgramError};
+use aya::{
+    Ebpf,
+    maps::{Map, SockMap, sock::SockMapFd},
+    programs::{Program, ProgramError, SchedClassifier, TcAttachType, links::Link as _, tc},
+};
+use nix::sched::{CloneFlags, unshare};
 use proxy_common::names;
 
 use super::{
     Features, InterceptError, MODE, Overlap, Settings, TASK_EVENTS, arrivals::OWN_NAMESPACE,
-    attach_error, load_error, object, shortcut,
+    attach_error, handles::duplicate, load_error, object, shortcut,
 };
 use crate::relay::shortcut::Proofs;
 
@@ -20,10 +27,19 @@ use crate::relay::shortcut::Proofs;
 pub struct Trial {
     /// Its name, of [`names::PROGRAMS`].
     pub program: &'static str,
-    /// Whether the kernel takes it.
-    pub outcome: Result<(), InterceptError>,
+    /// Whether the kernel takes it, and how far it went.
+    pub outcome: Result<Stage, InterceptError>,
     /// What the kernel says of it, once it is loaded.
     pub cost: Option<Cost>,
+}
+
+/// How far a program went that the kernel takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It was loaded. There is nowhere to attach it, or that takes a privilege which is not there.
+    Loaded,
+    /// It was attached, too, and detached again.
+    Attached,
 }
 
 /// What it took to load a program.
@@ -37,8 +53,9 @@ pub struct Cost {
     pub time: Duration,
 }
 
-/// Loads every program. With a cgroup it is attached there too, or to its tracepoint, and detached before this
-/// returns. No policy is in force: whatever passes the hooks meanwhile goes direct.
+/// Loads every program. With a cgroup it is attached there too, or to its tracepoint, to its map of sockets or to the loopback
+/// interface of a network namespace that is made for that, and detached before this returns. No policy is in force: whatever passes
+/// the hooks meanwhile goes direct.
 ///
 /// # Errors
 /// When the kernel refuses the object as a whole.
@@ -47,13 +64,19 @@ pub fn try_programs(
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Result<Vec<Trial>, InterceptError> {
     let mut ebpf = object::load(Settings::UNCONFIGURED, features, &[])?;
-    let trials = names::PROGRAMS.map(|program| match ebpf.program_mut(program) {
-        None => Trial {
-            program,
-            outcome: Err(InterceptError::Missing(program)),
-            cost: None,
-        },
-        Some(loaded) => try_program(loaded, program, cgroup),
+    let trials = names::PROGRAMS.map(|program| {
+        let place = cgroup.map(|cgroup| Place {
+            cgroup,
+            sockets: sockets(&ebpf, program),
+        });
+        match ebpf.program_mut(program) {
+            None => Trial {
+                program,
+                outcome: Err(InterceptError::Missing(program)),
+                cost: None,
+            },
+            Some(loaded) => try_program(loaded, program, place),
+        }
     });
     Ok(trials.into())
 }
@@ -75,7 +98,28 @@ fn prove_shortcut_with(features: &Features, overlap: Overlap) -> Result<Proofs, 
     shortcut::enable(&mut ebpf, features, &shortcut::Office::default())
 }
 
-fn try_program(program: &mut Program, name: &'static str, cgroup: Option<BorrowedFd<'_>>) -> Trial {
+/// Where programs are attached.
+struct Place<'a> {
+    cgroup: BorrowedFd<'a>,
+    /// Of programs that belong to a map of sockets.
+    sockets: Option<SockMapFd>,
+}
+
+/// The map whose sockets a program sees.
+fn sockets(ebpf: &Ebpf, program: &str) -> Option<SockMapFd> {
+    let of_hash = |name| shortcut::sockets(ebpf, name).ok()?.fd().try_clone().ok();
+    match program {
+        names::SHORTCUT => of_hash(names::APPS),
+        names::REPLY => of_hash(names::ANSWERS),
+        names::VERDICT => {
+            let pairs = Map::SockMap(duplicate(ebpf, names::PAIRS).ok()?);
+            SockMap::try_from(pairs).ok()?.fd().try_clone().ok()
+        }
+        _ => None,
+    }
+}
+
+fn try_program(program: &mut Program, name: &'static str, place: Option<Place<'_>>) -> Trial {
     let begun = Instant::now();
     let loaded = load(program).map_err(load_error(name));
     let time = begun.elapsed();
@@ -85,8 +129,8 @@ fn try_program(program: &mut Program, name: &'static str, cgroup: Option<Borrowe
         time,
     });
     let outcome = loaded.and_then(|()| {
-        cgroup.map_or(Ok(()), |cgroup| {
-            attach(program, name, cgroup).map_err(attach_error(name))
+        place.map_or(Ok(Stage::Loaded), |place| {
+            attach(program, name, &place).map_err(attach_error(name))
         })
     });
     Trial {
@@ -115,30 +159,51 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
 }
 
 /// The link belongs to the program, so it ends with the object.
-fn attach(program: &mut Program, name: &str, cgroup: BorrowedFd<'_>) -> Result<(), ProgramError> {
-    match program {
-        Program::CgroupSockAddr(program) => program.attach(cgroup, MODE).map(drop),
-        Program::CgroupSockopt(program) => program.attach(cgroup, MODE).map(drop),
-        Program::SockOps(program) => program.attach(cgroup, MODE).map(drop),
-        Program::CgroupSock(program) => program.attach(cgroup, MODE).map(drop),
-        // Attached to maps, not to a cgroup; what uses the maps does it.
-        // Or to interfaces, each of which has an owner.
-        Program::SkMsg(_) | Program::SkSkb(_) | Program::SchedClassifier(_) => Ok(()),
-        Program::SkLookup(program) => {
+fn attach(program: &mut Program, name: &str, place: &Place<'_>) -> Result<Stage, ProgramError> {
+    let Place { cgroup, sockets } = place;
+    match (program, sockets) {
+        (Program::CgroupSockAddr(program), _) => program.attach(cgroup, MODE).map(drop)?,
+        (Program::CgroupSockopt(program), _) => program.attach(cgroup, MODE).map(drop)?,
+        (Program::SockOps(program), _) => program.attach(cgroup, MODE).map(drop)?,
+        (Program::CgroupSock(program), _) => program.attach(cgroup, MODE).map(drop)?,
+        (Program::SkMsg(program), Some(sockets)) => program.attach(sockets).map(drop)?,
+        (Program::SkSkb(program), Some(sockets)) => program.attach(sockets).map(drop)?,
+        (Program::SchedClassifier(program), _) => return attach_aside(program),
+        (Program::SkLookup(program), _) => {
             let namespace = File::open(OWN_NAMESPACE).map_err(ProgramError::IOError)?;
-            program.attach(namespace).map(drop)
+            program.attach(namespace).map(drop)?;
         }
-        Program::RawTracePoint(program) => {
-            if name == names::DELIVERED {
-                // The relay runs it; it has no event.
-                return Ok(());
-            }
+        // The relay runs it; it has no event.
+        (Program::RawTracePoint(_), _) if name == names::DELIVERED => return Ok(Stage::Loaded),
+        (Program::RawTracePoint(program), _) => {
             let event = TASK_EVENTS.iter().find(|(known, _)| *known == name);
             let (_, tracepoint) = event.ok_or(ProgramError::UnexpectedProgramType)?;
-            program.attach(tracepoint).map(drop)
+            program.attach(tracepoint).map(drop)?;
         }
-        _ => Err(ProgramError::UnexpectedProgramType),
+        _ => return Err(ProgramError::UnexpectedProgramType),
     }
+    Ok(Stage::Attached)
+}
+
+/// Attaches a program to the loopback interface of a network namespace that ends with the thread: interfaces here have owners.
+fn attach_aside(program: &mut SchedClassifier) -> Result<Stage, ProgramError> {
+    const INTERFACE: &str = "lo";
+    let attach = || {
+        if unshare(CloneFlags::CLONE_NEWNET).is_err() {
+            return Ok(Stage::Loaded);
+        }
+        // What programs hang on before kernel 6.6; where it is missing, attaching says so. Later ones can do without.
+        _ = tc::qdisc_add_clsact(INTERFACE);
+        let link = program.attach(INTERFACE, TcAttachType::Ingress)?;
+        // Here: elsewhere it would be taken off another interface of that number.
+        program.take_link(link)?.detach()?;
+        Ok(Stage::Attached)
+    };
+    thread::scope(|scope| {
+        let attached = scope.spawn(attach).join();
+        attached
+            .unwrap_or_else(|_| Err(ProgramError::IOError(io::Error::other("a thread panicked"))))
+    })
 }
 
 #[cfg(test)]

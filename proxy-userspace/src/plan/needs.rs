@@ -9,7 +9,7 @@ use crate::{
     cgroup::Cgroup2,
     config::{Config, LogTarget},
     intercept::{
-        Features, MapShape,
+        Features, MapShape, MissingFeature,
         guard::Bpffs,
         survey::{self, HOOKS},
         trial::try_programs,
@@ -135,6 +135,9 @@ pub(super) fn lacking_around(
     tables: &[(MapShape, usize)],
 ) -> Vec<String> {
     let mut lacking = Vec::new();
+    if config.forward.iter().any(Rule::enters_namespaces) && !socket::tells_namespace() {
+        lacking.push(MissingFeature::Namespaces.to_string());
+    }
     match cgroups {
         None => lacking.push(
             "a cgroup v2 hierarchy; as root: mkdir -p /mnt/cgroup2 && mount -t cgroup2 cgroup2 /mnt/cgroup2".to_owned(),

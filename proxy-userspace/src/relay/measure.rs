@@ -42,6 +42,9 @@ const BULK_TURNS: usize = 3;
 const PAUSE: Duration = Duration::from_millis(150);
 /// No further round begins after this, on a machine that is slow or busy.
 const LONGEST: Duration = Duration::from_secs(4);
+/// A round that takes longer is given up, and is the last: as many as it takes to tell anything would take longer than that.
+/// (Usually one takes a twentieth of it; under emulation it can take five times as long.)
+const LONGEST_ROUND: Duration = Duration::from_secs(1);
 /// How long one read or write may take before the measurement is given up.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -132,15 +135,9 @@ fn compare(mut apps: Vec<(Work, TcpStream, Arc<Progress>)>) -> io::Result<Calibr
         if round > 0 {
             thread::sleep(PAUSE);
         }
-        let mut turns = vec![Vec::with_capacity(TURNS); apps.len()];
-        for turn in 0..TURNS {
-            let tried = apps.iter_mut().zip(&mut turns);
-            for ((work, app, _), turns) in tried.filter(|((work, ..), _)| work.is_in(turn)) {
-                let before = Instant::now();
-                ask(*work, app, &mut buffer)?;
-                turns.push(before.elapsed());
-            }
-        }
+        let Some(turns) = take_turns(&mut apps, &mut buffer)? else {
+            break;
+        };
         if round == 0 {
             continue;
         }
@@ -163,6 +160,27 @@ fn compare(mut apps: Vec<(Work, TcpStream, Arc<Progress>)>) -> io::Result<Calibr
         }
     }
     Ok(Calibration::of(&times))
+}
+
+/// A round: how long the turns of each work took, unless it takes too long.
+fn take_turns(
+    apps: &mut [(Work, TcpStream, Arc<Progress>)],
+    buffer: &mut [u8],
+) -> io::Result<Option<Vec<Vec<Duration>>>> {
+    let begun = Instant::now();
+    let mut turns = vec![Vec::with_capacity(TURNS); apps.len()];
+    for turn in 0..TURNS {
+        let tried = apps.iter_mut().zip(&mut turns);
+        for ((work, app, _), turns) in tried.filter(|((work, ..), _)| work.is_in(turn)) {
+            if begun.elapsed() > LONGEST_ROUND {
+                return Ok(None);
+            }
+            let before = Instant::now();
+            ask(*work, app, buffer)?;
+            turns.push(before.elapsed());
+        }
+    }
+    Ok(Some(turns))
 }
 
 fn cell(times: &mut Times, work: Work) -> Option<&mut Vec<Duration>> {

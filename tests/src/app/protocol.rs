@@ -55,6 +55,8 @@ pub enum Call {
     SendUrgent { socket: u32, byte: u8 },
     /// Receives up to that many bytes, or to the end; answers the bytes.
     Receive { socket: u32, length: usize },
+    /// Receives so much of a payload and verifies it.
+    Verify { socket: u32, seed: u64, length: u64 },
     /// Sends a payload and verifies what an echo server sends back meanwhile.
     Exchange { socket: u32, seed: u64, length: u64 },
     /// Sends a message of a payload and waits until an echo server has sent it back, again and again; also on a socket that does

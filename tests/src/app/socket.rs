@@ -167,6 +167,16 @@ impl Socket<'_> {
         assert_eq!(String::from_utf8_lossy(&received), "to be echoed");
     }
 
+    /// Receives the first bytes of a [payload](crate::Payload) and checks them over there: much cheaper than to be told them.
+    pub fn verify(&self, seed: u64, length: u64) -> Result<()> {
+        let socket = self.id;
+        self.done(Call::Verify {
+            socket,
+            seed,
+            length,
+        })
+    }
+
     /// Sends the first bytes of a [payload](crate::Payload) to an echo server and checks what comes back meanwhile.
     pub fn exchange(&self, seed: u64, length: u64) -> Result<()> {
         let socket = self.id;

@@ -4,7 +4,8 @@
 //! stay as they are, except that its mirror is used.
 
 use std::{
-    fs,
+    collections::BTreeSet,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, SystemTime},
@@ -31,15 +32,22 @@ pub(super) struct Kernel {
 }
 
 /// Suites with kernels of several series, of the archive and of its security updates.
-const SUITES: [&str; 3] = ["bookworm", "bookworm-backports", "trixie-backports"];
-const SECURITY_SUITES: [&str; 2] = ["bullseye-security", "bookworm-security"];
+const SUITES: [&str; 4] = [
+    "bookworm",
+    "bookworm-backports",
+    "trixie",
+    "trixie-backports",
+];
+const SECURITY_SUITES: [&str; 3] = ["bullseye-security", "bookworm-security", "trixie-security"];
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// For so long what was fetched counts as newest.
 const FRESH_FOR: Duration = Duration::from_hours(24);
 
 /// The newest kernel of each series.
-pub(super) fn provide(folder: &Path, series: &[&'static str]) -> Result<Vec<Kernel>> {
+pub(super) fn provide(folder: &Path, series: &BTreeSet<&'static str>) -> Result<Vec<Kernel>> {
+    // Two runs at a time would unpack into each other's folders.
+    let _only_one = lock(folder)?;
     let kept = |series: &&'static str| kept(folder, series);
     let stamp = folder.join("fetched");
     let is_fresh = fs::metadata(&stamp)
@@ -75,24 +83,30 @@ pub(super) fn provide(folder: &Path, series: &[&'static str]) -> Result<Vec<Kern
     }
 }
 
-/// What was fetched before.
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join("lock");
+    let locked = fs::create_dir_all(folder)
+        .and_then(|()| File::create(&path))
+        .and_then(|file| file.lock().map(|()| file));
+    locked.with_context(|| path.display().to_string())
+}
+
+/// What was fetched before, and is as it was then.
 fn kept(folder: &Path, series: &'static str) -> Option<Kernel> {
     let folder = folder.join(series);
     let package = fs::read_to_string(folder.join("package")).ok()?;
     let (name, version) = package.trim().split_once(' ')?;
-    let release = name.strip_prefix(IMAGE)?;
+    let release = release(name).ok()?;
     let upstream = version
         .split_once('-')
         .map_or(version, |(upstream, _)| upstream);
-    // Since series 7 everything is below /usr.
-    let place = |path: String| {
-        let places = [folder.join(&path), folder.join("usr").join(&path)];
-        places.into_iter().find(|place| place.exists())
-    };
-    let modules = place(format!("lib/modules/{release}"))?;
-    let image = place(format!("boot/vmlinuz-{release}"))
-        .or_else(|| Some(modules.join("vmlinuz")).filter(|image| image.exists()))?;
-    Some(Kernel {
+    let modules = modules(&folder, release)?;
+    let image = image(&folder, release)?;
+    let is_whole = fs::read_to_string(folder.join(SUM)).is_ok_and(|kept| {
+        let found = sum(&image);
+        found.is_ok_and(|found| found == kept)
+    });
+    is_whole.then_some(Kernel {
         series,
         release: release.to_owned(),
         version: upstream.to_owned(),
@@ -100,6 +114,38 @@ fn kept(folder: &Path, series: &'static str) -> Option<Kernel> {
         image,
         modules,
     })
+}
+
+/// What the kernel of a package calls itself.
+fn release(package: &str) -> Result<&str> {
+    let release = package.strip_prefix(IMAGE);
+    release.with_context(|| format!("{package} is no package of a kernel"))
+}
+
+fn modules(folder: &Path, release: &str) -> Option<PathBuf> {
+    place(folder, &format!("lib/modules/{release}"))
+}
+
+fn image(folder: &Path, release: &str) -> Option<PathBuf> {
+    let beside = || Some(modules(folder, release)?.join("vmlinuz")).filter(|image| image.exists());
+    place(folder, &format!("boot/vmlinuz-{release}")).or_else(beside)
+}
+
+/// Where a file of a package is: since series 7 everything is below /usr.
+fn place(folder: &Path, path: &str) -> Option<PathBuf> {
+    let places = [folder.join(path), folder.join("usr").join(path)];
+    places.into_iter().find(|place| place.exists())
+}
+
+/// The file that says what the image was when apt had checked it.
+const SUM: &str = "sha256";
+
+fn sum(image: &Path) -> Result<String> {
+    command::read(
+        Command::new("sha256sum")
+            .arg("--binary")
+            .stdin(File::open(image)?),
+    )
 }
 
 const IMAGE: &str = "linux-image-";
@@ -174,7 +220,7 @@ impl<'a> Archive<'a> {
     }
 
     /// Unpacks the newest kernel of a series, unless that is done.
-    fn fetch(&self, series: &str) -> Result<()> {
+    fn fetch(&self, series: &'static str) -> Result<()> {
         let names = read(self.apt("apt-cache").args(["pkgnames", IMAGE]))?;
         let name = newest(names.lines(), series)
             .with_context(|| format!("Debian's archive has no kernel {series} for this machine"))?;
@@ -186,7 +232,8 @@ impl<'a> Archive<'a> {
         let version = field("Version: ").context("a package without a version")?;
         let place = self.folder.join(series);
         let package = format!("{name} {version}\n");
-        if fs::read_to_string(place.join("package")).is_ok_and(|kept| kept == package) {
+        let is_it = fs::read_to_string(place.join("package")).is_ok_and(|kept| kept == package);
+        if is_it && kept(self.folder, series).is_some() {
             return Ok(());
         }
 
@@ -219,6 +266,8 @@ impl<'a> Archive<'a> {
                 fs::remove_file(&package)?;
             }
         }
+        let image = image(&unpacked, release(name)?).context("the packages hold no image")?;
+        fs::write(unpacked.join(SUM), sum(&image)?)?;
         fs::write(unpacked.join("package"), package)?;
         fs::rename(&unpacked, &place).with_context(|| place.display().to_string())
     }

@@ -2,6 +2,8 @@
 //!
 //! What is chosen shows that everything does its main job on a kernel. The rest of the tests is for the running one.
 
+use serde_json::{Value, json};
+
 /// A machine.
 pub(super) struct Guest {
     /// Of its kernel: the newest of Debian's that begins so.
@@ -12,10 +14,12 @@ pub(super) struct Guest {
     pub(super) arguments: &'static str,
     /// Where control groups are mounted.
     pub(super) cgroups: Cgroups,
+    /// The bytes that its processes may lock, where that is what is special.
+    pub(super) locked_memory: Option<u64>,
     /// What it is without.
     lacks: &'static [Need],
-    /// Which tests run: all that it lacks nothing for, or only the brief selection of these.
-    pub(super) is_whole: bool,
+    /// It runs what its setting makes a difference to, and what shows that everything does its main job.
+    is_special: bool,
 }
 
 /// A machine's control groups.
@@ -56,23 +60,24 @@ pub(super) static GUESTS: [Guest; 6] = [
     Guest {
         setting: "cgroup v1 and v2, 64 KiB of locked memory",
         cgroups: Cgroups::Hybrid,
+        locked_memory: Some(64 << 10),
         ..plain("5.10")
     },
     plain("6.1"),
     plain("6.12"),
     plain("7"),
     Guest {
-        setting: "no BTF, in a cgroup namespace",
+        setting: "BTF out of sight, in a cgroup namespace",
         cgroups: Cgroups::Private,
         lacks: &[Need::Types],
-        is_whole: false,
+        is_special: true,
         ..plain("6.1")
     },
     Guest {
         setting: "no IPv6, locked down to confidentiality",
         arguments: "ipv6.disable=1 lockdown=confidentiality",
         lacks: &[Need::Ipv6, Need::Memory],
-        is_whole: false,
+        is_special: true,
         ..plain("6.12")
     },
 ];
@@ -84,24 +89,37 @@ const fn plain(series: &'static str) -> Guest {
         arguments: "",
         cgroups: Cgroups::Pure,
         lacks: &[],
-        is_whole: true,
+        is_special: false,
+        locked_memory: None,
     }
 }
 
 impl Guest {
-    /// The tests that are for this machine, whatever its kernel; those of the brief selection only, if that is wanted.
-    pub(super) fn tests(&self, brief: bool, filter: Option<&str>) -> Vec<&'static Test> {
+    /// The tests that are for this machine, whatever its kernel: all, or only those that show that everything does its main job.
+    pub(super) fn tests(&self, whole: bool, filter: Option<&str>) -> Vec<&'static Test> {
         let is_wanted = |test: &&Test| {
-            (test.is_brief || self.is_whole && !brief)
+            (test.is_brief || whole && (test.is_special || !self.is_special))
                 && !test.needs.iter().any(|need| self.lacks.contains(need))
                 && filter.is_none_or(|part| test.name.contains(part))
         };
         TESTS.iter().filter(is_wanted).collect()
     }
 
-    /// Whether it is to have the kernel's type information.
-    pub(super) fn has_types(&self) -> bool {
-        !self.lacks.contains(&Need::Types)
+    /// What `culvert-guest` has to make of it, and then makes sure of.
+    pub(super) fn setting(&self) -> Value {
+        let has = |need| !self.lacks.contains(&need);
+        json!({
+            "cgroups": self.cgroups.word(),
+            "has_ipv6": has(Need::Ipv6),
+            "has_types": has(Need::Types),
+            "is_confidential": !has(Need::Memory),
+            "locked_memory": self.locked_memory,
+        })
+    }
+
+    /// The first two numbers of its series.
+    pub(super) fn version(&self) -> (u32, u32) {
+        version(self.series)
     }
 }
 
@@ -114,15 +132,17 @@ pub(super) struct Test {
     /// The oldest kernel that has what it tests.
     pub(super) since: (u32, u32),
     needs: &'static [Need],
-    /// Special machines run it, too, and a brief run.
+    /// All machines run it, always.
     is_brief: bool,
+    /// Special machines run it, too.
+    is_special: bool,
 }
 
 /// What every kernel in use has.
 const FLOOR: (u32, u32) = (5, 10);
 
 /// All tests that guests run.
-pub(super) static TESTS: [Test; 41] = {
+pub(super) static TESTS: [Test; 43] = {
     use Need::{Ipv6, Memory, Types};
     [
         test(FORWARD, "intercept::ipv4").brief(),
@@ -154,7 +174,8 @@ pub(super) static TESTS: [Test; 41] = {
             FAILURE,
             "crash::after_a_kill_rules_that_refuse_refuse_until_detached",
         )
-        .needs(&[Ipv6]),
+        .needs(&[Ipv6])
+        .special(),
         test(
             FAILURE,
             "crash::a_hung_relay_counts_as_failed_until_it_goes_on",
@@ -164,7 +185,7 @@ pub(super) static TESTS: [Test; 41] = {
             "reverse_crash::after_a_kill_rules_that_refuse_refuse_until_detached",
         )
         .needs(&[Ipv6]),
-        test(SIDECAR, "sidecar::pods::the_whole_pod_whoever_starts_first"),
+        test(SIDECAR, "sidecar::pods::the_whole_pod_whoever_starts_first").special(),
         test(
             SIDECAR,
             "sidecar::pods::one_container_whose_processes_are_shared",
@@ -190,12 +211,11 @@ pub(super) static TESTS: [Test; 41] = {
         )
         .since((5, 17))
         .needs(&[Types]),
-        test(STEER, "reverse_steer::the_fail_mode_holds"),
+        test(STEER, "reverse_steer::the_fail_mode_holds").special(),
         test(
             GATEWAY,
             "gateway::connections_of_hosts_that_know_nothing_are_relayed_to_where_they_go",
         )
-        .needs(&[Ipv6])
         .brief(),
         test(
             GATEWAY,
@@ -206,12 +226,12 @@ pub(super) static TESTS: [Test; 41] = {
             GATEWAY,
             "gateway_crash::after_a_kill_every_new_connection_is_routed",
         )
-        .needs(&[Ipv6]),
+        .special(),
         test(
             GATEWAY,
             "gateway_crash::after_a_kill_rules_that_refuse_let_nothing_pass_until_detached",
         )
-        .needs(&[Ipv6]),
+        .special(),
         test(
             GATEWAY,
             "gateway_filters::filters_of_others_before_and_after_ours_go_on",
@@ -227,6 +247,9 @@ pub(super) static TESTS: [Test; 41] = {
             "router::what_passes_between_named_interfaces_is_sent_on",
         )
         .needs(&[Ipv6]),
+        test(ROUTER, "router::after_a_kill_the_kernel_routes")
+            .needs(&[Ipv6])
+            .special(),
         test(
             SOURCE_GATEWAY,
             "gateway_source::a_server_sees_the_address_and_port_of_the_client",
@@ -236,7 +259,8 @@ pub(super) static TESTS: [Test; 41] = {
             SOURCE_LOOPBACK,
             "keep_source::a_service_on_loopback_sees_address_and_port",
         )
-        .needs(&[Ipv6]),
+        .needs(&[Ipv6])
+        .special(),
         test(
             SOURCE_HERE,
             "keep_source::a_service_on_another_address_of_this_host_sees_address_and_port",
@@ -260,7 +284,8 @@ pub(super) static TESTS: [Test; 41] = {
         test(
             REWRITE,
             "rewrite::the_app_s_own_socket_goes_there_and_payload_is_whole",
-        ),
+        )
+        .special(),
         test(
             CONTAINERS,
             "containers::a_container_that_runs_is_captured_from_the_start",
@@ -270,6 +295,7 @@ pub(super) static TESTS: [Test; 41] = {
         test(WATCH, "watch::outcomes::made_or_refused").needs(&[Ipv6, Types, Memory]),
         test(EXEC, "exec::so_does_a_static_program").brief(),
         test(NEEDS, "needs::arrivals_by_interface").needs(&[Types]),
+        test(NEEDS, "needs::containers_with_networks_of_their_own"),
         test(NEEDS, "needs::executables").needs(&[Memory]).brief(),
         test(
             NEEDS,
@@ -305,6 +331,7 @@ const fn test(subject: &'static str, name: &'static str) -> Test {
         since: FLOOR,
         needs: &[],
         is_brief: false,
+        is_special: false,
     }
 }
 
@@ -320,6 +347,13 @@ impl Test {
     const fn brief(self) -> Self {
         Self {
             is_brief: true,
+            ..self
+        }
+    }
+
+    const fn special(self) -> Self {
+        Self {
+            is_special: true,
             ..self
         }
     }

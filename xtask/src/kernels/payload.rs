@@ -94,8 +94,7 @@ impl Payload {
         let tests = tests.iter().filter(|test| test.runs_on(&kernel.release));
         let plan = json!({
             "modules": modules.iter().map(|module| &module.name).collect::<Vec<_>>(),
-            "cgroups": guest.cgroups.word(),
-            "has_types": guest.has_types(),
+            "setting": guest.setting(),
             "tests": tests.map(|test| test.name).collect::<Vec<_>>(),
         });
         own.program("/plan.json", plan.to_string().as_bytes())?;

@@ -11,7 +11,7 @@ use super::{
 use crate::progress;
 
 /// The table stands between these lines.
-const BEGIN: &str = "<!-- written by `cargo xtask test --kernels --write-readme` -->";
+const BEGIN: &str = "<!-- written by `cargo xtask test --kernels --whole --write-readme` -->";
 const END: &str = "<!-- end -->";
 
 /// What a cell tells.

@@ -1,5 +1,8 @@
 //! What a guest reported, and what is wrong with it.
 
+use std::collections::BTreeSet;
+
+use proxy_common::names::PROGRAMS;
 use serde_json::Value;
 
 use super::{
@@ -25,9 +28,18 @@ pub(super) struct Report {
     pub(super) checks: Vec<Check>,
     /// In the order of the table of tests.
     pub(super) tests: Vec<Ran>,
+    /// For how many seconds it was up when it had done each of [`STAGES`].
+    pub(super) uptimes: [Option<f64>; STAGES.len()],
     /// Why there is no whole report.
     pub(super) broken: Option<String>,
 }
+
+/// The stages of a guest, and what is said when one is over.
+pub(super) const STAGES: [(&str, &str); 3] = [
+    ("booted", "clock"),
+    ("examined", "doctor"),
+    ("ended", "end"),
+];
 
 /// A program in the kernel.
 #[derive(Clone)]
@@ -117,6 +129,10 @@ impl Report {
                     outcome: outcome(test),
                 })
                 .collect(),
+            uptimes: STAGES.map(|(_, last)| {
+                let line = said.iter().find(|line| line.get(last).is_some())?;
+                number(line, "uptime")
+            }),
             broken: why_broken(kernel, doctor, &said, output),
         }
     }
@@ -229,9 +245,20 @@ fn why_broken(
         ));
     }
     let doctor = doctor.cloned().unwrap_or_default();
-    match doctor.get("error") {
-        Some(error) => Some(format!("culvert doctor: {error}")),
-        None if doctor.get("programs").is_none() => Some(format!("culvert doctor: {doctor}")),
-        None => None,
+    if let Some(error) = doctor.get("error") {
+        return Some(format!("culvert doctor: {error}"));
     }
+    let programs = doctor.get("programs").and_then(Value::as_array);
+    let tried: Vec<_> = programs
+        .into_iter()
+        .flatten()
+        .map(|program| text(program, "name"))
+        .collect();
+    // In any order, and each once.
+    let all = BTreeSet::from(PROGRAMS);
+    let is_all = tried.len() == all.len() && tried.iter().all(|name| all.contains(&**name));
+    (!is_all).then(|| format!("culvert doctor tried other programs than there are: {tried:?}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, ptr};
 
 use super::{
     guests::Test,
-    report::{Outcome, Program, Report},
+    report::{Outcome, Program, Report, STAGES},
 };
 
 /// The checks that say what becomes of bytes on a kernel.
@@ -39,6 +39,12 @@ pub(super) fn text(reports: &[Report]) -> String {
             test.name.replace("::", ": ").replace('_', " ")
         );
         rows.push(Row::new(&name, cells(&|report| test_cell(report, test))));
+    }
+    rows.push(Row::heading("up since, s", []));
+    for (stage, (name, _)) in STAGES.iter().enumerate() {
+        let uptime = |report: &Report| report.uptimes.get(stage).copied().flatten();
+        let cell = |report: &Report| uptime(report).map_or("-".to_owned(), |it| format!("{it:.1}"));
+        rows.push(Row::new(name, cells(&cell)));
     }
     let mut table = layout(&rows);
     let settings = reports.iter().filter(|report| !report.setting.is_empty());

@@ -4,6 +4,7 @@ use std::{
     fs,
     path::Path,
     process::{Command, exit},
+    time::Duration,
 };
 
 use nix::{
@@ -11,6 +12,7 @@ use nix::{
     mount::{MsFlags, mount, umount},
     sched::{CloneFlags, unshare},
     sys::{utsname::uname, wait::wait},
+    time::{ClockId, clock_gettime},
 };
 
 use crate::{Cgroups, Plan};
@@ -49,9 +51,9 @@ pub(crate) fn be_first_process(work: &mut Command) -> ! {
 
 /// Mounts control groups, loads modules and brings loopback up.
 pub(crate) fn set_up(plan: &Plan) {
-    mount_cgroups(plan.cgroups);
-    // It is still there, but nobody can read it, as on kernels that were built without.
-    if !plan.has_types {
+    mount_cgroups(plan.setting.cgroups);
+    // The kernel has it and knows it, only nobody can read it: culvert cannot tell that from a kernel that was built without.
+    if !plan.setting.has_types {
         mount_at("tmpfs", "/sys/kernel/btf", None);
     }
     for module in &plan.modules {
@@ -100,6 +102,19 @@ fn mount_cgroups(layout: Cgroups) {
 pub(crate) fn release() -> String {
     let name = uname().expect("the kernel's name");
     name.release().to_string_lossy().into_owned()
+}
+
+/// For how long it is up.
+pub(crate) fn uptime() -> Duration {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("the time");
+    Duration::from(now)
+}
+
+/// What the kernel tells the time by: an emulated one can be slow to read.
+pub(crate) fn clock() -> String {
+    let file = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let name = fs::read_to_string(file).expect("the name of the clock");
+    name.trim().to_owned()
 }
 
 fn make(place: &Path) {

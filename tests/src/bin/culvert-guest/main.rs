@@ -11,6 +11,7 @@
 )]
 
 mod machine;
+mod setting;
 mod tests;
 
 use std::{
@@ -29,23 +30,36 @@ fn main() {
     if process::id() == 1 {
         machine::be_first_process(&mut Command::new("/init"));
     }
+    let mut report = Report::open();
+    report.say(json!({ "release": machine::release() }));
     let plan = plan();
     machine::set_up(&plan);
-    let mut report = Report::open();
-    report.say(&json!({ "release": machine::release(), "doctor": tests::doctor() }));
+    setting::verify(&plan.setting);
+    report.say(json!({ "set_up": true, "clock": machine::clock() }));
+    report.say(json!({ "doctor": tests::examine() }));
     for test in &plan.tests {
-        report.say(&tests::run(test));
+        report.say(tests::run(test));
     }
-    report.say(&json!({ "end": true }));
+    report.say(json!({ "end": true }));
 }
 
 /// What is to be done.
 #[derive(Debug, Deserialize)]
 struct Plan {
     modules: Vec<String>,
-    cgroups: Cgroups,
-    has_types: bool,
+    setting: Setting,
     tests: Vec<String>,
+}
+
+/// What the machine is to be.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+struct Setting {
+    cgroups: Cgroups,
+    has_ipv6: bool,
+    has_types: bool,
+    is_confidential: bool,
+    /// Where it matters.
+    locked_memory: Option<u64>,
 }
 
 /// Where control groups are mounted.
@@ -74,7 +88,11 @@ impl Report {
         }
     }
 
-    fn say(&mut self, what: &Value) {
+    /// Also says since how many seconds the machine is up, so that it can be seen what takes its time.
+    fn say(&mut self, mut what: Value) {
+        if let Value::Object(fields) = &mut what {
+            fields.insert("uptime".to_owned(), json!(machine::uptime().as_secs_f64()));
+        }
         writeln!(self.port, "{what}").expect("to report");
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use culvert_tests::eventually;
+use culvert_tests::{doctor, eventually};
 use serde_json::{Value, json};
 
 /// A test that takes longer hangs.
@@ -15,13 +15,16 @@ const PATIENCE: Duration = Duration::from_mins(2);
 
 const TESTS: &str = "/tests/kernels";
 const CULVERT: &str = "/bin/culvert";
+/// What `culvert doctor` has said.
+const DOCTOR: &str = "/tmp/doctor.json";
 /// Where the output of a test is while it runs.
 const OUTPUT: &str = "/tmp/output";
 
-/// What culvert says of this kernel.
-pub(crate) fn doctor() -> Value {
+/// What culvert says of this kernel; tests can read it, too.
+pub(crate) fn examine() -> Value {
     let output = Command::new(CULVERT).args(["doctor", "--json"]).output();
     let output = output.expect("culvert");
+    fs::write(DOCTOR, &output.stdout).expect("a file for what it says");
     let said = String::from_utf8_lossy(&output.stderr);
     serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| json!({ "error": format!("{error}: {} {said}", output.status) }))
@@ -35,6 +38,7 @@ pub(crate) fn run(name: &str) -> Value {
         .args(["--exact", name, "--test-threads=1"])
         .env("CULVERT_BIN", CULVERT)
         .env(eventually::VARIABLE, "60")
+        .env(doctor::VARIABLE, DOCTOR)
         .env("PATH", "/bin")
         .stdin(Stdio::null())
         .stdout(output.try_clone().expect("a second descriptor"))

@@ -102,6 +102,15 @@ impl App {
     /// Calls that send much by one socket.
     fn perform_stream(&mut self, call: &Call) -> io::Result<Answer> {
         match call {
+            Call::Verify {
+                socket,
+                seed,
+                length,
+            } => {
+                let payload = Payload { seed: *seed };
+                let verified = payload.verify(&mut self.get(*socket), *length);
+                done(verified.map_err(streams::numbered))
+            }
             Call::Exchange {
                 socket,
                 seed,
