@@ -157,8 +157,6 @@ impl Gateway {
         links.chain(self.guards.iter().map(of(names::GATEWAY_GUARD)))
     }
 
-<<<<<<< HEAD
-=======
     /// Programs of this that somebody has taken off interfaces which are there.
     pub(super) fn missing<'a>(
         &'a self,
@@ -172,12 +170,6 @@ impl Gateway {
         own.map(|(number, _)| (*number, names::GATEWAY))
     }
 
-    /// Has traces of what was relayed fade, now and then. To be called often.
-    pub(super) fn follow(&mut self) -> Result<(), InterceptError> {
-        self.fading.as_mut().map_or(Ok(()), Fading::follow)
-    }
-
->>>>>>> wip/seeing
     /// Attaches what goes on without us, behind each of our programs, and removes it where there is none. What ends with this process
     /// unless it is pinned is pinned.
     pub(super) fn guard(
