@@ -135,7 +135,7 @@ pub fn select(bindings: &impl Bindings, arrival: &impl Arrival) -> Decision {
     };
     // What no rule listens for, which is most, need not be looked at closer.
     if policy.dimensions & (Dimensions::SOURCE | Dimensions::INTERFACE) != 0
-        && !is_listened_for(bindings, policy, areas, &mut key)
+        && !is_listened_for(bindings, areas, &mut key)
     {
         return Decision::Unselected;
     }
@@ -146,7 +146,8 @@ pub fn select(bindings: &impl Bindings, arrival: &impl Arrival) -> Decision {
         if key.area == 0 {
             break;
         }
-        if let Some(cell) = cell_at(bindings, policy, &key)
+        // A copy: the verifier goes through what follows once, and not once for each map that it may be from.
+        if let Some(cell) = cell_at(bindings, &key).copied()
             && let Some(index) = cell.first(&allowed)
         {
             let rule = RuleRef { generation, index };
@@ -162,33 +163,20 @@ pub fn select(bindings: &impl Bindings, arrival: &impl Arrival) -> Decision {
 
 /// Who listens on a port of a prefix. Cells do not overlap, so the first that is found is the only one.
 #[inline(always)]
-fn cell_at<'a>(bindings: &'a impl Bindings, policy: &Policy, key: &CellKey) -> Option<&'a Cell> {
-    let single = if policy.dimensions & Dimensions::LISTEN_PORT != 0 {
-        bindings.single(key)
-    } else {
-        None
-    };
-    if single.is_some() || policy.dimensions & Dimensions::LISTEN_RANGE == 0 {
-        return single;
-    }
-    bindings.cell(key)
+fn cell_at<'a>(bindings: &'a impl Bindings, key: &CellKey) -> Option<&'a Cell> {
+    bindings.single(key).or_else(|| bindings.cell(key))
 }
 
 /// Whether any rule listens there.
 #[inline(always)]
-fn is_listened_for(
-    bindings: &impl Bindings,
-    policy: &Policy,
-    areas: &Areas,
-    key: &mut CellKey,
-) -> bool {
+fn is_listened_for(bindings: &impl Bindings, areas: &Areas, key: &mut CellKey) -> bool {
     let mut depth = 0;
     while depth < MAX_DEPTH {
         key.area = areas.ids.get(depth).copied().unwrap_or(0);
         if key.area == 0 {
             return false;
         }
-        if cell_at(bindings, policy, key).is_some() {
+        if cell_at(bindings, key).is_some() {
             return true;
         }
         depth += 1;

@@ -60,10 +60,6 @@ impl Dimensions {
     pub const TRANSIT_SOURCE: u32 = 1 << 12;
     /// Some rules for what arrives listen on single addresses.
     pub const HOST: u32 = 1 << 13;
-    /// Some rules for what arrives listen on single ports that are found by hash.
-    pub const LISTEN_PORT: u32 = 1 << 14;
-    /// Some of them listen on others.
-    pub const LISTEN_RANGE: u32 = 1 << 15;
 }
 
 /// Data of a prefix in the LPM trie: of an address, or of a number, since a range of numbers is the union of the

@@ -197,12 +197,6 @@ pub fn compile(roles: Roles<'_>, names: &Names) -> Result<Compiled, CompileError
         if !tables.hosts.is_empty() {
             policy.dimensions |= Dimensions::HOST;
         }
-        if !tables.ports.is_empty() {
-            policy.dimensions |= Dimensions::LISTEN_PORT;
-        }
-        if !tables.cells.is_empty() {
-            policy.dimensions |= Dimensions::LISTEN_RANGE;
-        }
         compiled.hosts = tables.hosts;
         compiled.areas = tables.areas;
         compiled.ports = tables.ports;
