@@ -155,6 +155,8 @@ pub const RETURNS: &str = "returns";
 pub const GATEWAY: &str = "gateway";
 /// `tc`, ingress, pinned: keeps what the gateway has relayed, or is to refuse, from being routed on without it.
 pub const GATEWAY_GUARD: &str = "gateway_guard";
+/// `sk_lookup`: has the relay's listeners get SYNs that meet what is left of the last connection of their addresses.
+pub const GATEWAY_AGAIN: &str = "gateway_again";
 /// `tc`, ingress: the fast path.
 pub const ROUTER: &str = "router";
 /// `sk_skb/stream_verdict`.
@@ -237,7 +239,7 @@ pub const MAPS: [&str; 56] = [
 ];
 
 /// Every program of the object.
-pub const PROGRAMS: [&str; 26] = [
+pub const PROGRAMS: [&str; 27] = [
     CONNECT4,
     CONNECT6,
     GUARD4,
@@ -258,6 +260,7 @@ pub const PROGRAMS: [&str; 26] = [
     RETURNS,
     GATEWAY,
     GATEWAY_GUARD,
+    GATEWAY_AGAIN,
     ROUTER,
     VERDICT,
     WATCH4,

@@ -36,7 +36,7 @@ use crate::{
     maps::{RELAY, RELAYED, count, hit},
     packet::Packet,
     policy::KernelTables,
-    recipient::{Holder, assign_gate, holder, is_delivered},
+    recipient::{Holder, assign_gate, assign_past, holder, is_delivered},
     relay::is_alive,
     traces,
 };
@@ -62,8 +62,8 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         }
         Holder::Other => NEXT,
         Holder::Nobody if packet.is_error => NEXT,
-        Holder::Nobody if packet.opens() => open(ctx, &packet),
-        Holder::Nobody => go_on(ctx, &packet),
+        past if packet.opens() => open(ctx, &packet, past == Holder::Past),
+        _ => go_on(ctx, &packet),
     }
 }
 
@@ -100,9 +100,9 @@ fn is_held(packet: &Packet) -> bool {
     matches!(transit(&KernelTables, packet), Decision::Selected(_, action) if action.is_held())
 }
 
-/// Decides about a SYN.
+/// Decides about a SYN, which may meet what is left of the last connection of its addresses.
 #[inline(always)]
-fn open(ctx: &TcContext, packet: &Packet) -> i32 {
+fn open(ctx: &TcContext, packet: &Packet, meets_past: bool) -> i32 {
     let Decision::Selected(rule, action) = transit(&KernelTables, packet) else {
         forget(packet);
         return NEXT;
@@ -121,7 +121,7 @@ fn open(ctx: &TcContext, packet: &Packet) -> i32 {
         count(Counter::TransitRefused);
         return DROP;
     }
-    match to_relay(ctx, packet) {
+    match to_relay(ctx, packet, meets_past) {
         Ok(()) => {
             count(Counter::TransitRelayed);
             NEXT
@@ -149,7 +149,7 @@ fn go_on(ctx: &TcContext, packet: &Packet) -> i32 {
 }
 
 #[inline(always)]
-fn to_relay(ctx: &TcContext, packet: &Packet) -> Result<(), Counter> {
+fn to_relay(ctx: &TcContext, packet: &Packet, meets_past: bool) -> Result<(), Counter> {
     let Some(relay) = RELAY.get(relay::OWN) else {
         return Err(Counter::FailHeartbeat);
     };
@@ -157,7 +157,14 @@ fn to_relay(ctx: &TcContext, packet: &Packet) -> Result<(), Counter> {
     if !is_alive(relay, unsafe { bpf_ktime_get_ns() }) {
         return Err(Counter::FailHeartbeat);
     }
-    if assign_gate(ctx, packet, |_| true) {
+    let is_given = if meets_past {
+        // By this it is known again where a listener is looked for.
+        remember(packet);
+        assign_past(ctx, packet)
+    } else {
+        assign_gate(ctx, packet, |_| true)
+    };
+    if is_given {
         traces::leave(&packet.key);
         Ok(())
     } else {

@@ -17,6 +17,7 @@
 //! | `returns` | `tc` ingress of interfaces | 5.10 | has answers to the addresses of clients, which the relay has connected from, delivered here |
 //! | `gateway` | `tc` ingress of interfaces | 5.10 | decides about what passes through, and has the relay's listeners get it |
 //! | `gateway_guard` | `tc` ingress, pinned | 5.10 | keeps what was relayed, or is to be refused, from being routed on without the daemon |
+//! | `gateway_again` | `sk_lookup` | 5.9 | has the listeners get SYNs that meet what is left of the last connection of their addresses |
 //! | `router` | `tc` ingress of interfaces | 5.10 | sends on what passes between them, past netfilter |
 //! | `netns` | `cgroup/connect4`, on the daemon's cgroup for a moment | 5.8 | tells the daemon its network namespace, before 5.14 |
 //! | `watch4`, `watch6` | `cgroup/connect4,6` | 5.8 | look on, for `culvert watch` |
@@ -42,6 +43,7 @@
     reason = "helpers and contexts pack two halves into one word, and want signed small constants"
 )]
 
+mod again;
 mod caller;
 mod connect;
 mod full;
@@ -189,6 +191,12 @@ pub fn returns(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn gateway(ctx: TcContext) -> i32 {
     gateway::ingress(&ctx)
+}
+
+/// The kernel looks for a listener for what `gateway` gave to the rest of a connection.
+#[sk_lookup]
+pub fn gateway_again(ctx: SkLookupContext) -> u32 {
+    again::lookup(&ctx)
 }
 
 /// After `gateway`, and instead of it once the daemon is gone.

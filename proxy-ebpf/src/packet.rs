@@ -138,21 +138,6 @@ impl Packet {
         answer == 0
     }
 
-    /// A number that is the same for all packets of the connection in this direction.
-    #[inline(always)]
-    pub fn hash(&self) -> u32 {
-        let folded = |addr: Addr| {
-            let [a, b, c, d] = addr.words();
-            a ^ b ^ c ^ d
-        };
-        let ports = u32::from(self.key.source_port.0) << 16 | u32::from(self.key.dest_port.0);
-        let mixed = folded(self.key.source).wrapping_mul(0x9e37_79b1)
-            ^ folded(self.key.dest).wrapping_mul(0x85eb_ca77)
-            ^ ports.wrapping_mul(0xc2b2_ae3d);
-        let mixed = (mixed ^ mixed >> 15).wrapping_mul(0x2c1b_3c6d);
-        mixed ^ mixed >> 16
-    }
-
     /// Whether the kernel would route it on: it is neither for this host nor for everybody, and the interface forwards. A route of the
     /// kind `blackhole`, `unreachable` or `prohibit` is one, so what has no other way can be taken, for a proxy to reach. Without any
     /// route the kernel answers as for its own addresses, and nothing is taken.

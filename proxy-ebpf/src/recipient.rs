@@ -10,7 +10,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp},
     programs::TcContext,
 };
-use proxy_common::{Family, GATES as MOST_GATES, OwnKey, Passage, listener};
+use proxy_common::{Addr, Family, GATES as MOST_GATES, OwnKey, Passage, listener};
 
 use crate::{
     maps::{ABROAD, GATES, PASSAGE, is_foreign},
@@ -30,6 +30,8 @@ pub enum Holder {
     /// Another socket of this host; or a handshake, or what is left of a connection that has ended, which do not tell whose they
     /// are and have the packet assigned to them.
     Other,
+    /// What is left of a connection that has ended (TIME_WAIT), when a SYN opens the same once more, and does not wait a minute for that.
+    Past,
     Nobody,
 }
 
@@ -85,8 +87,7 @@ pub fn holder(ctx: &TcContext, packet: &Packet) -> Holder {
         let state = (&raw const (*found).state).read_volatile();
         let holder = match state {
             TCP_LISTEN => Holder::Nobody,
-            // Whoever opens the same connection once more does not wait for the end of the last one.
-            TCP_TIME_WAIT if packet.opens() => Holder::Nobody,
+            TCP_TIME_WAIT if packet.opens() => Holder::Past,
             TCP_TIME_WAIT | TCP_NEW_SYN_RECV => {
                 give(ctx, packet, found);
                 Holder::Other
@@ -104,6 +105,26 @@ pub fn holder(ctx: &TcContext, packet: &Packet) -> Holder {
 
 const TCP_NEW_SYN_RECV: u32 = 12;
 
+/// Gives a SYN to what is left of the last connection of its addresses, and says whether there was any.
+///
+/// The kernel judges by its sequence number whether it is a new one, ends the old one, and looks for a listener, which
+/// [`again`](crate::again) chooses. A listener that the SYN was assigned to would drop it, until the old one is over: since kernel
+/// 6.11 it keeps nothing of a handshake whose addresses anybody has (`reqsk_queue_hash_req()` in `net/ipv4/inet_connection_sock.c`).
+#[inline(always)]
+pub fn assign_past(ctx: &TcContext, packet: &Packet) -> bool {
+    let found = lookup(ctx, packet.family, &packet.key);
+    if found.is_null() {
+        return false;
+    }
+    // SAFETY: the socket is there until it is given back.
+    unsafe {
+        let is_past = (&raw const (*found).state).read_volatile() == TCP_TIME_WAIT;
+        let is_assigned = is_past && assign(ctx, found);
+        bpf_sk_release(found.cast());
+        is_assigned
+    }
+}
+
 /// Gives a packet to a listener of the relay if that is right for it, and says whether it was.
 #[inline(always)]
 pub fn assign_gate(
@@ -120,20 +141,10 @@ pub fn assign_gate(
     is_assigned
 }
 
-/// The listener for a packet, the same one for all packets of its connection: only the one that has sent a SYN cookie takes it
-/// back. Each has a port of its own: to one of several that share a port packets cannot be assigned before kernel 6.6.
+/// The listener for a packet.
 #[inline(always)]
 fn gate(packet: &Packet) -> Option<*mut bpf_sock> {
-    let gates = PASSAGE.get(0)?.gates;
-    if gates == 0 {
-        return None;
-    }
-    let family = if packet.family == Family::V4 {
-        listener::V4
-    } else {
-        listener::V6
-    };
-    let index = packet.hash() % gates % (MOST_GATES as u32) * (listener::COUNT as u32) + family;
+    let index = gate_of(packet.family, &packet.key)?;
     // SAFETY: the map takes a `u32` as its key; whoever asked gives the reference back.
     let gate: *mut bpf_sock = unsafe {
         bpf_map_lookup_elem(
@@ -143,6 +154,37 @@ fn gate(packet: &Packet) -> Option<*mut bpf_sock> {
     }
     .cast();
     (!gate.is_null()).then_some(gate)
+}
+
+/// Which listener is for a connection, by its place among [`GATES`]: the same one for all packets of the client's, as only the one that
+/// has sent a SYN cookie takes it back. Each has a port of its own: to one of several that share a port packets cannot be assigned
+/// before kernel 6.6.
+#[inline(always)]
+pub fn gate_of(family: u16, key: &OwnKey) -> Option<u32> {
+    let gates = PASSAGE.get(0)?.gates;
+    if gates == 0 {
+        return None;
+    }
+    let family = if family == Family::V4 {
+        listener::V4
+    } else {
+        listener::V6
+    };
+    Some(hash(key) % gates % (MOST_GATES as u32) * (listener::COUNT as u32) + family)
+}
+
+#[inline(always)]
+fn hash(key: &OwnKey) -> u32 {
+    let folded = |addr: Addr| {
+        let [a, b, c, d] = addr.words();
+        a ^ b ^ c ^ d
+    };
+    let ports = u32::from(key.source_port.0) << 16 | u32::from(key.dest_port.0);
+    let mixed = folded(key.source).wrapping_mul(0x9e37_79b1)
+        ^ folded(key.dest).wrapping_mul(0x85eb_ca77)
+        ^ ports.wrapping_mul(0xc2b2_ae3d);
+    let mixed = (mixed ^ mixed >> 15).wrapping_mul(0x2c1b_3c6d);
+    mixed ^ mixed >> 16
 }
 
 /// As [`assign`], for what has a socket already. An error finds it by itself.

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Verdict of a `sk_lookup` program: use the listener that was assigned, or look for one as ever.
-const PASS: u32 = 1;
+pub const PASS: u32 = 1;
 /// Verdict of a `sk_lookup` program: there is no listener.
 const DROP: u32 = 0;
 
@@ -159,16 +159,16 @@ fn fail(action: &Action) -> u32 {
 }
 
 /// A TCP connection that arrives.
-struct Incoming {
-    family: u16,
-    key: OwnKey,
+pub struct Incoming {
+    pub family: u16,
+    pub key: OwnKey,
     raw: *mut bpf_sk_lookup,
 }
 
 impl Incoming {
     /// `None` for other protocols.
     #[inline(always)]
-    fn of(ctx: &SkLookupContext) -> Option<Self> {
+    pub fn of(ctx: &SkLookupContext) -> Option<Self> {
         let raw = ctx.lookup;
         // SAFETY: the context is valid while the program runs. Volatile, field by field: the verifier knows these only as
         // single accesses, and LLVM would join or choose between them.

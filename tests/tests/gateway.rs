@@ -8,7 +8,11 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr},
+};
 
 use culvert_tests::{
     Sandbox,
@@ -144,4 +148,33 @@ fn clients_may_use_the_same_source_port() {
         }
     }
     assert_eq!(culvert.counter("transit_relayed"), 4);
+}
+
+/// The relay has ended the last connection first, as its server did, and so keeps what is left of it (TIME_WAIT) for a minute.
+#[test]
+fn a_client_may_use_its_port_again_at_once() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let culvert = sandbox.culvert(&through("lan", LAN[0], ""));
+    let app = hosts.app(&sandbox, 0);
+    let servers = hosts::server(0);
+    for (index, server) in servers.into_iter().enumerate() {
+        let brief = hosts.server(0).within(|| {
+            Server::start((server, 0), |mut stream| {
+                stream.write_all(b"bye")?;
+                stream.shutdown(Shutdown::Write)?;
+                stream.read_to_end(&mut Vec::new()).map(drop)
+            })
+        });
+        let source = SocketAddr::new(hosts::client(0)[index], 40_000);
+        for times in 1..4 {
+            let socket = app.tcp(brief.address());
+            socket.bind(source).unwrap();
+            socket.connect(brief.address()).unwrap();
+            assert_eq!(socket.receive_all().unwrap(), b"bye");
+            socket.close();
+            culvert.await_records(3 * index + times);
+        }
+    }
+    assert_eq!(culvert.counter("transit_relayed"), 6);
 }

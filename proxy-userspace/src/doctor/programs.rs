@@ -122,7 +122,7 @@ fn verdict(trial: Trial) -> Check {
         }
         names::RETURNS => Check::warning(id, one_line(&error))
             .advice("`keep_source` to servers on other hosts needs it"),
-        names::GATEWAY | names::GATEWAY_GUARD => {
+        names::GATEWAY | names::GATEWAY_GUARD | names::GATEWAY_AGAIN => {
             Check::warning(id, one_line(&error)).advice("`[[gateway]]` rules need it")
         }
         names::ROUTER => Check::warning(id, one_line(&error))

@@ -166,9 +166,14 @@ const RULES: u32 = MAX_RULES as u32;
 
 /// Attaches and pins what keeps rules for what arrives in force without us.
 pub(super) fn pin_guard(ebpf: &mut Ebpf, guard: &mut Guard) -> Result<(), InterceptError> {
-    load(ebpf, names::REVERSE_GUARD)?;
-    let link = link(ebpf, names::REVERSE_GUARD)?;
+    let link = attach(ebpf, names::REVERSE_GUARD)?;
     Ok(guard.pin(names::REVERSE_GUARD, link.as_fd())?)
+}
+
+/// Attaches a program to our network namespace, as long as what is returned is there.
+pub(super) fn attach(ebpf: &mut Ebpf, name: &'static str) -> Result<OwnedFd, InterceptError> {
+    load(ebpf, name)?;
+    link(ebpf, name)
 }
 
 fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<(), InterceptError> {

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::TcpListener,
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
 use aya::{
@@ -18,7 +18,7 @@ use proxy_common::{FAST_LINK_NUMBERS, Passage, beginning, listener, names};
 
 use super::{
     InterceptError, Interceptor,
-    arrivals::program,
+    arrivals::{self, program},
     guard::Guard,
     handles::{duplicate, map_error},
     ingress::{Attachment, Ingress},
@@ -38,6 +38,8 @@ pub(super) struct Gateway {
     guards: BTreeMap<u32, Attachment>,
     /// Once it is prepared.
     fading: Option<Fading>,
+    /// On our network namespace.
+    again: Option<OwnedFd>,
 }
 
 impl Interceptor {
@@ -121,6 +123,7 @@ impl Gateway {
             .and_then(|mut map: Array<MapData, Passage>| map.set(0, passage, 0))
             .map_err(map_error("write", names::PASSAGE))?;
         self.fading = Some(Fading::new(ebpf)?);
+        self.again = Some(arrivals::attach(ebpf, names::GATEWAY_AGAIN)?);
         Ok(())
     }
 

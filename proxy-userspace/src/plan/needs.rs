@@ -58,6 +58,7 @@ impl Needs {
         }
         if !config.gateway.is_empty() {
             needs.interfaces = vec![names::GATEWAY];
+            needs.namespace.push(names::GATEWAY_AGAIN);
         }
         if config.router.is_on() {
             needs.interfaces.push(names::ROUTER);
