@@ -24,6 +24,9 @@
 //! | `watch_events` | `sockops` | 5.9 | tells it what becomes of the connection |
 //! | `watch_release` | `cgroup/sock_release` | 5.9 | tells it of those of which no packet was sent |
 //! | `task_fork`, `task_exit` | raw tracepoints | 4.17 | follow the children of processes that rules name |
+//!
+//! This is one source for all kernels from 5.10 on. What comments say that the verifier wants, such as fields of a context accessed one by
+//! one and at fixed offsets, all of them want, unless a comment names some.
 
 #![no_std]
 #![no_main]

@@ -3,8 +3,10 @@
 use std::{
     fs::File,
     net::SocketAddr,
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
+
+use nix::net::if_::if_nametoindex;
 
 use crate::{
     bytecode::{self, call, descriptor, instruction},
@@ -14,11 +16,17 @@ use crate::{
 
 // Of `linux/bpf.h`.
 const LINK_CREATE: libc::c_int = 28;
+const PROG_TYPE_SCHED_CLS: u32 = 3;
 const PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 const PROG_TYPE_SK_LOOKUP: u32 = 30;
 const CGROUP_INET4_CONNECT: u32 = 10;
 const SK_LOOKUP: u32 = 36;
-/// Offsets of `user_port` in `struct bpf_sock_addr`, and of `local_port` in `struct bpf_sk_lookup`.
+const TCX_INGRESS: u32 = 46;
+/// Of `linux/pkt_cls.h`: drop, and what `linux/bpf.h` calls `TCX_NEXT`.
+const SHOT: u32 = 2;
+const NEXT: u32 = u32::MAX;
+/// Offsets of `len` in `struct __sk_buff`, of `user_port` in `struct bpf_sock_addr`, and of `local_port` in `struct bpf_sk_lookup`.
+const LENGTH: u16 = 0;
 const USER_PORT: u16 = 24;
 const LOCAL_PORT: u16 = 60;
 
@@ -36,6 +44,7 @@ impl Stranger {
             CGROUP_INET4_CONNECT,
             USER_PORT,
             u32::from(port.to_be()),
+            [0, 1],
         );
         let cgroup = File::open(cgroup.path()).expect("a cgroup");
         Self::attach(&program, &cgroup, CGROUP_INET4_CONNECT)
@@ -45,13 +54,27 @@ impl Stranger {
     /// lets others go on.
     pub fn drops_arrivals(netns: &Netns, address: SocketAddr) -> Self {
         let port = u32::from(address.port());
-        let program = load(PROG_TYPE_SK_LOOKUP, SK_LOOKUP, LOCAL_PORT, port);
+        let program = load(PROG_TYPE_SK_LOOKUP, SK_LOOKUP, LOCAL_PORT, port, [0, 1]);
         Self::attach(&program, netns, SK_LOOKUP)
     }
 
+    /// Drops packets of a length, header of Ethernet included, that come in by an interface of a network namespace, after the programs
+    /// that are there, and lets others go on. (Linux 6.6.)
+    pub fn drops_packets(netns: &Netns, interface: &str, length: u32) -> Self {
+        let answers = [SHOT, NEXT];
+        let program = load(PROG_TYPE_SCHED_CLS, TCX_INGRESS, LENGTH, length, answers);
+        netns.within(|| {
+            let number = if_nametoindex(interface).expect("an interface");
+            Self::link(&program, number, TCX_INGRESS)
+        })
+    }
+
     fn attach(program: &OwnedFd, target: &impl AsFd, kind: u32) -> Self {
-        let target = target.as_fd().as_raw_fd();
-        let [program, target] = [program.as_raw_fd(), target].map(RawFd::unsigned_abs);
+        Self::link(program, target.as_fd().as_raw_fd().unsigned_abs(), kind)
+    }
+
+    fn link(program: &OwnedFd, target: u32, kind: u32) -> Self {
+        let program = program.as_raw_fd().unsigned_abs();
         // SAFETY: the attributes are numbers.
         let made = unsafe { call(LINK_CREATE, &mut [program, target, kind, 0]) };
         // SAFETY: the kernel has just made it.
@@ -60,15 +83,16 @@ impl Stranger {
     }
 }
 
-/// A program that answers 0 where the word at an offset of its context is this one, and 1 otherwise.
-fn load(kind: u32, attach_kind: u32, offset: u16, word: u32) -> OwnedFd {
+/// A program that gives the first answer where the word at an offset of its context is this one, and the second otherwise.
+fn load(kind: u32, attach_kind: u32, offset: u16, word: u32, answers: [u32; 2]) -> OwnedFd {
+    let [there, otherwise] = answers;
     let code = [
-        // r0 = 1; r2 = context[offset]
-        instruction(0xb7, 0, 0, 1),
+        // r0 = otherwise; r2 = context[offset]
+        instruction(0xb7, 0, 0, otherwise),
         instruction(0x61, 0x12, offset, 0),
-        // if r2 == word then r0 = 0
+        // if r2 == word then r0 = there
         instruction(0x55, 2, 1, word),
-        instruction(0xb7, 0, 0, 0),
+        instruction(0xb7, 0, 0, there),
         instruction(0x95, 0, 0, 0),
     ];
     bytecode::load(kind, attach_kind, &code).expect("a program")

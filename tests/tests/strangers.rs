@@ -11,7 +11,14 @@
 use std::net::SocketAddr;
 
 use culvert_tests::{
-    App, Sandbox, app::Route, daemon::Settings, peer::Server, rules::ALL, sandbox::SERVER_V4,
+    App, Sandbox,
+    app::Route,
+    daemon::Settings,
+    datagrams::Datagrams,
+    hosts::{self, Hosts, LAN},
+    peer::Server,
+    rules::ALL,
+    sandbox::SERVER_V4,
     stranger::Stranger,
 };
 use nix::errno::Errno;
@@ -78,4 +85,35 @@ fn on_the_hook_of_arrivals() {
         assert_eq!(connect(&app, refused), Err(Errno::ECONNREFUSED));
     }
     assert_eq!(app.probe(other), Ok(Route::Direct));
+}
+
+/// Each says for itself that the next one decides, or drops.
+#[test]
+fn on_the_ingress_of_interfaces() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let [client, server] = [hosts::client(0)[0], hosts::server(0)[0]];
+    let datagrams = Datagrams::between(&hosts, client, server);
+    // Headers of Ethernet, IPv4 and UDP.
+    let drop_those = |payload: u32| Stranger::drops_packets(sandbox.netns(), LAN[0], 42 + payload);
+    let _before = drop_those(100);
+    let rule = format!(
+        "[[gateway]]\nname = \"lan\"\ninterface = \"{}\"\nvia = \"original\"\n",
+        LAN[0]
+    );
+    let mut culvert = sandbox.culvert(&rule);
+    let _after = drop_those(101);
+    let app = hosts.app(&sandbox, 0);
+    let mirror = hosts.server(0).within(|| Server::mirror((server, 0)));
+    let assert_both_drop = || {
+        datagrams.send(100);
+        datagrams.send(101);
+        datagrams.assert_arrives(102);
+    };
+    assert_both_drop();
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+
+    assert!(culvert.stop().success());
+    assert_both_drop();
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Direct));
 }
