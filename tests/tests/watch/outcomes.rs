@@ -6,7 +6,7 @@ use std::{
 };
 
 use culvert_tests::{
-    Sandbox,
+    App, Sandbox,
     app::protocol::{Family, How, Kind},
     kernel::{has_ipv6, version},
     peer::Server,
@@ -192,11 +192,7 @@ fn not_sent() {
     let seen = told.connection(nowhere);
     assert_told(&seen, "unsent", None);
     assert_guessed(&seen, Errno::ENETUNREACH);
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(app.pid().try_into().unwrap()),
-        Signal::SIGTERM,
-    )
-    .unwrap();
+    end(&app);
     assert_eq!(told.summary()["failed"], 2);
 }
 
@@ -220,5 +216,14 @@ fn datagrams_where_that_is_asked_for() {
             assert_eq!(seen["outcome"], "addressed");
             assert_eq!(seen["destination"], to.to_string());
         }
+        // Not by killing the watch, which would leave that to the app.
+        end(&app);
+        told.summary();
     }
+}
+
+/// Ends the app, and by that its watch.
+fn end(app: &App) {
+    let app = nix::unistd::Pid::from_raw(app.pid().try_into().unwrap());
+    nix::sys::signal::kill(app, Signal::SIGTERM).unwrap();
 }
