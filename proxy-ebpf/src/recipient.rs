@@ -30,7 +30,7 @@ pub enum Holder {
     /// Another socket of this host; or a handshake, or what is left of a connection that has ended, which do not tell whose they
     /// are and have the packet assigned to them.
     Other,
-    /// What is left of a connection that has ended (TIME_WAIT), when a SYN opens the same once more, and does not wait a minute for that.
+    /// What is left of a connection that has ended (`TIME_WAIT`), when a SYN opens the same once more, and does not wait a minute for that.
     Past,
     Nobody,
 }

@@ -150,7 +150,7 @@ fn clients_may_use_the_same_source_port() {
     assert_eq!(culvert.counter("transit_relayed"), 4);
 }
 
-/// The relay has ended the last connection first, as its server did, and so keeps what is left of it (TIME_WAIT) for a minute.
+/// The relay has ended the last connection first, as its server did, and so keeps what is left of it (`TIME_WAIT`) for a minute.
 #[test]
 fn a_client_may_use_its_port_again_at_once() {
     let sandbox = Sandbox::new();
