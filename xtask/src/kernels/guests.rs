@@ -142,7 +142,7 @@ pub(super) struct Test {
 const FLOOR: (u32, u32) = (5, 10);
 
 /// All tests that guests run.
-pub(super) static TESTS: [Test; 45] = {
+pub(super) static TESTS: [Test; 44] = {
     use Need::{Ipv6, Memory, Types};
     [
         test(FORWARD, "intercept::ipv4").brief(),
@@ -213,7 +213,6 @@ pub(super) static TESTS: [Test; 45] = {
         .needs(&[Types]),
         test(STEER, "reverse_steer::the_fail_mode_holds").special(),
         test(GATEWAY, "gateway::a_client_may_use_its_port_again_at_once").brief(),
-        test(GATEWAY, "strangers::on_the_ingress_of_interfaces").since((6, 6)),
         test(
             GATEWAY,
             "gateway::connections_of_hosts_that_know_nothing_are_relayed_to_where_they_go",
