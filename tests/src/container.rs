@@ -20,7 +20,7 @@ use nix::{
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-pub use self::network::{id, inside, network};
+pub use self::network::{app_of_other_users, id, inside, network};
 use crate::{
     App, Sandbox,
     cgroup::{Cgroup, mount},

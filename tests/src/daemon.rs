@@ -167,6 +167,13 @@ impl<'a> Culvert<'a> {
         self.maps().counter(name)
     }
 
+    /// How much that counter grows by.
+    pub fn growth(&self, name: &str, work: impl FnOnce()) -> u64 {
+        let before = self.counter(name);
+        work();
+        self.counter(name) - before
+    }
+
     /// Its IPv4 listeners.
     pub fn listener_v4(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.maps().relay().port_v4.get()).into()

@@ -23,16 +23,14 @@ use std::{
 use culvert_tests::{
     App, Culvert, Load, Sandbox,
     app::Route,
-    container::{Container, engine, id, inside, network},
+    container::{Container, app_of_other_users, engine, id, inside, network},
     daemon::Settings,
     eventually,
     kernel::refusal,
     load::assert_flawless,
-    netns::Netns,
     peer::Server,
-    process::app_binary,
     rules::RELAY,
-    sandbox::{OTHER_V4, SERVER_V4, SERVER_V6, command_at},
+    sandbox::{OTHER_V4, SERVER_V4, SERVER_V6},
 };
 use nix::errno::Errno;
 
@@ -404,14 +402,7 @@ fn a_network_of_other_users_is_left_alone_and_said_so() {
     let one = id();
     for (mode, expected) in [("direct", Ok(Route::Direct)), ("refuse", Err(refusal()))] {
         let sandbox = Sandbox::new();
-        let cgroup = Arc::new(sandbox.cgroup().child(&format!("docker-{one}.scope")));
-        let mut command = command_at(&Arc::new(Netns::new()), &cgroup, "unshare");
-        command.args(["--user", "--map-root-user", "--net", "sh", "-c"]);
-        command.arg(format!(
-            "ip link set lo up; ip addr add {SERVER_V4}/32 dev lo; exec {}",
-            app_binary().display()
-        ));
-        let app = App::start(&mut command);
+        let (_cgroup, app) = app_of_other_users(&sandbox, &one);
         let mirror = app.serve((SERVER_V4, 7003).into());
         let culvert = sandbox.culvert(&relayed(&[&one], &format!("on_relay_failure = \"{mode}\"")));
         log_has(&culvert, "belongs to a user namespace");

@@ -8,19 +8,17 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
-use std::{net::SocketAddr, process::Output, sync::Arc};
+use std::{net::SocketAddr, process::Output};
 
 use culvert_tests::{
-    App, Culvert, Sandbox,
+    Culvert, Sandbox,
     app::Route,
-    container::{Container, engine, id, network},
+    container::{Container, app_of_other_users, engine, id, network},
     eventually,
     kernel::refusal,
-    netns::Netns,
     peer::Server,
-    process::app_binary,
     rules::RELAY,
-    sandbox::{SERVER_V4, command_at},
+    sandbox::SERVER_V4,
 };
 use serde_json::Value;
 
@@ -124,14 +122,7 @@ fn why_a_network_of_other_users_has_no_listeners_is_said() {
     let one = id();
     for (mode, connects) in [("direct", true), ("refuse", false)] {
         let sandbox = Sandbox::new();
-        let cgroup = Arc::new(sandbox.cgroup().child(&format!("docker-{one}.scope")));
-        let mut command = command_at(&Arc::new(Netns::new()), &cgroup, "unshare");
-        command.args(["--user", "--map-root-user", "--net", "sh", "-c"]);
-        command.arg(format!(
-            "ip link set lo up; ip addr add {SERVER_V4}/32 dev lo; exec {}",
-            app_binary().display()
-        ));
-        let app = App::start(&mut command);
+        let (_cgroup, app) = app_of_other_users(&sandbox, &one);
         let mirror = app.serve((SERVER_V4, 7003).into());
         let culvert = sandbox.culvert(&rules(&one, &format!("on_relay_failure = \"{mode}\"")));
         let said = explain(

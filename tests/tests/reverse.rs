@@ -41,6 +41,17 @@ fn echo(sandbox: &Sandbox, address: impl Into<IpAddr> + Send) -> Server {
     sandbox.within(|| Server::echo((address.into(), 0)))
 }
 
+/// Whether a mirror sees the client itself, which connects from an address.
+fn is_direct(app: &App, mirror: SocketAddr, source: IpAddr) -> Result<bool, Errno> {
+    let socket = app.tcp(mirror);
+    socket.bind((source, 0).into()).unwrap();
+    socket.connect(mirror)?;
+    let seen = String::from_utf8(socket.receive_all()?).unwrap();
+    let is_direct = seen == socket.local().unwrap().to_string();
+    socket.close();
+    Ok(is_direct)
+}
+
 /// Connects, exchanges some bytes, and returns the address that the client had.
 fn exchange(app: &App, destination: SocketAddr) -> SocketAddr {
     let socket = app.tcp(destination);
@@ -331,15 +342,7 @@ fn sources_choose_among_those_who_listen() {
     ];
     let culvert = sandbox.culvert(&rules.concat());
     let app = sandbox.app();
-    let from = |source: Ipv4Addr| {
-        let socket = app.tcp(mirror.address());
-        socket.bind((source, 0).into()).unwrap();
-        socket.connect(mirror.address())?;
-        let seen = String::from_utf8(socket.receive_all()?).unwrap();
-        let is_direct = seen == socket.local().unwrap().to_string();
-        socket.close();
-        Ok(is_direct)
-    };
+    let from = |source: Ipv4Addr| is_direct(&app, mirror.address(), source.into());
     assert_eq!(from(OTHER_V4), Err(Errno::ECONNREFUSED));
     assert_eq!(from(Ipv4Addr::new(192, 0, 2, 101)), Ok(true), "direct");
     assert_eq!(from(SERVER_V4), Ok(false), "relayed");
@@ -376,15 +379,7 @@ fn sources_of_ipv6_choose_as_well() {
     ];
     let culvert = sandbox.culvert(&rules.concat());
     let app = sandbox.app();
-    let from = |source: Ipv6Addr| {
-        let socket = app.tcp(mirror.address());
-        socket.bind((source, 0).into()).unwrap();
-        socket.connect(mirror.address())?;
-        let seen = String::from_utf8(socket.receive_all()?).unwrap();
-        let is_direct = seen == socket.local().unwrap().to_string();
-        socket.close();
-        Ok(is_direct)
-    };
+    let from = |source: Ipv6Addr| is_direct(&app, mirror.address(), source.into());
     assert_eq!(from(OTHER_V6), Err(Errno::ECONNREFUSED));
     assert_eq!(from(CLIENT_V6), Ok(true), "direct");
     assert_eq!(from(SERVER_V6), Ok(false), "relayed");

@@ -17,7 +17,7 @@ use std::{
 };
 
 use culvert_tests::{
-    Culvert, Sandbox,
+    Sandbox,
     app::{Route, protocol::Storm},
     daemon::Settings,
     datagrams::{Datagrams, set},
@@ -32,13 +32,6 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 use socket2::SockRef;
 
 const ROUTER: &str = "[router]\nfast_path = [\"lan0\", \"wan0\"]\n";
-
-/// How much a counter grows by.
-fn growth(culvert: &Culvert<'_>, counter: &str, work: impl FnOnce()) -> u64 {
-    let before = culvert.counter(counter);
-    work();
-    culvert.counter(counter) - before
-}
 
 #[test]
 fn what_passes_between_named_interfaces_is_sent_on() {
@@ -56,14 +49,14 @@ fn what_passes_between_named_interfaces_is_sent_on() {
             each: 3,
             length: 1_000_000,
         };
-        let sent_on = growth(&culvert, "fast", || {
+        let sent_on = culvert.growth("fast", || {
             assert_eq!(app.storm(&storm), BTreeMap::from([(0, 12)]));
         });
         // Segments are large on the way: a packet may be 64 KiB.
         assert!(sent_on >= 12 * 2 * 15, "{sent_on}");
     }
     for datagrams in Datagrams::both(&hosts) {
-        let sent_on = growth(&culvert, "fast", || {
+        let sent_on = culvert.growth("fast", || {
             datagrams.set_lifetime(17);
             assert_eq!(datagrams.lifetime(), 16);
             datagrams.set_lifetime(2);
@@ -85,7 +78,7 @@ fn the_kernel_answers_where_lifetimes_end_and_packets_are_too_large() {
         datagrams.assert_arrives(10);
         datagrams.hear_errors();
         datagrams.set_lifetime(1);
-        let left = growth(&culvert, "slow_expiring", || {
+        let left = culvert.growth("slow_expiring", || {
             datagrams.send(10);
             assert_eq!(datagrams.error(), Errno::EHOSTUNREACH);
         });
@@ -97,13 +90,13 @@ fn the_kernel_answers_where_lifetimes_end_and_packets_are_too_large() {
             (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
         };
         set(&datagrams.client, level, option, &2_i32.to_ne_bytes());
-        let left = growth(&culvert, "slow_too_big", || {
+        let left = culvert.growth("slow_too_big", || {
             datagrams.send(1450 - 48);
             assert_eq!(datagrams.error(), Errno::EMSGSIZE);
         });
         assert_eq!(left, 1);
         let header = if datagrams.is_v4() { 28 } else { 48 };
-        let sent_on = growth(&culvert, "fast", || datagrams.assert_arrives(1400 - header));
+        let sent_on = culvert.growth("fast", || datagrams.assert_arrives(1400 - header));
         assert_eq!(sent_on, 1);
     }
     // Segments that are cut on their way out count by what they are cut to.
@@ -131,7 +124,7 @@ fn the_size_that_a_route_lets_through_counts() {
     // The router may cut it.
     set(&datagrams.client, level, option, &0_i32.to_ne_bytes());
     datagrams.assert_arrives(10);
-    let left = growth(&culvert, "slow_too_big", || datagrams.assert_arrives(1100));
+    let left = culvert.growth("slow_too_big", || datagrams.assert_arrives(1100));
     assert_eq!(left, 1);
 }
 
@@ -144,7 +137,7 @@ fn what_is_unusual_is_left_to_the_kernel() {
     for datagrams in [&v4, &v6] {
         datagrams.assert_arrives(10);
         // More than fits into one packet.
-        let left = growth(&culvert, "slow_options", || datagrams.assert_arrives(4000));
+        let left = culvert.growth("slow_options", || datagrams.assert_arrives(4000));
         assert_eq!(left, 3);
     }
     let no_operation = [1_u8; 4];
@@ -154,13 +147,13 @@ fn what_is_unusual_is_left_to_the_kernel() {
         libc::IP_OPTIONS,
         &no_operation,
     );
-    let left = growth(&culvert, "slow_options", || v4.assert_arrives(10));
+    let left = culvert.growth("slow_options", || v4.assert_arrives(10));
     assert_eq!(left, 1);
     set(&v4.client, libc::IPPROTO_IP, libc::IP_OPTIONS, &[]);
     // Padding, and nothing else, in a header of 8 bytes.
     let options = [0_u8, 0, 1, 4, 0, 0, 0, 0];
     set(&v6.client, libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, &options);
-    let left = growth(&culvert, "slow_options", || v6.assert_arrives(10));
+    let left = culvert.growth("slow_options", || v6.assert_arrives(10));
     assert_eq!(left, 1);
 }
 
@@ -173,7 +166,7 @@ fn only_what_goes_from_one_named_interface_to_another_is_sent_on() {
     let before = culvert.counter("fast");
     for address in hosts::server(1) {
         let mirror = hosts.server(1).within(|| Server::mirror((address, 0)));
-        let left = growth(&culvert, "slow_elsewhere", || {
+        let left = culvert.growth("slow_elsewhere", || {
             assert_eq!(first.probe(mirror.address()), Ok(Route::Direct));
         });
         // Answers come in by an interface that is not named.
@@ -181,7 +174,7 @@ fn only_what_goes_from_one_named_interface_to_another_is_sent_on() {
     }
     for address in hosts::toward_server(0) {
         let mirror = sandbox.within(|| Server::mirror((address, 0)));
-        let left = growth(&culvert, "slow_not_forwarded", || {
+        let left = culvert.growth("slow_not_forwarded", || {
             assert_eq!(first.probe(mirror.address()), Ok(Route::Direct));
         });
         assert!(left >= 4, "{left}");
@@ -204,16 +197,16 @@ fn routes_that_lead_nowhere_and_unknown_neighbours_are_the_kernels() {
     for (datagrams, server) in Datagrams::both(&hosts).into_iter().zip(hosts::server(0)) {
         let family = if datagrams.is_v4() { "-4" } else { "-6" };
         // The kernel asks for it with the first packet.
-        let left = growth(&culvert, "slow_neighbour", || {
+        let left = culvert.growth("slow_neighbour", || {
             router.ip(&format!("{family} neigh flush dev wan0"));
             datagrams.assert_arrives(10);
         });
         assert_eq!(left, 1);
-        let sent_on = growth(&culvert, "fast", || datagrams.assert_arrives(10));
+        let sent_on = culvert.growth("fast", || datagrams.assert_arrives(10));
         assert_eq!(sent_on, 1);
         datagrams.hear_errors();
         router.ip(&format!("{family} route add unreachable {server}"));
-        let left = growth(&culvert, "slow_unreachable", || {
+        let left = culvert.growth("slow_unreachable", || {
             datagrams.send(10);
             let expected = if datagrams.is_v4() {
                 Errno::EHOSTUNREACH
@@ -242,10 +235,10 @@ fn what_would_not_be_answered_this_way_is_the_kernels() {
     let [ordinary, _] = Datagrams::both(&hosts);
     ordinary.assert_arrives(10);
     let strange = Datagrams::between(&hosts, elsewhere.into(), server);
-    let sent_on = growth(&culvert, "fast", || strange.assert_arrives(10));
+    let sent_on = culvert.growth("fast", || strange.assert_arrives(10));
     assert_eq!(sent_on, 1);
     let thief = Datagrams::between(&hosts, stolen, server);
-    let left = growth(&culvert, "slow_source", || {
+    let left = culvert.growth("slow_source", || {
         thief.send(10);
         ordinary.assert_arrives(10);
     });
@@ -253,13 +246,13 @@ fn what_would_not_be_answered_this_way_is_the_kernels() {
 
     sandbox.netns().sysctl("net.ipv4.conf.lan0.rp_filter", "1");
     eventually("a packet that is left to the kernel", || {
-        let left = growth(&culvert, "slow_source", || {
+        let left = culvert.growth("slow_source", || {
             strange.send(10);
             ordinary.assert_arrives(10);
         });
         (left == 1).then_some(())
     });
-    let sent_on = growth(&culvert, "fast", || ordinary.assert_arrives(10));
+    let sent_on = culvert.growth("fast", || ordinary.assert_arrives(10));
     assert_eq!(sent_on, 1);
 
     // Where any way will do, there must be one.
@@ -268,17 +261,17 @@ fn what_would_not_be_answered_this_way_is_the_kernels() {
     client.add_address(nowhere.into());
     let lost = Datagrams::between(&hosts, nowhere.into(), server);
     eventually("a packet that has a way back", || {
-        let sent_on = growth(&culvert, "fast", || strange.assert_arrives(10));
+        let sent_on = culvert.growth("fast", || strange.assert_arrives(10));
         (sent_on == 1).then_some(())
     });
-    let left = growth(&culvert, "slow_source", || {
+    let left = culvert.growth("slow_source", || {
         lost.send(10);
         ordinary.assert_arrives(10);
     });
     assert_eq!(left, 1);
     sandbox.netns().sysctl("net.ipv4.conf.lan0.rp_filter", "0");
     eventually("a packet that nobody asks about", || {
-        let sent_on = growth(&culvert, "fast", || {
+        let sent_on = culvert.growth("fast", || {
             lost.send(10);
             ordinary.assert_arrives(10);
         });
@@ -304,7 +297,7 @@ fn a_neighbour_with_another_hardware_address_is_found() {
     let both = Datagrams::both(&hosts);
     for datagrams in &both {
         datagrams.assert_arrives(10);
-        let sent_on = growth(&culvert, "fast", || datagrams.assert_arrives(10));
+        let sent_on = culvert.growth("fast", || datagrams.assert_arrives(10));
         assert_eq!(sent_on, 1);
     }
     let neighbours = || {
@@ -343,7 +336,7 @@ fn what_a_rule_selects_is_relayed_before() {
         eventually("a connection that is relayed", || {
             (app.probe(taken.address()) == Ok(Route::Relayed)).then_some(())
         });
-        let sent_on = growth(&culvert, "fast", || {
+        let sent_on = culvert.growth("fast", || {
             assert_eq!(app.probe(free.address()), Ok(Route::Direct));
         });
         assert!(sent_on >= 8, "{sent_on}");
@@ -394,7 +387,7 @@ fn after_a_kill_the_kernel_routes() {
         for datagrams in &both {
             datagrams.assert_arrives(10);
             let before = forwarded(sandbox.netns());
-            let sent_on = growth(&culvert, "fast", || datagrams.assert_arrives(10));
+            let sent_on = culvert.growth("fast", || datagrams.assert_arrives(10));
             assert_eq!((sent_on, forwarded(sandbox.netns()) - before), (1, 0));
         }
         culvert.kill();
@@ -431,7 +424,7 @@ fn named_interfaces_may_appear_and_vanish() {
             .within(|| UdpSocket::bind((server, 0)).unwrap());
         client.connect(far.local_addr().unwrap()).unwrap();
         eventually("a packet that is sent on", || {
-            let sent_on = growth(&culvert, "fast", || {
+            let sent_on = culvert.growth("fast", || {
                 client.send(b"here").unwrap();
                 let (_, from): (_, SocketAddr) = far.recv_from(&mut [0; 8]).unwrap();
                 assert_eq!(from, client.local_addr().unwrap());
@@ -480,7 +473,7 @@ fn what_is_for_many_is_the_kernels() {
     let hears = |from: &UdpSocket, to: SocketAddr, by: &UdpSocket, counter: &str| {
         let before = culvert.counter("fast");
         // Neighbours ask for each other by what is for many, too.
-        let left = growth(&culvert, counter, || {
+        let left = culvert.growth(counter, || {
             from.send_to(b"all", to).unwrap();
             by.recv(&mut [0; 8]).unwrap();
         });
@@ -500,7 +493,7 @@ fn what_is_for_many_is_the_kernels() {
     // Of the network of the server, which the client takes for a host.
     let far = Ipv4Addr::new(10, 2, 0, 255);
     let before = culvert.counter("fast");
-    let left = growth(&culvert, "slow_not_forwarded", || {
+    let left = culvert.growth("slow_not_forwarded", || {
         from.send_to(b"all", (far, 4000)).unwrap();
         listening.recv(&mut [0; 8]).unwrap();
     });
@@ -516,7 +509,7 @@ fn what_the_program_cannot_read_is_the_kernels() {
     let culvert = sandbox.culvert(ROUTER);
     for datagrams in Datagrams::both(&hosts) {
         datagrams.assert_arrives(10);
-        let sent_on = growth(&culvert, "fast", || datagrams.assert_arrives(10));
+        let sent_on = culvert.growth("fast", || datagrams.assert_arrives(10));
         assert_eq!(sent_on, 1);
     }
     let hardware = router.hardware("lan0");
@@ -537,7 +530,7 @@ fn what_the_program_cannot_read_is_the_kernels() {
         frame([8, 0], &whole[..60]),
         frame([0x86, 0xdd], &strange),
     ] {
-        let sent_on = growth(&culvert, "fast", || {
+        let sent_on = culvert.growth("fast", || {
             let before = culvert.counter("slow_other");
             hosts
                 .client(0)
@@ -549,7 +542,7 @@ fn what_the_program_cannot_read_is_the_kernels() {
         assert_eq!(sent_on, 0);
     }
     // Whole, it is sent on.
-    let sent_on = growth(&culvert, "fast", || {
+    let sent_on = culvert.growth("fast", || {
         let rest = frame([8, 0], &whole);
         let before = culvert.counter("fast");
         hosts

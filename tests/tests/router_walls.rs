@@ -18,11 +18,12 @@ use nix::sys::signal::Signal;
 
 const ROUTER: &str = "[router]\nfast_path = [\"lan0\", \"wan0\"]\n";
 
-/// How much a counter grows by.
-fn growth(culvert: &Culvert<'_>, counter: &str, work: impl FnOnce()) -> u64 {
-    let before = culvert.counter(counter);
-    work();
-    culvert.counter(counter) - before
+/// Waits until so many packets of one are sent on by the fast path: all or none.
+fn await_fast(culvert: &Culvert<'_>, datagrams: &Datagrams, sent_on: u64) {
+    eventually(&format!("{sent_on} packets sent on"), || {
+        let found = culvert.growth("fast", || datagrams.assert_arrives(10));
+        (found == sent_on).then_some(())
+    });
 }
 
 /// It does not start, and the plan says so.
@@ -96,7 +97,7 @@ fn rules_of_netfilter_keep_it_from_starting_unless_it_is_forced() {
     let forced = sandbox.culvert(&format!("{ROUTER}force = true\n"));
     let [datagrams, _] = Datagrams::both(&hosts);
     datagrams.assert_arrives(10);
-    let sent_on = growth(&forced, "fast", || datagrams.assert_arrives(10));
+    let sent_on = forced.growth("fast", || datagrams.assert_arrives(10));
     assert_eq!(sent_on, 1);
 }
 
@@ -108,12 +109,7 @@ fn it_rests_while_netfilter_has_rules() {
     let nft = |command: &str| router.tool("nft", command);
     let culvert = sandbox.culvert(ROUTER);
     let [datagrams, _] = Datagrams::both(&hosts);
-    let becomes = |sent_on: u64| {
-        eventually(&format!("{sent_on} packets sent on"), || {
-            let found = growth(&culvert, "fast", || datagrams.assert_arrives(10));
-            (found == sent_on).then_some(())
-        });
-    };
+    let becomes = |sent_on| await_fast(&culvert, &datagrams, sent_on);
     becomes(1);
     nft("add table inet late");
     nft("add chain inet late through { type filter hook forward priority 0 ; }");
@@ -177,12 +173,7 @@ fn policies_of_ipsec_keep_it_from_starting_unless_it_is_forced() {
     xfrm(&format!("add {hosts_of} dir in action allow"));
     let culvert = sandbox.culvert(ROUTER);
     let [datagrams, _] = Datagrams::both(&hosts);
-    let becomes = |sent_on: u64| {
-        eventually(&format!("{sent_on} packets sent on"), || {
-            let found = growth(&culvert, "fast", || datagrams.assert_arrives(10));
-            (found == sent_on).then_some(())
-        });
-    };
+    let becomes = |sent_on| await_fast(&culvert, &datagrams, sent_on);
     becomes(1);
     xfrm(&format!("add {hosts_of} dir fwd action allow"));
     becomes(0);
@@ -206,6 +197,6 @@ fn policies_of_ipsec_keep_it_from_starting_unless_it_is_forced() {
     xfrm(&format!("add {hosts_of} dir out action allow"));
     let forced = sandbox.culvert(&format!("{ROUTER}force = true\n"));
     datagrams.assert_arrives(10);
-    let sent_on = growth(&forced, "fast", || datagrams.assert_arrives(10));
+    let sent_on = forced.growth("fast", || datagrams.assert_arrives(10));
     assert_eq!(sent_on, 1);
 }

@@ -236,7 +236,11 @@ mod tests {
         sync::atomic::{AtomicU32, Ordering::SeqCst},
     };
 
-    use tokio::{task::JoinSet, time::sleep};
+    use tokio::{
+        sync::mpsc::{UnboundedSender, unbounded_channel},
+        task::JoinSet,
+        time::sleep,
+    };
 
     use super::*;
     use crate::{
@@ -353,6 +357,16 @@ mod tests {
         }
     }
 
+    /// Has one more wait, which tells when it is served.
+    async fn come(group: &Arc<Group>, number: u64, served: &UnboundedSender<(u64, Permit)>) {
+        let (entering, served) = (Arc::clone(group), served.clone());
+        tokio::spawn(async move {
+            let permit = entering.admit(CLIENT, number).await.expect("its turn");
+            served.send((number, permit)).expect("somebody listens");
+        });
+        await_queue(group, u32::try_from(number).expect("a few") + 1).await;
+    }
+
     #[tokio::test]
     async fn a_source_at_its_limit_does_not_fill_the_queue() {
         let limits = Limits {
@@ -398,14 +412,9 @@ mod tests {
         };
         let group = group(limits);
         let held = group.admit(CLIENT, 0).await.expect("a place");
-        let (served, mut order) = tokio::sync::mpsc::unbounded_channel();
+        let (served, mut order) = unbounded_channel();
         for number in 0..5 {
-            let (entering, served) = (Arc::clone(&group), served.clone());
-            tokio::spawn(async move {
-                let permit = entering.admit(CLIENT, number).await.expect("its turn");
-                served.send((number, permit)).expect("somebody listens");
-            });
-            await_queue(&group, u32::try_from(number).expect("a few") + 1).await;
+            come(&group, number, &served).await;
             for _ in 0..3 {
                 group.queue.wake();
                 tokio::task::yield_now().await;
@@ -428,14 +437,9 @@ mod tests {
         let group = group(limits);
         let first = group.admit(CLIENT, 0).await.expect("a place");
         let second = group.admit(CLIENT, 0).await.expect("the other");
-        let (served, mut order) = tokio::sync::mpsc::unbounded_channel();
+        let (served, mut order) = unbounded_channel();
         for number in 0..2 {
-            let (entering, served) = (Arc::clone(&group), served.clone());
-            tokio::spawn(async move {
-                let permit = entering.admit(CLIENT, number).await.expect("its turn");
-                served.send((number, permit)).expect("somebody listens");
-            });
-            await_queue(&group, u32::try_from(number).expect("a few") + 1).await;
+            come(&group, number, &served).await;
         }
         // The second one takes what the first endpoint's place was good for, and waits for the other; it gets that before who came long
         // before it, and who cannot have it does not hold up who may have the one that it left.

@@ -8,7 +8,13 @@ use std::{
     },
 };
 
-use crate::{Sandbox, netns::Netns};
+use crate::{
+    App, Sandbox,
+    cgroup::Cgroup,
+    netns::Netns,
+    process::app_binary,
+    sandbox::{SERVER_V4, command_at},
+};
 
 /// An id as a runtime makes them: no other container of the machine has it, nor its first digits.
 pub fn id() -> String {
@@ -29,6 +35,19 @@ pub fn network(sandbox: &Sandbox, number: u8) -> Arc<Netns> {
     );
     netns.ip(&format!("route add default via {host}"));
     netns
+}
+
+/// An app in a network that belongs to other users, as a user namespace has it, in the cgroup of a container. That has to stay as long.
+pub fn app_of_other_users(sandbox: &Sandbox, id: &str) -> (Arc<Cgroup>, App) {
+    let cgroup = Arc::new(sandbox.cgroup().child(&format!("docker-{id}.scope")));
+    let mut command = command_at(&Arc::new(Netns::new()), &cgroup, "unshare");
+    command.args(["--user", "--map-root-user", "--net", "sh", "-c"]);
+    command.arg(format!(
+        "ip link set lo up; ip addr add {SERVER_V4}/32 dev lo; exec {}",
+        app_binary().display()
+    ));
+    let app = App::start(&mut command);
+    (cgroup, app)
 }
 
 /// The address of the container in there.

@@ -24,7 +24,7 @@ const PACKAGE: &str = "qemu-system-x86";
 const PATIENCE: Duration = Duration::from_mins(10);
 
 /// What every kernel is told. Without `oops=panic` a guest would hang after an oops; the last three spare it tests of its ciphers
-/// and of its clocks, which take half of the time to boot.
+/// and of its clocks, some two seconds of processor time.
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr \
                             cryptomgr.notests no_timer_check tsc=reliable";
 
@@ -138,7 +138,7 @@ fn processor() -> [&'static str; 4] {
         // With one processor only: QEMU 7.2 emulates `cmpxchg16b` wrongly for several, and without it kernels have no memory for
         // socket storage (`kmalloc_nolock()`, seen on 7.3).
         // Strings are fast in hardware alone: `rep movsb` is emulated byte by byte, and kernels without the two flags copy words.
-        // What keeps kernel and processes apart is checked at every access, which takes a tenth of the time.
+        // What keeps kernel and processes apart is checked at every access, which takes some four seconds of twenty.
         let cpu = "max,la57=off,erms=off,fsrm=off,smap=off,smep=off,pku=off,pks=off";
         ["-accel", "tcg", "-cpu", cpu]
     }
