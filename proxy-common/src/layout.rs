@@ -1,9 +1,9 @@
 //! Compile-time proof that no shared type has implicit padding: its size is the sum of its fields.
 
 use crate::{
-    Action, Areas, Cell, CellKey, Doubts, FastLink, Hop, KernelSide, Lane, LaneKey, MAX_CANDIDATES,
-    MAX_DEPTH, MemberKey, Membership, OwnKey, PLACES, Passage, Policy, PrefixKey, Record,
-    RecordKey, Redirect, Relay, RelaySide, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent,
+    Action, Areas, Cell, CellKey, Doubts, FastLink, Hop, KernelSide, KnownRoute, Lane, LaneKey,
+    MAX_CANDIDATES, MAX_DEPTH, MemberKey, Membership, OwnKey, PLACES, Passage, Policy, PrefixKey,
+    Record, RecordKey, Redirect, Relay, RelaySide, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent,
     Sequence, Sighting, Socket, Space, Traces, WORDS, Wheels,
 };
 
@@ -23,6 +23,7 @@ const _: () = {
     assert!(size_of::<Traces>() == 1 + 7 + PLACES);
     assert!(size_of::<FastLink>() == 4 + 4);
     assert!(size_of::<Doubts>() == 64 * 8);
+    assert!(size_of::<KnownRoute>() == 6 * 8 + 3 * 4 + 3 * 4);
     assert!(size_of::<Hop>() == 16 + 4 + 4);
     assert!(size_of::<RuleRef>() == 4 + 4);
     assert!(size_of::<Record>() == RECORD);

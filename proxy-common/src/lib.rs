@@ -46,12 +46,12 @@ pub use select::{
 pub use shortcut::{Lane, LaneKey, Sent, standing};
 pub use sighting::{Sighting, outcome, watched};
 pub use tables::{
-    Action, Dimensions, Doubts, FAST_LINK_NUMBERS, Family, FastLink, GATES, HOPS, Hop, MAX_SPACES,
-    MemberKey, MemberKind, Membership, Passage, Policy, PrefixKey, PrefixKind, Relay, Space, asks,
-    fail_mode, listener, ours, relay, verb,
+    Action, Dimensions, Doubts, FAST_LINK_NUMBERS, Family, FastLink, GATES, HOPS, Hop, KnownRoute,
+    MAX_SPACES, MemberKey, MemberKind, Membership, Passage, Policy, PrefixKey, PrefixKind, ROUTES,
+    Relay, Space, asks, fail_mode, listener, ours, relay, verb,
 };
 pub use traces::{PLACES, Pair, Period, Traces, beginning};
 pub use transit::{Crossings, Transit, transit};
 
 /// Version of everything in this crate. The object carries it and the daemon refuses another one.
-pub const ABI_VERSION: u32 = 12;
+pub const ABI_VERSION: u32 = 13;

@@ -49,6 +49,8 @@ pub const BEGINNINGS: &str = "BEGINNINGS";
 pub const FAST_LINKS: &str = "FAST_LINKS";
 /// Array of one [`Doubts`](crate::Doubts): which sources may be addresses of this host.
 pub const DOUBTS: &str = "DOUBTS";
+/// Per-CPU array of [`KnownRoute`](crate::KnownRoute), by a hash of its question.
+pub const KNOWN_ROUTES: &str = "KNOWN_ROUTES";
 /// Per-CPU array of [`Hop`](crate::Hop), by a hash of it.
 pub const NEXT_HOPS: &str = "NEXT_HOPS";
 /// Array of [`Relay`](crate::Relay), by [`relay`](crate::relay).
@@ -179,7 +181,7 @@ pub const WATCH_EVENTS: &str = "watch_events";
 pub const WATCH_RELEASE: &str = "watch_release";
 
 /// Every map of the object.
-pub const MAPS: [&str; 56] = [
+pub const MAPS: [&str; 57] = [
     POLICY,
     PREFIXES,
     MEMBERS,
@@ -201,6 +203,7 @@ pub const MAPS: [&str; 56] = [
     BEGINNINGS,
     FAST_LINKS,
     DOUBTS,
+    KNOWN_ROUTES,
     NEXT_HOPS,
     OWN,
     OWN_FULL,

@@ -414,6 +414,25 @@ impl Doubts {
     }
 }
 
+/// Routes that the fast path remembers, on each core.
+pub const ROUTES: usize = 1024;
+
+/// A route, in the map [`KNOWN_ROUTES`](crate::names::KNOWN_ROUTES): what was asked, and the answer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnownRoute {
+    /// All that an answer depends on, as the look-up reads it.
+    pub question: [u64; 6],
+    /// Addresses of Ethernet, as the look-up writes them: from, and to.
+    pub hardware: [u32; 3],
+    /// By which it leaves.
+    pub interface: u32,
+    /// Bytes of the longest packet that goes this way, as far as is known.
+    pub fits: u32,
+    /// When it was asked: some number that grows a few times a second.
+    pub moment: u32,
+}
+
 /// Next hops that the fast path remembers, on each core.
 pub const HOPS: usize = 256;
 
@@ -425,7 +444,7 @@ pub struct Hop {
     pub address: [u32; 4],
     /// The interface that it is behind.
     pub interface: u32,
-    /// Some number that grows about every second.
+    /// The same as a [`KnownRoute`] has.
     pub moment: u32,
 }
 

@@ -58,6 +58,7 @@ mod guard;
 mod headers;
 mod inherited;
 mod kernel;
+mod known;
 mod maps;
 mod namespace;
 mod packet;

@@ -15,10 +15,10 @@ use aya_ebpf::{
 };
 use proxy_common::{
     Action, Areas, COUNTERS as COUNTER_NAMES, Cell, CellKey, Counter, Doubts, FAST_LINK_NUMBERS,
-    FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_PORTS, MAX_RULES,
-    MAX_SPACES, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey,
-    Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space,
-    Traces, Wheels, listener, ours, relay,
+    FastLink, GATES as GATE_COUNT, HOPS, Hit, Hop, KnownRoute, Lane, LaneKey, MAX_HOSTS, MAX_PORTS,
+    MAX_RULES, MAX_SPACES, MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, ROUTES,
+    Record, RecordKey, Redirect, Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting,
+    Socket, Space, Traces, Wheels, listener, ours, relay,
 };
 
 use crate::{globals::has_mptcp, inherited::InheritedStorage};
@@ -92,6 +92,9 @@ pub static FAST_LINKS: Array<FastLink, FAST_LINK_NUMBERS> = Array::new();
 
 #[btf_map]
 pub static DOUBTS: Array<Doubts, 1> = Array::new();
+
+#[btf_map]
+pub static KNOWN_ROUTES: PerCpuArray<KnownRoute, ROUTES> = PerCpuArray::new();
 
 #[btf_map]
 pub static NEXT_HOPS: PerCpuArray<Hop, HOPS> = PerCpuArray::new();

@@ -38,7 +38,7 @@ pub struct Way {
     protocol: u8,
     ports: Ports,
     /// How long the packet is. From 5.12 on it is compared with what the route lets through.
-    length: u16,
+    pub length: u16,
     /// By which it came, then by which it leaves.
     pub interface: u32,
     /// Type of service, or class and flow.
@@ -49,7 +49,7 @@ pub struct Way {
     pub hop: [u32; 4],
     table: u32,
     /// Addresses of Ethernet: from, and to.
-    hardware: [u32; 3],
+    pub hardware: [u32; 3],
 }
 
 const _: () = assert!(size_of::<Way>() == size_of::<bpf_fib_lookup>());
@@ -225,6 +225,25 @@ impl Way {
         Self {
             source: self.hop,
             hop: self.source,
+            ..*self
+        }
+    }
+
+    /// All that the look-up reads, but for the length, which it only compares.
+    #[inline(always)]
+    pub const fn question(&self) -> [u64; 6] {
+        let way = Self { length: 0, ..*self };
+        // SAFETY: the same bytes, without padding, of which each pattern is a value.
+        let [a, b, c, d, e, f, ..] = unsafe { transmute::<Self, [u64; 8]>(way) };
+        [a, b, c, d, e, f]
+    }
+
+    /// With what matters of the answer.
+    #[inline(always)]
+    pub const fn answered(&self, interface: u32, hardware: [u32; 3]) -> Self {
+        Self {
+            interface,
+            hardware,
             ..*self
         }
     }

@@ -7,7 +7,7 @@
 //! drops, and delivers.
 //!
 //! What the kernel would do for the same packet stays done: the route is the one that it would take (`bpf_fib_lookup`, with
-//! routing rules), the lifetime is counted down, the neighbour is kept fresh and the interface's queue is passed through
+//! routing rules, a moment ago at most), the lifetime is counted down, the neighbour is kept fresh and the interface's queue is passed through
 //! (`bpf_redirect_neigh`). The checksum of IPv4 is changed, not checked: a wrong one stays wrong, and the next hop throws it away.
 //! A priority by type of service is not given.
 
@@ -15,25 +15,21 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::bpf_redir_neigh as NextHop,
-    helpers::generated::{
-        bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh,
-    },
+    helpers::generated::{bpf_fib_lookup, bpf_ktime_get_ns, bpf_redirect, bpf_redirect_neigh},
     programs::TcContext,
 };
-use proxy_common::{Counter, Family, FastLink, HOPS, Hop, asks, relay};
+use proxy_common::{Counter, Family, FastLink, asks, relay};
 
 use crate::{
     globals::routes_without_daemon,
-    maps::{DOUBTS, FAST_LINKS, NEXT_HOPS, RELAY, count},
+    known::Memory,
+    maps::{DOUBTS, FAST_LINKS, RELAY, count},
     plain::{Plain, Way, plain},
     relay::is_alive,
 };
 
 /// `TC_ACT_UNSPEC`, which is `TCX_NEXT`: whoever comes next decides, in the end the kernel.
 const NEXT: i32 = -1;
-
-/// Jiffies of a moment, as a power of two: 128 are from an eighth of a second to a bit more than one.
-const MOMENT: u32 = 7;
 
 /// What `bpf_fib_lookup` says, beside a way.
 mod answer {
@@ -63,17 +59,20 @@ pub fn ingress(ctx: &TcContext) -> i32 {
 
 #[inline(always)]
 fn route(ctx: &TcContext) -> Result<i32, Counter> {
+    let packet = plain(ctx)?;
+    let came_by = link(packet.way.interface).ok_or(Counter::SlowOther)?;
+    let memory = Memory::of(&packet.way).ok_or(Counter::SlowOther)?;
+    if let Some(way) = memory.recall(&packet.way, packet.largest) {
+        return send(ctx, &packet, &way, true);
+    }
     // A filter stays when the daemon is killed; what it does must not.
     if !routes_without_daemon() && !has_daemon() {
         return Err(Counter::SlowOther);
     }
-    let packet = plain(ctx)?;
-    let Plain { mut way, .. } = packet;
-    let came_by = way.interface;
-    let link = link(came_by).ok_or(Counter::SlowOther)?;
-    if packet.family == Family::V4 && !is_answered(ctx, &way, link) {
+    if packet.family == Family::V4 && !is_answered(ctx, &packet.way, came_by) {
         return Err(Counter::SlowSource);
     }
+    let mut way = packet.way;
     match look_up(ctx, &mut way) {
         answer::FOUND => {}
         answer::BLACKHOLE..=answer::PROHIBIT => return Err(Counter::SlowUnreachable),
@@ -84,22 +83,32 @@ fn route(ctx: &TcContext) -> Result<i32, Counter> {
         answer::TOO_BIG => return Err(Counter::SlowTooBig),
         _ => return Err(Counter::SlowOther),
     }
-    if way.interface == came_by {
+    if way.interface == packet.way.interface {
         // The sender should know a better way, which the kernel tells it.
         return Err(Counter::SlowElsewhere);
     }
-    let next = self::link(way.interface).ok_or(Counter::SlowElsewhere)?;
+    let is_heard_of = memory.has_heard_of(&way);
+    if is_heard_of {
+        memory.keep(&way);
+    }
+    send(ctx, &packet, &way, is_heard_of)
+}
+
+/// Sends a packet on by a way, whose next hop the kernel has heard of lately or not.
+#[inline(always)]
+fn send(ctx: &TcContext, packet: &Plain, way: &Way, is_heard_of: bool) -> Result<i32, Counter> {
+    let next = link(way.interface).ok_or(Counter::SlowElsewhere)?;
     // Before 5.12 the look-up compares with the interface only, and lets it be longer by a VLAN tag.
     if packet.largest > next.mtu {
         return Err(Counter::SlowTooBig);
     }
-    let addresses = is_heard_of(&way).then_some(way.addresses());
+    let addresses = is_heard_of.then_some(way.addresses());
     packet.age(ctx, addresses).ok_or(Counter::SlowOther)?;
-    Ok(if addresses.is_some() {
+    Ok(if is_heard_of {
         // SAFETY: plain numbers.
         unsafe { bpf_redirect(way.interface, 0) as i32 }
     } else {
-        send(&way)
+        to_neighbour(way)
     })
 }
 
@@ -145,31 +154,9 @@ fn look_up(ctx: &TcContext, way: &mut Way) -> i64 {
     }
 }
 
-/// Whether the kernel has sent something to the next hop of a way not long ago, on this core. If not it should send this: for
-/// neighbours that it sends to it makes sure that they are still there, which a redirect by hardware address does not.
+/// Has the packet sent to the next hop of a way, whose hardware address the kernel writes.
 #[inline(always)]
-fn is_heard_of(way: &Way) -> bool {
-    let [a, b, c, d] = way.hop;
-    let hash = (a ^ b ^ c ^ d ^ way.interface).wrapping_mul(0x9e37_79b1) >> 24;
-    let Some(hop) = NEXT_HOPS.get_ptr_mut(hash % HOPS as u32) else {
-        return false;
-    };
-    // SAFETY: no arguments, a plain number out; and nobody else has the entry of this core while the program runs.
-    let (moment, hop) = unsafe { ((bpf_jiffies64() >> MOMENT) as u32, &mut *hop) };
-    if hop.address == way.hop && hop.interface == way.interface && hop.moment == moment {
-        return true;
-    }
-    *hop = Hop {
-        address: way.hop,
-        interface: way.interface,
-        moment,
-    };
-    false
-}
-
-/// Has the packet sent to the next hop of a way.
-#[inline(always)]
-fn send(way: &Way) -> i32 {
+fn to_neighbour(way: &Way) -> i32 {
     // SAFETY: integers, for which zeros are a value; and whatever family the next hop has, its address is in the union.
     unsafe {
         let mut hop: NextHop = MaybeUninit::zeroed().assume_init();

@@ -14,10 +14,10 @@ use std::collections::BTreeMap;
 use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
     ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Doubts, FAST_LINK_NUMBERS, FastLink,
-    GATES, HOPS, Hit, Hop, Lane, LaneKey, MAX_HOSTS, MAX_PORTS, MAX_RULES, MAX_SPACES, MemberKey,
-    Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay, Replies,
-    RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Traces, Wheels, listener,
-    names, relay,
+    GATES, HOPS, Hit, Hop, KnownRoute, Lane, LaneKey, MAX_HOSTS, MAX_PORTS, MAX_RULES, MAX_SPACES,
+    MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay,
+    Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Traces, Wheels,
+    listener, names, relay,
 };
 use proxy_userspace::intercept::OBJECT;
 
@@ -196,6 +196,10 @@ fn shapes_for_transit() -> BTreeMap<&'static str, Shape> {
             (ARRAY, INDEX, size_of::<FastLink>(), Some(FAST_LINK_NUMBERS)),
         ),
         (names::DOUBTS, (ARRAY, INDEX, size_of::<Doubts>(), Some(1))),
+        (
+            names::KNOWN_ROUTES,
+            (PERCPU_ARRAY, INDEX, size_of::<KnownRoute>(), Some(ROUTES)),
+        ),
         (
             names::NEXT_HOPS,
             (PERCPU_ARRAY, INDEX, size_of::<Hop>(), Some(HOPS)),
