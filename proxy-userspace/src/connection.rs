@@ -110,7 +110,10 @@ impl Flow<'_> {
             upstream: Arc::clone(&self.origin.route.upstream.name),
             peer: self.reached.peer,
             endpoint: self.reached.endpoint.clone(),
-            sockets: [Handle::of(&downstream), upstream.tcp().and_then(Handle::of)],
+            sockets: [
+                Some(Handle::of(&downstream)),
+                upstream.tcp().map(Handle::of),
+            ],
         });
         if self.origin.is_untrusted
             // Boxed: few rules have trusted senders.

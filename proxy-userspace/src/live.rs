@@ -12,7 +12,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::Duration,
@@ -23,7 +23,12 @@ use atomic_waker::AtomicWaker;
 pub use query::{Query, QueryError};
 
 use self::look::Sample;
-use crate::{close::CloseReason, group::roster::Id, record::Role, relay::Progress, socket::Handle};
+use crate::{
+    clock, close::CloseReason, group::roster::Id, record::Role, relay::Progress, socket::Handle,
+};
+
+/// How long a connection lasts before it is kept alive. Most end before, and are spared the calls and the kernel's timers.
+const LASTING: Duration = Duration::from_secs(10);
 
 /// Connections with other numbers are not in each other's way.
 const PARTS: usize = 16;
@@ -95,6 +100,7 @@ pub struct Open {
     pub reached: OnceLock<Reached>,
     /// What it has moved.
     pub progress: Arc<Progress>,
+    is_kept_alive: AtomicBool,
     seen: Mutex<Sample>,
     why: OnceLock<CloseReason>,
     /// Who waits for that.
@@ -120,6 +126,7 @@ impl Live {
             name: OnceLock::new(),
             reached: OnceLock::new(),
             progress: Arc::default(),
+            is_kept_alive: AtomicBool::new(false),
             why: OnceLock::new(),
             waiting: AtomicWaker::new(),
         });
@@ -158,6 +165,24 @@ impl Live {
         let why = *self.over.get_or_init(|| why);
         for open in self.find(|_| true) {
             open.end(why);
+        }
+    }
+
+    /// Has the kernel probe the peers of those that have lasted for a while, when they are silent.
+    pub(crate) fn keep_alive(&self) {
+        let now = clock::monotonic();
+        let lasts = |open: &Open| {
+            open.reached.get().is_some()
+                && now.saturating_sub(open.begun.at) >= LASTING
+                && !open.is_kept_alive.swap(true, Relaxed)
+        };
+        for open in self.find(lasts) {
+            let sockets = open.reached.get().map(|reached| &reached.sockets);
+            sockets
+                .into_iter()
+                .flatten()
+                .flatten()
+                .for_each(Handle::keep_alive);
         }
     }
 

@@ -235,7 +235,7 @@ impl Arrival for Arrived<'_> {
     }
 
     fn interface(&self) -> u32 {
-        socket::ingress_interface(self.stream).unwrap_or(0)
+        socket::ingress_interface(self.stream, self.orig_dst).unwrap_or(0)
     }
 }
 

@@ -111,7 +111,7 @@ pub struct Ended {
 impl Ended {
     /// Whether both sockets are to be closed by reset (`SO_LINGER` 0), without a farewell of a layer above TCP.
     ///
-    /// Otherwise both sides have been told the end of their stream and dropping the sockets is right. The side that
+    /// Otherwise both sides have been told the end of their stream, or the last of them is by dropping its socket. The side that
     /// failed is dead already, so resetting it too does nothing.
     #[must_use]
     pub fn must_reset(&self) -> bool {
@@ -172,6 +172,9 @@ impl Relay {
     /// Lets the app send past the relay, which keeps the kernel informed, until the relay is dropped.
     pub fn take_shortcut(&mut self, lane: Lane) {
         lane.show();
+        // The sockets are open until the app has read what went past the relay.
+        self.up.tell_each_end();
+        self.down.tell_each_end();
         if let Some(replies) = lane.replies() {
             self.down.take_passage(Box::new(ReplyPassage::new(replies)));
         }
@@ -331,9 +334,6 @@ impl Relay {
         downstream: &mut D,
         upstream: &mut U,
     ) -> Option<Ended> {
-        for socket in [downstream.plain(), upstream.plain()].into_iter().flatten() {
-            receive::report_waiting(socket);
-        }
         let progress = Arc::clone(&self.progress);
         let lane = self.lane.clone();
         let mut silence = pin!(silence(&progress, lane.as_deref(), self.idle_timeout));

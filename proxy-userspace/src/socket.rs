@@ -34,15 +34,8 @@ use nix::{
     sys::socket::{MsgFlags, getsockopt, recv, setsockopt},
 };
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::TcpStream;
-
-/// Silence after which a connection is probed.
-const KEEPALIVE_IDLE: Duration = Duration::from_mins(1);
-/// Time between two probes.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// Unanswered probes after which the connection is dead: two minutes from the last sign of life.
-const KEEPALIVE_PROBES: u32 = 6;
 
 /// A non-blocking listener on `address` that shares its port with the listeners of the other workers.
 ///
@@ -56,6 +49,8 @@ pub fn listener(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
     let socket = stream_socket(address)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
+    } else {
+        ingress::be_told(&socket)?;
     }
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
@@ -76,6 +71,7 @@ pub fn gate(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
         socket.set_ip_transparent_v6(true)?;
     } else {
         socket.set_ip_transparent_v4(true)?;
+        ingress::be_told(&socket)?;
     }
     socket.bind(&address.into())?;
     socket.listen(backlog)?;
@@ -84,8 +80,8 @@ pub fn gate(address: SocketAddr, backlog: i32) -> io::Result<TcpListener> {
 
 /// An unconnected, non-blocking socket of the address family of `address`, with the options of relayed connections.
 ///
-/// Those are: no delay, keep-alive, urgent data left in the stream, where the relay carries it as ordinary bytes, and
-/// closing by [`reset`].
+/// Those are: no delay, urgent data left in the stream, where the relay carries it as ordinary bytes, reads that tell what
+/// waits behind them (`TCP_INQ`), and closing by [`reset`]. One that lasts is also kept alive ([`Handle::keep_alive`]).
 ///
 /// # Errors
 ///
@@ -225,14 +221,20 @@ pub fn is_loopback_up() -> io::Result<bool> {
     Ok(getifaddrs()?.any(|interface| interface.flags.contains(up)))
 }
 
+/// Has the kernel report with each read how many bytes wait behind it (`TCP_INQ`, Linux 4.18). Where it refuses, who reads goes on
+/// until nothing is left.
+pub(crate) fn report_waiting(socket: &impl AsFd) {
+    _ = setsockopt(socket, ReportWaiting, &true);
+}
+
 /// The number of the interface that a connection arrived by, as the kernel noted it when the handshake ended
 /// (`mc_index` and `mcast_oif` in `tcp_v4_syn_recv_sock()` and `tcp_v6_syn_recv_sock()`): what `sk_lookup` saw of the SYN.
 ///
 /// # Errors
 ///
 /// When the kernel does not tell.
-pub fn ingress_interface(stream: &TcpStream) -> io::Result<u32> {
-    ingress::interface(stream)
+pub fn ingress_interface(stream: &TcpStream, local: SocketAddr) -> io::Result<u32> {
+    ingress::interface(stream, local.is_ipv4())
 }
 
 /// Connections that wait to be accepted (`tcp_get_info()` in `net/ipv4/tcp.c` tells it of listeners in this field).
@@ -345,6 +347,10 @@ sockopt_impl!(
     TcpInfo, GetOnly, libc::IPPROTO_TCP, libc::TCP_INFO, TcpInfoHead
 );
 sockopt_impl!(
+    /// See [`report_waiting`].
+    ReportWaiting, SetOnly, libc::SOL_TCP, libc::TCP_INQ, bool
+);
+sockopt_impl!(
     /// See [`handle_waiting`].
     ReceiveLowWater, SetOnly, libc::SOL_SOCKET, libc::SO_RCVLOWAT, libc::c_int
 );
@@ -366,13 +372,8 @@ fn stream_socket(address: SocketAddr) -> io::Result<Socket> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new_raw(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE_IDLE)
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_PROBES),
-    )?;
     socket.set_out_of_band_inline(true)?;
+    report_waiting(&socket);
     // See `reset`; it does not touch shutdown(2).
     socket.set_linger(Some(Duration::ZERO))?;
     Ok(socket)

@@ -165,9 +165,11 @@ async fn run(
     }
     // A task: waking what the runtime was started with takes two system calls more, which would be most of what an idle worker does.
     let beating = tokio::task::spawn_local(beat(pulse));
+    let keeping = tokio::task::spawn_local(keep_alive(Arc::clone(&worker.shared)));
     // An error means that the daemon itself is gone.
     drop(stop.wait_for(|stop| *stop).await);
     beating.abort();
+    keeping.abort();
     worker.shared.live.end_all(CloseReason::Shutdown);
     let all = u32::try_from(parts.max_connections).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(STOP_TIMEOUT, worker.permits.acquire_many(all)).await;
@@ -178,6 +180,17 @@ async fn beat(pulse: Arc<AtomicU64>) {
     loop {
         interval.tick().await;
         pulse.fetch_add(1, Relaxed);
+    }
+}
+
+/// How often a worker looks for connections that have lasted, be they its own or another one's.
+const LOOK: Duration = Duration::from_secs(5);
+
+async fn keep_alive(shared: Arc<Shared>) {
+    let mut interval = tokio::time::interval(LOOK);
+    loop {
+        interval.tick().await;
+        shared.live.keep_alive();
     }
 }
 

@@ -15,8 +15,8 @@ use aya_obj::{Object, generated::bpf_map_type};
 use proxy_common::{
     ABI_VERSION, Action, Areas, COUNTERS, Cell, CellKey, Doubts, FAST_LINK_NUMBERS, FastLink,
     GATES, HOPS, Hit, Hop, KnownRoute, Lane, LaneKey, MAX_HOSTS, MAX_PORTS, MAX_RULES, MAX_SPACES,
-    MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, Record, RecordKey, Redirect, Relay,
-    Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Traces, Wheels,
+    MemberKey, Membership, OwnKey, Passage, Policy, PrefixKey, ROUTES, Record, RecordKey, Redirect,
+    Relay, Replies, RuleRef, RuleSet, Seat, SeatKey, Sent, Sighting, Socket, Space, Traces, Wheels,
     listener, names, relay,
 };
 use proxy_userspace::intercept::OBJECT;

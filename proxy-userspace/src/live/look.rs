@@ -168,10 +168,11 @@ impl Seen {
 
 /// How the two sides of a connection are. Asks the kernel some times, so it is for those that are shown.
 fn conditions(open: &Open) -> [Option<Condition>; 2] {
-    let sockets = open.reached.get().map(|reached| reached.sockets);
-    sockets
-        .unwrap_or_default()
-        .map(|socket| socket.and_then(Handle::look))
+    let Some(reached) = open.reached.get() else {
+        return [None; 2];
+    };
+    let [downstream, upstream] = &reached.sockets;
+    [downstream, upstream].map(|socket| socket.as_ref().and_then(Handle::look))
 }
 
 fn micros(time: Duration) -> u64 {

@@ -45,6 +45,8 @@ pub(super) struct Direction {
     read_size: usize,
     /// The sink took bytes it may still keep to itself (TLS records).
     unflushed: bool,
+    /// The sink is told the end also where its socket is closed next, which tells it as well.
+    tells_each_end: bool,
 }
 
 /// Bytes taken from the source that the sink has not accepted.
@@ -94,6 +96,7 @@ impl Default for Direction {
             spliced: 0,
             read_size: copy::LEAST_READ,
             unflushed: false,
+            tells_each_end: false,
         }
     }
 }
@@ -119,6 +122,16 @@ impl Direction {
     /// Whether the sink was told the end.
     pub(super) fn has_told_end(&self) -> bool {
         matches!(self.stage, Stage::Finished)
+    }
+
+    /// From here on the sockets may stay open after both directions have ended.
+    pub(super) fn tell_each_end(&mut self) {
+        self.tells_each_end = true;
+    }
+
+    /// Whether the sink learns the end when its socket is closed, as the source did that of the other direction: that is next.
+    fn is_told_by_close<T: Side>(&self, sink: &T, told: bool) -> bool {
+        told && !self.tells_each_end && self.passage.is_none() && sink.plain().is_some()
     }
 
     /// Whether more may come, and nothing is in a pipe.
@@ -215,7 +228,9 @@ impl Direction {
                 Stage::Open => taken += ready!(self.poll_take(cx, source, sink, told, moved))?,
                 Stage::Ended => {
                     ready!(self.poll_settled(cx, sink)).map_err(Fault::Sink)?;
-                    ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Fault::Sink)?;
+                    if !self.is_told_by_close(sink, told) {
+                        ready!(Pin::new(&mut *sink).poll_shutdown(cx)).map_err(Fault::Sink)?;
+                    }
                     self.stage = Stage::Finished;
                 }
                 Stage::Finished => return Poll::Ready(Ok(())),

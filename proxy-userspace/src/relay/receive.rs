@@ -1,6 +1,6 @@
 //! Reading from one side, and knowing what still waits there.
 //!
-//! A plain TCP socket is asked to report with each read how many bytes wait behind it (`TCP_INQ`, Linux 4.18). That saves
+//! Sockets of ours report with each read how many bytes wait behind it (`TCP_INQ`). That saves
 //! the extra read that would find nothing, and it is exact where the usual guess, that a short read has emptied the
 //! socket, is not: a read stops in front of an urgent byte (`tcp_recvmsg_locked`), and with edge-triggered epoll the
 //! bytes behind it would wait for an event that already came.
@@ -14,7 +14,6 @@ use std::{
 };
 
 use libc::{c_int, c_void};
-use nix::{setsockopt_impl, sockopt_impl, sys::socket::setsockopt};
 use tokio::{
     io::{Interest, ReadBuf},
     net::TcpStream,
@@ -29,20 +28,6 @@ pub(super) struct Received {
     pub(super) bytes: usize,
     /// Bytes that wait behind them, where the kernel said so. The end of the stream counts as one.
     pub(super) waiting: Option<usize>,
-}
-
-sockopt_impl!(
-    /// `TCP_INQ`, which nix does not know.
-    ReportWaiting,
-    SetOnly,
-    libc::SOL_TCP,
-    libc::TCP_INQ,
-    bool
-);
-
-/// Asks the kernel to report what waits. Where it refuses, reads go on until the socket is empty.
-pub(super) fn report_waiting(socket: &TcpStream) {
-    _ = setsockopt(socket, ReportWaiting, &true);
 }
 
 /// Reads once into `buffer`, which must not be empty.
@@ -149,6 +134,7 @@ mod tests {
     use tokio::{io::AsyncWriteExt, net::TcpListener};
 
     use super::*;
+    use crate::socket::report_waiting;
 
     async fn connected() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

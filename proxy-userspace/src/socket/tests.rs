@@ -22,21 +22,31 @@ fn accepted(address: SocketAddr) -> (StdStream, StdStream) {
 fn assert_relay_options(socket: &impl AsFd) {
     let socket = SockRef::from(socket);
     assert!(socket.tcp_nodelay().expect("TCP_NODELAY"));
-    assert!(socket.keepalive().expect("SO_KEEPALIVE"));
-    assert_eq!(
-        socket.tcp_keepalive_time().expect("TCP_KEEPIDLE"),
-        KEEPALIVE_IDLE
-    );
-    assert_eq!(
-        socket.tcp_keepalive_interval().expect("TCP_KEEPINTVL"),
-        KEEPALIVE_INTERVAL
-    );
-    assert_eq!(
-        socket.tcp_keepalive_retries().expect("TCP_KEEPCNT"),
-        KEEPALIVE_PROBES
-    );
     assert!(socket.out_of_band_inline().expect("SO_OOBINLINE"));
     assert_eq!(socket.protocol().expect("SO_PROTOCOL"), Some(Protocol::TCP));
+}
+
+/// What waits, as a read tells it.
+fn assert_tells_what_waits(far: &mut StdStream, near: &StdStream) {
+    far.write_all(b"some bytes").expect("room");
+    let ready = has_news(near).expect("a poll") || {
+        std::thread::sleep(Duration::from_millis(50));
+        has_news(near).expect("a poll")
+    };
+    assert!(ready);
+    let mut buffer = [0; 4];
+    let mut parts = [io::IoSliceMut::new(&mut buffer)];
+    let mut control = nix::cmsg_space!(libc::c_int);
+    let flags = MsgFlags::empty();
+    let read =
+        nix::sys::socket::recvmsg::<()>(near.as_raw_fd(), &mut parts, Some(&mut control), flags);
+    assert_eq!(read.expect("a read").bytes, 4);
+    // SAFETY: the kernel writes one control message into room for one, which begins with its header.
+    let header = unsafe { control.as_ptr().cast::<libc::cmsghdr>().read_unaligned() };
+    assert_eq!(
+        (header.cmsg_level, header.cmsg_type),
+        (libc::SOL_TCP, libc::TCP_INQ)
+    );
 }
 
 fn assert_own_and_non_blocking(socket: &Socket) {
@@ -61,8 +71,9 @@ fn upstream_sockets_are_plain_tcp_with_the_options_of_relayed_connections() {
 #[test]
 fn accepted_sockets_inherit_the_options() {
     for address in [V4, V6] {
-        let (_far, near) = accepted(address);
+        let (mut far, near) = accepted(address);
         assert_relay_options(&near);
+        assert_tells_what_waits(&mut far, &near);
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use socket2::Socket;
 use thiserror::Error;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::{io::Interest, net::TcpStream};
 
 use super::source::SourceError;
 use crate::socket;
@@ -105,14 +105,28 @@ pub(super) async fn connect(
         // Boxed: few connections are made so.
         Some(space) => Box::pin(unconnected_in(exempt, space, address)).await?,
     };
-    socket
-        .connect(address)
+    connected(socket, address)
         .await
         .map_err(|source| ConnectError::Connect { address, source })
 }
 
+/// As `TcpSocket::connect()`, which asks each time whether there was an error, where the event has told already: a socket whose
+/// connection did not come about is closed for writing (`tcp_poll()` in `net/ipv4/tcp.c`).
+pub(super) async fn connected(socket: Socket, address: SocketAddr) -> io::Result<TcpStream> {
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    let ready = stream.ready(Interest::WRITABLE).await?;
+    match ready.is_write_closed().then(|| stream.take_error()) {
+        Some(Ok(Some(error)) | Err(error)) => Err(error),
+        Some(Ok(None)) | None => Ok(stream),
+    }
+}
+
 /// Apart from [`connect`] so that its future holds nothing but the connect itself.
-fn unconnected(exempt: &dyn Exempt, address: SocketAddr) -> Result<TcpSocket, ConnectError> {
+fn unconnected(exempt: &dyn Exempt, address: SocketAddr) -> Result<Socket, ConnectError> {
     let made = socket::for_upstream(address);
     exempted(exempt, made.map_err(failed("create a socket"))?)
 }
@@ -121,7 +135,7 @@ async fn unconnected_in(
     exempt: &dyn Exempt,
     space: &Space,
     address: SocketAddr,
-) -> Result<TcpSocket, ConnectError> {
+) -> Result<Socket, ConnectError> {
     let made = space.abroad.socket(space.cookie, address).await;
     let made = made.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => ConnectError::NoSpace,
@@ -134,9 +148,9 @@ fn failed(step: &'static str) -> impl FnOnce(io::Error) -> ConnectError {
     move |source| ConnectError::Socket { step, source }
 }
 
-fn exempted(exempt: &dyn Exempt, socket: Socket) -> Result<TcpSocket, ConnectError> {
+fn exempted(exempt: &dyn Exempt, socket: Socket) -> Result<Socket, ConnectError> {
     exempt
         .exempt(&socket)
         .map_err(failed("exempt a socket from interception"))?;
-    Ok(TcpSocket::from_std_stream(socket.into()))
+    Ok(socket)
 }

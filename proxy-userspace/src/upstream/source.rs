@@ -8,8 +8,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use socket2::Socket;
 use thiserror::Error;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
 use super::connect::{ConnectError, Exempt};
 use crate::{
@@ -140,7 +141,7 @@ impl Origins {
                 }
                 bound => bound?,
             };
-            match socket.connect(address).await {
+            match super::connect::connected(socket, address).await {
                 Ok(stream) => return Ok(stream),
                 Err(source) => {
                     let is_taken = socket::is_taken(&source);
@@ -218,7 +219,7 @@ fn bound(
     plan: &Plan,
     port: &SourcePort,
     address: SocketAddr,
-) -> Result<TcpSocket, ConnectError> {
+) -> Result<Socket, ConnectError> {
     let failed = |step| move |source| ConnectError::Socket { step, source };
     let socket = socket::for_upstream(address).map_err(failed("create a socket"))?;
     exempt
@@ -231,5 +232,5 @@ fn bound(
     }
     socket::bind_foreign(&socket, plan.ip, port)
         .map_err(failed("use a client's address (`keep_source`)"))?;
-    Ok(TcpSocket::from_std_stream(socket.into()))
+    Ok(socket)
 }
