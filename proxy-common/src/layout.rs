@@ -17,7 +17,7 @@ const _: () = {
     assert!(size_of::<MemberKey>() == 4 + 4 + 8 + 8);
     assert!(size_of::<Membership>() == 2 * RULE_SET);
     assert!(size_of::<Action>() == 5 * 4);
-    assert!(size_of::<Relay>() == 8 + 8 + 2 + 2 + 4);
+    assert!(size_of::<Relay>() == 8 + 8 + 2 + 2 + 3 * 4);
     assert!(size_of::<Space>() == 2 + 2);
     assert!(size_of::<Passage>() == 4 + 4);
     assert!(size_of::<Traces>() == 1 + 7 + PLACES);

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use proxy_common::{Family, ours};
 
-use crate::{maps::OURS, version::Version};
+use crate::{maps::OURS, relay::is_called_by_daemon, version::Version};
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -22,11 +22,12 @@ pub fn is_tcp(ctx: &SockAddrContext) -> bool {
     kind == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP)
 }
 
-/// Whether the daemon marked the socket as its own before it called `connect()`.
+/// Whether a daemon is calling, or has marked the socket as its own before.
 #[inline(always)]
 pub fn is_own(ctx: &SockAddrContext) -> bool {
     // SAFETY: the socket of the context is alive while the program runs, and so is its storage.
-    unsafe { OURS.get_ptr_mut(ctx).as_ref() }.is_some_and(|word| *word == ours::OWN)
+    is_called_by_daemon()
+        || unsafe { OURS.get_ptr_mut(ctx).as_ref() }.is_some_and(|word| *word == ours::OWN)
 }
 
 /// Whether the socket is bound to an address: an endpoint need not be reachable from that, as loopback, and the relay connects

@@ -1,7 +1,12 @@
 //! Where relays listen, and whether ours is alive.
 
 use aya_ebpf::{
-    EbpfContext as _, helpers::generated::bpf_get_netns_cookie, programs::SockAddrContext,
+    EbpfContext as _,
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_netns_cookie, bpf_ktime_get_ns},
+    },
+    programs::SockAddrContext,
 };
 use proxy_common::{Addr, BePort, Relay, Space, relay};
 
@@ -20,6 +25,20 @@ pub fn is_taken(ctx: &SockAddrContext, addr: &Addr, port: BePort) -> bool {
         .is_some_and(|relay| {
             is_listener(ctx, relay, addr, port) || rewrite::was_sent(ctx, addr, port)
         })
+}
+
+/// Whether the program runs for a daemon: ours, if it is alive (what has its number after that is somebody else), or one that takes
+/// its place or whose place it takes, which are told here only as long as they are.
+#[inline(always)]
+pub fn is_called_by_daemon() -> bool {
+    let process = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let is_it = |relay: &&Relay| relay.process != 0 && relay.process == process;
+    if let Some(relay) = RELAY.get(relay::OWN).filter(is_it) {
+        // SAFETY: no arguments, a plain number out.
+        return is_alive(relay, unsafe { bpf_ktime_get_ns() });
+    }
+    RELAY.get(relay::PREDECESSOR).filter(is_it).is_some()
+        || RELAY.get(relay::SUCCESSOR).filter(is_it).is_some()
 }
 
 /// Whether a destination is one of a relay's listeners, which are on loopback: of its own network namespace, or, where the relay is

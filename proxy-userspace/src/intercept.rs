@@ -47,7 +47,7 @@ use aya::{
         cgroup_sock_addr::CgroupSockAddrLink,
     },
 };
-use proxy_common::{Relay, RuleRef, names, relay};
+use proxy_common::{Dimensions, Relay, RuleRef, names, relay};
 
 pub use error::InterceptError;
 pub use events::Events;
@@ -125,6 +125,7 @@ pub struct Interceptor {
     guard: Option<Guard>,
     standing: Option<Standing>,
     relays: handles::Relays,
+    marking: Arc<handles::Marking>,
     /// The daemon whose place we take, until it has ended.
     predecessor: Option<u32>,
 }
@@ -176,6 +177,7 @@ impl Interceptor {
             guard: None,
             standing: None,
             relays,
+            marking: Arc::default(),
             predecessor: predecessor.map(Predecessor::pid),
         };
         for name in SOCK_ADDR {
@@ -202,7 +204,9 @@ impl Interceptor {
     /// # Errors
     /// When the map cannot be written.
     pub fn set_relay(&mut self, relay: &Relay) -> Result<(), InterceptError> {
-        self.relays.set(relay::OWN, relay)
+        self.relays.set(relay::OWN, relay)?;
+        self.marking.know(relay.process != 0);
+        Ok(())
     }
 
     /// The daemon whose place we have taken has ended.
@@ -234,7 +238,13 @@ impl Interceptor {
         if !compiled.pids.is_empty() {
             self.follow_tasks()?;
         }
-        self.tables.install(compiled)
+        let has_arrivals = compiled.policy.dimensions & Dimensions::LISTEN != 0;
+        if has_arrivals {
+            self.marking.expect_arrivals(true);
+        }
+        let generation = self.tables.install(compiled)?;
+        self.marking.expect_arrivals(has_arrivals);
+        Ok(generation)
     }
 
     /// Forgets the listeners of services of a generation that is to be written.
@@ -353,7 +363,7 @@ impl Interceptor {
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn exempter(&self) -> Result<Exempter, InterceptError> {
-        Exempter::new(&self.ebpf)
+        Exempter::new(&self.ebpf, Arc::clone(&self.marking))
     }
 
     /// Lets apps' sockets take the shortcut, and says what that is worth on this kernel.

@@ -34,6 +34,22 @@ const CAPACITY: usize = 1024;
 /// Inode number of the initial PID namespace (`PROC_PID_INIT_INO` of `include/linux/proc_ns.h`).
 const INITIAL_PID_NAMESPACE: u64 = 0xefff_fffc;
 
+/// Whether process ids are the same here as in eBPF programs.
+fn has_same_ids() -> bool {
+    fs::metadata("/proc/self/ns/pid")
+        .is_ok_and(|namespace| namespace.ino() == INITIAL_PID_NAMESPACE)
+}
+
+/// This process, as eBPF programs see it; 0 where it does not know.
+#[must_use]
+pub fn own() -> u32 {
+    if has_same_ids() {
+        std::process::id()
+    } else {
+        0
+    }
+}
+
 /// What is known about a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
@@ -131,8 +147,7 @@ impl Processes {
     pub fn new() -> Self {
         Self {
             known: HashMap::new(),
-            same_ids: fs::metadata("/proc/self/ns/pid")
-                .is_ok_and(|namespace| namespace.ino() == INITIAL_PID_NAMESPACE),
+            same_ids: has_same_ids(),
         }
     }
 

@@ -57,6 +57,7 @@ use crate::{
     group::{Groups, SettingsByName},
     intercept::{Features, InterceptError, Interceptor, Overlap, Predecessor, Records, Wheels},
     policy::{CompileError, Names, compile},
+    process,
     pulse::{Pulse, Supervisor},
     record::AccessLog,
     relay::{
@@ -245,7 +246,8 @@ impl Proxy {
             heartbeat_timeout: nanoseconds(settings.heartbeat_timeout),
             port_v4: port(&v4),
             port_v6: port(&v6),
-            successor: 0,
+            process: process::own(),
+            ..Relay::default()
         })?;
 
         let shared = Arc::new(shared(settings));

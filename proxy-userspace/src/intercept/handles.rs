@@ -4,7 +4,10 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -115,21 +118,47 @@ impl OriginalDst for Records {
     }
 }
 
-/// Marks sockets as the daemon's own before they connect.
+/// Whether sockets have to be marked, for all that mark them. What a mark takes in the kernel, and its end, is a twentieth of
+/// all that a short connection takes.
+#[derive(Debug, Default)]
+pub(super) struct Marking {
+    /// The hooks know the daemon by its process.
+    is_known: AtomicBool,
+    /// There are rules for what arrives, which see no process.
+    has_arrivals: AtomicBool,
+}
+
+impl Marking {
+    pub(super) fn know(&self, is_known: bool) {
+        self.is_known.store(is_known, Relaxed);
+    }
+
+    pub(super) fn expect_arrivals(&self, has_arrivals: bool) {
+        self.has_arrivals.store(has_arrivals, Relaxed);
+    }
+
+    fn is_needed(&self) -> bool {
+        self.has_arrivals.load(Relaxed) || !self.is_known.load(Relaxed)
+    }
+}
+
+/// Marks sockets as the daemon's own before they connect, where they would not be known.
 pub struct Exempter {
+    marking: Arc<Marking>,
     ours: Mutex<SkStorage<MapData, u32>>,
     foreign: Mutex<SkStorage<MapData, u32>>,
     traces: Traces,
 }
 
 impl Exempter {
-    pub(super) fn new(ebpf: &Ebpf) -> Result<Self, InterceptError> {
+    pub(super) fn new(ebpf: &Ebpf, marking: Arc<Marking>) -> Result<Self, InterceptError> {
         let open = |name| {
             SkStorage::try_from(Map::SkStorage(duplicate(ebpf, name)?))
                 .map(Mutex::new)
                 .map_err(map_error("open", name))
         };
         Ok(Self {
+            marking,
             ours: open(names::OURS)?,
             foreign: open(names::FOREIGN)?,
             traces: Traces::open(ebpf)?,
@@ -139,6 +168,9 @@ impl Exempter {
 
 impl Exempt for Exempter {
     fn exempt(&self, socket: &socket2::Socket) -> io::Result<()> {
+        if !self.marking.is_needed() {
+            return Ok(());
+        }
         insert(&self.ours, socket, ours::OWN)
     }
 

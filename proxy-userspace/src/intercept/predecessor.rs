@@ -20,6 +20,8 @@ use nix::sys::signal::Signal;
 use proxy_common::{OwnKey, Relay, names, relay};
 use thiserror::Error;
 
+use crate::process;
+
 use super::{
     survey::{self, HOOKS, Holder},
     syscall::{self, Shelf},
@@ -176,6 +178,7 @@ impl Predecessor {
     fn announce(&mut self, is_there: bool) {
         let relay = Relay {
             netns_cookie: if is_there { self.netns_cookie() } else { 0 },
+            process: if is_there { process::own() } else { 0 },
             ..Relay::default()
         };
         if let Err(error) = self.relays.set(relay::SUCCESSOR, relay, 0) {
