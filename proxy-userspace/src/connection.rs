@@ -22,7 +22,7 @@ use crate::{
     rule::{Departure, Name, PathChoice},
     shared::{Counted, Door, Worker},
     socket::{self, Handle},
-    upstream::{Dialer, Source, Space, Timings, UpstreamStream},
+    upstream::{Dialer, Goal, Source, Space, Timings, UpstreamStream},
 };
 
 use self::by_name::Named;
@@ -95,7 +95,7 @@ impl Flow<'_> {
         if let Some(name) = &self.named.name {
             _ = self.entry.name.set(name.as_str().into());
         }
-        let mut upstream = match self.dial().await {
+        let mut upstream = match self.dial(&downstream).await {
             Ok(upstream) => upstream,
             Err((reason, error)) => {
                 socket::reset(downstream);
@@ -239,10 +239,13 @@ impl Flow<'_> {
             })
     }
 
-    async fn dial(&mut self) -> Result<UpstreamStream, (CloseReason, Option<String>)> {
+    async fn dial(
+        &mut self,
+        downstream: &TcpStream,
+    ) -> Result<UpstreamStream, (CloseReason, Option<String>)> {
         let open = self.entry.open();
         let dialled = tokio::select! {
-            dialled = self.dial_upstream() => dialled,
+            dialled = self.dial_upstream(downstream) => dialled,
             reason = open.ended() => return Err((reason, None)),
         };
         dialled.map_err(|(reason, text)| {
@@ -260,25 +263,34 @@ impl Flow<'_> {
         })
     }
 
-    async fn dial_upstream(&mut self) -> Result<UpstreamStream, (CloseReason, String)> {
+    async fn dial_upstream(
+        &mut self,
+        downstream: &TcpStream,
+    ) -> Result<UpstreamStream, (CloseReason, String)> {
+        let speaks_first = self.origin.route.send_proxy.is_some()
+            || socket::waiting(downstream).is_ok_and(|bytes| bytes > 0);
         if let Some(group) = self.origin.route.group.clone() {
             // Boxed: it holds more than the direct path, which most connections take.
-            return Box::pin(self.dial_group(&group)).await;
+            return Box::pin(self.dial_group(&group, speaks_first)).await;
         }
         let upstream = &self.origin.route.upstream;
-        let (dialer, destination) = (&self.worker.dialer, self.destination());
+        let dialer = &self.worker.dialer;
+        let goal = Goal {
+            address: self.destination(),
+            speaks_first,
+        };
         let dialled = if let Some(inside) = self.inside() {
             // Boxed: as below.
-            Box::pin(async move { inside.dial(upstream, destination).await }).await
+            Box::pin(async move { inside.dial(upstream, goal).await }).await
         } else if self.origin.route.keep_source {
             let source = Source {
                 client: self.origin.client,
                 met: self.origin.orig_dst,
             };
             // Boxed: it holds more than the other, which most connections take.
-            Box::pin(dialer.dial_from(source, destination, upstream.connect_timeout)).await
+            Box::pin(dialer.dial_from(source, goal, upstream.connect_timeout)).await
         } else {
-            dialer.dial(upstream, destination).await
+            dialer.dial(upstream, goal).await
         };
         let connected = dialled.map_err(|error| (error.close_reason(), error.with_causes()))?;
         self.timings = connected.timings;
@@ -309,12 +321,14 @@ impl Flow<'_> {
     async fn dial_group(
         &mut self,
         group: &Arc<Group>,
+        speaks_first: bool,
     ) -> Result<UpstreamStream, (CloseReason, String)> {
         let asked = Asked {
             client: self.origin.client,
             orig_dst: self.origin.orig_dst,
             authority: self.named.authority(),
             keep_source: self.origin.route.keep_source,
+            speaks_first,
         };
         let inside = self.inside();
         let dialer = inside.as_deref().unwrap_or(&self.worker.dialer);

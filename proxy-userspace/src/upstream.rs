@@ -25,7 +25,7 @@ use std::{
 use secrecy::SecretString;
 
 pub use self::{
-    connect::{Abroad, Exempt, Made, NoExemption, Space},
+    connect::{Abroad, Exempt, Goal, Made, NoExemption, Space},
     dial::{Connected, Dialer, Timings},
     error::{DialError, OnwardCause, ProtocolCause, RefusalCause, Target},
     names::{Answer, ResolveError, Service},

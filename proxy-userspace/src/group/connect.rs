@@ -23,7 +23,7 @@ use crate::{
     close::CloseReason,
     proxy_protocol::{self, UniqueId},
     rule::ProxyHeader,
-    upstream::{Connected, DialError, Dialer, Source, Target, Timings, UpstreamStream},
+    upstream::{Connected, DialError, Dialer, Goal, Source, Target, Timings, UpstreamStream},
 };
 
 /// Shorter attempts are none.
@@ -40,6 +40,8 @@ pub struct Asked<'a> {
     pub authority: Option<&'a str>,
     /// Whether endpoints are to see where it comes from even if the group does not say so.
     pub keep_source: bool,
+    /// Whether it has something to say already.
+    pub speaks_first: bool,
 }
 
 /// A connection to an endpoint.
@@ -161,9 +163,13 @@ async fn attempt(
         client: asked.client,
         met: asked.orig_dst,
     });
+    let goal = |address| Goal {
+        address,
+        speaks_first: asked.speaks_first || settings.send_proxy.is_some(),
+    };
     let mut connected = match address {
-        Address::Tcp(address) => reach(dialer, *address, limit, source).await?,
-        Address::Original => reach(dialer, asked.orig_dst, limit, source).await?,
+        Address::Tcp(address) => reach(dialer, goal(*address), limit, source).await?,
+        Address::Original => reach(dialer, goal(asked.orig_dst), limit, source).await?,
         Address::Unix(path) => dialer.connect_unix(path, limit).await?,
     };
     let Some(version) = settings.send_proxy else {
@@ -191,13 +197,13 @@ async fn attempt(
 /// Connects to an address, from that of the client where it is to be seen.
 async fn reach(
     dialer: &Dialer,
-    address: SocketAddr,
+    goal: Goal,
     limit: Duration,
     source: Option<Source>,
 ) -> Result<Connected, DialError> {
     match source {
-        None => dialer.connect(address, limit).await,
-        Some(source) => dialer.connect_from(source, address, limit).await,
+        None => dialer.connect(goal, limit).await,
+        Some(source) => dialer.connect_from(source, goal, limit).await,
     }
 }
 

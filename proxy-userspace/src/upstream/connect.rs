@@ -94,30 +94,59 @@ pub struct Space {
     pub abroad: Arc<dyn Abroad>,
 }
 
+/// What to connect to.
+#[derive(Clone, Copy, Debug)]
+pub struct Goal {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Whether something is sent as soon as the connection is there. Then that carries the acknowledgement which ends the
+    /// handshake, and a packet is saved. If nothing came the kernel would send it after a fifth of a second, and the server would
+    /// not hear of the connection before.
+    pub speaks_first: bool,
+}
+
+impl From<SocketAddr> for Goal {
+    /// Somebody of whom it is not known.
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            address,
+            speaks_first: false,
+        }
+    }
+}
+
 /// Connects, in the daemon's network namespace unless in another one.
 pub(super) async fn connect(
     exempt: &dyn Exempt,
     space: Option<&Space>,
-    address: SocketAddr,
+    goal: Goal,
 ) -> Result<TcpStream, ConnectError> {
+    let address = goal.address;
     let socket = match space {
         None => unconnected(exempt, address)?,
         // Boxed: few connections are made so.
         Some(space) => Box::pin(unconnected_in(exempt, space, address)).await?,
     };
-    connected(socket, address)
-        .await
-        .map_err(|source| ConnectError::Connect { address, source })
+    let failed = |source| ConnectError::Connect { address, source };
+    let stream = begin(socket, goal).map_err(failed)?;
+    answered(stream).await.map_err(failed)
 }
 
-/// As `TcpSocket::connect()`, which asks each time whether there was an error, where the event has told already: a socket whose
-/// connection did not come about is closed for writing (`tcp_poll()` in `net/ipv4/tcp.c`).
-pub(super) async fn connected(socket: Socket, address: SocketAddr) -> io::Result<TcpStream> {
-    match socket.connect(&address.into()) {
-        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
-        Ok(()) | Err(_) => {}
+/// Sends the SYN.
+pub(super) fn begin(socket: Socket, goal: Goal) -> io::Result<TcpStream> {
+    if goal.speaks_first {
+        // It only saves a packet.
+        _ = socket.set_tcp_quickack(false);
     }
-    let stream = TcpStream::from_std(socket.into())?;
+    match socket.connect(&goal.address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        Ok(()) | Err(_) => TcpStream::from_std(socket.into()),
+    }
+}
+
+/// Waits until it is answered. Tokio's `TcpSocket::connect()` asks each time whether there was an error, where the event has told
+/// already: a socket whose connection did not come about is closed for writing (`tcp_poll()` in `net/ipv4/tcp.c`).
+pub(super) async fn answered(stream: TcpStream) -> io::Result<TcpStream> {
     let ready = stream.ready(Interest::WRITABLE).await?;
     match ready.is_write_closed().then(|| stream.take_error()) {
         Some(Ok(Some(error)) | Err(error)) => Err(error),

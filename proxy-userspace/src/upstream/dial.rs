@@ -17,7 +17,7 @@ use tokio::{
 use super::{
     Answer, DialError, Exempt, Hop, Host, Next, ResolveError, Scheme, Service, Target, Upstream,
     UpstreamStream,
-    connect::{ConnectError, Space, connect},
+    connect::{ConnectError, Goal, Space, connect},
     error::HandshakeError,
     http,
     names::{Files, Names},
@@ -119,19 +119,20 @@ impl Dialer {
     /// # Errors
     ///
     /// A [`DialError`] for the step that failed or took too long.
-    pub async fn dial(
+    pub fn dial(
         &self,
         upstream: &Upstream,
-        destination: SocketAddr,
-    ) -> Result<Connected, DialError> {
-        let destination = canonical(destination);
-        if upstream.hops.is_empty() {
-            let target = Next::Destination(destination).into();
-            self.direct(upstream.connect_timeout, destination, target)
-                .await
-        } else {
-            // Boxed: handshakes are rare beside the direct path and many times its size.
-            Box::pin(self.through(upstream, destination)).await
+        destination: impl Into<Goal>,
+    ) -> impl Future<Output = Result<Connected, DialError>> {
+        let goal = canonical(destination);
+        async move {
+            if upstream.hops.is_empty() {
+                let target = Next::Destination(goal.address).into();
+                self.direct(upstream.connect_timeout, goal, target).await
+            } else {
+                // Boxed: handshakes are rare beside the direct path and many times its size.
+                Box::pin(self.through(upstream, goal)).await
+            }
         }
     }
 
@@ -142,12 +143,12 @@ impl Dialer {
     /// A [`DialError`] when that failed or took too long.
     pub async fn connect(
         &self,
-        address: SocketAddr,
+        address: impl Into<Goal>,
         limit: Duration,
     ) -> Result<Connected, DialError> {
-        let address = canonical(address);
-        let target = Target::Endpoint(address.to_string());
-        self.direct(limit, address, target).await
+        let goal = canonical(address);
+        let target = Target::Endpoint(goal.address.to_string());
+        self.direct(limit, goal, target).await
     }
 
     /// Connects to an endpoint at a Unix socket, which no interception is about.
@@ -180,12 +181,12 @@ impl Dialer {
     pub async fn connect_from(
         &self,
         source: Source,
-        address: SocketAddr,
+        address: impl Into<Goal>,
         limit: Duration,
     ) -> Result<Connected, DialError> {
-        let address = canonical(address);
-        let target = Target::Endpoint(address.to_string());
-        self.direct_from(source, limit, address, target).await
+        let goal = canonical(address);
+        let target = Target::Endpoint(goal.address.to_string());
+        self.direct_from(source, limit, goal, target).await
     }
 
     /// Connects to a destination itself from the address of a client.
@@ -196,12 +197,12 @@ impl Dialer {
     pub async fn dial_from(
         &self,
         source: Source,
-        destination: SocketAddr,
+        destination: impl Into<Goal>,
         limit: Duration,
     ) -> Result<Connected, DialError> {
-        let destination = canonical(destination);
-        let target = Next::Destination(destination).into();
-        self.direct_from(source, limit, destination, target).await
+        let goal = canonical(destination);
+        let target = Next::Destination(goal.address).into();
+        self.direct_from(source, limit, goal, target).await
     }
 
     /// The addresses of a name, and how long they hold.
@@ -229,41 +230,33 @@ impl Dialer {
     async fn direct(
         &self,
         limit: Duration,
-        address: SocketAddr,
+        goal: Goal,
         target: Target,
     ) -> Result<Connected, DialError> {
         let begun = Instant::now();
-        let connected = timeout(
-            limit,
-            connect(self.exempt.as_ref(), self.space.as_ref(), address),
-        )
-        .await;
-        first(connected, begun, limit, address, target)
+        let attempt = connect(self.exempt.as_ref(), self.space.as_ref(), goal);
+        let connected = timeout(limit, attempt).await;
+        first(connected, begun, limit, goal.address, target)
     }
 
     async fn direct_from(
         &self,
         source: Source,
         limit: Duration,
-        address: SocketAddr,
+        goal: Goal,
         target: Target,
     ) -> Result<Connected, DialError> {
         let begun = Instant::now();
-        let attempt = self.origins.connect(self.exempt.as_ref(), source, address);
+        let attempt = self.origins.connect(self.exempt.as_ref(), source, goal);
         let connected = timeout(limit, attempt).await;
-        first(connected, begun, limit, address, target)
+        first(connected, begun, limit, goal.address, target)
     }
 
-    async fn through(
-        &self,
-        upstream: &Upstream,
-        destination: SocketAddr,
-    ) -> Result<Connected, DialError> {
+    async fn through(&self, upstream: &Upstream, goal: Goal) -> Result<Connected, DialError> {
+        let destination = goal.address;
         let Some(first) = upstream.hops.first() else {
             let target = Next::Destination(destination).into();
-            return self
-                .direct(upstream.connect_timeout, destination, target)
-                .await;
+            return self.direct(upstream.connect_timeout, goal, target).await;
         };
         let mut connected = self.reach(first, upstream.connect_timeout).await?;
 
@@ -306,7 +299,12 @@ impl Dialer {
         let mut failure = too_late();
         for (tried, ip) in addresses.iter().enumerate() {
             let address = SocketAddr::new(*ip, hop.port);
-            let attempt = connect(self.exempt.as_ref(), self.space.as_ref(), address);
+            let goal = Goal {
+                address,
+                // All protocols of proxies begin with a question.
+                speaks_first: true,
+            };
+            let attempt = connect(self.exempt.as_ref(), self.space.as_ref(), goal);
             // An address that swallows packets leaves the others their share of the time.
             let left = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
             let share = deadline.saturating_duration_since(Instant::now()) / left;
@@ -383,9 +381,10 @@ fn established(stream: UpstreamStream, peer: Option<SocketAddr>, begun: Instant)
 }
 
 /// The zone of a link-local address stays, the IPv6 wrapping of an IPv4 address goes.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    match address.ip().to_canonical() {
-        IpAddr::V4(ip) => SocketAddr::new(ip.into(), address.port()),
-        IpAddr::V6(_) => address,
+fn canonical(goal: impl Into<Goal>) -> Goal {
+    let mut goal = goal.into();
+    if let IpAddr::V4(ip) = goal.address.ip().to_canonical() {
+        goal.address = SocketAddr::new(ip.into(), goal.address.port());
     }
+    goal
 }

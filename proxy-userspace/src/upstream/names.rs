@@ -33,7 +33,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Exempt, connect::connect};
+use super::{Exempt, Goal, connect::connect};
 
 /// What counts when `resolv.conf` names no server, by resolv.conf(5).
 const LOCAL_NAME_SERVER: &[u8] = b"\nnameserver 127.0.0.1\n";
@@ -369,7 +369,11 @@ impl RuntimeProvider for Exempted {
         let exempt = Arc::clone(&self.exempt);
         Box::pin(async move {
             let limit = limit.unwrap_or(TCP_TIMEOUT);
-            match timeout(limit, connect(exempt.as_ref(), None, server)).await {
+            let goal = Goal {
+                address: server,
+                speaks_first: true,
+            };
+            match timeout(limit, connect(exempt.as_ref(), None, goal)).await {
                 Ok(Ok(stream)) => Ok(AsyncIoTokioAsStd(stream)),
                 Ok(Err(error)) => Err(io::Error::other(error)),
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),

@@ -12,7 +12,7 @@ use socket2::Socket;
 use thiserror::Error;
 use tokio::net::TcpStream;
 
-use super::connect::{ConnectError, Exempt};
+use super::connect::{ConnectError, Exempt, Goal, answered, begin};
 use crate::{
     delivery::{DeliveryError, Place, Places},
     socket::{self, SourcePort},
@@ -127,10 +127,11 @@ impl Origins {
         &self,
         exempt: &dyn Exempt,
         source: Source,
-        address: SocketAddr,
+        goal: Goal,
     ) -> Result<TcpStream, ConnectError> {
+        let address = goal.address;
         let Some(plan) = self.plan(source, address).map_err(Box::new)? else {
-            return super::connect::connect(exempt, None, address).await;
+            return super::connect::connect(exempt, None, goal).await;
         };
         let mut last = io::ErrorKind::AddrNotAvailable.into();
         for port in &plan.ports {
@@ -141,7 +142,11 @@ impl Origins {
                 }
                 bound => bound?,
             };
-            match super::connect::connected(socket, address).await {
+            let connected = match begin(socket, goal) {
+                Ok(stream) => answered(stream).await,
+                Err(error) => Err(error),
+            };
+            match connected {
                 Ok(stream) => return Ok(stream),
                 Err(source) => {
                     let is_taken = socket::is_taken(&source);

@@ -84,12 +84,12 @@ async fn a_user_name_that_http_cannot_carry_is_not_sent() {
         CloseReason::ProxyRefused,
         &["cannot be sent", "colon"],
     );
-    proxy.finish().await;
+    proxy.heard_nothing().await;
 }
 
 #[tokio::test]
 async fn ipv6_destinations_stand_in_brackets() {
-    let destination = "[2001:db8::9]:443".parse().expect("an address");
+    let destination: SocketAddr = "[2001:db8::9]:443".parse().expect("an address");
     let request = "CONNECT [2001:db8::9]:443 HTTP/1.1\r\nHost: [2001:db8::9]:443\r\n\r\n";
     let answer = b"HTTP/1.1 200 OK\r\n\r\nhi".to_vec();
     let proxy = Scripted::talking(vec![(request.into(), answer)]).await;

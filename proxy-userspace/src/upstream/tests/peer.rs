@@ -3,6 +3,7 @@
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
+    time::Duration,
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -12,6 +13,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc::UnboundedSender,
     task::{JoinHandle, yield_now},
+    time::timeout,
 };
 
 /// What the server says before it is asked.
@@ -53,6 +55,12 @@ impl Scripted {
     /// Waits for the script, which holds assertions of its own.
     pub(super) async fn finish(self) {
         self.script.await.expect("the script runs to its end");
+    }
+
+    /// Nothing was said to it. Nor has it heard of a connection then: what is said first would have ended the handshake.
+    pub(super) async fn heard_nothing(self) {
+        let script = timeout(Duration::from_millis(50), self.script).await;
+        assert!(script.is_err(), "somebody connected");
     }
 }
 

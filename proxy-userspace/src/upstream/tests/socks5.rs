@@ -157,7 +157,7 @@ async fn credentials_that_socks5_cannot_carry_are_not_sent() {
         CloseReason::ProxyRefused,
         &["cannot be sent", "username length"],
     );
-    proxy.finish().await;
+    proxy.heard_nothing().await;
 }
 
 #[tokio::test]

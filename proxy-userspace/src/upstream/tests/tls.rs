@@ -246,7 +246,7 @@ async fn useless_ca_files_are_named_before_and_at_the_first_dial() {
             "no certificate in ca_file",
         ],
     );
-    proxy.finish().await;
+    proxy.heard_nothing().await;
 }
 
 #[test]
