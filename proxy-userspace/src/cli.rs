@@ -239,7 +239,7 @@ pub struct ExplainArgs {
     #[arg(long, value_name = "CGROUP")]
     pub cgroup: Option<String>,
 
-    /// The first process of this container (name, id, or the first 12 digits of that), in its cgroup and network.
+    /// The first process of this container (name, as rules have it, id, or the first 12 digits of that), in its cgroup and network.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["pid", "cgroup"])]
     pub container: Option<String>,
 

@@ -119,6 +119,15 @@ pub fn unresolved(names: &Names) -> impl Iterator<Item = String> {
     cgroups.chain(exes).chain(interfaces)
 }
 
+/// Why containers are not known any more that were before.
+pub(crate) fn lost_containers(names: &Names, before: &Names) -> impl Iterator<Item = String> {
+    names.containers.iter().filter_map(|(name, now)| {
+        let problem = now.problem.as_deref()?;
+        let was_known = before.containers.get(name)?.problem.is_none();
+        was_known.then(|| format!("container {name:?}: {problem}"))
+    })
+}
+
 /// Every interface that a rule names.
 #[must_use]
 pub fn interfaces_of(roles: Roles<'_>) -> BTreeSet<String> {

@@ -400,6 +400,9 @@ impl Service {
                 tracing::info!(
                     "cgroups, executables or interfaces that rules name have changed; rules updated"
                 );
+                for lost in resolve::lost_containers(&names, &self.names) {
+                    tracing::warn!("{lost}");
+                }
                 self.names = names;
                 self.proxy.serve_containers(containers(
                     &self.config,

@@ -21,6 +21,8 @@ use super::{
 
 /// No name of a container is longer: it is a host name, too, or has one in it.
 const LONGEST_NAME: usize = 255;
+/// The names of a container, of its pod, and of the namespace of that.
+const PARTS: usize = 3;
 /// The kernel's own bound of a path, in bytes (`PATH_MAX`).
 const LONGEST_PATH: usize = 4096;
 /// How deep a cgroup may be for the kernel programs to tell its members.
@@ -114,16 +116,19 @@ pub(super) fn cgroup(text: &str) -> Result<String, Finding> {
     Ok(path)
 }
 
-/// A container, by name or by id.
+/// A container, by name, with that of its pod and of the namespace of that before it or not, or by id.
 pub(super) fn container(text: &str) -> Result<String, Finding> {
     let letters = |letter: char| letter.is_ascii_alphanumeric() || "_.-".contains(letter);
-    let begins = text.starts_with(|letter: char| letter.is_ascii_alphanumeric());
-    if begins && text.len() <= LONGEST_NAME && text.chars().all(letters) {
+    let is_name = |part: &str| {
+        let begins = part.starts_with(|letter: char| letter.is_ascii_alphanumeric());
+        begins && part.len() <= LONGEST_NAME && part.chars().all(letters)
+    };
+    if text.split('/').count() <= PARTS && text.split('/').all(is_name) {
         return Ok(text.to_owned());
     }
     Err(
         Finding::error(format!("{} is not a container", quoted(text))).label(
-            "expected a name such as `web`, or an id, of which the first 12 digits are enough",
+            "expected a name such as `web`, `pod/web` or `namespace/pod/web`, or an id: its first 12 digits are enough",
         ),
     )
 }

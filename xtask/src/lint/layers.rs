@@ -96,7 +96,7 @@ const REPORTERS: &[&str] = &[
 ];
 
 /// Crates that are the business of few modules.
-const OWNERS: [(&str, &[&str]); 9] = [
+const OWNERS: [(&str, &[&str]); 10] = [
     ("anyhow", REPORTERS),
     ("aya", &["intercept"]),
     ("aya_log", &["intercept"]),
@@ -112,6 +112,7 @@ const OWNERS: [(&str, &[&str]); 9] = [
         &["delivery", "intercept", "netlink"],
     ),
     ("netlink_sys", &["netlink"]),
+    ("prost", &["resolve"]),
     ("ratatui", &["top"]),
     ("toml", &["config"]),
 ];
