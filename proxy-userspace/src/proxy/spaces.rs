@@ -185,11 +185,16 @@ impl Proxy {
             .refused
             .retain(|id, _| inhabited.contains_key(id));
         for (id, inhabitant) in &inhabited {
-            let refused = self.spaces.refused.get(id);
-            if self.spaces.open.contains_key(id) || refused.is_some_and(|it| it.is_final) {
+            let container = inhabitant.container;
+            if let Some(open) = self.spaces.open.get_mut(id) {
+                // The network of a pod outlives its containers.
+                open.container.clone_from(container);
                 continue;
             }
-            let container = inhabitant.container;
+            let refused = self.spaces.refused.get(id);
+            if refused.is_some_and(|it| it.is_final) {
+                continue;
+            }
             match staff.open(inhabitant, *id, &self.supervisor) {
                 Ok(open) => {
                     tracing::info!(
