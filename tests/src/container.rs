@@ -3,8 +3,14 @@
 //!
 //! What a container needs is a [`Spec`], which the program `src/bin/culvert-test-runtime` carries out and then waits for.
 
+mod containerd;
+mod cri;
+mod docker;
 pub mod engine;
+mod image;
 mod network;
+mod place;
+mod podman;
 
 use std::{
     fs,
@@ -21,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 pub use self::network::{app_of_other_users, id, inside, network};
+pub use self::{containerd::Containerd, docker::Docker, podman::Podman};
 use crate::{
     App, Sandbox,
     cgroup::{Cgroup, mount},

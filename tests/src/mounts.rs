@@ -1,7 +1,13 @@
 //! A mount namespace of the test's own, so that pins and run-time files of one test's daemons are not those of another's:
 //! each daemon that starts removes what dead ones have left.
 
-use std::{fs::File, io, os::fd::AsFd, path::Path, thread};
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::AsFd,
+    path::Path,
+    thread,
+};
 
 use nix::{
     mount::{MsFlags, mount},
@@ -48,6 +54,30 @@ impl Mounts {
                 None::<&str>,
             )
             .unwrap_or_else(|error| panic!("cannot mount {} at {path}: {error}", with.display()));
+        });
+    }
+
+    /// Has programs write to places of their own where they think that they write to the machine's: what they keep in `/var/lib`, which
+    /// is empty for them, and what they add to other directories, whose files they see.
+    pub fn keep_apart(&self) {
+        self.within(|| {
+            mount_at("/var/lib", Some("tmpfs"), MsFlags::empty());
+            for place in ["/etc", "/opt"] {
+                // `/run` is of this namespace alone.
+                let own = Path::new("/run/apart").join(place.trim_start_matches('/'));
+                let [upper, work] = ["upper", "work"].map(|part| own.join(part));
+                for directory in [&upper, &work] {
+                    fs::create_dir_all(directory).expect("a directory");
+                }
+                let options = format!(
+                    "lowerdir={place},upperdir={},workdir={}",
+                    upper.display(),
+                    work.display()
+                );
+                let kind = Some("overlay");
+                mount(kind, place, kind, MsFlags::empty(), Some(&*options))
+                    .unwrap_or_else(|error| panic!("cannot cover {place}: {error}"));
+            }
         });
     }
 

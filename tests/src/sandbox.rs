@@ -206,7 +206,8 @@ impl Sandbox {
         self.command_with_mounts(&self.daemon_cgroup, program)
     }
 
-    fn command_with_mounts(&self, cgroup: &Arc<Cgroup>, program: impl AsRef<OsStr>) -> Command {
+    /// As [`Sandbox::command_in`], with the same view of files as daemons.
+    pub fn command_with_mounts(&self, cgroup: &Arc<Cgroup>, program: impl AsRef<OsStr>) -> Command {
         let (netns, mounts, cgroup) = (
             Arc::clone(&self.netns),
             Arc::clone(&self.mounts),

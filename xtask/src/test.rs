@@ -21,10 +21,15 @@ use crate::{
 /// Where the tests find the release binary.
 pub(crate) const BINARY: &str = "CULVERT_BIN";
 /// What the kernel tests talk to and look with: program or file, Debian package.
-const PROGRAMS: [(&str, &str); 17] = [
+const PROGRAMS: [(&str, &str); 21] = [
     ("bpftool", "bpftool"),
+    // What is in images has to run without libraries; the program of another package may not.
+    ("/var/lib/dpkg/info/busybox-static.list", "busybox-static"),
     ("/usr/bin/chromium", "chromium"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
     ("curl", "curl"),
+    // With containerd and runc.
+    ("/usr/sbin/dockerd", "docker.io"),
     ("haproxy", "haproxy"),
     ("ip", "iproute2"),
     ("microsocks", "microsocks"),
@@ -35,6 +40,7 @@ const PROGRAMS: [(&str, &str); 17] = [
         "libnginx-mod-stream",
     ),
     ("openssl", "openssl"),
+    ("/usr/bin/podman", "podman"),
     // The server itself is in no PATH.
     ("pg_ctlcluster", "postgresql"),
     ("python3", "python3"),
