@@ -18,6 +18,7 @@
 )]
 
 pub mod app;
+pub mod browser;
 pub mod bytecode;
 pub mod cgroup;
 pub mod container;

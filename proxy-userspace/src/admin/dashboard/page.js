@@ -44,6 +44,9 @@ const element = (name, text, kind) => {
   return made;
 };
 
+// A long address is broken between its parts, if at all.
+const parts = (text) => text.startsWith("[") ? text.split(/(?<=:)/).flatMap((part) => [part, element("wbr")]) : [text];
+
 // Columns are [heading, cell], where a cell is text, or { text, small, kind, share }.
 const table = (id, columns, rows, none) => {
   const whole = by(id);
@@ -60,8 +63,9 @@ const table = (id, columns, rows, none) => {
     for (const [heading, cell, kind] of columns) {
       const value = cell(row);
       const plain = typeof value === "string" ? { text: value } : value;
-      const shown = element("td", plain.text, [kind, plain.kind, plain.text ? "" : "empty"].filter(Boolean).join(" "));
+      const shown = element("td", undefined, [kind, plain.kind, plain.text ? "" : "empty"].filter(Boolean).join(" "));
       shown.dataset.label = heading;
+      shown.append(...parts(plain.text));
       if (plain.small) shown.append(" ", element("small", plain.small));
       if (plain.share !== undefined) {
         const bar = element("meter");
