@@ -11,6 +11,7 @@ mod state;
 mod view;
 
 use std::{
+    env,
     io::{self, IsTerminal as _},
     path::Path,
     thread,
@@ -38,7 +39,7 @@ use tokio::{
 use self::{
     ask::{Daemon, Trouble},
     state::{Look, Step, Top},
-    view::Theme,
+    view::{Theme, plain},
 };
 use crate::{failure::Failure, paint, status::connections::Sort};
 
@@ -84,6 +85,15 @@ pub(crate) fn run(place: &Path, wanted: Wanted) -> Result<()> {
     })
 }
 
+/// How things look on this terminal.
+fn theme() -> Theme {
+    let terminal = env::var("TERM").unwrap_or_default();
+    Theme {
+        colours: paint::is_wanted(&io::stdout()) && !plain::is_old(&terminal),
+        is_plain: plain::is_needed(&terminal),
+    }
+}
+
 /// What goes on while the screen is ours.
 struct Screen {
     daemon: Daemon,
@@ -100,9 +110,7 @@ impl Screen {
         Self {
             daemon,
             top,
-            theme: Theme {
-                colours: paint::is_wanted(&io::stdout()),
-            },
+            theme: theme(),
             looking: None,
             again: false,
             telling: None,

@@ -16,6 +16,9 @@ use crate::{
     terminal::Terminal,
 };
 
+/// What tells programs the kind of a terminal.
+pub const TERM: &str = "TERM";
+
 /// A side of a screen.
 fn letters(count: u16) -> NonZeroU16 {
     NonZeroU16::new(count).expect("a screen has a size")
@@ -28,13 +31,13 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// Starts a program on a screen of so many columns and lines.
+    /// Starts a program on a screen of so many columns and lines, of the kind that the command says, or else an ordinary one.
     pub fn start(command: &mut Command, columns: u16, lines: u16) -> Self {
+        if command.get_envs().all(|(name, _)| name != TERM) {
+            command.env(TERM, "xterm-256color");
+        }
         Self {
-            terminal: Terminal::open(
-                command.env("TERM", "xterm-256color"),
-                Some((columns, lines)),
-            ),
+            terminal: Terminal::open(command, Some((columns, lines))),
             parser: Parser::new(letters(lines), letters(columns), 0),
         }
     }

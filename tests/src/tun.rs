@@ -24,6 +24,11 @@ pub struct Tun {
 impl Tun {
     /// Makes both, of the same name, with these addresses and lengths of prefixes.
     pub fn between(name: &str, ends: [(&Netns, &str); 2]) -> Self {
+        Self::with_delay(name, ends, Duration::from_millis(1))
+    }
+
+    /// The same, where packets that meet nobody on their way may wait for so long.
+    pub fn with_delay(name: &str, ends: [(&Netns, &str); 2], delay: Duration) -> Self {
         let [mut one, mut other] = ends.map(|(netns, address)| {
             let file = netns.within(|| open(name));
             netns.ip(&format!("addr add {address} dev {name}"));
@@ -36,7 +41,7 @@ impl Tun {
             while !over.load(Relaxed) {
                 let is_moved = [carry(&mut one, &mut other), carry(&mut other, &mut one)];
                 if is_moved == [false, false] {
-                    thread::sleep(Duration::from_millis(1));
+                    thread::sleep(delay);
                 }
             }
         });

@@ -3,6 +3,7 @@
 mod connections;
 mod dialog;
 mod endpoints;
+pub(super) mod plain;
 mod table;
 
 use std::time::Duration;
@@ -31,6 +32,8 @@ const BEHIND: u16 = 24;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Theme {
     pub(super) colours: bool,
+    /// Of ASCII alone.
+    pub(super) is_plain: bool,
 }
 
 impl Theme {
@@ -73,6 +76,9 @@ pub(super) fn draw(frame: &mut Frame<'_>, top: &mut Top, theme: Theme) {
     draw_foot(frame, foot, top, theme);
     if let Some(dialog) = &top.dialog {
         dialog::draw(frame, dialog, top, theme);
+    }
+    if theme.is_plain {
+        plain::redraw(frame.buffer_mut());
     }
 }
 

@@ -8,6 +8,9 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
+mod order;
+mod remote;
+
 use std::{process::Stdio, time::Instant};
 
 use culvert_tests::{

@@ -71,7 +71,10 @@ fn top(look: Look) -> Top {
 /// The screen as text, a line for each of its lines.
 fn drawn(top: &mut Top, width: u16, height: u16) -> Vec<String> {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-    let theme = Theme { colours: true };
+    let theme = Theme {
+        colours: true,
+        is_plain: false,
+    };
     terminal.draw(|frame| draw(frame, top, theme)).unwrap();
     let buffer = terminal.backend().buffer();
     let line = |y| {
@@ -207,10 +210,46 @@ fn what_is_old_is_said_to_be() {
 }
 
 #[test]
+fn a_plain_screen_is_of_ascii() {
+    let mut top = top(look(60));
+    for (keys, is_in_front) in [("", "everyt~"), ("?", "| ^ v pgup"), ("\n", "a second")] {
+        for key in keys.chars() {
+            let code = if key == '\n' {
+                KeyCode::Enter
+            } else {
+                KeyCode::Char(key)
+            };
+            top.key(code.into());
+        }
+        let mut later = look(60);
+        later.status.connections.up += 1_000_000;
+        top.take(Ok(later), Instant::now() + Duration::from_secs(1));
+        let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+        let theme = Theme {
+            colours: false,
+            is_plain: true,
+        };
+        terminal.draw(|frame| draw(frame, &mut top, theme)).unwrap();
+        let cells = &terminal.backend().buffer().content;
+        let text: String = cells.iter().map(ratatui::buffer::Cell::symbol).collect();
+        assert!(text.is_ascii(), "{text}");
+        assert!(text.contains('#'), "{text}");
+        assert!(text.contains(is_in_front), "{text}");
+        // Closes what was in front.
+        top.key(KeyCode::Esc.into());
+    }
+    assert!(["linux", "vt100", "vt220"].map(plain::is_needed) == [true; 3]);
+    assert!(["xterm-256color", "screen", "tmux", ""].map(plain::is_needed) == [false; 4]);
+}
+
+#[test]
 fn without_colours_there_are_none() {
     let mut top = top(look(3));
     let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
-    let theme = Theme { colours: false };
+    let theme = Theme {
+        colours: false,
+        is_plain: false,
+    };
     terminal.draw(|frame| draw(frame, &mut top, theme)).unwrap();
     let cells = &terminal.backend().buffer().content;
     assert!(
