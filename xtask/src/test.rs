@@ -21,7 +21,7 @@ use crate::{
 /// Where the tests find the release binary.
 pub(crate) const BINARY: &str = "CULVERT_BIN";
 /// What the kernel tests talk to and look with: program or file, Debian package.
-const PROGRAMS: [(&str, &str); 21] = [
+const PROGRAMS: [(&str, &str); 22] = [
     ("bpftool", "bpftool"),
     // What is in images has to run without libraries; the program of another package may not.
     ("/var/lib/dpkg/info/busybox-static.list", "busybox-static"),
@@ -44,6 +44,10 @@ const PROGRAMS: [(&str, &str); 21] = [
     // The server itself is in no PATH.
     ("pg_ctlcluster", "postgresql"),
     ("python3", "python3"),
+    (
+        "/usr/lib/python3/dist-packages/jsonschema",
+        "python3-jsonschema",
+    ),
     // With its client and its load tool.
     ("redis-server", "redis-server"),
     ("ssh", "openssh-client"),

@@ -9,6 +9,8 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
+mod schemas;
+
 use std::{collections::BTreeMap, fs, process::Command};
 
 use culvert_tests::{
