@@ -388,6 +388,14 @@ pub struct WatchArgs {
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
+    /// Tell of each TCP connection what the rules do about it that a running daemon has in force.
+    #[arg(long, conflicts_with = "config")]
+    pub in_force: bool,
+
+    /// Whose rules.
+    #[command(flatten)]
+    pub daemon: DaemonArg,
+
     /// Tell of `connect()` on UDP sockets, too.
     #[arg(long)]
     pub udp: bool,

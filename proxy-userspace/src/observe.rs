@@ -58,6 +58,7 @@ pub(crate) fn run(args: &WatchArgs) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    runtime.block_on(report.check_rules())?;
     if args.command.is_empty() {
         runtime.block_on(watch_others(args, &cgroups, report))?;
         return Ok(ExitCode::SUCCESS);
@@ -87,7 +88,7 @@ async fn watch_others(args: &WatchArgs, cgroups: &Cgroup2, mut report: Report) -
         done = tell(&mut sightings, &mut report, args.pid.is_some()) => done?,
         () = told => {}
     }
-    finish(sightings, report)
+    finish(sightings, report).await
 }
 
 /// The command, in a cgroup of its own as `culvert exec` runs it.
@@ -114,7 +115,7 @@ async fn watch_command(
         ended = job.wait(leftovers) => ended?,
         never = telling => never,
     };
-    finish(sightings, report)?;
+    finish(sightings, report).await?;
     Ok(ended)
 }
 
@@ -166,12 +167,13 @@ async fn tell(sightings: &mut Sightings, report: &mut Report, follows: bool) -> 
             readable = sightings.readable() => readable.context("cannot wait for the kernel")?,
             _ = tick.tick() => {
                 report.lost(sightings.unseen()?)?;
+                report.ask_anew();
                 if follows && !sightings.follows_anybody() {
                     break;
                 }
             }
         }
-        while some(sightings, report)? == AT_ONCE {
+        while some(sightings, report).await? == AT_ONCE {
             yield_now().await;
         }
     }
@@ -179,12 +181,12 @@ async fn tell(sightings: &mut Sightings, report: &mut Report, follows: bool) -> 
 }
 
 /// Tells of what waits, and of how many.
-fn some(sightings: &mut Sightings, report: &mut Report) -> Result<usize> {
+async fn some(sightings: &mut Sightings, report: &mut Report) -> Result<usize> {
     let mut told = 0;
     while told < AT_ONCE
         && let Some(sighting) = sightings.take()
     {
-        report.tell(&sighting)?;
+        report.tell(&sighting).await?;
         told += 1;
     }
     report.flush()?;
@@ -192,9 +194,9 @@ fn some(sightings: &mut Sightings, report: &mut Report) -> Result<usize> {
 }
 
 /// Tells the rest, and how much there was.
-fn finish(mut sightings: Sightings, mut report: Report) -> Result<()> {
+async fn finish(mut sightings: Sightings, mut report: Report) -> Result<()> {
     sightings.detach();
-    while some(&mut sightings, &mut report)? > 0 {}
+    while some(&mut sightings, &mut report).await? > 0 {}
     report.lost(sightings.unseen()?)?;
     report.end()
 }

@@ -45,8 +45,16 @@ pub(crate) fn opener(pid: u32, changes: &Changes) -> io::Result<Opener> {
         gid: gid.unwrap_or(owner.gid),
         cgroup: cgroup.display().to_string(),
         exe,
-        network_namespace: namespace(&format!("/proc/{pid}/ns/net"))?,
+        network_namespace: namespace_of(pid)?,
     })
+}
+
+/// The network namespace of a process.
+///
+/// # Errors
+/// When that is gone, or may not be looked at.
+pub(crate) fn namespace_of(pid: u32) -> io::Result<u64> {
+    namespace(&format!("/proc/{pid}/ns/net"))
 }
 
 /// The network namespace of this process.

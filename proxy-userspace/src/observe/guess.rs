@@ -18,9 +18,9 @@ pub(super) struct Guess {
 
 impl Guess {
     pub(super) fn new() -> Self {
-        let here = socket_for(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
-            .and_then(|socket| socket::netns_cookie(&socket));
-        Self { here: here.ok() }
+        Self {
+            here: own_network(),
+        }
     }
 
     /// What the kernel says of a datagram socket with the same destination: it looks for a route, and sends nothing. A route that only
@@ -32,6 +32,12 @@ impl Guess {
         let error = socket_for(to).and_then(|socket| socket.connect(to)).err()?;
         error.raw_os_error().map(Errno::from_raw)
     }
+}
+
+/// This process's network namespace, if the kernel tells which that is.
+pub(super) fn own_network() -> Option<u64> {
+    let socket = socket_for(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    socket.and_then(|socket| socket::netns_cookie(&socket)).ok()
 }
 
 fn socket_for(to: SocketAddr) -> io::Result<UdpSocket> {

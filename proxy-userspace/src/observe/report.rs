@@ -14,10 +14,10 @@ use serde::Serialize;
 use super::{
     guess::Guess,
     line::{Line, destination, pid, protocol},
-    outlook::Prospect,
+    outlook::{Prospect, Rules},
     summary::Tally,
 };
-use crate::{cgroup::Cgroup2, cli::WatchArgs, daemon, paint::Paint};
+use crate::{admin, cgroup::Cgroup2, cli::WatchArgs, daemon, paint::Paint};
 
 /// Cgroups whose names are remembered, at most.
 const CAPACITY: usize = 4096;
@@ -55,9 +55,14 @@ enum Notice<'a> {
 impl Report {
     /// To a file, to standard error beside a command, or to standard output.
     pub(super) fn open(args: &WatchArgs, cgroups: &Cgroup2) -> Result<Self> {
-        let prospect = match &args.config {
+        let rules = match &args.config {
+            Some(file) => Some(Rules::OfFile(daemon::load(file)?, cgroups.clone())),
+            None if args.in_force => {
+                let place = args.daemon.admin.clone();
+                let place = place.unwrap_or_else(|| admin::DEFAULT_PLACE.into());
+                Some(Rules::OfDaemon(place))
+            }
             None => None,
-            Some(file) => Some(Prospect::new(daemon::load(file)?, cgroups.clone())),
         };
         let (output, paint): (Box<dyn Write>, _) = match &args.output {
             Some(path) => {
@@ -78,10 +83,21 @@ impl Report {
             cgroups: cgroups.clone(),
             names: HashMap::new(),
             guess: Guess::new(),
-            prospect,
+            prospect: rules.map(Prospect::new),
             tally: Tally::default(),
             lost: 0,
         })
+    }
+
+    /// Whether there are rules to ask.
+    ///
+    /// # Errors
+    /// When the daemon does not answer whose rules are meant.
+    pub(super) async fn check_rules(&self) -> Result<()> {
+        match &self.prospect {
+            Some(prospect) => prospect.check_rules().await,
+            None => Ok(()),
+        }
     }
 
     /// Whether nobody reads it any more.
@@ -104,8 +120,15 @@ impl Report {
         Ok(())
     }
 
+    /// Has rules asked again that may have changed.
+    pub(super) fn ask_anew(&mut self) {
+        if let Some(prospect) = &mut self.prospect {
+            prospect.ask_anew();
+        }
+    }
+
     /// One connection.
-    pub(super) fn tell(&mut self, sighting: &Sighting) -> Result<()> {
+    pub(super) async fn tell(&mut self, sighting: &Sighting) -> Result<()> {
         if protocol(sighting) == "udp" && pid(sighting) == std::process::id() {
             // Our own guesses.
             return Ok(());
@@ -117,9 +140,10 @@ impl Report {
         };
         let cgroup = self.cgroup(sighting);
         let mut prospect = self.prospect.take();
-        let outlook = prospect
-            .as_mut()
-            .and_then(|prospect| prospect.of(sighting, cgroup.as_deref()));
+        let outlook = match &mut prospect {
+            Some(prospect) => prospect.of(sighting, cgroup.as_deref()).await,
+            None => None,
+        };
         self.tally.add(sighting, outlook);
         let line = Line::new(sighting, cgroup.as_deref(), likely_error, outlook);
         let told = if self.json {

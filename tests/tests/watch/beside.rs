@@ -3,8 +3,15 @@
 use std::net::SocketAddr;
 
 use culvert_tests::{
-    Sandbox, app::Route, daemon::Settings, kernel::version, peer::Server, process::output,
-    rules::ALL, sandbox::SERVER_V4,
+    Sandbox,
+    app::Route,
+    daemon::Settings,
+    eventually,
+    kernel::version,
+    peer::Server,
+    process::{attempt, output},
+    rules::{ALL, RELAY, relayed},
+    sandbox::{OTHER_V4, SERVER_V4},
 };
 use nix::{errno::Errno, sys::signal::Signal};
 use serde_json::Value;
@@ -151,4 +158,99 @@ fn another_watch() {
     next.connect(server.address()).unwrap();
     assert_eq!(second.connections(server.address(), 2).len(), 2);
     assert_eq!(first.of("connection").len(), 1);
+}
+
+/// What its rules do, also after a reload, and while nobody relays. Those that are direct are listed so, and counted by it.
+#[test]
+fn the_rules_of_a_daemon() {
+    let sandbox = Sandbox::new();
+    let [mirror, other] =
+        [SERVER_V4, OTHER_V4].map(|ip| sandbox.within(|| Server::mirror((ip, 0))));
+    let rules = |direct: SocketAddr| {
+        let direct = format!(
+            "[[forward]]\nname = \"direct\"\nmatch = {{ dest = \"{}\" }}\nvia = \"direct\"\n",
+            direct.ip()
+        );
+        let refused = "[[forward]]\nname = \"no\"\nmatch = { port = 9 }\nvia = \"refuse\"\n";
+        [refused, &direct, RELAY, &relayed("rest", "")].concat()
+    };
+    let culvert = sandbox.culvert(&rules(other.address()));
+    let told = Told::new(&sandbox);
+    let admin = culvert.admin().to_str().unwrap();
+    let cgroup = in_hierarchy(&sandbox);
+    let options = ["--cgroup", &cgroup, "--in-force", "--admin", admin];
+    let watch = told.start(&sandbox, &options);
+    let app = sandbox.app();
+    let of_app = |to: SocketAddr, count: usize| {
+        let to = to.to_string();
+        eventually("what is told of the app", || {
+            let mut told = told.of("connection");
+            told.retain(|it| it["pid"] == app.pid() && it["destination"] == to);
+            (told.len() == count).then_some(told.pop()?)
+        })
+    };
+    let said =
+        |seen: &Value| [&seen["rule"], &seen["verdict"]].map(|it| it.as_str().unwrap().to_owned());
+
+    assert_eq!(app.probe(other.address()), Ok(Route::Direct));
+    assert_eq!(said(&of_app(other.address(), 1)), ["direct", "direct"]);
+    let refused: SocketAddr = (SERVER_V4, 9).into();
+    let socket = app.tcp(refused);
+    socket.connect(refused).unwrap_err();
+    socket.close();
+    assert_eq!(said(&of_app(refused, 1)), ["no", "refuse"]);
+    assert_eq!(app.probe(mirror.address()), Ok(Route::Relayed));
+    // Where the hook cannot run before the daemon's it is told of another destination.
+    if version() >= (6, 15) {
+        let seen = of_app(mirror.address(), 1);
+        assert_eq!(said(&seen), ["rest", "relay"]);
+        assert!(seen["redirected_to"].is_string(), "{seen}");
+        // The relay's own connection is none of the rules' business.
+        let own = told.connections(mirror.address(), 2);
+        let own = own.iter().find(|it| it["pid"] == culvert.pid()).unwrap();
+        assert_eq!(
+            (&own["verdict"], &own["rule"]),
+            (&"direct".into(), &Value::Null)
+        );
+    }
+    let rules_in_force = || {
+        let mut asks = sandbox.culvert_command();
+        let said = output(asks.args(["rules", "--json", "--admin", admin]));
+        serde_json::from_str::<Value>(&said).unwrap()["rules"].take()
+    };
+    let hits = |name: &str| {
+        let rules = rules_in_force();
+        let mut rules = rules.as_array().unwrap().iter();
+        rules.find(|rule| rule["name"] == name).unwrap()["hits"].clone()
+    };
+    assert_eq!(["direct", "no", "rest"].map(hits), [1, 1, 1]);
+
+    culvert.reload(&rules(mirror.address()));
+    eventually("the rules after the reload", || {
+        app.probe(mirror.address()).unwrap();
+        let told = told.of("connection");
+        let last = told.iter().rev().find(|it| it["pid"] == app.pid());
+        last.is_some_and(|last| last["rule"] == "direct")
+            .then_some(())
+    });
+    watch.signal(Signal::SIGINT);
+    let summary = told.summary();
+    let listed = |rule: &str, verdict: &str| {
+        let mut listed = summary["destinations"].as_array().unwrap().iter();
+        listed.any(|it| it["rule"] == rule && it["verdict"] == verdict)
+    };
+    assert!(
+        listed("direct", "direct") && listed("no", "refuse"),
+        "{summary:#}"
+    );
+}
+
+#[test]
+fn without_a_daemon_there_are_no_rules_in_force() {
+    let sandbox = Sandbox::new();
+    let mut watch = sandbox.culvert_command();
+    let ended = attempt(watch.args(["watch", "--in-force", "--admin", "/nowhere", "--", "true"]));
+    assert_eq!(ended.status.code(), Some(1));
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(said.contains("no culvert answers at /nowhere"), "{said}");
 }
