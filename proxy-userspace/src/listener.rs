@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, mpsc::UnboundedReceiver},
@@ -88,10 +89,26 @@ impl Listeners {
                     return Poll::Ready(accepted.map(|(stream, client)| (stream, client, *door)));
                 }
             }
-            self.sockets.retain(|listener| !listener.is_closing);
-            Poll::Pending
+            self.last().map_or(Poll::Pending, Poll::Ready)
         })
         .await
+    }
+
+    /// Whoever still waits in a listener that is closing; it goes when nobody does. The runtime may not have heard of them yet.
+    fn last(&mut self) -> Option<io::Result<(TcpStream, SocketAddr, Door)>> {
+        let mut found = None;
+        self.sockets.retain(|listener| {
+            if !listener.is_closing || found.is_some() {
+                return true;
+            }
+            match listener.accept_now() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Ok((stream, client)) => found = Some(Ok((stream, client, listener.door))),
+                Err(error) => found = Some(Err(error)),
+            }
+            true
+        });
+        found
     }
 
     fn change(&mut self, change: Change) -> io::Result<()> {
@@ -115,6 +132,14 @@ impl Listener {
             door: Door { address, kind },
             is_closing: false,
         })
+    }
+
+    /// Asks the kernel, whatever the runtime knows.
+    fn accept_now(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, client) = SockRef::from(&self.socket).accept()?;
+        let client = client.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+        stream.set_nonblocking(true)?;
+        Ok((TcpStream::from_std(stream.into())?, client))
     }
 }
 
@@ -177,4 +202,45 @@ fn is_of_one_connection(error: &io::Error) -> bool {
             | io::ErrorKind::Interrupted
             | io::ErrorKind::PermissionDenied
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpStream as Client, pin::pin};
+
+    use tokio::{runtime::Builder, sync::mpsc::unbounded_channel};
+
+    use super::*;
+
+    /// As when a container ends that has just connected, and the thread had no time yet to look who is there.
+    #[test]
+    fn nobody_is_left_in_a_listener_that_closes() {
+        const SPACE: u64 = 7;
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (tell, changes) = unbounded_channel();
+            let mut listeners = Listeners::new(Vec::new(), changes).unwrap();
+            let socket = StdListener::bind("127.0.0.1:0").unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let address = socket.local_addr().unwrap();
+            tell.send(Change::Open(socket, DoorKind::Space(SPACE)))
+                .unwrap();
+            tell.send(Change::Close(SPACE)).unwrap();
+            let clients = [(); 3].map(|()| Client::connect(address).unwrap());
+            for client in &clients {
+                let mut accepting = pin!(listeners.accept());
+                let polled = poll_fn(|cx| Poll::Ready(accepting.as_mut().poll(cx))).await;
+                let Poll::Ready(Ok((_, accepted, door))) = polled else {
+                    panic!("{client:?} is left: {polled:?}");
+                };
+                assert_eq!(accepted, client.local_addr().unwrap());
+                assert_eq!(door.space(), Some(SPACE));
+            }
+            let polled =
+                poll_fn(|cx| Poll::Ready(pin!(listeners.accept()).as_mut().poll(cx).is_pending()))
+                    .await;
+            assert!(polled && listeners.sockets.is_empty());
+        });
+        drop(runtime);
+    }
 }
