@@ -1,4 +1,4 @@
-//! A real browser without a window, driven by the Chrome DevTools Protocol over two pipes.
+//! A real browser without a window, driven by its protocol for debuggers over two pipes.
 
 use std::{
     collections::VecDeque,
@@ -107,12 +107,12 @@ impl Browser {
             session: None,
             _running: running,
         };
-        let page = browser.tell("Target.createTarget", json!({"url": "about:blank"}));
+        let page = browser.tell("Target.createTarget", &json!({"url": "about:blank"}));
         let page = json!({"targetId": page["targetId"], "flatten": true});
-        let attached = browser.tell("Target.attachToTarget", page);
+        let attached = browser.tell("Target.attachToTarget", &page);
         browser.session = attached["sessionId"].as_str().map(str::to_owned);
         for domain in ["Page", "Network", "Log", "Runtime"] {
-            browser.tell(&format!("{domain}.enable"), json!({}));
+            browser.tell(&format!("{domain}.enable"), &json!({}));
         }
         browser
     }
@@ -126,25 +126,23 @@ impl Browser {
             is_dark,
         } = device;
         let scale = if is_phone { 2 } else { 1 };
-        self.tell(
-            "Emulation.setDeviceMetricsOverride",
-            json!({"width": width, "height": height, "deviceScaleFactor": scale, "mobile": is_phone}),
+        self.tell("Emulation.setDeviceMetricsOverride", &json!({"width": width, "height": height, "deviceScaleFactor": scale, "mobile": is_phone}),
         );
         self.tell(
             "Emulation.setTouchEmulationEnabled",
-            json!({"enabled": is_phone}),
+            &json!({"enabled": is_phone}),
         );
         let scheme = if is_dark { "dark" } else { "light" };
         let scheme = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         self.tell(
             "Emulation.setEmulatedMedia",
-            json!({"media": "", "features": scheme}),
+            &json!({"media": "", "features": scheme}),
         );
     }
 
     /// Goes to a page, and waits until its scripts have run.
     pub fn open(&mut self, address: &str) {
-        let gone = self.tell("Page.navigate", json!({"url": address}));
+        let gone = self.tell("Page.navigate", &json!({"url": address}));
         assert_eq!(gone.get("errorText"), None, "{address}");
         self.await_true("document.readyState === 'complete'");
     }
@@ -152,7 +150,7 @@ impl Browser {
     /// What an expression comes to on the page.
     pub fn evaluate(&mut self, expression: &str) -> Value {
         let asked = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
-        let mut answer = self.tell("Runtime.evaluate", asked);
+        let mut answer = self.tell("Runtime.evaluate", &asked);
         assert_eq!(answer.get("exceptionDetails"), None, "{expression}");
         answer["result"]["value"].take()
     }
@@ -174,20 +172,20 @@ impl Browser {
         );
         let place = self.evaluate(&place);
         let touch = json!({"type": "touchStart", "touchPoints": [{"x": place[0], "y": place[1]}]});
-        self.tell("Input.dispatchTouchEvent", touch);
+        self.tell("Input.dispatchTouchEvent", &touch);
         let end = json!({"type": "touchEnd", "touchPoints": []});
-        self.tell("Input.dispatchTouchEvent", end);
+        self.tell("Input.dispatchTouchEvent", &end);
     }
 
     /// Types into what has been tapped on.
     pub fn type_in(&mut self, text: &str) {
-        self.tell("Input.insertText", json!({"text": text}));
+        self.tell("Input.insertText", &json!({"text": text}));
     }
 
     /// A picture of the page, whole, as PNG in base64.
     pub fn picture(&mut self) -> String {
         let asked = json!({"captureBeyondViewport": true});
-        let mut answer = self.tell("Page.captureScreenshot", asked);
+        let mut answer = self.tell("Page.captureScreenshot", &asked);
         match answer["data"].take() {
             Value::String(data) => data,
             other => panic!("no picture: {other}"),
@@ -209,7 +207,7 @@ impl Browser {
     }
 
     /// Has it do something, and returns what it answers.
-    fn tell(&mut self, method: &str, parameters: Value) -> Value {
+    fn tell(&mut self, method: &str, parameters: &Value) -> Value {
         self.last += 1;
         let mut message = json!({"id": self.last, "method": method, "params": parameters});
         if let Some(session) = &self.session {

@@ -68,7 +68,7 @@ struct Question {
 #[derive(Debug)]
 pub(super) enum Rules {
     /// Those of a file, as if they were in force.
-    OfFile(Config, Cgroup2),
+    OfFile(Box<Config>, Cgroup2),
     /// Those of the daemon with this admin socket.
     OfDaemon(PathBuf),
 }

@@ -56,7 +56,10 @@ impl Report {
     /// To a file, to standard error beside a command, or to standard output.
     pub(super) fn open(args: &WatchArgs, cgroups: &Cgroup2) -> Result<Self> {
         let rules = match &args.config {
-            Some(file) => Some(Rules::OfFile(daemon::load(file)?, cgroups.clone())),
+            Some(file) => Some(Rules::OfFile(
+                Box::new(daemon::load(file)?),
+                cgroups.clone(),
+            )),
             None if args.in_force => {
                 let place = args.daemon.admin.clone();
                 let place = place.unwrap_or_else(|| admin::DEFAULT_PLACE.into());
