@@ -18,7 +18,7 @@ use nix::{
 
 use super::traffic;
 
-const ENDPOINTS: usize = 6;
+pub(super) const ENDPOINTS: usize = 6;
 /// So many are always well, listed and not drained.
 const WELL: usize = 2;
 /// Those that go with `rewrite`.

@@ -1,5 +1,6 @@
 //! Everything at once, in all roles: endpoints are killed, hang, come back, are drained, listed and no longer listed, rules come
-//! and go, containers start again and again, one of them in another network each time, packets are lost, while verified traffic runs on every kind of path.
+//! and go, containers start again and again, one of them in another network each time, packets are lost, while verified traffic runs
+//! on every kind of path, through proxies, and past the relay by the fast path of a router.
 //!
 //! What is promised: a connection fails only if it was on an endpoint in the moment in which that was killed. One that the hook has
 //! rewritten also fails when it is made to a killed endpoint before anybody has noticed. Each ends as it should, at last: nothing
@@ -24,7 +25,7 @@ use std::{
     collections::BTreeMap,
     env,
     net::TcpStream,
-    process::Stdio,
+    process::{Command, Stdio},
     sync::atomic::AtomicBool,
     thread,
     time::{Duration, Instant},
@@ -35,8 +36,9 @@ use culvert_tests::{
     app::protocol::Visit,
     container::{Container, Pod, id, network},
     daemon::Settings,
-    eventually,
+    eventually::{eventually, in_time},
     hosts::{Hosts, WAN},
+    peer::HttpProxy,
     process::{Running, app_binary},
     record::CloseRecord,
     sandbox::SERVER_V4,
@@ -46,11 +48,15 @@ use fastrand::Rng;
 use self::{
     farm::{Death, Farm},
     traffic::{
-        ALONE, CONTAINER, GATEWAY, LENGTHS, NOWHERE, OF_APPS, PROXY, SERVICE, SHOWN, Stop,
-        await_capture, behind_proxy, fronts, is_explained, keep_up, start_again,
+        ALONE, CONTAINER, GATEWAY, HTTP_PROXY, LENGTHS, NOWHERE, OF_APPS, PROXY, ROUTED, SERVICE,
+        SHOWN, Stop, address, await_capture, behind_proxies, fronts, is_explained, keep_up,
+        start_again,
     },
     vitals::{Vitals, WORKERS},
 };
+
+/// Packets of a connection that passes through, at least: its two beginnings and ends, and some of what it sends there and back.
+const PACKETS: u64 = 10;
 
 fn told<T: std::str::FromStr>(variable: &str) -> Option<T> {
     let told = env::var(variable).ok()?;
@@ -62,17 +68,23 @@ fn told<T: std::str::FromStr>(variable: &str) -> Option<T> {
 
 /// What nobody does anything to.
 struct Others {
-    _servers: [App; 2],
+    _servers: Vec<App>,
     _proxy: Running,
+    _http_proxy: HttpProxy,
 }
 
 impl Others {
-    fn start(sandbox: &Sandbox) -> Self {
-        let servers = [SERVICE, behind_proxy()].map(|address| {
-            let server = App::start(&mut sandbox.outsider(app_binary()));
+    fn start(sandbox: &Sandbox, hosts: &Hosts) -> Self {
+        let serve = |mut program: Command, address| {
+            let server = App::start(&mut program);
             server.serve(address);
             server
-        });
+        };
+        let [socks, http] = behind_proxies();
+        let here = [SERVICE, socks, http];
+        let here = here.map(|address| serve(sandbox.outsider(app_binary()), address));
+        let there = Sandbox::outsider_in(hosts.server(1), app_binary());
+        let there = serve(there, address(ROUTED));
         let mut proxy = sandbox.outsider("microsocks");
         proxy.args(["-i", &PROXY.ip().to_string()]);
         proxy.args(["-p", &PROXY.port().to_string()]);
@@ -80,8 +92,9 @@ impl Others {
         let proxy = Running::start(proxy.stderr(Stdio::null()));
         sandbox.within(|| eventually("a proxy", || TcpStream::connect(PROXY).ok()));
         Self {
-            _servers: servers,
+            _servers: here.into_iter().chain([there]).collect(),
             _proxy: proxy,
+            _http_proxy: sandbox.within(|| HttpProxy::start(HTTP_PROXY)),
         }
     }
 }
@@ -116,25 +129,18 @@ fn nothing_is_lost_and_nothing_grows() {
     sandbox.netns().sysctl("net.ipv4.tcp_fwmark_accept", "1");
     let alone = id();
     let mut farm = Farm::new(&sandbox, &alone);
-    let others = Others::start(&sandbox);
+    let others = Others::start(&sandbox, &hosts);
     let settings = Settings::daemon(&format!("workers = {WORKERS}"));
     let first_rules = farm.rules(&mut rng);
     let culvert = sandbox.culvert_with(&settings, &first_rules);
-    // What is loaded and opened when it is first used is there before the first look.
-    let warm = traffic::storm(&OF_APPS, LENGTHS[2]);
-    assert!(
-        sandbox
-            .app()
-            .visit(&warm)
-            .iter()
-            .all(|visit| visit.error.is_none())
-    );
-    culvert.reload(&first_rules);
-    await_rest(&culvert);
+    warm_up(&sandbox, &culvert, &first_rules);
     let pod = Pod::new(&sandbox);
     let container = pod.app("app");
     let mut vitals = Vitals::new(&sandbox, &culvert);
-    sandbox.netns().lose_one_packet_in(100);
+    for lossy in [sandbox.netns(), hosts.server(1)] {
+        lossy.lose_one_packet_in(100);
+    }
+    let sent_on = culvert.counter("fast");
 
     let stop = AtomicBool::new(false);
     let mut done = BTreeMap::<_, u32>::new();
@@ -153,6 +159,8 @@ fn nothing_is_lost_and_nothing_grows() {
         );
         let other = hosts.app(&sandbox, 1);
         loads.push(scope.spawn(move || keep_up(&other, &[SHOWN], LENGTHS[1], stop)));
+        let passing = hosts.app(&sandbox, 1);
+        loads.push(scope.spawn(move || keep_up(&passing, &[ROUTED], LENGTHS[2], stop)));
         let (sandbox, alone) = (&sandbox, &*alone);
         loads.push(scope.spawn(move || in_new_networks(sandbox, alone, stop)));
 
@@ -174,13 +182,37 @@ fn nothing_is_lost_and_nothing_grows() {
             .collect()
     });
 
+    // What was in force before is still in the tables.
+    culvert.reload(&first_rules);
     println!("{done:?}\n{vitals}");
     assert_explained(&visits, &farm.deaths, &culvert.records());
+    assert_routed(&visits, culvert.counter("fast") - sent_on);
     let surprises = surprises(&culvert, &farm.deaths);
     assert!(surprises.is_empty(), "{surprises:#?}");
     await_rest(&culvert);
     vitals.assert_flat(&culvert);
     drop(others);
+}
+
+/// What is loaded and opened when it is first used is there before the first look.
+fn warm_up(sandbox: &Sandbox, culvert: &Culvert<'_>, rules: &str) {
+    let warm = traffic::storm(&OF_APPS, LENGTHS[2]);
+    let visits = sandbox.app().visit(&warm);
+    assert!(visits.iter().all(|visit| visit.error.is_none()));
+    culvert.reload(rules);
+    await_rest(culvert);
+}
+
+/// What passes through was sent on by the fast path.
+fn assert_routed(visits: &[Visit], sent_on: u64) {
+    let routed = visits
+        .iter()
+        .filter(|visit| visit.address == address(ROUTED));
+    let least = routed.count() as u64 * PACKETS;
+    assert!(
+        sent_on >= least,
+        "{sent_on} packets by the fast path, of {least}"
+    );
 }
 
 fn assert_explained(visits: &[Visit], deaths: &[Death], records: &[CloseRecord]) {
@@ -207,7 +239,9 @@ fn surprises(culvert: &Culvert<'_>, deaths: &[Death]) -> Vec<String> {
     let log = culvert.log();
     let of_the_dead = |line: &str| {
         let named = |death: &Death| line.contains(&format!("{SERVER_V4}:{}", death.port));
-        line.contains("refused") && deaths.iter().any(named)
+        // Who is killed resets those whose connections were made and not accepted yet.
+        let usual = ["refused", "reset by peer"];
+        usual.iter().any(|part| line.contains(part)) && deaths.iter().any(named)
     };
     // A container that starts is met before there are listeners, and one that was ended is not there.
     let of_the_restarted = |line: &str| {
@@ -232,9 +266,12 @@ fn await_rest(culvert: &Culvert<'_>) {
         let over = groups.iter().all(|group| group["live"] == 0);
         (over && status["connections"]["live"] == 0).then_some(())
     });
-    eventually("empty tables", || {
+    let mut left = String::new();
+    let are_empty = in_time(|| {
         let maps = culvert.maps();
-        (maps.records().is_empty() && maps.own().is_empty() && maps.lanes().is_empty())
-            .then_some(())
+        let (records, own, lanes) = (maps.records(), maps.own(), maps.lanes());
+        left = format!("records {records:?}, own {own:?}, lanes {lanes:?}");
+        (records.is_empty() && own.is_empty() && lanes.is_empty()).then_some(())
     });
+    assert!(are_empty.is_some(), "{left}");
 }

@@ -10,6 +10,7 @@ use culvert_tests::{
     App,
     app::protocol::{Storm, Visit},
     eventually,
+    hosts::{self, LAN, WAN},
     record::CloseRecord,
     sandbox::{OTHER_V4, SERVER_V4},
 };
@@ -21,7 +22,7 @@ use super::farm::Death;
 pub(super) type Front = (&'static str, u16);
 
 /// Those that apps of this host connect to.
-pub(super) const OF_APPS: [Front; 9] = [
+pub(super) const OF_APPS: [Front; 10] = [
     ("copy", 8001),
     ("splice", 8002),
     ("sockmap", 8003),
@@ -31,19 +32,25 @@ pub(super) const OF_APPS: [Front; 9] = [
     ("shortcut-without-fionread", 8009),
     STEER,
     SOCKS,
+    HTTP,
 ];
 /// The service itself gets these, which nobody kills.
 const STEER: Front = ("steer", 8010);
 /// By way of a proxy, to where they go.
 const SOCKS: Front = ("socks", 8011);
+/// The same, by one that speaks HTTP.
+const HTTP: Front = ("http", 8014);
 /// Where the client's address is seen, from a host that is routed by us: the same service.
 pub(super) const SHOWN: Front = ("keep-source", 8012);
 /// That of a container with a network of its own, by a rule that names it.
 pub(super) const ALONE: Front = ("alone", 8013);
+/// What no rule selects and the fast path sends on, from a host that is routed by us to another one.
+pub(super) const ROUTED: Front = ("routed", 8015);
 /// The service that is always there.
 pub(super) const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(SERVER_V4), 9100);
-/// The proxy.
+/// The proxies.
 pub(super) const PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1080);
+pub(super) const HTTP_PROXY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 const REWRITE: Front = ("rewrite", 8006);
 /// That of a host which is routed by us.
 pub(super) const GATEWAY: Front = ("gateway", 8007);
@@ -52,7 +59,7 @@ pub(super) const CONTAINER: Front = ("container", 8008);
 
 /// All of them.
 pub(super) fn fronts() -> Vec<Front> {
-    [&OF_APPS[..], &[GATEWAY, CONTAINER, SHOWN, ALONE]].concat()
+    [&OF_APPS[..], &[GATEWAY, CONTAINER, SHOWN, ALONE, ROUTED]].concat()
 }
 
 /// Where nobody is: a host that is routed by us connects there.
@@ -62,24 +69,32 @@ pub(super) const LENGTHS: [u64; 3] = [200, 30_000, 400_000];
 /// Clients wait no longer for anything.
 const PATIENCE_MS: u64 = 60_000;
 
-/// Where those that go by a proxy arrive.
-pub(super) fn behind_proxy() -> SocketAddr {
-    address(SOCKS)
+/// Where those that go by proxies arrive.
+pub(super) fn behind_proxies() -> [SocketAddr; 2] {
+    [SOCKS, HTTP].map(address)
 }
 
 /// Where a front is.
-fn address(front: Front) -> SocketAddr {
-    let host = if front == GATEWAY { NOWHERE } else { OTHER_V4 };
+pub(super) fn address(front: Front) -> SocketAddr {
+    let host = match front {
+        GATEWAY => NOWHERE.into(),
+        ROUTED => hosts::server(1)[0],
+        _ => OTHER_V4.into(),
+    };
     (host, front.1).into()
 }
 
 /// Those of all fronts and some that nobody asks for, in an order that changes.
 pub(super) fn rules(alone: &str, rng: &mut Rng) -> String {
     let mut text = format!(
-        "[upstream.socks]\nurl = \"socks5://{PROXY}\"\n\
-         [upstream.shown]\nendpoints = [\"{SERVICE}\"]\nkeep_source = true\n"
+        "[router]\nfast_path = [\"{}\", \"{}\"]\n\
+         [upstream.socks]\nurl = \"socks5://{PROXY}\"\n\
+         [upstream.http]\nurl = \"http://{HTTP_PROXY}\"\n\
+         [upstream.shown]\nendpoints = [\"{SERVICE}\"]\nkeep_source = true\n",
+        LAN[1], WAN[1]
     );
     let mut fronts = fronts();
+    fronts.retain(|front| *front != ROUTED);
     rng.shuffle(&mut fronts);
     for front in fronts {
         let (name, port) = front;
@@ -93,7 +108,7 @@ pub(super) fn rules(alone: &str, rng: &mut Rng) -> String {
         }
         let to_it = format!("forward]]\nmatch = {{ dest = \"{OTHER_V4}\", port = {port} }}");
         let (section, path) = match front {
-            ("group", _) | CONTAINER | SOCKS => (to_it, "copy"),
+            ("group", _) | CONTAINER | SOCKS | HTTP => (to_it, "copy"),
             REWRITE | ("shortcut-without-fionread", _) => (to_it, name),
             ALONE => {
                 let from = ["host", "container"][rng.usize(..2)];
@@ -102,7 +117,7 @@ pub(super) fn rules(alone: &str, rng: &mut Rng) -> String {
                 );
                 (section, "auto")
             }
-            GATEWAY => ("gateway]]\ninterface = \"lan0\"".to_owned(), "auto"),
+            GATEWAY => (format!("gateway]]\ninterface = \"{}\"", LAN[0]), "auto"),
             (path, _) => {
                 let path = if front == SHOWN { "auto" } else { path };
                 (format!("reverse]]\nlisten = \"{OTHER_V4}:{port}\""), path)
@@ -112,6 +127,7 @@ pub(super) fn rules(alone: &str, rng: &mut Rng) -> String {
         let via = match front {
             STEER => &*service,
             SOCKS => "socks",
+            HTTP => "http",
             SHOWN => "shown",
             _ => "farm",
         };
