@@ -8,10 +8,10 @@
     reason = "a test fails by panicking, in what it is made of too"
 )]
 
+mod grafana;
 mod looks;
 
 use std::{
-    collections::BTreeSet,
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
@@ -21,12 +21,7 @@ use culvert_tests::{
     App, Culvert, Sandbox, app::Socket, browser::Browser, daemon::Settings, eventually,
     peer::Server, process::Running, sandbox::SERVER_V4,
 };
-use serde_json::Value;
 
-const GRAFANA: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../xtask/packaging/grafana.json"
-);
 /// Where the rules have a group, and nobody is.
 const SERVICE: &str = "198.51.100.9:80";
 
@@ -182,62 +177,5 @@ fn a_real_browser_shows_what_there_is() {
             assert!(page.contains(shown), "{shown} is not in\n{page}");
         }
         assert!(!page.contains("<b>bash"), "names are text: {page}");
-    });
-}
-
-/// Names of our numbers in a query.
-fn names(query: &str) -> impl Iterator<Item = &str> {
-    query
-        .split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_')
-        .filter(|word| word.starts_with("culvert_"))
-}
-
-/// All queries of a dashboard, and how many there are.
-fn queries<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
-    match value {
-        Value::Object(fields) => {
-            for (key, value) in fields {
-                match value.as_str() {
-                    Some(query) if ["expr", "query", "definition"].contains(&key.as_str()) => {
-                        found.push(query);
-                    }
-                    _ => queries(value, found),
-                }
-            }
-        }
-        Value::Array(items) => items.iter().for_each(|item| queries(item, found)),
-        _ => {}
-    }
-}
-
-#[test]
-fn what_the_grafana_dashboard_asks_for_is_there() {
-    let dashboard: Value = serde_json::from_str(&fs::read_to_string(GRAFANA).unwrap()).unwrap();
-    let panels = dashboard["panels"].as_array().unwrap();
-    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64()).collect();
-    assert_eq!(ids.len(), panels.len(), "two panels of one id");
-    for panel in panels {
-        assert_eq!(
-            panel["datasource"]["uid"], "${datasource}",
-            "{}",
-            panel["title"]
-        );
-    }
-    let mut asked = Vec::new();
-    queries(&dashboard, &mut asked);
-    let asked: BTreeSet<_> = asked.into_iter().flat_map(names).collect();
-    assert!(asked.len() > 15, "{asked:?}");
-    with_connection(|sandbox, culvert, app| {
-        // Some numbers are there once something has happened.
-        connect(app).close();
-        culvert.await_records(1);
-        let numbers = ask(sandbox, 9464, "GET /metrics", "culvert");
-        let exported: BTreeSet<_> = numbers
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .filter_map(|line| line.split(['{', ' ']).next())
-            .collect();
-        let missing: Vec<_> = asked.difference(&exported).collect();
-        assert!(missing.is_empty(), "{missing:?} of\n{numbers}");
     });
 }
