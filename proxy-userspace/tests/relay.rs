@@ -10,10 +10,14 @@
 
 #[path = "relay/admission.rs"]
 mod admission;
+#[path = "relay/boundaries.rs"]
+mod boundaries;
 #[path = "relay/credit.rs"]
 mod credit;
 #[path = "relay/endings.rs"]
 mod endings;
+#[path = "relay/handover.rs"]
+mod handover;
 #[path = "relay/idle.rs"]
 mod idle;
 #[path = "relay/model.rs"]
@@ -22,6 +26,8 @@ mod model;
 mod overlap;
 #[path = "relay/payload.rs"]
 mod payload;
+#[path = "relay/ration.rs"]
+mod ration;
 #[path = "relay/resumption.rs"]
 mod resumption;
 #[path = "relay/rig.rs"]

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, OnceLock},
     task::{Context, Poll},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use proxy_userspace::{
@@ -28,6 +28,8 @@ use crate::payload::expect_text;
 
 /// Longer than anything here may take; a test that gets here hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
+/// Longer than anything takes that only has to be noticed, also where packets are lost.
+pub(crate) const SOON: Duration = Duration::from_mins(1);
 
 /// How the relay of a test moves bytes.
 #[derive(Clone, Copy, Debug)]
@@ -171,6 +173,18 @@ impl Rig {
         Self::start(relay, progress, PathChoice::Sockmap, downstream, upstream)
     }
 
+    /// Only the relay, on the sockmap path, entered as this says.
+    pub(crate) fn relayed(
+        promotion: Promotion,
+        downstream: TcpStream,
+        upstream: TcpStream,
+    ) -> (Arc<Progress>, JoinHandle<Ended>) {
+        let progress = Arc::<Progress>::default();
+        let relay = Relay::new(Arc::clone(&progress), None).with_promotion(Some(promotion));
+        let relaying = relay_and_close(relay, downstream, upstream, PathChoice::Sockmap);
+        (progress, tokio::spawn(relaying))
+    }
+
     /// As [`Rig::promoted`], after a byte each way, so that the kernel has both directions.
     pub(crate) async fn in_kernel(promotion: Promotion) -> Self {
         let mut rig = Self::promoted(promotion).await;
@@ -290,6 +304,15 @@ pub(crate) async fn connected(buffers: Option<u32>) -> (TcpStream, TcpStream) {
 /// Resolves when the peer has acknowledged everything.
 pub(crate) async fn acknowledged(stream: &TcpStream) {
     while socket::unacknowledged(stream).unwrap() > 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Resolves when something is so, which no event tells of.
+pub(crate) async fn await_that(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < SOON, "waited for {what}");
         sleep(Duration::from_millis(1)).await;
     }
 }
