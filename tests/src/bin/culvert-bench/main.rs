@@ -23,6 +23,7 @@ mod rounds;
 mod run;
 mod scene;
 mod summary;
+mod targets;
 mod usage;
 mod work;
 

@@ -14,6 +14,8 @@ mod tests {
         machine::Machine,
         metric::Metric,
         results::{Entrant, FORMAT, Missing, Results, Sample, WorkDone},
+        summary::Spread,
+        targets::{Bound, Target},
         work::Effort,
     };
 
@@ -60,6 +62,18 @@ mod tests {
             intercept: Vec::new(),
             failures: Vec::new(),
             ways: Vec::new(),
+            targets: vec![Target {
+                work: "rr-64-1".to_owned(),
+                contender: "culvert-sockmap".to_owned(),
+                metric: Metric::Exchanges,
+                base: Some("nginx".to_owned()),
+                bound: Bound::AtLeast(1.05),
+                measured: Spread {
+                    median: 1.04,
+                    lowest: 1.0,
+                    highest: 1.25,
+                },
+            }],
             remarks: Vec::new(),
         }
     }
@@ -75,6 +89,17 @@ mod tests {
         let page = html::render(&results, None);
         assert!(page.contains("0.50 (0.50 .. 0.50)"));
         assert!(page.contains("no &lt;script&gt; of that name"));
+        let target = text.lines().find(|line| line.ends_with("missed")).unwrap();
+        for part in [
+            "rr-64-1",
+            "culvert-sockmap",
+            "of nginx",
+            "at least 1.05",
+            "1.04 (1.00 .. 1.25)",
+        ] {
+            assert!(target.contains(part), "{part} in {target}");
+            assert!(page.contains(part), "{part}");
+        }
     }
 
     #[test]

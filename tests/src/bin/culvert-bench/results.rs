@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::{contender::Family, intercept::Cost, machine::Machine, metric::Metric, work::Effort};
+use crate::{
+    contender::Family, intercept::Cost, machine::Machine, metric::Metric, targets::Target,
+    work::Effort,
+};
 
 /// Everything about a run.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,6 +35,9 @@ pub(crate) struct Results {
     pub(crate) failures: Vec<Failure>,
     /// What culvert's close records say about its connections.
     pub(crate) ways: Vec<Way>,
+    /// What culvert is to reach.
+    #[serde(default)]
+    pub(crate) targets: Vec<Target>,
     /// Limits that this run met.
     pub(crate) remarks: Vec<String>,
 }

@@ -18,6 +18,7 @@ use crate::{
     results::{Entrant, FORMAT, Results, WorkDone},
     rounds::{Findings, Plan},
     scene::Threads,
+    targets,
     work::{self, Effort, Work},
 };
 
@@ -69,7 +70,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
             version: version.clone(),
             configuration: contender.configuration(threads.relay),
         });
-    let results = Results {
+    let mut results = Results {
         format: FORMAT,
         machine,
         pinned: bench.pin.is_some(),
@@ -83,8 +84,10 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         intercept,
         failures: findings.failures,
         ways: findings.ways,
+        targets: Vec::new(),
         remarks,
     };
+    results.targets = targets::targets(&results);
     let text = results.to_json()?;
     if let Some(file) = &bench.json {
         fs::write(file, text).with_context(|| file.display().to_string())?;

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     contender::Family,
     metric::Metric,
@@ -9,7 +11,7 @@ use crate::{
 };
 
 /// Median, lowest and highest of some rounds.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
     pub(crate) lowest: f64,
@@ -45,7 +47,7 @@ impl Spread {
 }
 
 /// One figure of one contender at one work, by round.
-type Series = BTreeMap<u32, f64>;
+pub(crate) type Series = BTreeMap<u32, f64>;
 
 /// One work, compared.
 pub(crate) struct Table<'a> {
@@ -82,24 +84,10 @@ pub(crate) fn tables(results: &Results) -> Vec<Table<'_>> {
 }
 
 fn table<'a>(results: &'a Results, work: &'a WorkDone) -> Table<'a> {
-    let of = |name: &str| -> BTreeMap<Metric, Series> {
-        let mut series = BTreeMap::<_, Series>::new();
-        let samples = results.samples.iter();
-        for sample in samples.filter(|sample| sample.work == work.name && sample.contender == name)
-        {
-            for (metric, value) in &sample.figures {
-                series
-                    .entry(*metric)
-                    .or_default()
-                    .insert(sample.round, *value);
-            }
-        }
-        series
-    };
     let all: Vec<_> = results
         .contenders
         .iter()
-        .map(|entrant| (entrant, of(&entrant.name)))
+        .map(|entrant| (entrant, series(results, &work.name, &entrant.name)))
         .filter(|(_, series)| !series.is_empty())
         .collect();
     let headline = work.headline;
@@ -153,8 +141,23 @@ fn table<'a>(results: &'a Results, work: &'a WorkDone) -> Table<'a> {
     }
 }
 
+/// All figures of a contender at a work.
+pub(crate) fn series(results: &Results, work: &str, contender: &str) -> BTreeMap<Metric, Series> {
+    let mut series = BTreeMap::<_, Series>::new();
+    let samples = results.samples.iter();
+    for sample in samples.filter(|sample| sample.work == work && sample.contender == contender) {
+        for (metric, value) in &sample.figures {
+            series
+                .entry(*metric)
+                .or_default()
+                .insert(sample.round, *value);
+        }
+    }
+    series
+}
+
 /// Round by round.
-fn ratio(one: Option<&Series>, other: Option<&Series>) -> Option<Spread> {
+pub(crate) fn ratio(one: Option<&Series>, other: Option<&Series>) -> Option<Spread> {
     let (one, other) = (one?, other?);
     let ratios = one
         .iter()

@@ -59,6 +59,7 @@ pub(crate) fn render(results: &Results, comparison: Option<&Comparison>) -> Stri
                 (heading(results))
                 main {
                     (glance(&compared))
+                    (tables::targets(results))
                     @for (prefix, title, what) in SECTIONS {
                         (section(&compared, prefix, title, what))
                     }

@@ -7,6 +7,7 @@ use crate::{
     intercept,
     results::Results,
     summary::{Spread, Table, tables},
+    targets::Target,
 };
 
 /// The whole report.
@@ -17,6 +18,7 @@ pub(crate) fn render(results: &Results, comparison: Option<&Comparison>) -> Stri
         table(&mut text, &compared);
     }
     costs(&mut text, results);
+    targets(&mut text, results);
     if let Some(comparison) = comparison {
         changes(&mut text, comparison);
     }
@@ -132,6 +134,31 @@ fn costs(text: &mut String, results: &Results) {
             ),
             column("ns", cells(&|cost| number(cost.nanoseconds)).into_iter()),
             column("programs run", cells(&|cost| number(cost.runs)).into_iter()),
+        ],
+    );
+}
+
+/// What is to be reached.
+fn targets(text: &mut String, results: &Results) {
+    let targets = &results.targets;
+    if targets.is_empty() {
+        return;
+    }
+    line(text, "");
+    line(
+        text,
+        "targets; of the paths that auto chooses among the best is known only afterwards, so chance favours it",
+    );
+    let cells = |of: &dyn Fn(&Target) -> String| targets.iter().map(of).collect::<Vec<_>>();
+    print(
+        text,
+        &[
+            column("", cells(&|target| target.work.clone()).into_iter()),
+            column("", cells(&|target| target.contender.clone()).into_iter()),
+            column("", cells(&Target::subject).into_iter()),
+            column("target", cells(&Target::wanted).into_iter()),
+            column("measured", cells(&Target::to_string).into_iter()),
+            column("", cells(&|target| target.verdict().to_owned()).into_iter()),
         ],
     );
 }

@@ -49,6 +49,35 @@ pub(super) fn figures(table: &Table<'_>) -> Markup {
     }
 }
 
+/// What is to be reached.
+pub(super) fn targets(results: &Results) -> Markup {
+    html! {
+        @if !results.targets.is_empty() {
+            section {
+                h2 { "Targets" }
+                p { "Bounds that were set before anything was measured, and the medians of this run. Of the paths that auto chooses among the best is known only afterwards, so chance favours it." }
+                div.wide {
+                    table {
+                        thead { tr { th { "work" } th { "contender" } th { } th { "target" } th { "measured" } th { } } }
+                        tbody {
+                            @for target in &results.targets {
+                                tr class=(if target.is_met() { "better" } else { "worse" }) {
+                                    th scope="row" { (target.work) }
+                                    th scope="row" { (target.contender) }
+                                    td { (target.subject()) }
+                                    td { (target.wanted()) }
+                                    td { (target) }
+                                    td { strong { (target.verdict()) } }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// What the hooks cost.
 pub(super) fn intercept(results: &Results) -> Markup {
     let costs = crate::intercept::summary(&results.intercept);
