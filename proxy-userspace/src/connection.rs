@@ -202,7 +202,7 @@ impl Flow<'_> {
 
     /// Opens the shortcut, if the rule asks for it.
     fn lane(&self, upstream: &UpstreamStream) -> Result<Option<Lane>, Obstacle> {
-        let proofs = self.worker.shared.shortcut.get();
+        let proofs = self.worker.shared.proofs();
         let (Some(proofs), Some(kernel)) = (proofs, &self.worker.shortcuts) else {
             return Ok(None);
         };
@@ -225,12 +225,8 @@ impl Flow<'_> {
 
     /// Lets replies take the shortcut, too.
     fn open_replies(&self, lane: &mut Lane, upstream: &UpstreamStream) -> Result<(), Obstacle> {
-        let proven = self
-            .worker
-            .shared
-            .shortcut
-            .get()
-            .is_some_and(|proofs| proofs.replies.is_ok());
+        let proofs = self.worker.shared.proofs();
+        let proven = proofs.is_some_and(|proofs| proofs.replies.is_ok());
         let upstream = upstream.plain().filter(|_| proven);
         lane.open_replies(upstream.ok_or(Obstacle::Replies)?)
             .map_err(|error| {

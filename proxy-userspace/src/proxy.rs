@@ -31,6 +31,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use proxy_common::{BePort, Relay};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -330,8 +331,10 @@ impl Proxy {
                 .provide_sockmap(&mut self.interceptor, &self.features)?;
             self.supervisor.hear(events);
         }
+        // What has failed is tried again each time: it may have been the moment.
+        let mut proofs = self.shared.proofs().filter(Proofs::have_passed);
         for (rule, action) in roles.forward.iter().zip(&mut compiled.actions) {
-            action.shortcut = u32::from(self.may_take_shortcut(rule));
+            action.shortcut = u32::from(self.may_take_shortcut(rule, &mut proofs));
             action.group = self.group_of(rule, &groups)?;
         }
         self.provide_gates(policy)?;
@@ -411,6 +414,17 @@ impl Proxy {
         }
     }
 
+    /// Has paths tested once more that have failed their tests, in the background.
+    pub fn test_again(&mut self) {
+        let started = self
+            .calibrator
+            .test_again(&mut self.interceptor, &self.features);
+        if let Err(error) = started {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "cannot test the sockmap path again");
+        }
+    }
+
     /// For a connection that asked, unless it asked while that was being done.
     fn calibrate_once(&mut self) {
         if self.shared.paths.measured().is_none() {
@@ -418,13 +432,17 @@ impl Proxy {
         }
     }
 
-    /// Whether connections of a rule may take the shortcut. The first rule that asks has this kernel tested.
-    fn may_take_shortcut(&mut self, rule: &Rule) -> bool {
+    /// Whether connections of a rule may take the shortcut. The first rule that asks has this kernel tested, if no `proofs` are
+    /// known yet.
+    fn may_take_shortcut(&mut self, rule: &Rule, proofs: &mut Option<Proofs>) -> bool {
         if !rule.path.is_shortcut() || !matches!(rule.via, Via::Upstream(_)) {
             return false;
         }
-        let proofs = *self.shared.shortcut.get_or_init(|| {
-            prove_shortcut(&mut self.interceptor, &self.features, &mut self.supervisor)
+        let proofs = *proofs.get_or_insert_with(|| {
+            let proofs =
+                prove_shortcut(&mut self.interceptor, &self.features, &mut self.supervisor);
+            self.shared.shortcut.store(Some(Arc::new(proofs)));
+            proofs
         });
         let proof = proofs.requests;
         match proof.allows(rule.path) {
@@ -521,7 +539,7 @@ fn shared(settings: &Settings) -> Shared {
         access_log: settings.access_log.clone(),
         idle_timeout: settings.idle_timeout,
         paths: Arc::new(Paths::default()),
-        shortcut: OnceLock::new(),
+        shortcut: ArcSwapOption::empty(),
         abroad: OnceLock::new(),
     }
 }

@@ -214,7 +214,8 @@ impl Service {
         Ok(())
     }
 
-    /// Measures, in the background, what the paths cost here, if a rule leaves the choice to us and that is wanted now.
+    /// Measures, in the background, what the paths cost here, if a rule leaves the choice to us and that is wanted now. Otherwise
+    /// has a path tested again that has failed its test.
     pub(crate) fn calibrate(&mut self) {
         // Streams that leave the shortcut are relayed by choice, too. Where the relay is the exception, it will ask when it is worth it.
         let relayed_by_choice = |rule: &Rule| {
@@ -231,6 +232,9 @@ impl Service {
                 || transits.any(|rule| rule.path.is_auto()))
         {
             self.proxy.calibrate();
+        } else {
+            // Which a measurement does, too.
+            self.proxy.test_again();
         }
     }
 

@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwapOption;
 use proxy_common::Record;
 use tokio::sync::{Semaphore, watch};
 
@@ -65,9 +66,17 @@ pub struct Shared {
     /// The ways in which bytes can be moved here, and what they cost.
     pub paths: Arc<Paths>,
     /// What this kernel's shortcut is worth, once a rule has asked for it.
-    pub shortcut: OnceLock<Proofs>,
+    pub shortcut: ArcSwapOption<Proofs>,
     /// What makes sockets in other network namespaces, if rules may want that.
     pub abroad: OnceLock<Arc<dyn Abroad>>,
+}
+
+impl Shared {
+    /// What this kernel's shortcut is worth, once a rule has asked for it.
+    #[must_use]
+    pub fn proofs(&self) -> Option<Proofs> {
+        self.shortcut.load().as_deref().copied()
+    }
 }
 
 /// Counters of the relay.

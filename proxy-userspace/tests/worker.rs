@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use proxy_common::{BePort, Family, Record, RuleRef};
 use proxy_userspace::{
     close::CloseReason,
@@ -117,7 +118,7 @@ impl Rig {
             access_log: Some(access_log),
             idle_timeout: None,
             paths,
-            shortcut: OnceLock::new(),
+            shortcut: ArcSwapOption::empty(),
             abroad: OnceLock::new(),
         });
         let socket = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 64).unwrap();

@@ -105,7 +105,8 @@ impl fmt::Debug for Redirects {
 }
 
 impl Redirects {
-    /// Loads the verdict program and attaches it to the sockmap, which is empty yet.
+    /// Loads the verdict program and attaches it to the sockmap, which is empty yet. May be called again when what it returned is
+    /// gone.
     pub(super) fn new(ebpf: &mut Ebpf) -> Result<(Arc<Self>, Events), InterceptError> {
         const NAME: &str = names::VERDICT;
         let pairs = SockMap::try_from(Map::SockMap(duplicate(ebpf, names::PAIRS)?))
@@ -114,7 +115,9 @@ impl Redirects {
             .program_mut(NAME)
             .and_then(|program| program.try_into().ok())
             .ok_or(InterceptError::Missing(NAME))?;
-        program.load().map_err(super::load_error(NAME))?;
+        if program.fd().is_err() {
+            program.load().map_err(super::load_error(NAME))?;
+        }
         let attached = program
             .attach(pairs.fd())
             .and_then(|id| program.take_link(id))

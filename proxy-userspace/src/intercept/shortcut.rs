@@ -28,7 +28,7 @@ use crate::relay::{
     shortcut::{Proofs, Shortcuts},
 };
 
-/// Attaches the program to the map of apps' sockets and finds out what it is worth on this kernel.
+/// Attaches the program to the map of apps' sockets and finds out what it is worth on this kernel. May be called again.
 ///
 /// The program belongs to the map as long as this process holds either.
 pub(super) fn enable(
@@ -48,10 +48,13 @@ pub(super) fn enable(
         .program_mut(names::SHORTCUT)
         .and_then(|program| program.try_into().ok())
         .ok_or(InterceptError::Missing(names::SHORTCUT))?;
-    program.load().map_err(load_error(names::SHORTCUT))?;
-    program
-        .attach(&map)
-        .map_err(attach_error(names::SHORTCUT))?;
+    // Loaded if this is done again.
+    if program.fd().is_err() {
+        program.load().map_err(load_error(names::SHORTCUT))?;
+        program
+            .attach(&map)
+            .map_err(attach_error(names::SHORTCUT))?;
+    }
     match &features.queues {
         Ok(_) => {
             if let Err(error) = replies::enable(ebpf, office) {

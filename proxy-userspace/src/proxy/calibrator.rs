@@ -24,8 +24,8 @@ pub(super) struct Calibrator {
 
 /// What a thread found out.
 struct Outcome {
-    measured: Calibration,
-    /// Of the sockmap path, if it was not known before.
+    measured: Option<Calibration>,
+    /// Of the sockmap path, if it was not known before that it can be used.
     sockmap: Option<Tested>,
 }
 
@@ -58,8 +58,8 @@ impl Calibrator {
         Ok(self.know(tested(load(interceptor, features), self.promote, &exempter)))
     }
 
-    /// Measures what the paths cost, in the background; the sockmap path is tested first, if it was not. While a measurement
-    /// runs there is no further one.
+    /// Measures what the paths cost, in the background; the sockmap path is tested first, if it has not passed its test. While a
+    /// measurement runs there is no further one.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
@@ -72,20 +72,47 @@ impl Calibrator {
             return Ok(());
         }
         let exempter = interceptor.exempter()?;
-        let loaded = (!self.paths.is_sockmap_tested()).then(|| load(interceptor, features));
         let known = self.paths.sockmap().ok().cloned();
+        let loaded = known.is_none().then(|| load(interceptor, features));
         let promote = self.promote;
+        self.run(move || find_out(loaded, promote, known.as_ref(), &exempter));
+        Ok(())
+    }
+
+    /// Tests the sockmap path once more, in the background, if it has failed its test. While a measurement runs, which does the
+    /// same, nothing happens.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub(super) fn test_again(
+        &mut self,
+        interceptor: &mut Interceptor,
+        features: &Features,
+    ) -> Result<(), InterceptError> {
+        if self.running.is_some() || self.paths.failed_test().is_none() {
+            return Ok(());
+        }
+        let exempter = interceptor.exempter()?;
+        let loaded = load(interceptor, features);
+        let promote = self.promote;
+        self.run(move || Outcome {
+            measured: None,
+            sockmap: Some(tested(loaded, promote, &exempter)),
+        });
+        Ok(())
+    }
+
+    fn run(&mut self, find_out: impl FnOnce() -> Outcome + Send + 'static) {
         let (send, receive) = oneshot::channel();
         let measuring = thread::Builder::new().name("calibration".into());
         let started = measuring.spawn(move || {
             // Nobody to tell: the proxy has ended.
-            _ = send.send(find_out(loaded, promote, known.as_ref(), &exempter));
+            _ = send.send(find_out());
         });
         match started {
             Ok(_) => self.running = Some(receive),
             Err(error) => tracing::warn!(%error, "cannot measure the paths; `auto` copies"),
         }
-        Ok(())
     }
 
     /// Resolves when a measurement is over, and puts it in force. Who calls this serves the events from then on.
@@ -99,7 +126,9 @@ impl Calibrator {
             tracing::error!("the measurement of the paths was lost; `auto` copies");
             return None;
         };
-        self.paths.set_measured(outcome.measured);
+        if let Some(measured) = outcome.measured {
+            self.paths.set_measured(measured);
+        }
         outcome.sockmap.and_then(|tested| self.know(tested))
     }
 
@@ -162,7 +191,10 @@ fn find_out(
     let [messages, blocks, bulk] = Kind::ALL.map(|kind| measured.sentence(kind));
     let took = started.elapsed();
     tracing::info!(messages, blocks, bulk, ?took, "measured the paths");
-    Outcome { measured, sockmap }
+    Outcome {
+        measured: Some(measured),
+        sockmap,
+    }
 }
 
 /// Until it fails.

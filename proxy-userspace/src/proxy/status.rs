@@ -79,13 +79,13 @@ impl Proxy {
                 Err(Reason::Unmeasured) => (None, None),
                 Err(_) => (Some(false), self.shared.paths.failed_test()),
             },
-            Path::Shortcut => match self.shared.shortcut.get().map(|proofs| proofs.requests) {
+            Path::Shortcut => match self.shared.proofs().map(|proofs| proofs.requests) {
                 None => (None, None),
                 Some(Proof::Whole) => (Some(true), None),
                 Some(Proof::WithoutFionread) => (Some(true), Some("FIONREAD")),
                 Some(Proof::Failed(test)) => (Some(false), Some(test)),
             },
-            Path::BothWays => match self.shared.shortcut.get().map(|proofs| proofs.replies) {
+            Path::BothWays => match self.shared.proofs().map(|proofs| proofs.replies) {
                 None => (None, None),
                 Some(Ok(())) => (Some(true), None),
                 Some(Err(test)) => (Some(false), Some(test)),

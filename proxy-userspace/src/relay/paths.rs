@@ -15,8 +15,10 @@ const WORTH_MEASURING_READS: u32 = 4096;
 /// The paths of this machine.
 #[derive(Debug, Default)]
 pub struct Paths {
-    /// The kernel side of the sockmap path, once it was tested here, or the test that failed.
-    sockmap: OnceLock<Result<Promotion, &'static str>>,
+    /// The kernel side of the sockmap path, once it has passed its test here.
+    sockmap: OnceLock<Promotion>,
+    /// The test that it failed.
+    failed: ArcSwapOption<&'static str>,
     measured: ArcSwapOption<Calibration>,
     wanted: Notify,
     pub(super) window: Window,
@@ -32,10 +34,13 @@ impl Paths {
         }
     }
 
-    /// What became of the self-test of the sockmap path. Only the first call counts.
+    /// What became of the self-test of the sockmap path. Once it has passed there is nothing more to say.
     pub fn set_sockmap(&self, tested: Result<Promotion, &'static str>) {
-        // Set before: the first is as good.
-        _ = self.sockmap.set(tested);
+        match tested {
+            // Set before: the first is as good.
+            Ok(promotion) => _ = self.sockmap.set(promotion),
+            Err(test) => self.failed.store(Some(Arc::new(test))),
+        }
     }
 
     /// The kernel side of the sockmap path.
@@ -44,22 +49,26 @@ impl Paths {
     /// Why there is none.
     pub fn sockmap(&self) -> Result<&Promotion, Reason> {
         match self.sockmap.get() {
-            Some(Ok(promotion)) => Ok(promotion),
-            Some(Err(_)) => Err(Reason::SelfTest),
+            Some(promotion) => Ok(promotion),
+            None if self.failed.load().is_some() => Err(Reason::SelfTest),
             None => Err(Reason::Unmeasured),
         }
     }
 
-    /// The self-test of the sockmap path that failed.
+    /// The self-test of the sockmap path that failed, unless it has passed since.
     #[must_use]
     pub fn failed_test(&self) -> Option<&'static str> {
-        self.sockmap.get()?.as_ref().err().copied()
+        let failed = self.failed.load();
+        failed
+            .as_deref()
+            .copied()
+            .filter(|_| self.sockmap().is_err())
     }
 
     /// Whether the sockmap path was tested, with whatever outcome.
     #[must_use]
     pub fn is_sockmap_tested(&self) -> bool {
-        self.sockmap.get().is_some()
+        self.sockmap().is_ok() || self.failed_test().is_some()
     }
 
     /// Puts a measurement in force, also for connections that are open.

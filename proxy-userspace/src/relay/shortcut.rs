@@ -140,6 +140,14 @@ impl Obstacle {
     }
 }
 
+impl Proofs {
+    /// Whether there is nothing that could come out better another time.
+    #[must_use]
+    pub const fn have_passed(&self) -> bool {
+        !matches!(self.requests, Proof::Failed(_)) && self.replies.is_ok()
+    }
+}
+
 impl Proof {
     /// Whether a rule with this path may use the shortcut on this kernel.
     ///

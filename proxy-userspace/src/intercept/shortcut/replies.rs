@@ -53,15 +53,20 @@ pub(super) fn enable(ebpf: &mut Ebpf, office: &Office) -> Result<(), InterceptEr
         .program_mut(names::REPLY)
         .and_then(|program| program.try_into().ok())
         .ok_or(InterceptError::Missing(names::REPLY))?;
-    program.load().map_err(load_error(names::REPLY))?;
-    program
-        .attach(answers.fd())
-        .map_err(attach_error(names::REPLY))?;
+    // Loaded if this is done again.
+    if program.fd().is_err() {
+        program.load().map_err(load_error(names::REPLY))?;
+        program
+            .attach(answers.fd())
+            .map_err(attach_error(names::REPLY))?;
+    }
     let program: &mut RawTracePoint = ebpf
         .program_mut(names::DELIVERED)
         .and_then(|program| program.try_into().ok())
         .ok_or(InterceptError::Missing(names::DELIVERED))?;
-    program.load().map_err(load_error(names::DELIVERED))?;
+    if program.fd().is_err() {
+        program.load().map_err(load_error(names::DELIVERED))?;
+    }
     let fd = program.fd().map_err(load_error(names::DELIVERED))?;
     let fd = fd.try_clone().map_err(|source| InterceptError::Handle {
         map: names::DELIVERED,
