@@ -16,6 +16,8 @@ mod boundaries;
 mod credit;
 #[path = "relay/endings.rs"]
 mod endings;
+#[path = "relay/gap.rs"]
+mod gap;
 #[path = "relay/handover.rs"]
 mod handover;
 #[path = "relay/idle.rs"]
