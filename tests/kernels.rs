@@ -25,6 +25,8 @@ mod intercept;
 mod isolation;
 #[path = "tests/keep_source/main.rs"]
 mod keep_source;
+#[path = "guests/ktls.rs"]
+mod ktls;
 #[path = "tests/needs.rs"]
 mod needs;
 #[path = "tests/paths.rs"]

@@ -208,10 +208,13 @@ impl<'a> Archive<'a> {
             .lines()
             .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
             .context("/etc/os-release names no release")?;
-        let options = self
-            .options
-            .iter()
-            .flat_map(|option| ["--option".to_owned(), option.clone()]);
+        // What the lists say of other releases would be as good to apt, and be installed with what it needs.
+        let own = own_suites(&sources_list(), release);
+        let sources = self.folder.join("apt").join("backports.list");
+        fs::write(&sources, own).with_context(|| sources.display().to_string())?;
+        let sources = format!("Dir::Etc::sourcelist={}", sources.display());
+        let options = self.options.iter().chain([&sources]);
+        let options = options.flat_map(|option| ["--option".to_owned(), option.clone()]);
         let target = [
             "--target-release".to_owned(),
             format!("{release}-backports"),
@@ -309,6 +312,14 @@ fn newest<'a>(names: impl Iterator<Item = &'a str>, series: &str) -> Option<&'a 
     names.filter(is_of_series).max_by_key(|name| numbers(name))
 }
 
+/// The lines of a list of sources that are about one release.
+fn own_suites(sources: &str, release: &str) -> String {
+    let suites = ["", "-backports", "-security"].map(|suite| format!(" {release}{suite} "));
+    let lines = sources.lines();
+    let own = lines.filter(|line| suites.iter().any(|suite| line.contains(suite)));
+    own.map(|line| format!("{line}\n")).collect()
+}
+
 /// The sources, from this system's mirror of Debian where it has one.
 fn sources_list() -> String {
     let configured = command::read(Command::new("apt-get").args([
@@ -333,6 +344,20 @@ fn sources_list() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_of_another_release_is_left_out() {
+        let line = |suite: &str| format!("deb http://deb.debian.org/debian/ {suite} main\n");
+        let all = [
+            "bookworm",
+            "bookworm-backports",
+            "trixie",
+            "bookworm-security",
+        ];
+        let own = ["bookworm", "bookworm-backports", "bookworm-security"];
+        let all: String = all.map(line).concat();
+        assert_eq!(own_suites(&all, "bookworm"), own.map(line).concat());
+    }
 
     #[test]
     fn the_newest_of_a_series_is_told_by_its_numbers() {

@@ -141,8 +141,11 @@ pub(super) struct Test {
 /// What every kernel in use has.
 const FLOOR: (u32, u32) = (5, 10);
 
+/// The oldest of Debian's kernels for clouds that has kTLS.
+const KTLS: (u32, u32) = (6, 1);
+
 /// All tests that guests run.
-pub(super) static TESTS: [Test; 44] = {
+pub(super) static TESTS: [Test; 45] = {
     use Need::{Ipv6, Memory, Types};
     [
         test(FORWARD, "intercept::ipv4").brief(),
@@ -282,6 +285,9 @@ pub(super) static TESTS: [Test; 44] = {
             "paths::each_carries_bytes_whole_or_is_off_for_a_reason",
         )
         .brief(),
+        test(PATHS, "ktls::sockets_with_a_layer_above_tcp_are_copied")
+            .since(KTLS)
+            .needs(&[Types, Memory]),
         test(
             REWRITE,
             "rewrite::the_app_s_own_socket_goes_there_and_payload_is_whole",
@@ -376,8 +382,22 @@ fn version(release: &str) -> (u32, u32) {
 /// Programs of this machine that tests run.
 pub(super) const PROGRAMS: [&str; 2] = ["ip", "tc"];
 
-/// Kernel modules that tests need, and culvert: those of filters are loaded when they are asked for where there is `modprobe`.
-pub(super) const MODULES: [&str; 4] = ["veth", "8021q", "sch_ingress", "cls_bpf"];
+/// Kernel modules that tests need, and culvert, and since which kernel: those of filters are loaded when they are asked for where
+/// there is `modprobe`.
+const MODULES: [(&str, (u32, u32)); 5] = [
+    ("veth", FLOOR),
+    ("8021q", FLOOR),
+    ("sch_ingress", FLOOR),
+    ("cls_bpf", FLOOR),
+    ("tls", KTLS),
+];
+
+/// Those for a kernel of this release.
+pub(super) fn modules(release: &str) -> Vec<&'static str> {
+    let own = version(release);
+    let known = MODULES.iter().filter(|(_, since)| own >= *since);
+    known.map(|(name, _)| *name).collect()
+}
 
 #[cfg(test)]
 mod tests {

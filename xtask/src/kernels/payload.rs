@@ -87,7 +87,7 @@ impl Payload {
         tests: &[&Test],
     ) -> Result<Vec<u8>> {
         let mut own = Initramfs::default();
-        let modules = modules::with_dependencies(kernel, &guests::MODULES)?;
+        let modules = modules::with_dependencies(kernel, &guests::modules(&kernel.release))?;
         for module in &modules {
             own.program(&format!("/modules/{}", module.name), &module.bytes)?;
         }
