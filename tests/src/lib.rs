@@ -17,6 +17,7 @@
     reason = "a harness for tests: a panic with its context is how a test fails"
 )]
 
+pub mod agent;
 pub mod app;
 pub mod browser;
 pub mod bytecode;

@@ -315,9 +315,10 @@ fn newest<'a>(names: impl Iterator<Item = &'a str>, series: &str) -> Option<&'a 
 /// The lines of a list of sources that are about one release.
 fn own_suites(sources: &str, release: &str) -> String {
     let suites = ["", "-backports", "-security"].map(|suite| format!(" {release}{suite} "));
-    let lines = sources.lines();
-    let own = lines.filter(|line| suites.iter().any(|suite| line.contains(suite)));
-    own.map(|line| format!("{line}\n")).collect()
+    let lines = sources.split_inclusive('\n');
+    lines
+        .filter(|line| suites.iter().any(|suite| line.contains(suite)))
+        .collect()
 }
 
 /// The sources, from this system's mirror of Debian where it has one.
