@@ -10,6 +10,8 @@
 
 #[path = "relay/admission.rs"]
 mod admission;
+#[path = "relay/bare_end.rs"]
+mod bare_end;
 #[path = "relay/boundaries.rs"]
 mod boundaries;
 #[path = "relay/credit.rs"]
