@@ -37,7 +37,7 @@ async fn it_is_no_error_of_the_target() {
             sleep(TURN).await;
             assert!(upstream.take_error().unwrap().is_none());
             // Nor does it keep anything else from being sent.
-            (&upstream).try_write(b"more").unwrap();
+            upstream.try_write(b"more").unwrap();
             expect_text(&mut server, b"more").await;
         }
     })

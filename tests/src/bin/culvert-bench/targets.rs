@@ -104,7 +104,12 @@ const OF_BEST_PATH: f64 = 0.95;
 /// The paths that a rule may choose among without permission.
 const CHOICE: [&str; 3] = ["copy", "splice", "sockmap"];
 
-const SHORTCUTS: &[&str] = &["culvert-shortcut", "culvert-shortcut-both-ways"];
+/// Those of it that a kernel refuses copy.
+const SHORTCUTS: &[&str] = &[
+    "culvert-shortcut",
+    "culvert-shortcut-without-fionread",
+    "culvert-shortcut-both-ways",
+];
 
 /// Ratios: work, the contenders of which the best counts, what to, and the least of it.
 const RATIOS: [(&str, &[&str], Base, f64); 10] = [
@@ -163,7 +168,8 @@ pub(crate) fn targets(results: &Results) -> Vec<Target> {
                 metric: *metric,
                 base: None,
                 bound: Bound::AtMost(*most),
-                measured: Spread::of(own.into_values())?,
+                // Fewer bytes than none: so little was done that other things decide.
+                measured: Spread::of(own.into_values()).filter(|spread| spread.median >= 0.0)?,
             })
         });
     let works = results.works.iter();
@@ -383,6 +389,12 @@ mod tests {
             told(&idle),
             ["culvert-auto relay B/conn, at most 6,144: 6,144 (5,000 .. 7,000), met"]
         );
+        let nothing = results(
+            "idle",
+            Metric::RelayMemory,
+            &[("culvert-auto", Family::Culvert, [-1.0; 3])],
+        );
+        assert_eq!(told(&nothing), [""; 0]);
         let held = f64::from(5 << 20);
         let slow = results(
             "slow-reader",
