@@ -14,6 +14,7 @@ mod keeper;
 mod look;
 mod needs;
 mod router;
+mod shortcut;
 mod sources;
 mod spaces;
 mod status;
@@ -61,12 +62,9 @@ use crate::{
     process,
     pulse::{Pulse, Supervisor},
     record::AccessLog,
-    relay::{
-        Paths, Worth,
-        shortcut::{Proof, Proofs},
-    },
+    relay::{Paths, Worth, shortcut::Proofs},
     routes::{self, ByRole, Generation, Routes, UnknownUpstream, Upstreams},
-    rule::{IngressHook, PathChoice, Roles, Rule, Via},
+    rule::{IngressHook, PathChoice, Roles, Rule},
     shared::{Shared, Stats},
     socket, worker,
 };
@@ -432,43 +430,6 @@ impl Proxy {
         }
     }
 
-    /// Whether connections of a rule may take the shortcut. The first rule that asks has this kernel tested, if no `proofs` are
-    /// known yet.
-    fn may_take_shortcut(&mut self, rule: &Rule, proofs: &mut Option<Proofs>) -> bool {
-        if !rule.path.is_shortcut() || !matches!(rule.via, Via::Upstream(_)) {
-            return false;
-        }
-        let proofs = *proofs.get_or_insert_with(|| {
-            let proofs =
-                prove_shortcut(&mut self.interceptor, &self.features, &mut self.supervisor);
-            self.shared.shortcut.store(Some(Arc::new(proofs)));
-            proofs
-        });
-        let proof = proofs.requests;
-        match proof.allows(rule.path) {
-            Ok(allowed) => {
-                if let (PathChoice::ShortcutBothWays, Err(test)) = (rule.path, proofs.replies) {
-                    let missing = self.features.queues.as_ref().err();
-                    tracing::warn!(
-                        rule = &*rule.name,
-                        why = missing.map_or(test, String::as_str),
-                        "this kernel has no way for replies past the relay that is safe; this rule's are copied"
-                    );
-                }
-                allowed
-            }
-            Err(obstacle) => {
-                tracing::warn!(
-                    rule = &*rule.name,
-                    ?proof,
-                    obstacle = obstacle.label(),
-                    "this kernel has no shortcut that is safe for this rule; its connections are copied"
-                );
-                false
-            }
-        }
-    }
-
     /// Attaches the hooks to a cgroup: from here on its connections are ours, and what arrives at this host. `own` is the
     /// cgroup of this process.
     ///
@@ -573,32 +534,5 @@ fn open(cgroup: &Path) -> Result<File, ProxyError> {
     File::open(cgroup).map_err(|source| ProxyError::Cgroup {
         path: cgroup.to_owned(),
         source,
-    })
-}
-
-/// Finds out what the shortcut is worth on this kernel, and has what it needs served; says why where there is none.
-fn prove_shortcut(
-    interceptor: &mut Interceptor,
-    features: &Features,
-    supervisor: &mut Supervisor,
-) -> Proofs {
-    let none = Proofs {
-        requests: Proof::Failed("program"),
-        replies: Err("program"),
-    };
-    // A program that cannot look into sockets leaves them alone: of that no test would tell.
-    if let Err(missing) = &features.sockets {
-        tracing::warn!(missing, "no shortcut");
-        return none;
-    }
-    let proved = interceptor.enable_shortcut(features).and_then(|proofs| {
-        if proofs.replies.is_ok() {
-            supervisor.hear_replies(interceptor.reply_events()?);
-        }
-        Ok(proofs)
-    });
-    proved.unwrap_or_else(|error| {
-        tracing::warn!(error = &error as &dyn std::error::Error, "no shortcut");
-        none
     })
 }
