@@ -220,6 +220,31 @@ fn routes_that_lead_nowhere_and_unknown_neighbours_are_the_kernels() {
     }
 }
 
+/// What was looked up for a packet is remembered for others that ask the same, so another route counts a moment later.
+#[test]
+fn a_route_that_changes_is_taken_in_a_moment() {
+    let sandbox = Sandbox::new();
+    let hosts = Hosts::around(&sandbox);
+    let router = sandbox.netns();
+    let culvert = sandbox.culvert(ROUTER);
+    for (datagrams, server) in Datagrams::both(&hosts).into_iter().zip(hosts::server(0)) {
+        let family = if datagrams.is_v4() { "-4" } else { "-6" };
+        datagrams.assert_arrives(10);
+        let sent_on = culvert.growth("fast", || {
+            (0..100).for_each(|_| datagrams.assert_arrives(10))
+        });
+        assert_eq!(sent_on, 100);
+        router.ip(&format!("{family} route add blackhole {server}"));
+        eventually("a packet into the black hole", || {
+            let dropped = culvert.growth("slow_unreachable", || datagrams.send(10));
+            (dropped == 1).then_some(())
+        });
+        router.ip(&format!("{family} route del blackhole {server}"));
+        let sent_on = culvert.growth("fast", || datagrams.assert_arrives(10));
+        assert_eq!(sent_on, 1, "no refusal is remembered");
+    }
+}
+
 /// The client has an address whose answers would go elsewhere, and one that is the router's.
 #[test]
 fn what_would_not_be_answered_this_way_is_the_kernels() {
