@@ -8,7 +8,7 @@ use proxy_common::{HOPS, Hop, KnownRoute, ROUTES};
 
 use crate::{
     maps::{KNOWN_ROUTES, NEXT_HOPS},
-    plain::Way,
+    way::Way,
 };
 
 /// Jiffies of a moment, as a power of two: 32 are from 32 ms to a third of a second.

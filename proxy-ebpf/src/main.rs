@@ -80,6 +80,7 @@ mod traces;
 mod verdict;
 mod version;
 mod watch;
+mod way;
 
 use core::ffi::c_void;
 

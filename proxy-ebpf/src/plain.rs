@@ -2,16 +2,13 @@
 //!
 //! Headers are accessed directly, behind that of Ethernet. What lies deeper in the buffer than direct access reaches is not plain.
 
-use core::mem::transmute;
-
-use aya_ebpf::{
-    bindings::bpf_fib_lookup, helpers::generated::bpf_csum_update, programs::TcContext,
-};
+use aya_ebpf::{helpers::generated::bpf_csum_update, programs::TcContext};
 use proxy_common::{Counter, Family};
 
 use crate::{
     headers::{IPPROTO_ICMPV6, IPPROTO_TCP, Ipv4, Ipv6, Ports},
     packet::{ETH_P_IP, ETH_P_IPV6, PACKET_HOST},
+    way::{NO_HARDWARE, Way},
 };
 
 const IPPROTO_UDP: u8 = 17;
@@ -25,34 +22,6 @@ pub const FRAGMENT: u16 = 0x3fff_u16.to_be();
 const UDP_LEN: u32 = 8;
 /// A hop limit that no router has touched: neighbours use it among themselves.
 const UNTOUCHED: u8 = 255;
-
-/// What is in the place of an answer. Zeros would be written by a call, byte for byte.
-const NO_HARDWARE: [u32; 3] = [1, 2, 3];
-
-/// The question of `bpf_fib_lookup`, which becomes its answer: `struct bpf_fib_lookup` in whole words.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Way {
-    /// `AF_INET` or `AF_INET6`, of the next hop.
-    pub family: u8,
-    protocol: u8,
-    ports: Ports,
-    /// How long the packet is. From 5.12 on it is compared with what the route lets through.
-    pub length: u16,
-    /// By which it came, then by which it leaves.
-    pub interface: u32,
-    /// Type of service, or class and flow.
-    class: u32,
-    /// Of IPv4 the first word.
-    source: [u32; 4],
-    /// The destination, then the next hop. Of IPv4 the first word.
-    pub hop: [u32; 4],
-    table: u32,
-    /// Addresses of Ethernet: from, and to.
-    pub hardware: [u32; 3],
-}
-
-const _: () = assert!(size_of::<Way>() == size_of::<bpf_fib_lookup>());
 
 /// A packet of which this much is known.
 pub struct Plain {
@@ -210,51 +179,6 @@ fn largest(ctx: &TcContext, protocol: u8, at: usize, length: u32) -> Result<u32,
         _ => return Err(Counter::SlowTooBig),
     };
     Ok(at as u32 + transport + part)
-}
-
-impl Way {
-    /// Of IPv4: where the packet comes from.
-    #[inline(always)]
-    pub const fn source(&self) -> u32 {
-        self.source[0]
-    }
-
-    /// The way that an answer would go, before this one is looked up.
-    #[inline(always)]
-    pub const fn back(&self) -> Self {
-        Self {
-            source: self.hop,
-            hop: self.source,
-            ..*self
-        }
-    }
-
-    /// All that the look-up reads, but for the length, which it only compares.
-    #[inline(always)]
-    pub const fn question(&self) -> [u64; 6] {
-        let way = Self { length: 0, ..*self };
-        // SAFETY: the same bytes, without padding, of which each pattern is a value.
-        let [a, b, c, d, e, f, ..] = unsafe { transmute::<Self, [u64; 8]>(way) };
-        [a, b, c, d, e, f]
-    }
-
-    /// With what matters of the answer.
-    #[inline(always)]
-    pub const fn answered(&self, interface: u32, hardware: [u32; 3]) -> Self {
-        Self {
-            interface,
-            hardware,
-            ..*self
-        }
-    }
-
-    /// The beginning of a frame that is sent this way, after it is looked up.
-    #[inline(always)]
-    pub const fn addresses(&self) -> [[u16; 3]; 2] {
-        // SAFETY: the same bytes, of which each pattern is a value.
-        let [from, to] = unsafe { transmute::<[u32; 3], [[u16; 3]; 2]>(self.hardware) };
-        [to, from]
-    }
 }
 
 impl Plain {

@@ -32,13 +32,13 @@ pub fn is_taken(ctx: &SockAddrContext, addr: &Addr, port: BePort) -> bool {
 #[inline(always)]
 pub fn is_called_by_daemon() -> bool {
     let process = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let is_it = |relay: &&Relay| relay.process != 0 && relay.process == process;
-    if let Some(relay) = RELAY.get(relay::OWN).filter(is_it) {
+    let is_it = |relay: &Relay| relay.process != 0 && relay.process == process;
+    if let Some(relay) = RELAY.get(relay::OWN).filter(|relay| is_it(relay)) {
         // SAFETY: no arguments, a plain number out.
         return is_alive(relay, unsafe { bpf_ktime_get_ns() });
     }
-    RELAY.get(relay::PREDECESSOR).filter(is_it).is_some()
-        || RELAY.get(relay::SUCCESSOR).filter(is_it).is_some()
+    RELAY.get(relay::PREDECESSOR).is_some_and(is_it)
+        || RELAY.get(relay::SUCCESSOR).is_some_and(is_it)
 }
 
 /// Whether a destination is one of a relay's listeners, which are on loopback: of its own network namespace, or, where the relay is

@@ -24,8 +24,9 @@ use crate::{
     globals::routes_without_daemon,
     known::Memory,
     maps::{DOUBTS, FAST_LINKS, RELAY, count},
-    plain::{Plain, Way, plain},
+    plain::{Plain, plain},
     relay::is_alive,
+    way::Way,
 };
 
 /// `TC_ACT_UNSPEC`, which is `TCX_NEXT`: whoever comes next decides, in the end the kernel.

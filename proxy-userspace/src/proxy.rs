@@ -204,6 +204,17 @@ pub struct Proxy {
     guarded_by: GuardedBy,
 }
 
+/// What the programs are to know from the start.
+fn of_kernel(settings: &Settings, predecessor: Option<&Predecessor>) -> crate::intercept::Settings {
+    crate::intercept::Settings {
+        max_pending: settings.max_pending,
+        max_own: ending::own_connections(settings.max_connections, predecessor),
+        log_faults: settings.log_faults,
+        ingress: settings.ingress,
+        overlap: Overlap::Cut,
+    }
+}
+
 impl Proxy {
     /// Starts listeners, programs and workers, beside those of a daemon whose place this one takes. Nothing is intercepted yet.
     ///
@@ -222,13 +233,7 @@ impl Proxy {
         let shown: io::Result<Vec<_>> = v4.iter().chain(&v6).map(TcpListener::try_clone).collect();
         let shown = shown.map_err(ProxyError::Worker)?;
         let features = Features::probe();
-        let kernel = crate::intercept::Settings {
-            max_pending: settings.max_pending,
-            max_own: ending::own_connections(settings.max_connections, predecessor),
-            log_faults: settings.log_faults,
-            ingress: settings.ingress,
-            overlap: Overlap::Cut,
-        };
+        let kernel = of_kernel(settings, predecessor);
         let mut interceptor = Interceptor::load(kernel, &features, predecessor)?;
         let first = v4.first().ok_or(io::ErrorKind::InvalidInput);
         let first = first.map_err(|kind| ProxyError::Worker(kind.into()))?;

@@ -231,7 +231,7 @@ fn a_route_that_changes_is_taken_in_a_moment() {
         let family = if datagrams.is_v4() { "-4" } else { "-6" };
         datagrams.assert_arrives(10);
         let sent_on = culvert.growth("fast", || {
-            (0..100).for_each(|_| datagrams.assert_arrives(10))
+            (0..100).for_each(|_| datagrams.assert_arrives(10));
         });
         assert_eq!(sent_on, 100);
         router.ip(&format!("{family} route add blackhole {server}"));

@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn what_waits_is_seen_on_both_sides() {
         let (mut near, far) = pair();
-        let [near_handle, far_handle] = [&near, &far].map(|socket| Handle::of(socket));
+        let [near_handle, far_handle] = [&near, &far].map(Handle::of);
         let look = near_handle.look().unwrap();
         assert!(look.rtt > Duration::ZERO, "{look:?}");
         assert_eq!((look.unread, look.unsent), (0, 0));
