@@ -228,8 +228,8 @@ pub struct Relay {
     pub port_v6: BePort,
     /// The process that has taken over, which writes it here itself; 0 while there is none.
     pub successor: u32,
-    /// The process itself, in the initial pid namespace, whose connections are never intercepted; 0 where it does not know, and
-    /// marks each socket ([`OURS`](crate::names::OURS)).
+    /// The process itself, in the initial pid namespace, whose connections are not intercepted while it is alive; 0 where it does
+    /// not know. Where that is not enough it marks each socket ([`OURS`](crate::names::OURS)).
     pub process: u32,
     /// Always 0.
     pub reserved: u32,
@@ -294,7 +294,7 @@ pub mod relay {
     pub const OWN: u32 = 0;
     /// That of the daemon whose place it takes, as long as that runs.
     pub const PREDECESSOR: u32 = 1;
-    /// Whether one takes its place, from before that one attaches on: its network namespace and process, written by that one itself.
+    /// Whether one takes its place, from before that one attaches on: its network namespace, written by that one itself.
     pub const SUCCESSOR: u32 = 2;
     /// How many there are.
     pub const COUNT: usize = 3;
@@ -420,7 +420,7 @@ impl Doubts {
 }
 
 /// Routes that the fast path remembers, on each core.
-pub const ROUTES: usize = 1024;
+pub const ROUTES: usize = 256;
 
 /// A route, in the map [`KNOWN_ROUTES`](crate::names::KNOWN_ROUTES): what was asked, and the answer.
 #[repr(C)]

@@ -27,18 +27,18 @@ pub fn is_taken(ctx: &SockAddrContext, addr: &Addr, port: BePort) -> bool {
         })
 }
 
-/// Whether the program runs for a daemon: ours, if it is alive (what has its number after that is somebody else), or one that takes
-/// its place or whose place it takes, which are told here only as long as they are.
+/// Whether the program runs for a daemon: ours, or the one whose place it takes, until that is told to end. Only while ours is alive:
+/// it removes the other's number when that has ended, and whoever has its own later is somebody else.
 #[inline(always)]
 pub fn is_called_by_daemon() -> bool {
     let process = (bpf_get_current_pid_tgid() >> 32) as u32;
     let is_it = |relay: &Relay| relay.process != 0 && relay.process == process;
-    if let Some(relay) = RELAY.get(relay::OWN).filter(|relay| is_it(relay)) {
+    let Some(own) = RELAY.get(relay::OWN) else {
+        return false;
+    };
+    (is_it(own) || RELAY.get(relay::PREDECESSOR).is_some_and(is_it))
         // SAFETY: no arguments, a plain number out.
-        return is_alive(relay, unsafe { bpf_ktime_get_ns() });
-    }
-    RELAY.get(relay::PREDECESSOR).is_some_and(is_it)
-        || RELAY.get(relay::SUCCESSOR).is_some_and(is_it)
+        && is_alive(own, unsafe { bpf_ktime_get_ns() })
 }
 
 /// Whether a destination is one of a relay's listeners, which are on loopback: of its own network namespace, or, where the relay is

@@ -263,8 +263,10 @@ impl Flow<'_> {
         &mut self,
         downstream: &TcpStream,
     ) -> Result<UpstreamStream, (CloseReason, String)> {
+        // What an untrusted sender begins with may be held back.
         let speaks_first = self.origin.route.send_proxy.is_some()
-            || socket::waiting(downstream).is_ok_and(|bytes| bytes > 0);
+            || !self.origin.is_untrusted
+                && socket::waiting(downstream).is_ok_and(|bytes| bytes > 0);
         if let Some(group) = self.origin.route.group.clone() {
             // Boxed: it holds more than the direct path, which most connections take.
             return Box::pin(self.dial_group(&group, speaks_first)).await;

@@ -14,6 +14,7 @@ mod guarding;
 mod handles;
 mod hits;
 pub mod ingress;
+mod marking;
 mod memory;
 mod namespace;
 mod object;
@@ -69,6 +70,7 @@ use arrivals::{Arrivals, Services};
 use error::{attach_error, load_error};
 use guard::Guard;
 use ingress::Ingress;
+use marking::Marking;
 use standing::Standing;
 
 /// What the configuration decides about the kernel side.
@@ -125,7 +127,7 @@ pub struct Interceptor {
     guard: Option<Guard>,
     standing: Option<Standing>,
     relays: handles::Relays,
-    marking: Arc<handles::Marking>,
+    marking: Arc<Marking>,
     /// The daemon whose place we take, until it has ended.
     predecessor: Option<u32>,
 }
@@ -180,6 +182,7 @@ impl Interceptor {
             marking: Arc::default(),
             predecessor: predecessor.map(Predecessor::pid),
         };
+        interceptor.marking.expect_others(predecessor.is_some());
         for name in SOCK_ADDR {
             let program: &mut CgroupSockAddr = interceptor.program(name)?;
             program.load().map_err(load_error(name))?;
@@ -205,7 +208,9 @@ impl Interceptor {
     /// When the map cannot be written.
     pub fn set_relay(&mut self, relay: &Relay) -> Result<(), InterceptError> {
         self.relays.set(relay::OWN, relay)?;
-        self.marking.know(relay.process != 0);
+        if relay.process != 0 {
+            self.marking.know(relay.heartbeat_timeout);
+        }
         Ok(())
     }
 
@@ -215,7 +220,14 @@ impl Interceptor {
     /// When the map cannot be written.
     pub fn forget_predecessor(&mut self) -> Result<(), InterceptError> {
         self.predecessor = None;
-        self.relays.set(relay::PREDECESSOR, &Relay::default())
+        self.relays.set(relay::PREDECESSOR, &Relay::default())?;
+        self.marking.expect_others(false);
+        Ok(())
+    }
+
+    /// From here on the daemon's sockets are known by marks alone: it ends, and another one's hooks may be there.
+    pub fn mark_all(&self) {
+        self.marking.expect_others(true);
     }
 
     /// The process that has taken our place.
@@ -395,7 +407,7 @@ impl Interceptor {
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn heartbeat(&self) -> Result<Heartbeat, InterceptError> {
-        Heartbeat::new(&self.ebpf)
+        Heartbeat::new(&self.ebpf, Arc::clone(&self.marking))
     }
 
     /// Where the hooks find endpoints of groups, once; and what they tell of those that cannot be reached.

@@ -38,6 +38,8 @@ const PARTS: usize = 16;
 pub struct Live {
     parts: [Mutex<HashMap<u64, Arc<Open>>>; PARTS],
     next: AtomicU64,
+    /// When somebody looked for those that last, in milliseconds of the monotonic clock.
+    looked: AtomicU64,
     /// Why all are ended, and those that will be entered.
     over: OnceLock<CloseReason>,
 }
@@ -168,9 +170,21 @@ impl Live {
         }
     }
 
-    /// Has the kernel probe the peers of those that have lasted for a while, when they are silent.
-    pub(crate) fn keep_alive(&self) {
+    /// Has the kernel probe the peers of those that have lasted for a while, when they are silent. Nothing, if somebody has done so
+    /// since `interval`.
+    pub(crate) fn keep_alive(&self, interval: Duration) {
         let now = clock::monotonic();
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let (last, since) = (self.looked.load(Relaxed), millis(interval) / 2);
+        let is_time = millis(now).saturating_sub(last) >= since;
+        if !is_time
+            || self
+                .looked
+                .compare_exchange(last, millis(now), Relaxed, Relaxed)
+                .is_err()
+        {
+            return;
+        }
         let lasts = |open: &Open| {
             open.reached.get().is_some()
                 && now.saturating_sub(open.begun.at) >= LASTING

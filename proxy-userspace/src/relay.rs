@@ -173,12 +173,18 @@ impl Relay {
     pub fn take_shortcut(&mut self, lane: Lane) {
         lane.show();
         // The sockets are open until the app has read what went past the relay.
-        self.up.tell_each_end();
-        self.down.tell_each_end();
+        self.tell_each_end();
         if let Some(replies) = lane.replies() {
             self.down.take_passage(Box::new(ReplyPassage::new(replies)));
         }
         self.lane = Some(Arc::new(lane));
+    }
+
+    /// Has the relay tell both sides the end of their streams. Otherwise the last one is told by closing its socket, for which
+    /// [`socket::end_orderly`](crate::socket::end_orderly) has to be called.
+    pub fn tell_each_end(&mut self) {
+        self.up.tell_each_end();
+        self.down.tell_each_end();
     }
 
     /// Resolves when the app has read what the kernel put into its queue, or has not in an idle timeout. To be awaited

@@ -39,8 +39,8 @@ use tokio::net::TcpStream;
 
 /// A non-blocking listener on `address` that shares its port with the listeners of the other workers.
 ///
-/// Accepted sockets inherit the options of [`for_upstream`], so accepting one costs no further call. An IPv6 listener
-/// takes IPv6 only.
+/// Accepted sockets inherit the options of [`for_upstream`], so accepting one costs no further call; being kept alive is none of
+/// them. An IPv6 listener takes IPv6 only.
 ///
 /// # Errors
 ///

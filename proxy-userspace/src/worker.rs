@@ -21,6 +21,7 @@ use tokio::{
         mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
         watch,
     },
+    time::MissedTickBehavior,
 };
 
 use crate::{
@@ -183,14 +184,15 @@ async fn beat(pulse: Arc<AtomicU64>) {
     }
 }
 
-/// How often a worker looks for connections that have lasted, be they its own or another one's.
+/// How often workers look for connections that have lasted; one of them does it for all.
 const LOOK: Duration = Duration::from_secs(5);
 
 async fn keep_alive(shared: Arc<Shared>) {
     let mut interval = tokio::time::interval(LOOK);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        shared.live.keep_alive();
+        shared.live.keep_alive(LOOK);
     }
 }
 

@@ -249,6 +249,31 @@ fn connections_wait_while_the_relay_hangs() {
     assert!(culvert.maps().records().is_empty());
 }
 
+/// It reaches servers before it has given a sign of life again. What it opens is selected by the rule, as all in its cgroup is.
+#[test]
+fn who_waited_while_the_relay_was_taken_for_hung_is_served() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.within(|| Server::echo((SERVER_V4, 0)));
+    let timeout = Duration::from_millis(500);
+    let settings = Settings::daemon("heartbeat_timeout = \"500ms\"\nworkers = 1");
+    let culvert = sandbox.culvert_with(&settings, &all("refuse"));
+    let app = sandbox.app();
+    let relayed = app.tcp(server.address());
+    relayed.connect(server.address()).unwrap();
+    relayed.assert_echo();
+    culvert.freeze();
+    let waiting: Vec<_> = (0..8).map(|_| app.tcp(server.address())).collect();
+    for socket in &waiting {
+        socket.connect(server.address()).unwrap();
+    }
+    thread::sleep(timeout * 2);
+    culvert.thaw();
+    for socket in &waiting {
+        socket.assert_echo();
+    }
+    assert_eq!(culvert.counter("own"), 9);
+}
+
 /// Loggers and health checks do not wait for an answer: the connection is over before the relay accepts it.
 #[test]
 fn what_was_sent_to_a_late_relay_arrives() {

@@ -4,10 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, OwnedFd},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -18,7 +15,7 @@ use aya::{
 };
 use proxy_common::{Addr, BePort, COUNTERS, Record, RecordKey, Relay, names, ours, relay};
 
-use super::{InterceptError, syscall, traces::Traces};
+use super::{InterceptError, marking::Marking, syscall, traces::Traces};
 use crate::{clock, shared::OriginalDst, upstream::Exempt};
 
 /// Takes the records of accepted connections.
@@ -118,30 +115,6 @@ impl OriginalDst for Records {
     }
 }
 
-/// Whether sockets have to be marked, for all that mark them. What a mark takes in the kernel, and its end, is a twentieth of
-/// all that a short connection takes.
-#[derive(Debug, Default)]
-pub(super) struct Marking {
-    /// The hooks know the daemon by its process.
-    is_known: AtomicBool,
-    /// There are rules for what arrives, which see no process.
-    has_arrivals: AtomicBool,
-}
-
-impl Marking {
-    pub(super) fn know(&self, is_known: bool) {
-        self.is_known.store(is_known, Relaxed);
-    }
-
-    pub(super) fn expect_arrivals(&self, has_arrivals: bool) {
-        self.has_arrivals.store(has_arrivals, Relaxed);
-    }
-
-    fn is_needed(&self) -> bool {
-        self.has_arrivals.load(Relaxed) || !self.is_known.load(Relaxed)
-    }
-}
-
 /// Marks sockets as the daemon's own before they connect, where they would not be known.
 pub struct Exempter {
     marking: Arc<Marking>,
@@ -202,13 +175,15 @@ fn insert(
 /// The relay's sign of life, which the hooks compare with the clock.
 pub struct Heartbeat {
     map: Array<MapData, u64>,
+    marking: Arc<Marking>,
 }
 
 impl Heartbeat {
-    pub(super) fn new(ebpf: &Ebpf) -> Result<Self, InterceptError> {
+    pub(super) fn new(ebpf: &Ebpf, marking: Arc<Marking>) -> Result<Self, InterceptError> {
         Ok(Self {
             map: Array::try_from(Map::Array(duplicate(ebpf, names::HEARTBEAT)?))
                 .map_err(map_error("open", names::HEARTBEAT))?,
+            marking,
         })
     }
 
@@ -217,13 +192,12 @@ impl Heartbeat {
     /// # Errors
     /// When the map cannot be written.
     pub fn beat(&mut self) -> Result<(), InterceptError> {
+        let now = clock::nanoseconds();
         self.map
-            .set(
-                0,
-                u64::try_from(clock::monotonic().as_nanos()).unwrap_or(u64::MAX),
-                0,
-            )
-            .map_err(map_error("write", names::HEARTBEAT))
+            .set(0, now, 0)
+            .map_err(map_error("write", names::HEARTBEAT))?;
+        self.marking.beaten(now);
+        Ok(())
     }
 
     /// When it said so last, as the hooks see it; long ago if never.

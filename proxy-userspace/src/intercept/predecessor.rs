@@ -2,7 +2,8 @@
 //!
 //! For a while both are attached. Programs of one hook run in the order they were attached in, so the predecessor's decide first;
 //! ours leave alone what they have sent to its listeners, which they are told. That neither intercepts what the other one opens
-//! itself is because both mark and look up their own sockets in the same maps, found through the predecessor's programs. There it
+//! itself is because both mark and look up their own sockets in the same maps, found through the predecessor's programs; only until it is
+//! told to end the predecessor is known to ours by its process, and does not mark. There it
 //! marks what it sends to endpoints, too, once it has been told of us. Nothing
 //! else is shared: each has its rules, its listeners and its records, and may be of another version.
 
@@ -19,8 +20,6 @@ use aya::{
 use nix::sys::signal::Signal;
 use proxy_common::{OwnKey, Relay, names, relay};
 use thiserror::Error;
-
-use crate::process;
 
 use super::{
     survey::{self, HOOKS, Holder},
@@ -178,7 +177,6 @@ impl Predecessor {
     fn announce(&mut self, is_there: bool) {
         let relay = Relay {
             netns_cookie: if is_there { self.netns_cookie() } else { 0 },
-            process: if is_there { process::own() } else { 0 },
             ..Relay::default()
         };
         if let Err(error) = self.relays.set(relay::SUCCESSOR, relay, 0) {

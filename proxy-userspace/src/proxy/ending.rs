@@ -25,6 +25,7 @@ impl Proxy {
 
     /// Detaches, lets open connections finish until the deadline, resets the rest and waits for the workers.
     pub async fn stop(mut self, drain_timeout: Duration) {
+        self.interceptor.mark_all();
         // The guard first: it would refuse what the other hooks no longer take. That on what passes through only knows what is
         // relayed from then on, and stays until that is over.
         if let Err(error) = self.interceptor.reduce_guard(false, false, true) {

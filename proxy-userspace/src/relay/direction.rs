@@ -63,7 +63,7 @@ enum Stage {
     Open,
     /// The source ended and the sink was not told yet.
     Ended,
-    /// The sink was told.
+    /// The sink was told, or is by its close, which is next.
     Finished,
 }
 

@@ -164,7 +164,6 @@ async fn dropping_a_dial_closes_what_it_opened() {
     proxy.finish().await;
 }
 
-/// What every relayed connection pays for while its upstream is dialled, so it has to stay small.
 /// A packet less: what is said first ends the handshake. Who may not speak first must not wait with it, or the server would wait, too.
 #[tokio::test]
 async fn the_first_word_ends_the_handshake_where_there_is_one() {
@@ -188,6 +187,7 @@ async fn the_first_word_ends_the_handshake_where_there_is_one() {
     }
 }
 
+/// What every relayed connection pays for while its upstream is dialled, so it has to stay small.
 #[test]
 fn the_future_of_a_dial_is_small() {
     let (dialer, upstream) = (dialer(), upstream([]));

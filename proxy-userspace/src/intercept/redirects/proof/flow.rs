@@ -108,6 +108,8 @@ impl Flow {
         let progress = Arc::<Progress>::default();
         let promotion = Some(bench.promotion.clone());
         let mut relay = Relay::new(Arc::clone(&progress), None).with_promotion(promotion);
+        // The sockets are kept.
+        relay.tell_each_end();
         let relaying = async {
             let relayed = relay.run_or_rest(downstream, upstream, PathChoice::Sockmap);
             let (ended, mut sockets) = relayed.await;
