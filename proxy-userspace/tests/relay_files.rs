@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs::File, io, sync::Arc};
+use std::{fs::File, io, net::Ipv4Addr, sync::Arc};
 
 use nix::{
     errno::Errno,
@@ -12,6 +12,7 @@ use proxy_userspace::{
     close::CloseReason,
     relay::{Path, Progress, Relay},
     rule::PathChoice,
+    socket,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -52,7 +53,9 @@ async fn bulk_through(prepare: impl FnOnce()) -> Path {
 }
 
 async fn connected() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // What it accepts tells what waits: else a pipe is never worth it.
+    let listener = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 1).unwrap();
+    let listener = TcpListener::from_std(listener).unwrap();
     let connecting = TcpStream::connect(listener.local_addr().unwrap());
     let (connecting, accepted) = tokio::join!(connecting, listener.accept());
     (connecting.unwrap(), accepted.unwrap().0)
