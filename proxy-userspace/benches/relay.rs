@@ -6,7 +6,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
@@ -23,6 +23,7 @@ use proxy_userspace::{
     intercept::Redirects,
     relay::{self, COMPARED, Kind, Paths, Promotion, Relay},
     rule::PathChoice,
+    socket,
 };
 use tokio::{io::copy_bidirectional, net, runtime};
 
@@ -273,13 +274,17 @@ fn serve_relay(
             Relayed::By(PathChoice::Sockmap | PathChoice::Auto) => paths(relayed)?,
             _ => Paths::default(),
         });
-        let listener = net::TcpListener::bind("127.0.0.1:0").await?;
+        // As the daemon's: what is accepted tells what waits.
+        let listener = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 128)?;
+        let listener = net::TcpListener::from_std(listener)?;
         send_address.send(listener.local_addr()?)?;
         loop {
             let (mut downstream, _) = listener.accept().await?;
-            let mut upstream = net::TcpStream::connect(server).await?;
-            downstream.set_nodelay(true)?;
-            upstream.set_nodelay(true)?;
+            let upstream = socket::for_upstream(server)?.into();
+            let upstream = net::TcpSocket::from_std_stream(upstream);
+            let mut upstream = upstream.connect(server).await?;
+            socket::end_orderly(&downstream);
+            socket::end_orderly(&upstream);
             let paths = Arc::clone(&paths);
             tokio::spawn(async move {
                 match relayed {
