@@ -10,7 +10,8 @@ use super::{Kind, Path};
 
 /// Gain over the copy path from which on another path is worth it, in the median round.
 const WORTH: f64 = 1.05;
-/// The same over any other path for the sockmap, which is not left again for one that is a little better.
+/// The same over any other path for the sockmap, which is not left again for one that is a little better when a connection comes to be
+/// used otherwise. Who exchanges messages mostly goes on so.
 const WORTH_STAYING: f64 = 1.1;
 /// Gain that all rounds but [`OUTLIERS`] and the best times must show.
 const CLEAR: f64 = 1.02;
@@ -78,9 +79,13 @@ impl Calibration {
         let Some(costs) = self.costs(kind) else {
             return Path::Copy;
         };
+        let staying = match kind {
+            Kind::Messages => WORTH,
+            Kind::Blocks | Kind::Bulk => WORTH_STAYING,
+        };
         let candidates = [
             (Path::Splice, costs.splice, WORTH),
-            (Path::Sockmap, costs.sockmap, WORTH_STAYING),
+            (Path::Sockmap, costs.sockmap, staying),
         ];
         let mut best = (Path::Copy, 1.0);
         for (path, gain, worth) in candidates {
@@ -172,11 +177,25 @@ mod tests {
         assert_eq!(chosen(&COPY, &faster, &fastest), Path::Sockmap);
         let a_little_faster = COPY.map(|micros| micros * 92 / 100);
         assert_eq!(chosen(&COPY, &a_little_faster, &COPY), Path::Splice);
-        assert_eq!(chosen(&COPY, &COPY, &a_little_faster), Path::Copy);
+        assert_eq!(chosen(&COPY, &COPY, &a_little_faster), Path::Sockmap);
         assert_eq!(chosen(&COPY, &fastest, &faster), Path::Splice);
         assert_eq!(chosen(&COPY, &faster, &faster), Path::Splice, "a tie");
         let hardly_faster = COPY.map(|micros| micros * 87 / 100);
         assert_eq!(chosen(&COPY, &faster, &hardly_faster), Path::Splice);
+    }
+
+    #[test]
+    fn what_is_hard_to_leave_has_to_be_worth_more_for_what_may_change() {
+        let a_little_faster = COPY.map(|micros| micros * 92 / 100);
+        let faster = COPY.map(|micros| micros * 89 / 100);
+        for (sockmap, expected) in [(a_little_faster, Path::Copy), (faster, Path::Sockmap)] {
+            let of_one = [&COPY, &COPY, &sockmap].map(|micros| times(micros));
+            let measured = Calibration::of(&[of_one.clone(), of_one.clone(), of_one]);
+            for kind in [Kind::Blocks, Kind::Bulk] {
+                assert_eq!(measured.best(kind, |_| true), expected);
+            }
+            assert_eq!(measured.best(Kind::Messages, |_| true), Path::Sockmap);
+        }
     }
 
     #[test]
