@@ -38,8 +38,6 @@ const PARTS: usize = 16;
 pub struct Live {
     parts: [Mutex<HashMap<u64, Arc<Open>>>; PARTS],
     next: AtomicU64,
-    /// When somebody looked for those that last, in milliseconds of the monotonic clock.
-    looked: AtomicU64,
     /// Why all are ended, and those that will be entered.
     over: OnceLock<CloseReason>,
 }
@@ -170,21 +168,9 @@ impl Live {
         }
     }
 
-    /// Has the kernel probe the peers of those that have lasted for a while, when they are silent. Nothing, if somebody has done so
-    /// since `interval`.
-    pub(crate) fn keep_alive(&self, interval: Duration) {
+    /// Has the kernel probe the peers of those that have lasted for a while, when they are silent.
+    pub(crate) fn keep_alive(&self) {
         let now = clock::monotonic();
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let (last, since) = (self.looked.load(Relaxed), millis(interval) / 2);
-        let is_time = millis(now).saturating_sub(last) >= since;
-        if !is_time
-            || self
-                .looked
-                .compare_exchange(last, millis(now), Relaxed, Relaxed)
-                .is_err()
-        {
-            return;
-        }
         let lasts = |open: &Open| {
             open.reached.get().is_some()
                 && now.saturating_sub(open.begun.at) >= LASTING
@@ -301,6 +287,26 @@ mod tests {
         live.end_all(CloseReason::Drained);
         assert_eq!(waiting.await.unwrap(), CloseReason::Shutdown, "woken");
         assert_eq!(enter(&live, "two").ended().await, CloseReason::Shutdown);
+    }
+
+    #[test]
+    fn who_has_lasted_is_kept_alive() {
+        let live = Arc::new(Live::default());
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        for (at, expected) in [(clock::monotonic(), false), (Duration::ZERO, true)] {
+            let entry = live.enter(Begun { at, ..begun("one") });
+            live.keep_alive();
+            let reached = Reached {
+                upstream: "direct".into(),
+                peer: None,
+                endpoint: None,
+                sockets: [Some(Handle::of(&socket)), None],
+            };
+            entry.reached.set(reached).unwrap();
+            live.keep_alive();
+            let socket = socket2::SockRef::from(&socket);
+            assert_eq!(socket.keepalive().unwrap(), expected);
+        }
     }
 
     #[test]

@@ -267,6 +267,7 @@ impl Proxy {
                 shortcuts: Some(Arc::new(interceptor.lanes()?)),
                 foreign: sources.foreign.clone(),
                 max_connections: settings.max_connections.div_ceil(workers),
+                keeps_alive: number == 0,
             };
             let name = format!("relay-{number}");
             let handle = worker::start(name, parts, Arc::clone(&shared), stopped.clone());

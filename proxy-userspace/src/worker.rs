@@ -48,6 +48,8 @@ pub struct Parts {
     pub foreign: Option<Arc<Foreign>>,
     /// Connections it takes at once.
     pub max_connections: usize,
+    /// Whether it keeps connections alive that have lasted: all there are, whoever's.
+    pub keeps_alive: bool,
 }
 
 /// A running worker.
@@ -166,11 +168,15 @@ async fn run(
     }
     // A task: waking what the runtime was started with takes two system calls more, which would be most of what an idle worker does.
     let beating = tokio::task::spawn_local(beat(pulse));
-    let keeping = tokio::task::spawn_local(keep_alive(Arc::clone(&worker.shared)));
+    let keeping = parts
+        .keeps_alive
+        .then(|| tokio::task::spawn_local(keep_alive(Arc::clone(&worker.shared))));
     // An error means that the daemon itself is gone.
     drop(stop.wait_for(|stop| *stop).await);
     beating.abort();
-    keeping.abort();
+    if let Some(keeping) = keeping {
+        keeping.abort();
+    }
     worker.shared.live.end_all(CloseReason::Shutdown);
     let all = u32::try_from(parts.max_connections).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(STOP_TIMEOUT, worker.permits.acquire_many(all)).await;
@@ -184,7 +190,7 @@ async fn beat(pulse: Arc<AtomicU64>) {
     }
 }
 
-/// How often workers look for connections that have lasted; one of them does it for all.
+/// How often one worker looks for connections that have lasted.
 const LOOK: Duration = Duration::from_secs(5);
 
 async fn keep_alive(shared: Arc<Shared>) {
@@ -192,7 +198,7 @@ async fn keep_alive(shared: Arc<Shared>) {
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        shared.live.keep_alive(LOOK);
+        shared.live.keep_alive();
     }
 }
 

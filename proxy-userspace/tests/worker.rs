@@ -130,6 +130,7 @@ impl Rig {
             shortcuts: None,
             foreign: None,
             max_connections: 64,
+            keeps_alive: true,
         };
         let (stop, stopped) = watch::channel(false);
         let handle = worker::start("test".into(), parts, Arc::clone(&shared), stopped).unwrap();

@@ -120,7 +120,7 @@ fn option<T: Copy>(fd: RawFd, level: i32, name: i32, into: &mut T) -> io::Result
 }
 
 /// Sets an option to an integer.
-fn set(fd: RawFd, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
+pub(super) fn set(fd: RawFd, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
     // SAFETY: whatever the number stands for, the kernel reads one integer, or refuses.
     let result = unsafe { libc::setsockopt(fd, level, name, ptr::from_ref(&value).cast(), length) };

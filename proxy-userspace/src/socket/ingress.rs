@@ -9,15 +9,20 @@ use std::{
 
 use tokio::net::TcpStream;
 
-/// Bytes of an integer option.
-const INTEGER: libc::socklen_t = 4;
+use super::condition::set;
+
 /// Room for one control message of either family, and more.
 const ROOM: libc::socklen_t = 256;
 
 /// Has a listener of IPv4 want it, and so those whom it accepts, which saves two calls for each. It costs TCP nothing. In IPv6 the
 /// kernel would keep a copy of packets for it (`tcp_v6_do_rcv()`).
 pub(super) fn be_told(listener: &impl AsFd) -> io::Result<()> {
-    set(listener.as_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
+    set(
+        listener.as_fd().as_raw_fd(),
+        libc::IPPROTO_IP,
+        libc::IP_PKTINFO,
+        1,
+    )
 }
 
 /// As [`super::ingress_interface`].
@@ -26,9 +31,9 @@ pub(super) fn interface(stream: &TcpStream, is_v4: bool) -> io::Result<u32> {
     let found = if is_v4 {
         messages(fd, libc::IPPROTO_IP, IP_PKTOPTIONS)?
     } else {
-        set(fd, libc::IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)?;
+        set(fd.as_raw_fd(), libc::IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)?;
         let found = messages(fd, libc::IPPROTO_IPV6, IPV6_2292PKTOPTIONS);
-        set(fd, libc::IPPROTO_IPV6, IPV6_RECVPKTINFO, 0)?;
+        set(fd.as_raw_fd(), libc::IPPROTO_IPV6, IPV6_RECVPKTINFO, 0)?;
         found?
     };
     let (buffer, length) = found;
@@ -42,24 +47,6 @@ const IP_PKTOPTIONS: libc::c_int = 9;
 const IPV6_2292PKTOPTIONS: libc::c_int = 6;
 /// `IPV6_RECVPKTINFO` of `linux/in6.h`.
 const IPV6_RECVPKTINFO: libc::c_int = 49;
-
-fn set(fd: BorrowedFd<'_>, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the descriptor is borrowed and so open; the kernel reads one integer.
-    let result = unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            level,
-            option,
-            ptr::from_ref(&value).cast(),
-            INTEGER,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
 
 /// Aligned as control messages are.
 #[repr(C, align(8))]
