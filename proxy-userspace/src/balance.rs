@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use self::{
     hash::{Random, mix},
-    latency::{LEAST_LATENCY, Latency},
+    latency::{ALIKE, LEAST_LATENCY, Latency},
     maglev::Maglev,
     rendezvous::Rendezvous,
     tournament::Tournament,
@@ -291,7 +291,7 @@ impl Balancer {
             let second = self.wheel.draw_other(first, self.random.next());
             let second = second.filter(|second| may(*second));
             match (may(first), second) {
-                (true, Some(second)) if self.cost(second, now) < self.cost(first, now) => {
+                (true, Some(second)) if self.is_better(second, first, now) => {
                     return Some(second);
                 }
                 (true, _) => return Some(first),
@@ -302,15 +302,24 @@ impl Balancer {
         self.wheel.first_from(self.random.next(), may)
     }
 
-    /// What one more connection would have to wait for. A connection weighs as much as it takes of the endpoint's part.
-    fn cost(&self, at: usize, now: Duration) -> f64 {
-        let Some(state) = self.states.get(at) else {
-            return f64::INFINITY;
+    /// Whether one more connection would have to wait less for one endpoint than for another. A connection weighs as much as it
+    /// takes of the endpoint's part. Latencies that are alike are no reason: who is asked less often is forgiven more in between, and
+    /// would be asked more often than its weight says.
+    fn is_better(&self, one: usize, other: usize, now: Duration) -> bool {
+        let (Some(one), Some(other)) = (self.states.get(one), self.states.get(other)) else {
+            return false;
         };
-        let latency = state.latency.at(now).max(LEAST_LATENCY).as_secs_f64();
-        #[expect(clippy::cast_precision_loss, reason = "weights are far below 2^52")]
-        let parts = self.wheel.mean() / state.effective().max(1) as f64;
-        latency * (1.0 + f64::from(state.live) * parts)
+        let [one, other] = [one, other].map(|state| {
+            let latency = state.latency.at(now).max(LEAST_LATENCY).as_secs_f64();
+            #[expect(clippy::cast_precision_loss, reason = "weights are far below 2^52")]
+            let parts = self.wheel.mean() / state.effective().max(1) as f64;
+            (latency, 1.0 + f64::from(state.live) * parts)
+        });
+        if one.0 < other.0 * ALIKE && other.0 < one.0 * ALIKE {
+            one.1 < other.1
+        } else {
+            one.0 * one.1 < other.0 * other.1
+        }
     }
 
     fn hashed(&mut self, key: u64, may: impl Fn(usize) -> bool) -> Option<usize> {

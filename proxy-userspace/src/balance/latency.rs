@@ -7,6 +7,8 @@ const MEMORY: Duration = Duration::from_secs(10);
 
 /// Latencies below are all the same: what tells such endpoints apart is noise.
 pub(super) const LEAST_LATENCY: Duration = Duration::from_micros(100);
+/// Latencies that differ by a smaller factor are alike.
+pub(super) const ALIKE: f64 = 1.25;
 /// A failed attempt counts as if it had taken at least so long: a port that refuses at once is no quick endpoint.
 const LEAST_PENALTY: Duration = Duration::from_secs(1);
 /// In this time a failure is forgiven altogether. By the memory alone an idle endpoint, which others of a tenth of a millisecond compare

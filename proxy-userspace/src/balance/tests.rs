@@ -161,6 +161,26 @@ proptest! {
     }
 
     #[test]
+    fn weights_hold_among_those_that_are_as_quick(
+        weights in prop::collection::vec(1..=10_u32, 2..8),
+        micros in prop::collection::vec(1_000..1_100_u64, 8),
+    ) {
+        let mut balancer = balancer(Method::P2c, &weights);
+        let mut picked = vec![0_u64; weights.len()];
+        for key in 0..20_000_u32 {
+            let now = NOW + key * Duration::from_millis(1);
+            let at = balancer.pick(u64::from(key), now, |_| true).unwrap();
+            balancer.observed(at, now, Duration::from_micros(micros[at]));
+            picked[at] += 1;
+        }
+        let total = weights.iter().sum::<u32>();
+        for (count, weight) in picked.iter().zip(&weights) {
+            let due = 20_000 * u64::from(*weight) / u64::from(total);
+            prop_assert!(count.abs_diff(due) <= 400, "{picked:?} for {weights:?}");
+        }
+    }
+
+    #[test]
     fn an_endpoint_that_fails_moves_nobody_elses_connections(
         method in prop::sample::select(vec![Method::Maglev, Method::SourceHash]),
         weights in weights(),
