@@ -8,7 +8,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     process::{Child, Command, Stdio},
     sync::Arc,
     thread,
@@ -16,7 +16,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, unshare};
-use proxy_userspace::delivery::{self, Delivery, DeliveryError, Want};
+use proxy_userspace::delivery::{self, Delivery, DeliveryError, Place, Places, Want};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// Runs a test in a new network namespace, which goes with the thread.
@@ -340,5 +340,30 @@ fn without_ipv6_it_delivers_ipv4() {
             );
         }
         assert_eq!(routing(), before);
+    });
+}
+
+#[test]
+fn where_a_server_is_is_asked_again_soon() {
+    apart(|| {
+        const SERVER: &str = "10.2.0.2";
+        let server: IpAddr = SERVER.parse().unwrap();
+        let mut places = Places::default();
+        assert_eq!(places.of(server).unwrap(), Place::Nowhere);
+        tool("ip", "link add eth7 type veth peer name eth8");
+        tool("ip", "link set eth7 up");
+        tool("ip", "route add 10.2.0.0/24 dev eth7");
+        let mut becomes = |expected: fn(Place) -> bool| {
+            // More than a tenth of a second.
+            thread::sleep(Duration::from_millis(150));
+            let place = places.of(server).unwrap();
+            assert!(expected(place), "{place:?}");
+        };
+        becomes(|place| matches!(place, Place::Remote(_)));
+        tool("ip", &format!("address add {SERVER}/32 dev eth7"));
+        becomes(|place| place == Place::Local);
+        tool("ip", &format!("address del {SERVER}/32 dev eth7"));
+        // The routes of an interface go with its last address.
+        becomes(|place| place == Place::Nowhere);
     });
 }

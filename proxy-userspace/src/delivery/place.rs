@@ -1,6 +1,10 @@
 //! Where an address is, as the kernel's routing tables have it.
 
-use std::net::IpAddr;
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use netlink_packet_route::route::{RouteAttribute, RouteType};
 
@@ -19,15 +23,23 @@ pub enum Place {
     Nowhere,
 }
 
+/// How long an answer is used again. The kernel's takes as long as all else that precedes a connection, and who connects within that
+/// time of a change of the routes finds the server where it was, as one does whose SYN is on its way.
+const KEPT: Duration = Duration::from_millis(100);
+/// Answers that are kept at once.
+const MOST_KEPT: usize = 256;
+
 /// Tells where addresses are, in the network namespace of the thread that asks first.
 #[derive(Debug, Default)]
 pub struct Places {
     /// None before it is needed, and after an error.
     kernel: Option<Kernel>,
+    /// What it said of late.
+    known: HashMap<IpAddr, (Instant, Place)>,
 }
 
 impl Places {
-    /// Where an address is.
+    /// Where an address is, or was a moment ago.
     ///
     /// # Errors
     /// When the kernel does not tell.
@@ -35,6 +47,21 @@ impl Places {
         if address.is_loopback() {
             return Ok(Place::Loopback);
         }
+        let now = Instant::now();
+        if let Some((asked, place)) = self.known.get(&address)
+            && now.duration_since(*asked) < KEPT
+        {
+            return Ok(*place);
+        }
+        let place = self.ask(address)?;
+        if self.known.len() >= MOST_KEPT {
+            self.known.clear();
+        }
+        self.known.insert(address, (now, place));
+        Ok(place)
+    }
+
+    fn ask(&mut self, address: IpAddr) -> Result<Place, DeliveryError> {
         let mut kernel = self.kernel.take().map_or_else(Kernel::open, Ok)?;
         let route = kernel.route(address)?;
         self.kernel = Some(kernel);
