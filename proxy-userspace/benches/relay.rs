@@ -311,7 +311,7 @@ fn paths(relayed: Relayed) -> Result<Paths> {
         let serving = async {
             let _never = events.serve().await;
         };
-        let measured = relay::measure(Some(&promotion), serving, &|_| Ok(()))?;
+        let measured = relay::measure(Some(&promotion), serving, &|_, _| Ok(()))?;
         events.leave_runtime();
         for kind in Kind::ALL {
             let relative = COMPARED.map(|path| measured.relative(kind, path));

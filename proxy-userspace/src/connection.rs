@@ -265,8 +265,7 @@ impl Flow<'_> {
     ) -> Result<UpstreamStream, (CloseReason, String)> {
         // What an untrusted sender begins with may be held back.
         let speaks_first = self.origin.route.send_proxy.is_some()
-            || !self.origin.is_untrusted
-                && socket::waiting(downstream).is_ok_and(|bytes| bytes > 0);
+            || !self.origin.is_untrusted && socket::unread(downstream).is_ok_and(|bytes| bytes > 0);
         if let Some(group) = self.origin.route.group.clone() {
             // Boxed: it holds more than the direct path, which most connections take.
             return Box::pin(self.dial_group(&group, speaks_first)).await;

@@ -48,7 +48,7 @@ use aya::{
         cgroup_sock_addr::CgroupSockAddrLink,
     },
 };
-use proxy_common::{Dimensions, Relay, RuleRef, names, relay};
+use proxy_common::{Relay, RuleRef, names, relay};
 
 pub use error::InterceptError;
 pub use events::Events;
@@ -70,7 +70,7 @@ use arrivals::{Arrivals, Services};
 use error::{attach_error, load_error};
 use guard::Guard;
 use ingress::Ingress;
-use marking::Marking;
+use marking::{Marking, Ports};
 use standing::Standing;
 
 /// What the configuration decides about the kernel side.
@@ -250,12 +250,10 @@ impl Interceptor {
         if !compiled.pids.is_empty() {
             self.follow_tasks()?;
         }
-        let has_arrivals = compiled.policy.dimensions & Dimensions::LISTEN != 0;
-        if has_arrivals {
-            self.marking.expect_arrivals(true);
-        }
+        let arrivals = Ports::of(compiled);
+        self.marking.expect_arrivals(&arrivals);
         let generation = self.tables.install(compiled)?;
-        self.marking.expect_arrivals(has_arrivals);
+        self.marking.expect_no_other_arrivals(&arrivals);
         Ok(generation)
     }
 

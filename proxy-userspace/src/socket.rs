@@ -129,18 +129,6 @@ pub fn tells_namespace() -> bool {
     UnixDatagram::unbound().is_ok_and(|socket| netns_cookie(&socket).is_ok())
 }
 
-/// Bytes that were received and not yet read (`FIONREAD`).
-///
-/// # Errors
-///
-/// None in practice: every TCP socket that is no listener answers.
-pub fn waiting(socket: &impl AsFd) -> io::Result<usize> {
-    let mut bytes = 0;
-    // SAFETY: the descriptor is borrowed and so open, and the kernel writes one `int`.
-    unsafe { fionread(socket.as_fd().as_raw_fd(), &raw mut bytes) }?;
-    Ok(usize::try_from(bytes).unwrap_or_default())
-}
-
 /// Takes the error that waits on a socket (`SO_ERROR`), such as the reset that ended it.
 ///
 /// # Errors
@@ -378,13 +366,6 @@ fn stream_socket(address: SocketAddr) -> io::Result<Socket> {
     socket.set_linger(Some(Duration::ZERO))?;
     Ok(socket)
 }
-
-nix::ioctl_read_bad!(
-    /// See [`waiting`].
-    fionread,
-    libc::FIONREAD,
-    libc::c_int
-);
 
 sockopt_impl!(
     /// See [`netns_cookie`].

@@ -29,7 +29,7 @@ pub(super) struct PathCost {
 /// Tests the sockmap path and measures all of them.
 pub(super) fn examine() -> (Vec<Check>, Vec<PathCost>) {
     // Our own sockets: nothing of ours intercepts them here.
-    let exempt = |_: &_| Ok(());
+    let exempt = |_: &_, _| Ok(());
     let (sockmap, measured) = match provable() {
         Ok((promotion, mut events)) => {
             let serving = async {

@@ -140,8 +140,8 @@ impl Exempter {
 }
 
 impl Exempt for Exempter {
-    fn exempt(&self, socket: &socket2::Socket) -> io::Result<()> {
-        if !self.marking.is_needed() {
+    fn exempt(&self, socket: &socket2::Socket, to: SocketAddr) -> io::Result<()> {
+        if !self.marking.is_needed(to.port()) {
             return Ok(());
         }
         insert(&self.ours, socket, ours::OWN)
@@ -155,7 +155,7 @@ impl Exempt for Exempter {
     ) -> io::Result<()> {
         insert(&self.foreign, socket, 1)?;
         self.traces.leave(from, to);
-        self.exempt(socket)
+        self.exempt(socket, to)
     }
 }
 

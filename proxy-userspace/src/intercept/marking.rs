@@ -5,15 +5,15 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use crate::clock;
+use crate::{clock, policy::Compiled};
 
 /// For all that mark sockets. Sockets are marked until it is known that they need not be.
 #[derive(Debug, Default)]
 pub(super) struct Marking {
     /// The hooks are told the process.
     is_known: AtomicBool,
-    /// There are rules for what arrives, which see no process.
-    has_arrivals: AtomicBool,
+    /// Where rules take what arrives. They see no process, and what connects elsewhere does not come to them.
+    arrivals: Ports,
     /// There are the hooks of another daemon, to which only marks mean something: of one whose place it takes, or that takes its place.
     has_others: AtomicBool,
     /// When it gave a sign of life last, on the monotonic clock, in nanoseconds; 0 before the first.
@@ -30,8 +30,14 @@ impl Marking {
         self.is_known.store(true, Relaxed);
     }
 
-    pub(super) fn expect_arrivals(&self, has_arrivals: bool) {
-        self.has_arrivals.store(has_arrivals, Relaxed);
+    /// Rules take, or are about to take, what arrives at these ports, besides those they took before.
+    pub(super) fn expect_arrivals(&self, ports: &Ports) {
+        self.arrivals.add(ports);
+    }
+
+    /// They take it at no others any more.
+    pub(super) fn expect_no_other_arrivals(&self, ports: &Ports) {
+        self.arrivals.keep(ports);
     }
 
     pub(super) fn expect_others(&self, has_others: bool) {
@@ -43,38 +49,126 @@ impl Marking {
         self.last_beat.store(now, Relaxed);
     }
 
-    pub(super) fn is_needed(&self) -> bool {
+    /// Whether a socket that is to connect to this port has to be marked.
+    pub(super) fn is_needed(&self, port: u16) -> bool {
         let is_late = || {
             let age = clock::nanoseconds().saturating_sub(self.last_beat.load(Relaxed));
             age > self.patience.load(Relaxed)
         };
         !self.is_known.load(Relaxed)
-            || self.has_arrivals.load(Relaxed)
+            || self.arrivals.has(port)
             || self.has_others.load(Relaxed)
             || is_late()
     }
 }
 
+/// A set of ports that threads share: one bit for each.
+#[derive(Debug)]
+pub(super) struct Ports([AtomicU64; 1 << 10]);
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; 1 << 10])
+    }
+}
+
+impl Ports {
+    /// Those at which any of these rules takes what arrives, at any address.
+    pub(super) fn of(compiled: &Compiled) -> Self {
+        let set = Self::default();
+        for (cell, _) in compiled.ports.iter().chain(&compiled.cells) {
+            let last = cell.port | u16::MAX.checked_shr(cell.len).unwrap_or(0);
+            (cell.port..=last).for_each(|port| set.insert(port));
+        }
+        set
+    }
+
+    fn place(&self, port: u16) -> Option<(&AtomicU64, u64)> {
+        let word = self.0.get(usize::from(port >> 6))?;
+        Some((word, 1 << (port & 63)))
+    }
+
+    fn insert(&self, port: u16) {
+        if let Some((word, bit)) = self.place(port) {
+            word.fetch_or(bit, Relaxed);
+        }
+    }
+
+    fn has(&self, port: u16) -> bool {
+        self.place(port)
+            .is_some_and(|(word, bit)| word.load(Relaxed) & bit != 0)
+    }
+
+    fn add(&self, others: &Self) {
+        for (word, other) in self.0.iter().zip(&others.0) {
+            word.fetch_or(other.load(Relaxed), Relaxed);
+        }
+    }
+
+    fn keep(&self, others: &Self) {
+        for (word, other) in self.0.iter().zip(&others.0) {
+            word.fetch_and(other.load(Relaxed), Relaxed);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proxy_common::Cell;
+
     use super::*;
+    use crate::policy::CellPrefix;
+
+    const PORT: u16 = 8080;
 
     #[test]
     fn who_is_known_alone_and_alive_needs_no_mark() {
         let marking = Marking::default();
-        assert!(marking.is_needed(), "unknown");
+        assert!(marking.is_needed(PORT), "unknown");
         marking.know(120_000_000_000);
-        assert!(marking.is_needed(), "never alive");
+        assert!(marking.is_needed(PORT), "never alive");
         marking.beaten(clock::nanoseconds());
-        assert!(!marking.is_needed());
-        marking.expect_arrivals(true);
-        assert!(marking.is_needed(), "a hook that sees no process");
-        marking.expect_arrivals(false);
+        assert!(!marking.is_needed(PORT));
         marking.expect_others(true);
-        assert!(marking.is_needed(), "hooks of others");
+        assert!(marking.is_needed(PORT), "hooks of others");
         marking.expect_others(false);
-        assert!(!marking.is_needed());
+        assert!(!marking.is_needed(PORT));
         marking.beaten(clock::nanoseconds() - 61_000_000_000);
-        assert!(marking.is_needed(), "late");
+        assert!(marking.is_needed(PORT), "late");
+    }
+
+    #[test]
+    fn who_connects_to_where_rules_take_what_arrives_needs_a_mark() {
+        let marking = Marking::default();
+        marking.know(120_000_000_000);
+        marking.beaten(clock::nanoseconds());
+        let cell = |port, len| (CellPrefix { area: 1, len, port }, Cell::default());
+        let compiled = Compiled {
+            ports: vec![cell(80, 16), cell(65535, 16)],
+            cells: vec![cell(8000, 13), cell(8008, 16)],
+            ..Compiled::default()
+        };
+        let taken = |port| [80, 65535].contains(&port) || (8000..=8008).contains(&port);
+        marking.expect_arrivals(&Ports::of(&compiled));
+        for port in 0..=u16::MAX {
+            assert_eq!(marking.is_needed(port), taken(port), "{port}");
+        }
+        // A reload that has not begun and one that is over.
+        let later = Compiled {
+            ports: vec![cell(443, 16), cell(8001, 16)],
+            ..Compiled::default()
+        };
+        marking.expect_arrivals(&Ports::of(&later));
+        assert!([80, 443, 8001].map(|port| marking.is_needed(port)) == [true; 3]);
+        marking.expect_no_other_arrivals(&Ports::of(&later));
+        let needed = (0..=u16::MAX).filter(|port| marking.is_needed(*port));
+        assert_eq!(needed.collect::<Vec<_>>(), [443, 8001]);
+        // All of them, as `listen = ["0.0.0.0/0:1-65535"]` has it.
+        let all = Compiled {
+            cells: vec![cell(0, 0)],
+            ..Compiled::default()
+        };
+        marking.expect_arrivals(&Ports::of(&all));
+        assert!((0..=u16::MAX).all(|port| marking.is_needed(port)));
     }
 }

@@ -175,7 +175,7 @@ fn find_out(
 ) -> Outcome {
     let started = Instant::now();
     let mut sockmap = loaded.map(|loaded| tested(loaded, promote, exempter));
-    let exempt = |socket: &_| exempter.exempt(socket);
+    let exempt = |socket: &_, to| exempter.exempt(socket, to);
     let measured = match &mut sockmap {
         Some(Ok((promotion, events))) => {
             let measured = measure(Some(promotion), serve(events), &exempt);

@@ -13,7 +13,7 @@
 use std::{
     future::Future,
     io::{self, Read, Write},
-    net::{Ipv4Addr, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -56,7 +56,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub fn measure(
     promotion: Option<&Promotion>,
     events: impl Future<Output = ()> + Send,
-    exempt: &(impl Fn(&Socket) -> io::Result<()> + Sync),
+    exempt: &(impl Fn(&Socket, SocketAddr) -> io::Result<()> + Sync),
 ) -> io::Result<Calibration> {
     thread::scope(|scope| {
         let measuring = scope.spawn(|| on_one_core(promotion, events, exempt));
@@ -69,7 +69,7 @@ pub fn measure(
 fn on_one_core(
     promotion: Option<&Promotion>,
     events: impl Future<Output = ()> + Send,
-    exempt: &impl Fn(&Socket) -> io::Result<()>,
+    exempt: &impl Fn(&Socket, SocketAddr) -> io::Result<()>,
 ) -> io::Result<Calibration> {
     let mut core = CpuSet::new();
     core.set(sched_getcpu()?)?;
@@ -276,12 +276,14 @@ fn in_runtime(stream: TcpStream) -> io::Result<net::TcpStream> {
 }
 
 /// A connection over loopback: who connected, who accepted.
-fn pair(exempt: &impl Fn(&Socket) -> io::Result<()>) -> io::Result<(TcpStream, TcpStream)> {
+fn pair(
+    exempt: &impl Fn(&Socket, SocketAddr) -> io::Result<()>,
+) -> io::Result<(TcpStream, TcpStream)> {
     let listener = socket::listener((Ipv4Addr::LOCALHOST, 0).into(), 1)?;
     listener.set_nonblocking(false)?;
     let address = listener.local_addr()?;
     let connecting = socket::for_upstream(address)?;
-    exempt(&connecting)?;
+    exempt(&connecting, address)?;
     connecting.set_nonblocking(false)?;
     connecting.connect_timeout(&address.into(), PATIENCE)?;
     let connecting = TcpStream::from(connecting);
@@ -304,7 +306,7 @@ mod tests {
 
     #[test]
     fn every_path_that_may_be_used_is_measured() {
-        let measured = measure(None, pending(), &|_| Ok(())).unwrap();
+        let measured = measure(None, pending(), &|_, _| Ok(())).unwrap();
         for kind in Kind::ALL {
             assert!(measured.relative(kind, Path::Splice).is_some(), "{kind:?}");
             assert_eq!(measured.relative(kind, Path::Sockmap), None);
@@ -313,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_cannot_be_exempted_ends_it() {
-        let refuse = |_: &Socket| Err(io::ErrorKind::OutOfMemory.into());
+        let refuse = |_: &Socket, _| Err(io::ErrorKind::OutOfMemory.into());
         let error = measure(None, pending(), &refuse).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::OutOfMemory);
     }

@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Write},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     os::fd::{AsFd, AsRawFd},
 };
 
@@ -39,7 +39,7 @@ pub fn resend(
     stream: TcpStream,
     old: &[u8],
     new: &[u8],
-    prepare: impl FnOnce(&Socket) -> io::Result<()>,
+    prepare: impl FnOnce(&Socket, SocketAddr) -> io::Result<()>,
 ) -> io::Result<TcpStream> {
     if unacknowledged(&stream)? > 0 {
         return Err(io::ErrorKind::ResourceBusy.into());
@@ -50,7 +50,7 @@ pub fn resend(
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
-    prepare(&socket)?;
+    prepare(&socket, peer)?;
     setsockopt(&socket, Repair, &ON)?;
     // Under repair it may have the address of another socket.
     socket.bind(&local.into())?;
@@ -223,7 +223,7 @@ mod tests {
             std::thread::yield_now();
         }
         let before = write_seq(&stream).unwrap();
-        let mut stream = resend(stream, b"def", b"ghijkl", |_| Ok(())).unwrap();
+        let mut stream = resend(stream, b"def", b"ghijkl", |_, _| Ok(())).unwrap();
         assert_eq!(write_seq(&stream).unwrap(), before.wrapping_add(6));
         peer.read_exact(&mut arrived).unwrap();
         assert_eq!(&arrived, b"ghijkl");

@@ -18,20 +18,20 @@ use crate::socket;
 ///
 /// Called for every TCP socket this module tree connects, before it connects: afterwards it would be too late.
 pub trait Exempt: Send + Sync {
-    /// Marks a socket that is not connected yet.
+    /// Marks a socket that is not connected yet, and where it is to connect to.
     ///
     /// # Errors
     ///
     /// Whatever the marking runs into; the socket is not used then.
-    fn exempt(&self, socket: &Socket) -> io::Result<()>;
+    fn exempt(&self, socket: &Socket, to: SocketAddr) -> io::Result<()>;
 
     /// Marks one that is to connect from the address of a client to a server whose answers are to come back.
     ///
     /// # Errors
     ///
     /// As [`Exempt::exempt`].
-    fn exempt_foreign(&self, socket: &Socket, _from: IpAddr, _to: SocketAddr) -> io::Result<()> {
-        self.exempt(socket)
+    fn exempt_foreign(&self, socket: &Socket, _from: IpAddr, to: SocketAddr) -> io::Result<()> {
+        self.exempt(socket, to)
     }
 }
 
@@ -40,7 +40,7 @@ pub trait Exempt: Send + Sync {
 pub struct NoExemption;
 
 impl Exempt for NoExemption {
-    fn exempt(&self, _socket: &Socket) -> io::Result<()> {
+    fn exempt(&self, _socket: &Socket, _to: SocketAddr) -> io::Result<()> {
         Ok(())
     }
 }
@@ -157,7 +157,7 @@ pub(super) async fn answered(stream: TcpStream) -> io::Result<TcpStream> {
 /// Apart from [`connect`] so that its future holds nothing but the connect itself.
 fn unconnected(exempt: &dyn Exempt, address: SocketAddr) -> Result<Socket, ConnectError> {
     let made = socket::for_upstream(address);
-    exempted(exempt, made.map_err(failed("create a socket"))?)
+    exempted(exempt, made.map_err(failed("create a socket"))?, address)
 }
 
 async fn unconnected_in(
@@ -170,16 +170,16 @@ async fn unconnected_in(
         io::ErrorKind::NotFound => ConnectError::NoSpace,
         _ => failed("create a socket in the container's network namespace")(source),
     })?;
-    exempted(exempt, made)
+    exempted(exempt, made, address)
 }
 
 fn failed(step: &'static str) -> impl FnOnce(io::Error) -> ConnectError {
     move |source| ConnectError::Socket { step, source }
 }
 
-fn exempted(exempt: &dyn Exempt, socket: Socket) -> Result<Socket, ConnectError> {
+fn exempted(exempt: &dyn Exempt, socket: Socket, to: SocketAddr) -> Result<Socket, ConnectError> {
     exempt
-        .exempt(&socket)
+        .exempt(&socket, to)
         .map_err(failed("exempt a socket from interception"))?;
     Ok(socket)
 }

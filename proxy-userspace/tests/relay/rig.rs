@@ -320,7 +320,7 @@ pub(crate) async fn await_that(what: &str, is_so: impl Fn() -> bool) {
 /// Has a connection send `old` again, with `new` behind it: see [`repair::resend`].
 pub(crate) async fn resend(stream: TcpStream, old: &[u8], new: &[u8]) -> TcpStream {
     acknowledged(&stream).await;
-    let stream = repair::resend(stream.into_std().unwrap(), old, new, |_| Ok(())).unwrap();
+    let stream = repair::resend(stream.into_std().unwrap(), old, new, |_, _| Ok(())).unwrap();
     stream.set_nonblocking(true).unwrap();
     TcpStream::from_std(stream).unwrap()
 }

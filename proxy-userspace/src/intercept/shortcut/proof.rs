@@ -244,7 +244,7 @@ fn fionread(flow: &Flow) -> io::Result<bool> {
     let mut byte = [0];
     is_ready(&flow.app, PollFlags::POLLIN, PollTimeout::from(1000_u16))?;
     flow.app.peek(&mut byte)?;
-    Ok(socket::waiting(&flow.app)? == 5)
+    Ok(socket::unread(&flow.app)? == 5)
 }
 
 /// Reads what the app sent, and says how much of it the relay got and how much the server.

@@ -14,7 +14,7 @@ use super::*;
 struct Witness(AtomicUsize);
 
 impl Exempt for Witness {
-    fn exempt(&self, socket: &Socket) -> io::Result<()> {
+    fn exempt(&self, socket: &Socket, _: SocketAddr) -> io::Result<()> {
         let error = socket.peer_addr().expect_err("exempt before connect");
         assert_eq!(error.kind(), io::ErrorKind::NotConnected);
         self.0.fetch_add(1, Ordering::Relaxed);
@@ -26,7 +26,7 @@ impl Exempt for Witness {
 struct Full;
 
 impl Exempt for Full {
-    fn exempt(&self, _: &Socket) -> io::Result<()> {
+    fn exempt(&self, _: &Socket, _: SocketAddr) -> io::Result<()> {
         Err(io::Error::from_raw_os_error(libc::ENOMEM))
     }
 }

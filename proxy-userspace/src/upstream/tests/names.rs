@@ -27,7 +27,7 @@ use crate::upstream::names::{Files, Names};
 struct Counter(AtomicUsize);
 
 impl Exempt for Counter {
-    fn exempt(&self, _: &Socket) -> std::io::Result<()> {
+    fn exempt(&self, _: &Socket, _: SocketAddr) -> std::io::Result<()> {
         self.0.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::{
     future::pending,
     io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -45,8 +45,8 @@ impl<'a> Bench<'a> {
     }
 
     /// Keeps a socket out of our own interception. To be called before it connects.
-    pub(super) fn exempt(&self, socket: &Socket) -> io::Result<()> {
-        self.exempt.exempt(socket)
+    pub(super) fn exempt(&self, socket: &Socket, to: SocketAddr) -> io::Result<()> {
+        self.exempt.exempt(socket, to)
     }
 
     /// Enters both sockets of the relay, and has what waits on them handled.
@@ -138,7 +138,7 @@ async fn pair(bench: &Bench<'_>) -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
     let connecting = TcpSocket::new_v4()?;
-    bench.exempt(&SockRef::from(&connecting))?;
+    bench.exempt(&SockRef::from(&connecting), address)?;
     let connecting = connecting.connect(address);
     let (connecting, accepted) = tokio::try_join!(connecting, listener.accept())?;
     for end in [&connecting, &accepted.0] {

@@ -78,7 +78,9 @@ async fn cuts_overlap(bench: &Bench<'_>, redirected: bool) -> io::Result<bool> {
         sleep(Duration::from_millis(1)).await;
     }
     let old = first.get(1000..).unwrap_or_default();
-    let app = repair::resend(app.into_std()?, old, second, |socket| bench.exempt(socket))?;
+    let app = repair::resend(app.into_std()?, old, second, |socket, to| {
+        bench.exempt(socket, to)
+    })?;
     app.set_nonblocking(true)?;
     let mut app = TcpStream::from_std(app)?;
     // What was delivered twice would stand in front of this.

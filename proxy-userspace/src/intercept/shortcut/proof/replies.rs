@@ -82,7 +82,7 @@ fn overlap(bench: &mut Bench, flow: Flow, entry: &Entry) -> io::Result<bool> {
         server,
         ..
     } = flow;
-    let mut server = repair::resend(server, old, b"new bytes", |socket| bench.exempt(socket))?;
+    let mut server = repair::resend(server, old, b"new bytes", |socket, _| bench.exempt(socket))?;
     // What was delivered twice would stand in front of this.
     server.write_all(b", last bytes")?;
     let rest = received(&app, 21)?;
