@@ -1,8 +1,9 @@
-//! The conversation with the kernel about routes and interfaces (`NETLINK_ROUTE`), chains of nftables and policies of `IPsec`: one question
+//! The conversation with the kernel about routes and interfaces (`NETLINK_ROUTE`), chains of nftables, policies of `IPsec` and sockets that listen: one question
 //! or change at a time, each answered at once; and what it tells unasked.
 
 mod chains;
 mod interfaces;
+mod listeners;
 mod news;
 mod policies;
 mod way;
@@ -20,6 +21,7 @@ use nix::errno::Errno;
 pub use self::{
     chains::Chain,
     interfaces::{Header, Interface, Port},
+    listeners::listeners,
     news::News,
     policies::IpsecPolicy,
     way::Way,

@@ -12,7 +12,9 @@ use procfs::{
     FromBufReadSI, ProcResult, current_system_info, net::TcpNetEntries, process::FDTarget,
 };
 
-/// Tables of the TCP sockets of this network namespace; the second is not there without IPv6.
+use crate::netlink;
+
+/// Tables of the TCP sockets of this network namespace, for kernels that do not tell otherwise; the second is not there without IPv6.
 const TABLES: [&str; 2] = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
 /// `TCP_LISTEN` as these tables write it.
 const LISTEN: &str = "0A";
@@ -23,11 +25,15 @@ pub(crate) struct Listening(Vec<(SocketAddr, u64)>);
 impl Listening {
     /// Looks.
     pub(crate) fn read() -> Self {
+        Self(netlink::listeners().unwrap_or_else(|_absent| Self::from_tables()))
+    }
+
+    fn from_tables() -> Vec<(SocketAddr, u64)> {
         let tables = TABLES
             .iter()
             .filter_map(|table| listeners(BufReader::new(File::open(table).ok()?)).ok());
         let sockets = tables.flat_map(|table| table.0);
-        Self(sockets.map(|it| (it.local_address, it.inode)).collect())
+        sockets.map(|it| (it.local_address, it.inode)).collect()
     }
 
     /// The sockets that take connections to an address.
@@ -122,7 +128,26 @@ fn listeners(table: impl BufRead) -> ProcResult<TcpNetEntries> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
+
+    /// Others of the host come and go meanwhile.
+    #[test]
+    fn the_kernel_and_its_tables_tell_the_same_of_who_listens() {
+        let ours = ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0", "[::]:0"]
+            .map(|address| TcpListener::bind(address).unwrap());
+        for listened in [netlink::listeners().unwrap(), Listening::from_tables()] {
+            for listener in &ours {
+                let inode = nix::sys::stat::fstat(listener).unwrap().st_ino;
+                let address = listener.local_addr().unwrap();
+                assert!(
+                    listened.contains(&(address, inode)),
+                    "{address} {inode}: {listened:?}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn reading_stops_behind_the_listeners() {

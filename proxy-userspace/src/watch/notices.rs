@@ -9,6 +9,7 @@ use std::{collections::HashSet, io, path::Path, time::Duration};
 use inotify::{Inotify, WatchDescriptor, WatchMask};
 use tokio::{
     io::{Interest, unix::AsyncFd},
+    runtime::Handle,
     time::sleep,
 };
 
@@ -105,6 +106,17 @@ impl Notices {
             );
         }
         self.blind = true;
+    }
+}
+
+/// Closing waits until the kernel is through with the watches (`fsnotify_destroy_group()` in `fs/notify/group.c`): seconds on a busy
+/// machine, in which the thread of a daemon has better things to do, such as its heartbeat.
+impl Drop for Notices {
+    fn drop(&mut self) {
+        let inotify = self.inotify.take().map(AsyncFd::into_inner);
+        if let (Some(inotify), Ok(runtime)) = (inotify, Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(inotify));
+        }
     }
 }
 
