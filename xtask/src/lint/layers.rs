@@ -73,7 +73,7 @@ const SIBLINGS: [(&str, &[&str]); 11] = [
     ("metrics", &["status"]),
     ("observe", &["run_command"]),
     ("plan", &["daemon"]),
-    ("process", &["cgroup"]),
+    ("process", &["cgroup", "netlink"]),
     ("proxy", &["pulse", "worker"]),
     ("pulse", &["worker"]),
     ("upstream", &["delivery"]),
@@ -96,7 +96,7 @@ const REPORTERS: &[&str] = &[
 ];
 
 /// Crates that are the business of few modules.
-const OWNERS: [(&str, &[&str]); 10] = [
+const OWNERS: [(&str, &[&str]); 11] = [
     ("anyhow", REPORTERS),
     ("aya", &["intercept"]),
     ("aya_log", &["intercept"]),
@@ -111,6 +111,7 @@ const OWNERS: [(&str, &[&str]); 10] = [
         "netlink_packet_route",
         &["delivery", "intercept", "netlink"],
     ),
+    ("netlink_packet_sock_diag", &["netlink"]),
     ("netlink_sys", &["netlink"]),
     ("prost", &["resolve"]),
     ("ratatui", &["top"]),
