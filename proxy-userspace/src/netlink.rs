@@ -1,5 +1,5 @@
-//! The conversation with the kernel about routes and interfaces (`NETLINK_ROUTE`), chains of nftables, policies of `IPsec` and sockets that listen: one question
-//! or change at a time, each answered at once; and what it tells unasked.
+//! The conversation with the kernel about routes and interfaces (`NETLINK_ROUTE`), chains of nftables, policies of `IPsec` and sockets
+//! that listen: one question or change at a time, each answered at once; and what it tells unasked.
 
 mod chains;
 mod interfaces;
@@ -102,6 +102,10 @@ impl Conversation {
                 }
                 match answer.payload {
                     NetlinkPayload::InnerMessage(answer) => hear(answer),
+                    // A list may break off: that is told by its end (`netlink_dump_done()` in `net/netlink/af_netlink.c`).
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
+                    }
                     NetlinkPayload::Done(_) => return Ok(()),
                     NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
