@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use self::{
     hash::{Random, mix},
-    latency::{ALIKE, LEAST_LATENCY, Latency},
+    latency::{LEAST_LATENCY, Latency},
     maglev::Maglev,
     rendezvous::Rendezvous,
     tournament::Tournament,
@@ -309,17 +309,16 @@ impl Balancer {
         let (Some(one), Some(other)) = (self.states.get(one), self.states.get(other)) else {
             return false;
         };
-        let [one, other] = [one, other].map(|state| {
-            let latency = state.latency.at(now).max(LEAST_LATENCY).as_secs_f64();
+        let load = |state: &State| {
             #[expect(clippy::cast_precision_loss, reason = "weights are far below 2^52")]
             let parts = self.wheel.mean() / state.effective().max(1) as f64;
-            (latency, 1.0 + f64::from(state.live) * parts)
-        });
-        if one.0 < other.0 * ALIKE && other.0 < one.0 * ALIKE {
-            one.1 < other.1
-        } else {
-            one.0 * one.1 < other.0 * other.1
+            1.0 + f64::from(state.live) * parts
+        };
+        if one.latency.is_like(&other.latency, now) {
+            return load(one) < load(other);
         }
+        let cost = |state| load(state) * state.latency.at(now).max(LEAST_LATENCY).as_secs_f64();
+        cost(one) < cost(other)
     }
 
     fn hashed(&mut self, key: u64, may: impl Fn(usize) -> bool) -> Option<usize> {

@@ -8,7 +8,7 @@ const MEMORY: Duration = Duration::from_secs(10);
 /// Latencies below are all the same: what tells such endpoints apart is noise.
 pub(super) const LEAST_LATENCY: Duration = Duration::from_micros(100);
 /// Latencies that differ by a smaller factor are alike.
-pub(super) const ALIKE: f64 = 1.25;
+const ALIKE: f64 = 1.25;
 /// A failed attempt counts as if it had taken at least so long: a port that refuses at once is no quick endpoint.
 const LEAST_PENALTY: Duration = Duration::from_secs(1);
 /// In this time a failure is forgiven altogether. By the memory alone an idle endpoint, which others of a tenth of a millisecond compare
@@ -45,6 +45,15 @@ impl Latency {
 
     pub(super) fn at(&self, now: Duration) -> Duration {
         Duration::from_secs_f64(self.average(now).max(self.penalty(now)))
+    }
+
+    /// Whether it is about that of another one: as it was last heard of, whoever was asked less since, and without a failure.
+    pub(super) fn is_like(&self, other: &Self, now: Duration) -> bool {
+        if self.penalty(now) > 0.0 || other.penalty(now) > 0.0 {
+            return false;
+        }
+        let [one, other] = [self, other].map(|it| it.seconds.max(LEAST_LATENCY.as_secs_f64()));
+        one < other * ALIKE && other < one * ALIKE
     }
 
     fn average(&self, now: Duration) -> f64 {

@@ -164,11 +164,12 @@ proptest! {
     fn weights_hold_among_those_that_are_as_quick(
         weights in prop::collection::vec(1..=10_u32, 2..8),
         micros in prop::collection::vec(1_000..1_100_u64, 8),
+        pause in prop::sample::select(vec![Duration::from_millis(1), Duration::from_secs(1)]),
     ) {
         let mut balancer = balancer(Method::P2c, &weights);
         let mut picked = vec![0_u64; weights.len()];
         for key in 0..20_000_u32 {
-            let now = NOW + key * Duration::from_millis(1);
+            let now = NOW + key * pause;
             let at = balancer.pick(u64::from(key), now, |_| true).unwrap();
             balancer.observed(at, now, Duration::from_micros(micros[at]));
             picked[at] += 1;
