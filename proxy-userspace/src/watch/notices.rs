@@ -4,12 +4,11 @@
 //! does not do there is to tell that a watched directory itself went: the watch would stay for ever, so every
 //! [`Arming`] drops those that were not asked for again.
 
-use std::{collections::HashSet, io, path::Path, time::Duration};
+use std::{collections::HashSet, io, path::Path, thread, time::Duration};
 
 use inotify::{Inotify, WatchDescriptor, WatchMask};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    runtime::Handle,
     time::sleep,
 };
 
@@ -113,9 +112,10 @@ impl Notices {
 /// machine, in which the thread of a daemon has better things to do, such as its heartbeat.
 impl Drop for Notices {
     fn drop(&mut self) {
-        let inotify = self.inotify.take().map(AsyncFd::into_inner);
-        if let (Some(inotify), Ok(runtime)) = (inotify, Handle::try_current()) {
-            runtime.spawn_blocking(move || drop(inotify));
+        if let Some(inotify) = self.inotify.take().map(AsyncFd::into_inner) {
+            let closing = thread::Builder::new().name("closing".to_owned());
+            // Where there is no room for a thread it is closed here.
+            _ = closing.spawn(move || drop(inotify));
         }
     }
 }
