@@ -235,9 +235,35 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 mod tests {
     use std::{net::TcpStream as Client, pin::pin};
 
-    use tokio::{runtime::Builder, sync::mpsc::unbounded_channel};
+    use tokio::{runtime::Builder, sync::mpsc::unbounded_channel, time::timeout};
 
     use super::*;
+
+    /// What is asked of the kernel in between must not have later ones wait for ever.
+    #[test]
+    fn who_comes_is_accepted_whoever_came_before() {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (_tell, changes) = unbounded_channel();
+            let socket = StdListener::bind("127.0.0.1:0").unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let address = socket.local_addr().unwrap();
+            let mut listeners = Listeners::new(vec![socket], changes).unwrap();
+            for count in [1, 3, 1, 2] {
+                let mut expected: Vec<_> = (0..count)
+                    .map(|_| Client::connect(address).unwrap().local_addr().unwrap())
+                    .collect();
+                while !expected.is_empty() {
+                    let accepted = timeout(Duration::from_secs(10), listeners.accept()).await;
+                    let (_, client, _) = accepted.expect("somebody waits").unwrap();
+                    expected.retain(|address| *address != client);
+                }
+                let next = timeout(Duration::from_millis(20), listeners.accept()).await;
+                assert!(next.is_err(), "nobody else: {next:?}");
+            }
+        });
+        drop(runtime);
+    }
 
     /// As when a container ends that has just connected, and the thread had no time yet to look who is there.
     #[test]

@@ -253,7 +253,7 @@ pub fn unread(socket: &impl AsFd) -> io::Result<u64> {
     queued(socket, inq)
 }
 
-/// Whether bytes wait, or the peer has ended or failed the stream.
+/// Whether bytes wait, or the peer has ended or failed the stream; of a listener, whether a connection waits.
 ///
 /// # Errors
 ///
