@@ -408,6 +408,15 @@ impl Proxy {
         Ok(())
     }
 
+    /// Finds out where connections of the daemon's own may go, for rules for what arrives.
+    pub(crate) fn follow_detours(&self) {
+        if let Some(own) = self.own_cgroup.as_deref().filter(|_| self.takes_arrivals)
+            && let Ok(own) = open(own)
+        {
+            self.interceptor.look_for_detours(own.as_fd());
+        }
+    }
+
     /// Measures what the paths cost here, in the background, for rules that leave the choice to us. Until that is known their
     /// connections are copied. Without this call the first connection that moves much has it done.
     pub fn calibrate(&mut self) {

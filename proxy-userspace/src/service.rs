@@ -30,7 +30,7 @@ use crate::{
     privileges,
     proxy::{Container, GuardNeeds, GuardedBy, Proxy, ProxyError, Rules, Settings, Shown},
     resolve::{self, Answers},
-    rule::{Calibrate, Reverse, Rule, Via, container_in},
+    rule::{Calibrate, Rule, Via, container_in},
     socket,
     status::{DrainStatus, Status, counted, readiness::Readiness},
     watch::{Watched, Watcher},
@@ -349,16 +349,15 @@ impl Service {
 
     /// Whether something has to be looked for that nothing tells of, or that only a look tells.
     fn has_to_look(&self) -> bool {
-        let is_steered = |rule: &Reverse| rule.steered_to().is_some();
         !self.names.interfaces.is_empty()
             || has_unknown(&self.names)
             || keeps_sources(&self.config)
             || self.config.router.is_on()
-            || self.config.reverse.iter().any(is_steered)
+            || !self.config.reverse.is_empty()
             || self.proxy.has_gates()
     }
 
-    /// Looks for interfaces that rules name, listeners of services, and where endpoints are that see the addresses of clients.
+    /// Looks for interfaces that rules name, listeners of services, programs that have our connections go elsewhere, and where endpoints are that see the addresses of clients.
     fn look(&mut self) {
         self.looked = Instant::now();
         if let Some(news) = &mut self.news {
@@ -369,6 +368,7 @@ impl Service {
         if !self.names.interfaces.iter().all(is_same) || has_unknown(&self.names) {
             self.look_names_up();
         }
+        self.proxy.follow_detours();
         self.proxy.steer(&self.config.reverse);
         let rules = rules(&self.config, &self.names);
         self.proxy.follow_sources(&rules);

@@ -50,6 +50,24 @@ impl Stranger {
         Self::attach(&program, &cgroup, CGROUP_INET4_CONNECT)
     }
 
+    /// Sends IPv4 connections of a cgroup to a port elsewhere, to another port.
+    pub fn redirects_connects(cgroup: &Cgroup, port: u16, to: u16) -> Self {
+        let [port, to] = [port, to].map(|port| u32::from(port.to_be()));
+        let code = [
+            // r0 = 1, "go on"; r2 = context.user_port
+            instruction(0xb7, 0, 0, 1),
+            instruction(0x61, 0x12, USER_PORT, 0),
+            // if r2 == port then context.user_port = r2 = to
+            instruction(0x55, 2, 2, port),
+            instruction(0xb7, 2, 0, to),
+            instruction(0x63, 0x21, USER_PORT, 0),
+            instruction(0x95, 0, 0, 0),
+        ];
+        let program = bytecode::load(PROG_TYPE_CGROUP_SOCK_ADDR, CGROUP_INET4_CONNECT, &code);
+        let cgroup = File::open(cgroup.path()).expect("a cgroup");
+        Self::attach(&program.expect("a program"), &cgroup, CGROUP_INET4_CONNECT)
+    }
+
     /// Drops connections that arrive in a network namespace at the port of an address, after the programs that are there, and
     /// lets others go on.
     pub fn drops_arrivals(netns: &Netns, address: SocketAddr) -> Self {

@@ -61,6 +61,23 @@ fn on_the_hook_of_connect() {
     assert_eq!(app.probe(mirror.address()), Ok(Route::Direct));
 }
 
+/// As one does for the addresses of services of a container network: connections of the daemon's own end where a rule takes what
+/// arrives, and must not come back to it.
+#[test]
+fn on_the_daemons_own_connections() {
+    let sandbox = Sandbox::new();
+    let service = sandbox.within(|| Server::mirror((SERVER_V4, 0)));
+    let taken = service.address();
+    // Nobody listens there.
+    let elsewhere = SocketAddr::new(taken.ip(), 1);
+    let _detour =
+        Stranger::redirects_connects(sandbox.daemon_cgroup(), elsewhere.port(), taken.port());
+    let rule =
+        format!("[[reverse]]\nname = \"site\"\nlisten = \"{taken}\"\nvia = \"{elsewhere}\"\n");
+    let _culvert = sandbox.culvert(&rule);
+    assert_eq!(sandbox.app().probe(taken), Ok(Route::Relayed));
+}
+
 /// All are asked, and one that has chosen a socket wins over those that drop (`BPF_PROG_SK_LOOKUP_RUN_ARRAY` in
 /// `include/linux/filter.h`).
 #[test]

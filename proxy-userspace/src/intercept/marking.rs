@@ -12,8 +12,12 @@ use crate::{clock, policy::Compiled};
 pub(super) struct Marking {
     /// The hooks are told the process.
     is_known: AtomicBool,
-    /// Where rules take what arrives. They see no process, and what connects elsewhere does not come to them.
+    /// There are rules for what arrives, which see no process.
+    has_arrivals: AtomicBool,
+    /// Ports at which they take it.
     arrivals: Ports,
+    /// What our sockets connect to is what arrives: no program of somebody else's says where connections of our cgroup go.
+    is_left_alone: AtomicBool,
     /// There are the hooks of another daemon, to which only marks mean something: of one whose place it takes, or that takes its place.
     has_others: AtomicBool,
     /// When it gave a sign of life last, on the monotonic clock, in nanoseconds; 0 before the first.
@@ -33,11 +37,18 @@ impl Marking {
     /// Rules take, or are about to take, what arrives at these ports, besides those they took before.
     pub(super) fn expect_arrivals(&self, ports: &Ports) {
         self.arrivals.add(ports);
+        self.has_arrivals.fetch_or(ports.any(), Relaxed);
     }
 
     /// They take it at no others any more.
     pub(super) fn expect_no_other_arrivals(&self, ports: &Ports) {
         self.arrivals.keep(ports);
+        self.has_arrivals.store(ports.any(), Relaxed);
+    }
+
+    /// Whether somebody else's programs may say where connections of our cgroup go.
+    pub(super) fn expect_detours(&self, has_detours: bool) {
+        self.is_left_alone.store(!has_detours, Relaxed);
     }
 
     pub(super) fn expect_others(&self, has_others: bool) {
@@ -56,7 +67,8 @@ impl Marking {
             age > self.patience.load(Relaxed)
         };
         !self.is_known.load(Relaxed)
-            || self.arrivals.has(port)
+            || self.has_arrivals.load(Relaxed)
+                && (self.arrivals.has(port) || !self.is_left_alone.load(Relaxed))
             || self.has_others.load(Relaxed)
             || is_late()
     }
@@ -77,8 +89,7 @@ impl Ports {
     pub(super) fn of(compiled: &Compiled) -> Self {
         let set = Self::default();
         for (cell, _) in compiled.ports.iter().chain(&compiled.cells) {
-            let last = cell.port | u16::MAX.checked_shr(cell.len).unwrap_or(0);
-            (cell.port..=last).for_each(|port| set.insert(port));
+            set.insert(cell.port, 16_u32.saturating_sub(cell.len));
         }
         set
     }
@@ -88,10 +99,25 @@ impl Ports {
         Some((word, 1 << (port & 63)))
     }
 
-    fn insert(&self, port: u16) {
-        if let Some((word, bit)) = self.place(port) {
-            word.fetch_or(bit, Relaxed);
+    /// As many ports as so many bits count, from one on that has none of these bits.
+    fn insert(&self, first: u16, bits: u32) {
+        let count = 1_usize << bits;
+        let Some((_, bit)) = self.place(first) else {
+            return;
+        };
+        // A word has 64 of them.
+        let mask = match count {
+            0..64 => ((1 << count) - 1) * bit,
+            _ => u64::MAX,
+        };
+        let words = self.0.iter().skip(usize::from(first >> 6));
+        for word in words.take(count.div_ceil(64)) {
+            word.fetch_or(mask, Relaxed);
         }
+    }
+
+    fn any(&self) -> bool {
+        self.0.iter().any(|word| word.load(Relaxed) != 0)
     }
 
     fn has(&self, port: u16) -> bool {
@@ -142,6 +168,8 @@ mod tests {
         let marking = Marking::default();
         marking.know(120_000_000_000);
         marking.beaten(clock::nanoseconds());
+        assert!(!marking.is_needed(PORT), "no rule takes what arrives");
+        marking.expect_detours(false);
         let cell = |port, len| (CellPrefix { area: 1, len, port }, Cell::default());
         let compiled = Compiled {
             ports: vec![cell(80, 16), cell(65535, 16)],
@@ -170,5 +198,10 @@ mod tests {
         };
         marking.expect_arrivals(&Ports::of(&all));
         assert!((0..=u16::MAX).all(|port| marking.is_needed(port)));
+        marking.expect_no_other_arrivals(&Ports::of(&later));
+        marking.expect_detours(true);
+        assert!(marking.is_needed(PORT), "it may arrive elsewhere");
+        marking.expect_no_other_arrivals(&Ports::default());
+        assert!(!marking.is_needed(443), "no rule takes it");
     }
 }
