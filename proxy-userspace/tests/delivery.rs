@@ -7,7 +7,7 @@
 )]
 
 use std::{
-    io::{BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader},
     net::{IpAddr, SocketAddr, TcpListener},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -147,9 +147,27 @@ fn wants_can_change() {
     });
 }
 
+/// A listener where there was one a moment ago: a process that another test is about to start may hold that until it executes.
+fn listener(address: SocketAddr) -> TcpListener {
+    let is_taken = |bound: &io::Result<_>| {
+        bound
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    };
+    let mut bound = TcpListener::bind(address);
+    for _ in 0..200 {
+        if !is_taken(&bound) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(5));
+        bound = TcpListener::bind(address);
+    }
+    bound.unwrap()
+}
+
 /// Whether a service at an address can answer somebody who is not here.
 fn answers_a_stranger(service: SocketAddr, stranger: &str) -> bool {
-    let listener = TcpListener::bind(service).unwrap();
+    let listener = listener(service);
     let socket = Socket::new(Domain::for_address(service), Type::STREAM, None).unwrap();
     // One bit of both families.
     socket.set_ip_transparent_v4(true).unwrap();
