@@ -69,7 +69,6 @@ use crate::{policy::Compiled, relay::shortcut::Proofs, rule::IngressHook};
 use arrivals::{Arrivals, Services};
 use error::{attach_error, load_error};
 use guard::Guard;
-use guarding::GUARDS;
 use ingress::Ingress;
 use marking::{Marking, Ports};
 use standing::Standing;
@@ -331,20 +330,6 @@ impl Interceptor {
         self.arrivals.attach(&mut self.ebpf, own)
     }
 
-    /// Finds out whether programs of others may say where connections of our own cgroup go, as those of a container network do for the
-    /// addresses of its services. Where the kernel does not tell they may.
-    pub fn look_for_detours(&self, own: BorrowedFd<'_>) {
-        let id_of = |name| Some(self.ebpf.program(name)?.info().ok()?.id());
-        let ours = survey::HOOKS.map(|hook| id_of(hook.program));
-        let guards = GUARDS.map(id_of);
-        let is_ours = |id: u32| ours.iter().chain(&guards).any(|own| *own == Some(id));
-        let mut hooks = survey::HOOKS.into_iter().filter(|hook| hook.decides());
-        let has_detours = hooks.any(|hook| {
-            survey::in_force(own, hook).map_or(true, |ids| !ids.into_iter().all(is_ours))
-        });
-        self.marking.expect_detours(has_detours);
-    }
-
     /// Detaches the hook on what arrives: new connections go to whoever listens.
     pub fn detach_arrivals(&mut self) {
         self.arrivals.detach();
@@ -522,6 +507,11 @@ impl Interceptor {
             .and_then(|program| program.try_into().ok())
             .ok_or(InterceptError::Missing(name))
     }
+}
+
+/// The kernel's number for a program of ours; `None` for one that is not loaded.
+fn id_of(ebpf: &Ebpf, name: &str) -> Option<u32> {
+    Some(ebpf.program(name)?.info().ok()?.id())
 }
 
 /// Starts following forks and exits of processes in `DESCENDANTS`.

@@ -357,7 +357,8 @@ impl Service {
             || self.proxy.has_gates()
     }
 
-    /// Looks for interfaces that rules name, listeners of services, programs that have our connections go elsewhere, and where endpoints are that see the addresses of clients.
+    /// Looks for interfaces that rules name, listeners of services, programs that have our connections go elsewhere, and where
+    /// endpoints are that see the addresses of clients.
     fn look(&mut self) {
         self.looked = Instant::now();
         if let Some(news) = &mut self.news {

@@ -13,7 +13,7 @@ use std::{
     mem::offset_of,
     net::{SocketAddr, TcpListener},
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, RawFd},
         unix::net::UnixDatagram,
     },
     time::Duration,
@@ -240,7 +240,7 @@ pub fn accept_queue(listener: &impl AsFd) -> io::Result<u32> {
 ///
 /// None in practice.
 pub fn unacknowledged(socket: &impl AsFd) -> io::Result<u64> {
-    queued(socket, outq)
+    queued(socket.as_fd().as_raw_fd(), outq)
 }
 
 /// Bytes that arrived and were not read. Waits until nobody else handles what arrives on the socket (the ioctl takes its
@@ -250,7 +250,7 @@ pub fn unacknowledged(socket: &impl AsFd) -> io::Result<u64> {
 ///
 /// None in practice.
 pub fn unread(socket: &impl AsFd) -> io::Result<u64> {
-    queued(socket, inq)
+    queued(socket.as_fd().as_raw_fd(), inq)
 }
 
 /// Whether bytes wait, or the peer has ended or failed the stream; of a listener, whether a connection waits.
@@ -299,10 +299,10 @@ pub fn peek(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
 
 type QueueLength = unsafe fn(libc::c_int, *mut libc::c_int) -> nix::Result<libc::c_int>;
 
-fn queued(socket: &impl AsFd, which: QueueLength) -> io::Result<u64> {
+fn queued(fd: RawFd, which: QueueLength) -> io::Result<u64> {
     let mut length = 0;
-    // SAFETY: both requests write one integer, which outlives the call; the descriptor is borrowed.
-    unsafe { which(socket.as_fd().as_raw_fd(), &raw mut length) }?;
+    // SAFETY: both requests write one integer, which outlives the call, whatever kind of file the number stands for.
+    unsafe { which(fd, &raw mut length) }?;
     Ok(u64::try_from(length).unwrap_or(0))
 }
 

@@ -149,20 +149,14 @@ fn wants_can_change() {
 
 /// A listener where there was one a moment ago: a process that another test is about to start may hold that until it executes.
 fn listener(address: SocketAddr) -> TcpListener {
-    let is_taken = |bound: &io::Result<_>| {
-        bound
-            .as_ref()
-            .is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
-    };
-    let mut bound = TcpListener::bind(address);
-    for _ in 0..200 {
-        if !is_taken(&bound) {
-            break;
+    let mut tries = 200;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => tries -= 1,
+            bound => return bound.unwrap(),
         }
         thread::sleep(Duration::from_millis(5));
-        bound = TcpListener::bind(address);
     }
-    bound.unwrap()
 }
 
 /// Whether a service at an address can answer somebody who is not here.

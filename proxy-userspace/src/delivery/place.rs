@@ -23,8 +23,8 @@ pub enum Place {
     Nowhere,
 }
 
-/// How long an answer is used again. The kernel's takes as long as all else that precedes a connection, and who connects within that
-/// time of a change of the routes finds the server where it was, as one does whose SYN is on its way.
+/// How long an answer is used again: the kernel's takes as long as all else that precedes a connection. For so long after an address
+/// has moved to this host, or away, connections to it may not come about.
 const KEPT: Duration = Duration::from_millis(100);
 /// Answers that are kept at once.
 const MOST_KEPT: usize = 256;

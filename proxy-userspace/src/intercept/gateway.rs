@@ -21,6 +21,7 @@ use super::{
     arrivals::{self, program},
     guard::Guard,
     handles::{duplicate, map_error},
+    id_of,
     ingress::{Attachment, Ingress},
     load_error,
     traces::{Fading, Trail},
@@ -166,8 +167,8 @@ impl Gateway {
         ebpf: &'a Ebpf,
     ) -> impl Iterator<Item = (u32, &'static str)> + 'a {
         let own = self.links.iter().filter(move |(number, link)| {
-            let info = ebpf.program(names::GATEWAY).and_then(|it| it.info().ok());
-            let is_there = info.is_some_and(|info| link.is_there(**number, info.id()));
+            let id = id_of(ebpf, names::GATEWAY);
+            let is_there = id.is_some_and(|id| link.is_there(**number, id));
             !is_there && socket::has_interface(**number)
         });
         own.map(|(number, _)| (*number, names::GATEWAY))

@@ -3,8 +3,12 @@
 //! The hooks know it by its process, while they hold it for alive, and then a mark is not needed. What it takes in the kernel, and its
 //! end, is a twentieth of all that a short connection takes.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::{
+    os::fd::BorrowedFd,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
 
+use super::{Interceptor, guarding::GUARDS, id_of, survey};
 use crate::{clock, policy::Compiled};
 
 /// For all that mark sockets. Sockets are marked until it is known that they need not be.
@@ -74,6 +78,23 @@ impl Marking {
     }
 }
 
+impl Interceptor {
+    /// Finds out whether programs of others may say where connections of our own cgroup go, as those of a container network do for the
+    /// addresses of its services. Where the kernel does not tell they may.
+    pub fn look_for_detours(&self, own: BorrowedFd<'_>) {
+        // The hooks of `connect()` are the first.
+        let mut hooks = GUARDS.into_iter().zip(survey::HOOKS);
+        let has_detours = hooks.any(|(guard, hook)| {
+            let ours = [hook.program, guard].map(|name| id_of(&self.ebpf, name));
+            let in_force = survey::in_force(own, hook);
+            in_force.map_or(true, |ids| {
+                ids.into_iter().any(|id| !ours.contains(&Some(id)))
+            })
+        });
+        self.marking.expect_detours(has_detours);
+    }
+}
+
 /// A set of ports that threads share: one bit for each.
 #[derive(Debug)]
 pub(super) struct Ports([AtomicU64; 1 << 10]);
@@ -94,20 +115,12 @@ impl Ports {
         set
     }
 
-    fn place(&self, port: u16) -> Option<(&AtomicU64, u64)> {
-        let word = self.0.get(usize::from(port >> 6))?;
-        Some((word, 1 << (port & 63)))
-    }
-
     /// As many ports as so many bits count, from one on that has none of these bits.
     fn insert(&self, first: u16, bits: u32) {
         let count = 1_usize << bits;
-        let Some((_, bit)) = self.place(first) else {
-            return;
-        };
         // A word has 64 of them.
         let mask = match count {
-            0..64 => ((1 << count) - 1) * bit,
+            0..64 => ((1 << count) - 1) << (first & 63),
             _ => u64::MAX,
         };
         let words = self.0.iter().skip(usize::from(first >> 6));
@@ -121,8 +134,8 @@ impl Ports {
     }
 
     fn has(&self, port: u16) -> bool {
-        self.place(port)
-            .is_some_and(|(word, bit)| word.load(Relaxed) & bit != 0)
+        let word = self.0.get(usize::from(port >> 6));
+        word.is_some_and(|word| word.load(Relaxed) >> (port & 63) & 1 != 0)
     }
 
     fn add(&self, others: &Self) {

@@ -5,7 +5,7 @@ use std::{fs::File, os::fd::AsFd as _, path::Path, time::Duration};
 
 use proxy_common::names;
 
-use super::{InterceptError, Interceptor, guarding::GUARDS, survey};
+use super::{InterceptError, Interceptor, guarding::GUARDS, id_of, survey};
 use crate::{clock, socket};
 
 impl Interceptor {
@@ -51,8 +51,7 @@ impl Interceptor {
     }
 
     fn is_among(&self, program: &str, ids: &[u32]) -> bool {
-        let info = self.ebpf.program(program).and_then(|it| it.info().ok());
-        info.is_some_and(|info| ids.contains(&info.id()))
+        id_of(&self.ebpf, program).is_some_and(|id| ids.contains(&id))
     }
 
     /// For how long the relay has given no sign of life, if that is long enough for the hooks to hold it for hung.

@@ -15,7 +15,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::inq;
+use super::{inq, queued};
 
 /// Silence after which a connection that lasts is probed, in seconds.
 pub(super) const KEEPALIVE_IDLE: libc::c_int = 60;
@@ -59,7 +59,7 @@ impl Handle {
     pub fn look(&self) -> Option<Condition> {
         let known = self.known()?;
         let info = tcp_info(self.fd).ok()?;
-        let unread = unread(self.fd).ok()?;
+        let unread = queued(self.fd, inq).ok()?;
         // Last: a cookie is never given again, so what was asked before was asked of this socket or of nobody's.
         (self.there() == Some(known)).then(|| Condition {
             rtt: Duration::from_micros(info.tcpi_rtt.into()),
@@ -126,13 +126,6 @@ pub(super) fn set(fd: RawFd, level: i32, name: i32, value: libc::c_int) -> io::R
     let result = unsafe { libc::setsockopt(fd, level, name, ptr::from_ref(&value).cast(), length) };
     Errno::result(result)?;
     Ok(())
-}
-
-fn unread(fd: RawFd) -> io::Result<u64> {
-    let mut length = 0;
-    // SAFETY: as above; the request writes one integer, whatever kind of file knows it.
-    unsafe { inq(fd, &raw mut length) }?;
-    Ok(u64::try_from(length).unwrap_or(0))
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::socket;
 ///
 /// Called for every TCP socket this module tree connects, before it connects: afterwards it would be too late.
 pub trait Exempt: Send + Sync {
-    /// Marks a socket that is not connected yet, and where it is to connect to.
+    /// Marks a socket that is not connected yet, and is to connect there.
     ///
     /// # Errors
     ///

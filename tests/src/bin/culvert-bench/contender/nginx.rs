@@ -10,14 +10,14 @@ use super::{Form, PROXY_PORT, Peer, Relay};
 pub(super) const PROGRAMS: [(&str, &str); 1] = [("nginx", "-v")];
 
 /// A buffer of 64 KiB is four times the default: larger ones move no more, and cost each connection their size.
-///
-/// Without `proxy_half_close` (nginx 1.21.4) it ends both connections when the client has ended its half, and what the server still
-/// says is lost, where all others wait for it.
 pub(super) fn configuration(form: Form, workers: usize) -> String {
     written("", form.upstream(), workers)
 }
 
 /// With more directives, and where it connects.
+///
+/// Without `proxy_half_close` (nginx 1.21.4) it ends both connections when the client has ended its half, and what the server still
+/// says is lost, where all others wait for it.
 pub(super) fn written(more: &str, upstream: SocketAddr, workers: usize) -> String {
     format!(
         "\
